@@ -1,0 +1,50 @@
+# make demo    verify two shipped examples          make test    what CI runs: lint, types, tests
+# make lint    ruff and mypy only                   make clean   remove the virtual environment and caches
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?=
+DEMO_UNSAT := specs/examples/onnx/mnist_mlp_qop.onnx specs/examples/vnnlib/mnist_0_eps_2.vnnlib
+DEMO_SAT := specs/examples/onnx/tiny_mlp_qop.onnx specs/examples/vnnlib/tiny_unsafe.vnnlib
+
+.PHONY: demo test check lint clean
+.DEFAULT_GOAL := demo
+
+# Remade whenever a pin or the package's metadata changes; --clear, since an old interpreter may have made it.
+$(STAMP): requirements-dev.txt pyproject.toml
+	@python=$$(for p in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	    if $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo $$p; break; fi; done); \
+	if [ -z "$$python" ]; then \
+	    echo "qverify needs Python 3.11 or newer with its venv module (on Debian and Ubuntu: python3-venv)." >&2; \
+	    echo "Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
+	echo "Making $(VENV) with $$($$python --version)"; \
+	$$python -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# $(1): arguments of qverify, $(2): the exit code that this verdict has
+define show
+	@echo; echo "$$ qverify $(1)"; $(BIN)/qverify $(1); code=$$?; \
+	    [ $$code -eq $(2) ] || { echo "make demo: exit code $$code, expected $(2)" >&2; exit 1; }
+endef
+
+demo: $(STAMP)
+	$(call show,$(DEMO_UNSAT),0)
+	$(call show,$(DEMO_SAT),1)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -n 2
+
+check: test
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
