@@ -1,0 +1,40 @@
+"""Every error that qverify raises on purpose.
+
+    QverifyError
+    ├── UsageError        an argument, a path or an option is wrong
+    ├── ModelError        the ONNX file is broken or contradicts itself
+    │   └── UnsupportedModel   it is valid, but some node has no integer rule here
+    ├── SpecError         the VNN-LIB file is broken or is for another model
+    ├── DeviceError       the device asked for cannot be used
+    └── SoundnessError    a self-check failed: the verdict is withheld (our fault, please report)
+
+A message is one line: what, where, and what to do next.
+"""
+
+
+class QverifyError(Exception):
+    """Base of all errors below; its text is one line fit for a user."""
+
+
+class UsageError(QverifyError):
+    """An argument, a path or an option is wrong."""
+
+
+class ModelError(QverifyError):
+    """The ONNX file is broken or contradicts itself."""
+
+
+class UnsupportedModel(ModelError):
+    """The ONNX file is valid, but some node has no exact integer rule in qverify."""
+
+
+class SpecError(QverifyError):
+    """The VNN-LIB file is broken or does not fit the model."""
+
+
+class DeviceError(QverifyError):
+    """The device asked for cannot be used on this machine."""
+
+
+class SoundnessError(QverifyError):
+    """Two computations that must agree did not; no verdict may be built on them."""

@@ -1,0 +1,24 @@
+"""The options of a verification run, in one frozen value; the command line's flags carry the same names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `qverify.verify` may be told.
+
+    `timeout` is wall-clock seconds for the whole run, loading included (None: no limit). `device` is "cpu", "cuda" or
+    "auto" (cuda where it can be used, else cpu). `seed` fixes every random choice; it never changes what is proved.
+    `batch` is the number of boxes bounded at once (None: chosen from the network's size). `branch` names the rule that
+    picks where to split (`qverify.search.branch.RULES`). `attack` switches the counterexample search off for
+    debugging: the verdict must not depend on it.
+    """
+
+    timeout: float | None = None
+    device: str = "auto"
+    seed: int = 0
+    batch: int | None = None
+    branch: str = "influence"
+    attack: bool = True
