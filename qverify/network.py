@@ -1,0 +1,131 @@
+"""The integer network: a frozen list of ops over int32 tensors, and how to run it.
+
+Value 0 is the input: one flat vector of codes. Node k computes value k + 1 from earlier values. `run` is the living
+definition of what the network means; every faster way must equal it bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qverify.kernels import Array, Kernels
+from qverify.ops import AbstractOp, Interval, Type
+
+
+@dataclass(frozen=True)
+class Node:
+    """One op applied to earlier values; `name` is the node's name in the ONNX file, for messages."""
+
+    op: AbstractOp
+    inputs: tuple[int, ...]
+    type: Type
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Network:
+    """`input_type` is the flat code vector [n]; `outputs` are value numbers, flattened one after another on output."""
+
+    input_type: Type
+    nodes: tuple[Node, ...]
+    outputs: tuple[int, ...]
+
+    def type_of(self, value: int) -> Type:
+        return self.input_type if value == 0 else self.nodes[value - 1].type
+
+    def validate(self) -> None:
+        """Raise ValueError unless every node only reads earlier values and has the type its op gives."""
+        for k, node in enumerate(self.nodes):
+            if any(not 0 <= i <= k for i in node.inputs):
+                raise ValueError(f"node {k} '{node.name}' reads a later value")
+            if node.op.output_type(*(self.type_of(i) for i in node.inputs)) != node.type:
+                raise ValueError(f"node {k} '{node.name}' is mistyped")
+        if not self.outputs or any(not 0 <= i <= len(self.nodes) for i in self.outputs):
+            raise ValueError("an output is no value")
+
+    def on(self, kernels: Kernels) -> Network:
+        """This network with its arrays on the given machine."""
+        return replace(self, nodes=tuple(replace(node, op=node.op.on(kernels)) for node in self.nodes))
+
+    @property
+    def output_size(self) -> int:
+        return sum(self.type_of(i).size for i in self.outputs)
+
+    def elements_per_point(self) -> int:
+        """How many int32 values one evaluation makes: what a batch size is chosen by."""
+        return self.input_type.size + sum(node.type.size for node in self.nodes)
+
+    def last_use(self) -> list[int]:
+        """For each value, the last node that reads it (len(nodes) for outputs), so that memory can be freed."""
+        last = [-1] * (len(self.nodes) + 1)
+        for k, node in enumerate(self.nodes):
+            for i in node.inputs:
+                last[i] = k
+        for i in self.outputs:
+            last[i] = len(self.nodes)
+        return last
+
+    def values(self, kernels: Kernels, x: Array) -> list[Array]:
+        """All values for a batch of code vectors `x` int32 [N, n]."""
+        values = [x]
+        for node in self.nodes:
+            values.append(node.op.run(kernels, *(values[i] for i in node.inputs)))
+        return values
+
+    def run(self, kernels: Kernels, x: Array) -> Array:
+        """The outputs, int32 [N, output_size], for a batch of code vectors `x` int32 [N, n]."""
+        values: list[Array | None] = [x]
+        last = self.last_use()
+        for k, node in enumerate(self.nodes):
+            values.append(node.op.run(kernels, *(values[i] for i in node.inputs)))
+            for i in node.inputs:
+                if last[i] == k:
+                    values[i] = None
+        return self.flat_outputs(kernels, values)
+
+    def flat_outputs(self, kernels: Kernels, values: Sequence[Array | None]) -> Array:
+        """The outputs among `values`, flattened and joined: [N, output_size]."""
+        parts = [values[i].reshape(values[i].shape[0], -1) for i in self.outputs]  # type: ignore[union-attr]
+        return parts[0] if len(parts) == 1 else kernels.xp.concatenate(parts, axis=1)
+
+    def intervals(self, kernels: Kernels, lower: Array, upper: Array) -> Interval:
+        """Interval bound propagation: bounds of the outputs, each [N, output_size], over boxes of code vectors [N, n].
+
+        Sound by induction over the nodes: each op's `interval` contains `run` on its inputs' intervals. Exact on points.
+        """
+        boxes: list[Interval | None] = [(lower, upper)]
+        last = self.last_use()
+        for k, node in enumerate(self.nodes):
+            boxes.append(node.op.interval(kernels, *(boxes[i] for i in node.inputs)))  # type: ignore[arg-type]
+            for i in node.inputs:
+                if last[i] == k:
+                    boxes[i] = None
+        lowers = [None if box is None else box[0] for box in boxes]
+        uppers = [None if box is None else box[1] for box in boxes]
+        return self.flat_outputs(kernels, lowers), self.flat_outputs(kernels, uppers)
+
+    def gradient(self, kernels: Kernels, values: list[Array], upstream: Array) -> Array:
+        """The straight-through gradient [N, n] of `upstream` [N, output_size] . outputs at stored `values`. A guide."""
+        xp = kernels.xp
+        grads: list[Array | None] = [None] * len(values)
+        start = 0
+        for i in self.outputs:
+            size = self.type_of(i).size
+            part = upstream[:, start : start + size].reshape(values[i].shape).astype(xp.float32)
+            held = grads[i]
+            grads[i] = part if held is None else held + part
+            start += size
+        for k in range(len(self.nodes) - 1, -1, -1):
+            grad = grads[k + 1]
+            if grad is None:
+                continue
+            node = self.nodes[k]
+            parts = node.op.gradient(kernels, tuple(values[i] for i in node.inputs), grad)
+            for i, piece in zip(node.inputs, parts, strict=True):
+                held = grads[i]
+                grads[i] = piece if held is None else held + piece
+            grads[k + 1] = None
+        if grads[0] is None:
+            return xp.zeros(values[0].shape, dtype=xp.float32)
+        return grads[0]

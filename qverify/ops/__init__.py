@@ -1,0 +1,29 @@
+"""The integer ops. To add one: write its class here in a file, list it in ALL, and give it cases in tests/ops/cases.py."""
+
+from qverify.ops.affine import Conv, Dense
+from qverify.ops.base import AbstractOp, Interval, Type
+from qverify.ops.layout import Layout
+from qverify.ops.pool import Max, Mean
+from qverify.ops.requantize import FloatProgram, Requantize, Step
+from qverify.ops.softmax import Softmax
+from qverify.ops.table import Pairwise, Table
+
+ALL: tuple[type[AbstractOp], ...] = (Layout, Dense, Conv, Requantize, Table, Pairwise, Max, Mean, Softmax)
+
+__all__ = [
+    "ALL",
+    "AbstractOp",
+    "Conv",
+    "Dense",
+    "FloatProgram",
+    "Interval",
+    "Layout",
+    "Max",
+    "Mean",
+    "Pairwise",
+    "Requantize",
+    "Softmax",
+    "Step",
+    "Table",
+    "Type",
+]

@@ -1,0 +1,87 @@
+"""What every integer op answers. An op is a frozen value; bounds live beside the network, never on it.
+
+Conventions: an op's arrays are NumPy until `on(kernels)` moves them; a value is an int32 array [N, *shape] whose
+elements lie in [low, high] of its `Type`. `interval` takes and returns (lower, upper) pairs of such arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Self
+
+import numpy as np
+
+from qverify.kernels import Array, Kernels
+
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
+
+Interval = tuple[Array, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """The type of a network value: shape without the batch axis, and the range of every element (inclusive)."""
+
+    shape: tuple[int, ...]
+    low: int
+    high: int
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def count(self) -> int:
+        """How many integers an element may be."""
+        return self.high - self.low + 1
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractOp(ABC):
+    """One integer operation. Subclasses are final dataclasses.
+
+    The laws (tested for every op): *containment*, x in box implies run(x) in interval(box); *a point stays a point*,
+    interval([x, x]) = [run(x), run(x)]; *monotone*, a smaller box gives a smaller interval. The second makes the search
+    complete: a box of one code vector is bounded exactly.
+    """
+
+    @abstractmethod
+    def output_type(self, *types: Type) -> Type:
+        """The type of the result. Raises ValueError where shapes do not fit or an int32 could overflow."""
+
+    @abstractmethod
+    def run(self, kernels: Kernels, *xs: Array) -> Array:
+        """The exact result, as the runtime computes it."""
+
+    @abstractmethod
+    def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
+        """Bounds of `run` over all inputs in the boxes."""
+
+    @abstractmethod
+    def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
+        """A straight-through gradient, float32: rounding counts as the identity. Guides the attack and the branching;
+        nothing that is proved rests on it."""
+
+    def on(self, kernels: Kernels) -> Self:
+        """This op with its arrays on the given machine."""
+        if kernels.name == "cpu":
+            return self
+        copy: Self = moved(self, kernels)
+        return copy
+
+
+def moved(value: Any, kernels: Kernels) -> Any:
+    """A copy of a dataclass with every NumPy array field, also inside tuples, moved to the machine."""
+    if isinstance(value, np.ndarray):
+        return kernels.asarray(value)
+    if isinstance(value, tuple):
+        return tuple(moved(item, kernels) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        copy = object.__new__(type(value))
+        for field in dataclasses.fields(value):
+            object.__setattr__(copy, field.name, moved(getattr(value, field.name), kernels))
+        return copy
+    return value

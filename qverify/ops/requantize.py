@@ -1,0 +1,139 @@
+"""From accumulator to code: the network's rounding, evaluated exactly as the runtime does.
+
+A `FloatProgram` is the float32 arithmetic that stands between an integer and the next rounding: one IEEE-754 float32
+operation per step, with constant operands. Each step is monotone in its argument (round-to-nearest is monotone), so the
+whole program is, and so is `Requantize`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify.kernels import Array, Kernels
+from qverify.ops.base import AbstractOp, Interval, Type
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """v -> v <kind> operand in float32. `operand` broadcasts against the value's shape (without the batch axis)."""
+
+    kind: str  # "mul", "add", "sub" (v - c), "rsub" (c - v), "div" (v / c), "max", "min"
+    operand: FloatArray
+
+    def apply(self, kernels: Kernels, v: Array) -> Array:
+        xp, c = kernels.xp, self.operand
+        match self.kind:
+            case "mul":
+                return v * c
+            case "add":
+                return v + c
+            case "sub":
+                return v - c
+            case "rsub":
+                return c - v
+            case "div":
+                return v / c
+            case "max":
+                return xp.maximum(v, c)
+            case "min":
+                return xp.minimum(v, c)
+        raise ValueError(f"no float step '{self.kind}'")
+
+    def slope(self) -> FloatArray:
+        """The derivative where it is not clipped (a guide for gradients)."""
+        one = np.ones((), np.float32)
+        match self.kind:
+            case "mul":
+                return self.operand
+            case "div":
+                return np.asarray(one / self.operand, np.float32)
+            case "rsub":
+                return -one
+        return one
+
+
+@dataclass(frozen=True, eq=False)
+class FloatProgram:
+    """int32 -> float32, then the steps. With `ordinal`, the integer is the ordinal of a float32 (see `ordinals`)."""
+
+    steps: tuple[Step, ...] = ()
+    ordinal: bool = False
+
+    def then(self, kind: str, operand: npt.ArrayLike) -> FloatProgram:
+        """This program with one more step."""
+        return FloatProgram((*self.steps, Step(kind, np.asarray(operand, np.float32))), self.ordinal)
+
+    def run(self, kernels: Kernels, x: Array) -> Array:
+        """`x` int32 [N, *shape] -> float32 [N, *shape]."""
+        v = from_ordinals(kernels, x) if self.ordinal else kernels.as_float32(x)
+        for step in self.steps:
+            v = step.apply(kernels, v)
+        return v
+
+    def slope(self) -> FloatArray:
+        """The product of the steps' derivatives: a guide only."""
+        total = np.ones((), np.float32)
+        for step in self.steps:
+            total = np.asarray(total * step.slope(), np.float32)
+        return total
+
+
+def ordinals(kernels: Kernels, v: Array) -> Array:
+    """float32 -> int32 such that a <= b iff ordinals(a) <= ordinals(b); -0 and +0 share 0. NaN is not allowed."""
+    xp = kernels.xp
+    bits = v.view(xp.int32)
+    return xp.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+
+def from_ordinals(kernels: Kernels, x: Array) -> Array:
+    """The inverse of `ordinals`."""
+    xp = kernels.xp
+    bits = xp.where(x < 0, xp.int32(-(2**31)) | -x, x).astype(xp.int32)
+    return bits.view(xp.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Requantize(AbstractOp):
+    """q = rint(clip(program(acc), low - zero_point, high - zero_point)) + zero_point, rounding half to even.
+
+    For QLinearConv, QLinearMatMul and QGemm the program is one multiplication by the float32 (x_scale * w_scale) /
+    y_scale, per channel; a QuantizeLinear after float steps divides by its scale. `zero_point` broadcasts like a step's
+    operand. Source: onnxruntime's MlasRequantizeOutput and MlasQuantizeLinear, measured bit for bit.
+
+    Sound because every step is monotone, hence q is a monotone function of acc (increasing or decreasing, per channel):
+    over an interval it takes its extremes at the ends.
+    """
+
+    program: FloatProgram
+    zero_point: npt.NDArray[np.int32]
+    low: int
+    high: int
+
+    def output_type(self, *types: Type) -> Type:
+        (x,) = types
+        for operand in (*(step.operand for step in self.program.steps), self.zero_point):
+            if np.broadcast_shapes(x.shape, operand.shape) != x.shape:
+                raise ValueError(f"a parameter {list(operand.shape)} does not fit a value {list(x.shape)}")
+        return Type(x.shape, self.low, self.high)
+
+    def run(self, kernels: Kernels, *xs: Array) -> Array:
+        xp = kernels.xp
+        v = self.program.run(kernels, xs[0])
+        low = (self.low - self.zero_point).astype(xp.float32)
+        high = (self.high - self.zero_point).astype(xp.float32)
+        return xp.rint(xp.minimum(xp.maximum(v, low), high)).astype(xp.int32) + self.zero_point
+
+    def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
+        a, b = self.run(kernels, boxes[0][0]), self.run(kernels, boxes[0][1])
+        return kernels.xp.minimum(a, b), kernels.xp.maximum(a, b)
+
+    def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
+        # Where the program starts from an ordinal, the gradient is taken against the float it stands for.
+        q = self.run(kernels, xs[0])
+        inside = (q > self.low) & (q < self.high)
+        return (upstream * kernels.asarray(self.program.slope()) * inside,)

@@ -1,0 +1,87 @@
+"""com.microsoft QLinearSoftmax: codes to codes, over the last axis."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qverify.kernels import Array, Kernels
+from qverify.ops.base import AbstractOp, Interval, Type
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax(AbstractOp):
+    """onnxruntime's QLinearSoftmax-1 over the last axis, as measured bit for bit.
+
+    A table holds float32(exp((k - 255 + headroom / scale) * scale)) for k = 0..255; every code is shifted so that the
+    row's maximum meets entry 255; q_i = rint((t_i * floor(1 / y_scale)) / sum t) + zero_point, clipped to the type.
+
+    Interval: t_i lies between the entries for (lower_i, largest possible maximum) and (upper_i, least possible maximum),
+    and so does every term of the sum. Sound because float32 addition, multiplication, division and rounding are monotone
+    in each argument: the least numerator over the largest sum bounds q_i from below, and conversely. Not tight (the
+    numerator is also a term of the sum), but a point stays a point, since all ends coincide.
+    """
+
+    scale: np.float32
+    y_scale: np.float32
+    low: int  # of the input and output type
+    high: int
+    zero_point: int
+    length: int  # of the last axis
+    _table: Array = field(init=False, repr=False)  # [256] float32
+
+    def __post_init__(self) -> None:
+        headroom = max(0.0, math.log(float(np.finfo(np.float32).max) / self.length) - 5.0) / float(self.scale)
+        entries = [math.exp((k - 255 + headroom) * float(self.scale)) for k in range(256)]
+        object.__setattr__(self, "_table", np.array(entries, np.float32))
+
+    def output_type(self, *types: Type) -> Type:
+        (x,) = types
+        if x.low < self.low or x.high > self.high or self.high - self.low != 255:
+            raise ValueError(f"softmax of 8-bit codes in [{self.low}, {self.high}] got [{x.low}, {x.high}]")
+        if x.shape[-1:] != (self.length,):
+            raise ValueError(f"softmax over {self.length} elements got {list(x.shape)}")
+        return Type(x.shape, self.low, self.high)
+
+    def _terms(self, kernels: Kernels, x: Array, top: Array) -> Array:
+        """The table's entries for codes `x` in a row whose maximum is `top`; beyond either end: that end's entry."""
+        xp = kernels.xp
+        return xp.take(self._table, xp.clip(x - top + 255, 0, 255))
+
+    def _quotient(self, kernels: Kernels, terms: Array, total: Array) -> Array:
+        xp = kernels.xp
+        factor = np.float32(np.floor(np.float32(1) / self.y_scale))
+        q = xp.rint((terms * factor) / total).astype(xp.int64) + self.zero_point
+        return xp.clip(q, self.low, self.high).astype(xp.int32)
+
+    def run(self, kernels: Kernels, *xs: Array) -> Array:
+        terms = self._terms(kernels, xs[0], xs[0].max(axis=-1, keepdims=True))
+        return self._quotient(kernels, terms, _running_sum(terms))
+
+    def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
+        lower, upper = boxes[0]
+        least_top, most_top = lower.max(axis=-1, keepdims=True), upper.max(axis=-1, keepdims=True)
+        least = self._terms(kernels, lower, most_top)
+        most = self._terms(kernels, upper, least_top)
+        return (
+            self._quotient(kernels, least, _running_sum(most)),
+            self._quotient(kernels, most, _running_sum(least)),
+        )
+
+    def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
+        xp = kernels.xp
+        z = (xs[0] - xs[0].max(axis=-1, keepdims=True)).astype(xp.float32) * xp.float32(self.scale)
+        p = xp.exp(z)
+        p = p / p.sum(axis=-1, keepdims=True)
+        inner = (upstream * p).sum(axis=-1, keepdims=True)
+        return (p * (upstream - inner) * xp.float32(self.scale / self.y_scale),)
+
+
+def _running_sum(terms: Array) -> Array:
+    """Sum over the last axis, left to right in float32, kept as an axis of one."""
+    total = terms[..., :1]
+    for k in range(1, terms.shape[-1]):
+        total = total + terms[..., k : k + 1]
+    return total
