@@ -1,0 +1,337 @@
+"""Where the file's floats and the network's integers meet: box -> codes, codes -> floats, outputs as floats.
+
+The runtime is fed float32, so a box of rationals stands for a set of float32 values, and there are two readings of a
+decimal bound: the exact rational, and its float32 rounding (which is what a harness compares with). `Domain` takes the
+union of both, so that `unsat` holds under either. Every float32 in it is the rounding of some rational inside the exact
+box, and a witness is printed as such a rational (see `decimal_for`): then `sat` holds under either reading as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify.bounds.unsafe import Grid
+from qverify.errors import SpecError
+from qverify.frontend.builder import Identity, Quantizer, quantize_linear
+from qverify.frontend.lower import Lowered
+from qverify.frontend.tensors import Codes, FloatAcc
+from qverify.kernels import open_kernels
+from qverify.ops import Layout, Table
+from qverify.ops.requantize import from_ordinals, ordinals
+from qverify.property import Box
+
+CPU = open_kernels("cpu")
+Float64Array = npt.NDArray[np.float64]
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """Graph inputs (flat, all inputs one after another) -> the code vector, exactly as the runtime quantizes them.
+
+    A float input is held as float64 that is a float32; an integer input likewise as the integer.
+    """
+
+    parts: tuple[Quantizer | Identity, ...]
+    is_float: npt.NDArray[np.bool_]  # [inputs]: float32 (True) or integer (False)
+
+    @property
+    def size(self) -> int:
+        return sum(len(p.source) for p in self.parts)
+
+    @property
+    def source(self) -> npt.NDArray[np.int64]:
+        """[codes]: the input element behind each code, -1 for a constant."""
+        return np.concatenate([p.source for p in self.parts])
+
+    def encode(self, x: Float64Array) -> Int32Array:
+        """`x` [N, inputs] -> int32 [N, codes]."""
+        return np.concatenate([_encode_part(p, x) for p in self.parts], axis=1)
+
+    def encode_at(self, x: Float64Array) -> Int32Array:
+        """The codes, were each code's own source element `x` [codes] (constants ignore it)."""
+        result, start = [], 0
+        for p in self.parts:
+            own = x[start : start + len(p.source)]
+            start += len(p.source)
+            if isinstance(p, Identity):
+                result.append(own.astype(np.int32))
+            else:
+                result.append(_quantized(p, np.where(p.source < 0, p.constant, own.astype(np.float32))[None])[0])
+        return np.concatenate(result)
+
+
+def _encode_part(part: Quantizer | Identity, x: Float64Array) -> Int32Array:
+    if isinstance(part, Identity):
+        return x[:, part.source].astype(np.int32)
+    v = np.where(part.source < 0, part.constant, x[:, np.maximum(part.source, 0)].astype(np.float32))
+    return _quantized(part, v)
+
+
+def _quantized(part: Quantizer, v: npt.NDArray[np.float32]) -> Int32Array:
+    with np.errstate(over="ignore"):
+        for step in part.steps:
+            v = step.apply(CPU, v)
+        return quantize_linear(v, part.scale, part.zero_point, part.low, part.high)
+
+
+def make_encoder(lowered: Lowered) -> Encoder:
+    """The encoder of a lowered model."""
+    kinds = [np.full(int(np.prod(shape)), dtype == np.float32) for _, shape, dtype in lowered.inputs]
+    return Encoder(lowered.encoders, np.concatenate(kinds))
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """The input values that a box allows, element by element: every float32 (or integer) in [lower, upper]."""
+
+    encoder: Encoder
+    box: Box
+    lower: Float64Array  # [inputs]
+    upper: Float64Array  # [inputs]
+
+    def code_box(self) -> tuple[Int32Array, Int32Array]:
+        """Least and largest code of each code variable over the domain.
+
+        Sound and tight because each quantizer is a monotone function of its one source element.
+        """
+        ends = self.encoder.encode(np.stack([self.lower, self.upper]))
+        return ends.min(axis=0), ends.max(axis=0)
+
+    def cells(self, low: Int32Array, high: Int32Array) -> tuple[Float64Array, Float64Array] | None:
+        """Per input element, the least and largest value in the domain whose codes lie in [low, high] (int32 [codes]).
+
+        None if for some element there is no such value.
+        """
+        first, last, empty = self.code_cells(low, high)
+        lower, upper = self.spread(first[None], last[None])
+        if empty.any() or (lower > upper).any():
+            return None
+        return lower[0], upper[0]
+
+    def spread(self, first: Float64Array, last: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """From ends per code variable [N, codes] to ends per input element [N, inputs], within the domain."""
+        source = self.encoder.source
+        real = source >= 0
+        lower, upper = (np.repeat(end[None], len(first), axis=0) for end in (self.lower, self.upper))
+        at: Any = (slice(None), source[real])
+        np.maximum.at(lower, at, first[:, real])
+        np.minimum.at(upper, at, last[:, real])
+        return lower, upper
+
+    def code_cells(self, low: Int32Array, high: Int32Array) -> tuple[Float64Array, Float64Array, npt.NDArray[np.bool_]]:
+        """Per code variable: the ends of the domain's values whose code lies in [low, high], and whether there are none.
+
+        Bisection over the ordinals of float32: the set is an interval, since each quantizer is monotone.
+        """
+        source = self.encoder.source
+        at = np.maximum(source, 0)
+        a, b = self._ordinals(self.lower[at]), self._ordinals(self.upper[at])
+        rising = ~self.falling()
+        enters = _first_true(a, b, lambda m: np.where(rising, self._codes_at(m) >= low, self._codes_at(m) <= high))
+        leaves = _first_true(a, b, lambda m: np.where(rising, self._codes_at(m) > high, self._codes_at(m) < low)) - 1
+        constant = source < 0
+        fixed = self._codes_at(a)
+        empty = np.where(constant, (fixed < low) | (fixed > high), enters > leaves)
+        return self._values(np.minimum(enters, b)), self._values(np.maximum(leaves, a)), empty
+
+    def falling(self) -> npt.NDArray[np.bool_]:
+        """[codes]: whether the code falls as the input rises, over the domain."""
+        at = np.maximum(self.encoder.source, 0)
+        result: npt.NDArray[np.bool_] = self.encoder.encode_at(self.upper[at]) < self.encoder.encode_at(self.lower[at])
+        return result
+
+    def _ordinals(self, value: Float64Array) -> npt.NDArray[np.int64]:
+        """Input values of the code variables [codes] -> integers in the same order."""
+        floats = ordinals(CPU, value.astype(np.float32)).astype(np.int64)
+        return np.where(self._float_codes(), floats, value.astype(np.int64))
+
+    def _values(self, ordinal: npt.NDArray[np.int64]) -> Float64Array:
+        """The inverse of `_ordinals`."""
+        floats = from_ordinals(CPU, ordinal.astype(np.int32)).astype(np.float64)
+        return np.where(self._float_codes(), floats, ordinal.astype(np.float64))
+
+    def _float_codes(self) -> npt.NDArray[np.bool_]:
+        """[codes]: whether the variable's source is a float input."""
+        result: npt.NDArray[np.bool_] = self.encoder.is_float[np.maximum(self.encoder.source, 0)]
+        return result
+
+    def _codes_at(self, ordinal: npt.NDArray[np.int64]) -> Int32Array:
+        return self.encoder.encode_at(self._values(ordinal))
+
+    def lift(self, codes: Int32Array) -> Float64Array | None:
+        """Input values in the domain that quantize to `codes` [codes], away from cell borders and inside the exact box
+        where possible; None if there are none."""
+        cell = self.cells(codes, codes)
+        if cell is None:
+            return None
+        first, last = cell
+        middle = first + (last - first) * 0.5
+        rounded = np.where(self.encoder.is_float, middle.astype(np.float32).astype(np.float64), np.floor(middle))
+        return np.clip(rounded, first, last)
+
+    def decimal_for(self, index: int, value: float) -> str:
+        """A decimal that lies in the exact box and that float32(float64(...)) rounds to `value`."""
+        lower, upper = self.box.lower[index], self.box.upper[index]
+        if not self.encoder.is_float[index]:
+            return str(int(value))
+        number = np.float32(value)
+        for text in (str(number), repr(float(number)), _exact_decimal(Fraction(float(number)))):
+            if lower <= Fraction(text) <= upper and np.float32(float(text)) == number:
+                return text
+        for end in (lower, upper):
+            text = _exact_decimal(end)
+            if np.float32(float(text)) == number:
+                return text
+        raise SpecError(f"no decimal inside the bounds of X_{index} rounds to {number}")
+
+
+def _first_true(a: Any, b: Any, predicate: Any) -> npt.NDArray[np.int64]:
+    """Element-wise: the least m in [a, b] where a monotone predicate holds, b + 1 if nowhere."""
+    low, high = a.astype(np.int64), b.astype(np.int64) + 1
+    while (low < high).any():
+        middle = (low + high) // 2
+        holds = predicate(np.minimum(middle, b))
+        high = np.where((low < high) & holds, middle, high)
+        low = np.where((low < high) & ~holds, middle + 1, low)
+    least: npt.NDArray[np.int64] = low
+    return least
+
+
+def _exact_decimal(value: Fraction) -> str:
+    """A terminating decimal written out; a longer one cut after 40 digits (then the caller's checks decide)."""
+    sign, value = ("-", -value) if value < 0 else ("", value)
+    whole, rest = divmod(value.numerator, value.denominator)
+    digits: list[str] = []
+    while rest and len(digits) < 200:
+        digit, rest = divmod(rest * 10, value.denominator)
+        digits.append(str(digit))
+    return f"{sign}{whole}" + ("." + "".join(digits) if digits else "")
+
+
+def make_domain(encoder: Encoder, box: Box) -> Domain:
+    """The domain of a box. Raises SpecError where an integer input has no value inside its bounds."""
+    lower = np.empty(len(box.lower))
+    upper = np.empty(len(box.upper))
+    for i, (low, high) in enumerate(zip(box.lower, box.upper, strict=True)):
+        if encoder.is_float[i]:
+            lower[i], upper[i] = _float_ends(low, high, i in box.lower_strict, i in box.upper_strict)
+        else:
+            lower[i] = -(-low // 1) + (1 if i in box.lower_strict and low.denominator == 1 else 0)
+            upper[i] = high // 1 - (1 if i in box.upper_strict and high.denominator == 1 else 0)
+    if (lower > upper).any():
+        i = int(np.flatnonzero(lower > upper)[0])
+        raise SpecError(f"no value of X_{i} lies within its bounds [{float(box.lower[i])}, {float(box.upper[i])}]")
+    return Domain(encoder, box, lower, upper)
+
+
+def _float_ends(low: Fraction, high: Fraction, low_strict: bool, high_strict: bool) -> tuple[float, float]:
+    """Least and largest float32 of the union of both readings of [low, high]."""
+    first, near_low = _round_up(low), np.float32(_double(low))
+    last, near_high = -_round_up(-high), np.float32(_double(high))
+    if low_strict:
+        first = first if Fraction(float(first)) > low else np.nextafter(first, np.float32(np.inf))
+        near_low = first
+    if high_strict:
+        last = last if Fraction(float(last)) < high else np.nextafter(last, np.float32(-np.inf))
+        near_high = last
+    return float(min(first, near_low)), float(max(last, near_high))
+
+
+def _double(value: Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def _round_up(value: Fraction) -> np.float32:
+    """The least float32 that is at least `value`, within the finite range."""
+    limit = np.finfo(np.float32).max
+    guess = np.float32(np.clip(_double(value), -float(limit), float(limit)))
+    while Fraction(float(guess)) < value and guess < limit:
+        guess = np.nextafter(guess, np.float32(np.inf))
+    below = np.nextafter(guess, np.float32(-np.inf))
+    while Fraction(float(below)) >= value and guess > -limit:
+        guess, below = below, np.nextafter(below, np.float32(-np.inf))
+    return guess
+
+
+# -- outputs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """The network's output integers -> the graph's output values, as float64 that are exact float32 (or integers)."""
+
+    parts: tuple[tuple[Any, int, tuple[int, ...]], ...]  # (FloatProgram or None for integers, size, shape), in order
+    steepness: npt.NDArray[np.float64]  # [outputs]: d value / d integer, a guide for gradients
+    grid: Grid
+
+    @property
+    def size(self) -> int:
+        return sum(size for _, size, _ in self.parts)
+
+    def decode(self, z: Int32Array) -> Float64Array:
+        """int32 [N, outputs] -> the runtime's output values, float64 [N, outputs]."""
+        result, start = [], 0
+        for program, size, shape in self.parts:
+            own = z[:, start : start + size]
+            start += size
+            if program is not None:
+                own = program.run(CPU, own.reshape(-1, *shape)).reshape(-1, size)
+            result.append(own.astype(np.float64))
+        return np.concatenate(result, axis=1)
+
+    def decode_box(self, lower: Int32Array, upper: Int32Array) -> tuple[Float64Array, Float64Array]:
+        """Bounds of the output values. Sound because each value is a monotone function of its integer."""
+        a, b = self.decode(lower), self.decode(upper)
+        return np.minimum(a, b), np.maximum(a, b)
+
+
+def make_decoder(lowered: Lowered) -> Decoder:
+    """The decoder of a lowered model."""
+    parts: list[tuple[Any, int, tuple[int, ...]]] = []
+    steep: list[Float64Array] = []
+    units: list[int | None] = []
+    largest: list[float] = []
+    for _, tensor in lowered.outputs:
+        program = tensor.program if isinstance(tensor, FloatAcc) else None
+        codes = tensor.codes if isinstance(tensor, FloatAcc) else tensor
+        size, shape = codes.type.size, codes.type.shape
+        parts.append((program, size, shape))
+        slope = np.ones(()) if program is None else program.slope().astype(np.float64)
+        steep.append(np.broadcast_to(slope, shape).reshape(-1))
+        unit, most = _grid_of(lowered, codes, program)
+        units += [unit] * size
+        largest += [most] * size
+    return Decoder(tuple(parts), np.concatenate(steep), Grid(tuple(units), tuple(largest)))
+
+
+def _grid_of(lowered: Lowered, codes: Codes, program: Any) -> tuple[int | None, float]:
+    """The power of two that divides every value an output can take, and the largest magnitude.
+
+    Known for integers, and for floats that stand in a table; for a scaled accumulator it is not.
+    """
+    if program is None:
+        return 0, float(max(abs(codes.type.low), abs(codes.type.high)))
+    op = lowered.network.nodes[codes.value - 1].op if codes.value else None
+    while isinstance(op, Layout) and op.constants is None:  # a reshape or a transpose after the table
+        (value,) = lowered.network.nodes[codes.value - 1].inputs
+        if value == 0:
+            return None, 0.0
+        op = lowered.network.nodes[value - 1].op
+        codes = Codes(value, lowered.network.type_of(value), codes.dtype)
+    if not isinstance(op, Table) or not program.ordinal or program.steps:
+        return None, 0.0
+    values = np.unique(from_ordinals(CPU, op.values)).astype(np.float64)
+    mantissa, exponent = np.frexp(values[values != 0])
+    whole = (np.abs(mantissa) * 2**24).astype(np.int64)  # float32: 24 significant bits
+    trailing = np.array([(int(w) & -int(w)).bit_length() - 1 for w in whole], np.int64)
+    unit = int((exponent - 24 + trailing).min()) if len(whole) else 0
+    return unit, float(np.abs(values).max())

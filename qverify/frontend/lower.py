@@ -1,0 +1,226 @@
+"""From an ONNX graph to the integer network: node by node, through the rules; nothing is skipped.
+
+A node whose inputs are all constants is folded; a node that has no rule stops the reading with its name, op, input
+types and a hint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+import qverify.frontend.rules  # noqa: F401  (registers the rules)
+from qverify.errors import ModelError, UnsupportedModel
+from qverify.frontend.builder import Builder, Identity, Refusal
+from qverify.frontend.registry import RULES, View
+from qverify.frontend.tensors import Codes, FloatAcc, FloatInput, Tensor
+from qverify.network import Network
+from qverify.ops import Type
+
+HINTS = {
+    **dict.fromkeys(
+        ("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "ConvTranspose", "Einsum"),
+        "it is computed in float, so its order of additions is unknown; quantize its inputs and its output",
+    ),
+    **dict.fromkeys(
+        ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
+        "dynamic quantization depends on each input's range; quantize statically (onnxruntime quantize_static)",
+    ),
+    **dict.fromkeys(
+        ("Quant", "BipolarQuant", "IntQuant", "MultiThreshold", "Trunc", "FloatQuant"),
+        "export as QDQ or QCDQ instead of QONNX",
+    ),
+    "MatMulNBits": "it quantizes activations at run time; use 8-bit QDQ weights and activations",
+    "Softmax": "compare the scores before it, or let the exporter quantize it",
+}
+
+GraphValue = tuple[str, tuple[int, ...], np.dtype[Any]]  # name, shape, element type
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """What reading a graph gives: the network, how inputs become codes, and what each graph output is."""
+
+    network: Network
+    inputs: tuple[GraphValue, ...]
+    encoders: tuple[Any, ...]  # Quantizer | Identity, in the order of the code vector
+    outputs: tuple[tuple[str, Codes | FloatAcc], ...]
+    saturable: tuple[str, ...]  # nodes that an x86 CPU without VNNI may compute differently
+
+    @property
+    def graph_outputs(self) -> tuple[GraphValue, ...]:
+        """(name, shape, dtype) of each graph output."""
+        float32 = np.dtype(np.float32)
+        return tuple((name, t.shape, t.dtype if isinstance(t, Codes) else float32) for name, t in self.outputs)
+
+
+def lower(model: onnx.ModelProto) -> Lowered:
+    """Read a graph. Raises UnsupportedModel for a node without a rule, ModelError for a broken graph."""
+    graph = model.graph
+    builder = Builder()
+    opsets = {
+        o.domain.replace("ai.onnx", "") if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import
+    }
+    env: dict[str, Tensor] = {i.name: _initializer(i) for i in graph.initializer}
+    inputs = _declare_inputs(graph, env, builder)
+    for node in graph.node:
+        _read_node(node, env, builder, opsets, list(model.opset_import))
+    outputs = _close_outputs(graph, env, builder)
+    if not builder.encoders:
+        raise UnsupportedModel("no output depends on a quantized input: this is not a quantized network")
+    low, high = {e.low for e in builder.encoders}, {e.high for e in builder.encoders}
+    if len(low) > 1 or len(high) > 1:
+        raise UnsupportedModel("inputs quantized to int8 and to uint8 in one network are not supported")
+    size = sum(len(e.source) for e in builder.encoders)
+    values = tuple(_codes_of(t).value for _, t in outputs)
+    network = Network(Type((size,), low.pop(), high.pop()), tuple(builder.nodes), values)
+    return Lowered(network, tuple(inputs), tuple(builder.encoders), tuple(outputs), tuple(builder.saturable))
+
+
+def _initializer(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise ModelError(f"the initializer '{tensor.name}' cannot be read: {error}") from None
+
+
+def _declare_inputs(graph: onnx.GraphProto, env: dict[str, Tensor], builder: Builder) -> list[GraphValue]:
+    inputs: list[GraphValue] = []
+    start = 0
+    for item in graph.input:
+        if item.name in env:
+            continue  # an initializer listed as input (IR version 3) keeps its value
+        shape = _static_shape(item)
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type))
+        size = int(np.prod(shape, dtype=np.int64))
+        source = np.arange(start, start + size, dtype=np.int64)
+        if dtype == np.float32:
+            env[item.name] = FloatInput(source.reshape(shape), np.zeros(shape, np.float32))
+        elif dtype in (np.dtype(np.uint8), np.dtype(np.int8)):
+            info = np.iinfo(dtype)
+            env[item.name] = builder.add_encoder(Identity(source, int(info.min), int(info.max)), shape, dtype)
+        else:
+            raise UnsupportedModel(f"the input '{item.name}' is {dtype}; float32, uint8 and int8 are supported")
+        inputs.append((item.name, shape, dtype))
+        start += size
+    if not inputs:
+        raise ModelError("the graph has no input")
+    return inputs
+
+
+def _static_shape(item: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """The declared shape; a dynamic first axis is the batch and becomes 1, any other dynamic axis is refused."""
+    if not item.type.HasField("tensor_type") or not item.type.tensor_type.HasField("shape"):
+        raise UnsupportedModel(f"the input '{item.name}' has no tensor shape; export it with a fixed shape")
+    shape = []
+    for axis, dim in enumerate(item.type.tensor_type.shape.dim):
+        if dim.HasField("dim_value") and dim.dim_value > 0:
+            shape.append(dim.dim_value)
+        elif axis == 0 and not (dim.HasField("dim_value") and dim.dim_value <= 0 and dim.dim_value != -1):
+            shape.append(1)
+        else:
+            name = dim.dim_param or "?"
+            raise UnsupportedModel(f"axis {axis} of the input '{item.name}' is dynamic ({name}); export a fixed shape")
+    return tuple(shape)
+
+
+def _describe(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "absent"
+    shape = list(tensor.shape)
+    if isinstance(tensor, np.ndarray):
+        return f"constant {tensor.dtype}{shape}"
+    return f"{tensor.dtype}{shape}" if isinstance(tensor, Codes) else f"float32{shape}"
+
+
+def _read_node(
+    node: onnx.NodeProto,
+    env: dict[str, Tensor],
+    builder: Builder,
+    opsets: dict[str, int],
+    imports: list[onnx.OperatorSetIdProto],
+) -> None:
+    """Evaluate one node into `env`."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    inputs: list[Tensor | None] = []
+    for name in node.input:
+        if name and name not in env:
+            raise ModelError(f"node '{node.name}' ({node.op_type}) reads '{name}', which nothing computes")
+        inputs.append(env[name] if name else None)
+    builder.node_name = node.name or node.output[0]
+    view = View(node, inputs, builder, opsets.get(domain, 1), imports)
+    try:
+        if all(i is None or isinstance(i, np.ndarray) for i in inputs) and node.op_type not in FOLDED_BY_RULE:
+            results = _fold(node, imports, [i for i in inputs if i is None or isinstance(i, np.ndarray)])
+        else:
+            rule = RULES.get((domain, node.op_type))
+            if rule is None:
+                raise Refusal(HINTS.get(node.op_type, "no exact integer rule exists for this op"))
+            value = rule(view)
+            results = value if isinstance(value, tuple) else (value,)
+    except Refusal as refusal:
+        op = f"{domain}.{node.op_type}" if domain else node.op_type
+        types = ", ".join(_describe(i) for i in inputs)
+        raise UnsupportedModel(f"node '{builder.node_name}' ({op} of {types}): {refusal}") from None
+    for name, result in zip(node.output, results, strict=False):
+        if name:
+            env[name] = result
+
+
+FOLDED_BY_RULE = {"QuantizeLinear", "DequantizeLinear", "Identity", "Reshape", "Transpose"}
+
+
+def _fold(
+    node: onnx.NodeProto, imports: list[onnx.OperatorSetIdProto], inputs: list[npt.NDArray[Any] | None]
+) -> tuple[Tensor, ...]:
+    """A node of constants (shape arithmetic, mostly), by ONNX's reference implementation."""
+    if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name == "value":
+        return (numpy_helper.to_array(node.attribute[0].t),)
+    from onnx.reference import ReferenceEvaluator
+
+    names = [f"i{k}" if i is not None else "" for k, i in enumerate(inputs)]
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    del copy.input[:]
+    copy.input.extend(names)
+    feeds = {name: i for name, i in zip(names, inputs, strict=True) if i is not None}
+    infos = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(i.dtype), i.shape)
+        for name, i in feeds.items()
+    ]
+    graph = onnx.helper.make_graph([copy], "fold", infos, [onnx.ValueInfoProto(name=o) for o in node.output if o])
+    try:
+        model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
+        return tuple(np.asarray(v) for v in ReferenceEvaluator(model).run(None, feeds))
+    except Exception as error:  # the reference raises whatever NumPy raises; the node is named by the caller
+        raise Refusal(f"a constant node could not be folded: {error}") from None
+
+
+def _close_outputs(
+    graph: onnx.GraphProto, env: dict[str, Tensor], builder: Builder
+) -> list[tuple[str, Codes | FloatAcc]]:
+    outputs: list[tuple[str, Codes | FloatAcc]] = []
+    for item in graph.output:
+        if item.name not in env:
+            raise ModelError(f"the output '{item.name}' is computed by no node")
+        tensor = env[item.name]
+        builder.node_name = f"output {item.name}"
+        if isinstance(tensor, np.ndarray):
+            raise UnsupportedModel(f"the output '{item.name}' is a constant")
+        try:
+            outputs.append((item.name, tensor if isinstance(tensor, Codes) else builder.as_accumulator(tensor)))
+        except Refusal:
+            raise UnsupportedModel(
+                f"the output '{item.name}' does not pass a quantizer: a float network cannot be verified exactly; "
+                "quantize it first (for instance with onnxruntime's quantize_static)"
+            ) from None
+    return outputs
+
+
+def _codes_of(tensor: Codes | FloatAcc) -> Codes:
+    return tensor if isinstance(tensor, Codes) else tensor.codes

@@ -1,0 +1,137 @@
+"""Reads an ONNX file: parse, check, choose the graph that the runtime really runs, lower it to integers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from qverify import runtime
+from qverify.errors import ModelError, UnsupportedModel, UsageError
+from qverify.frontend.lower import Lowered, lower
+
+DIRECT_DOMAINS = ("", "ai.onnx", "com.microsoft")
+FLOAT_WORK = {"Conv", "Gemm", "MatMul", "ConvTranspose", "FusedConv", "FusedGemm"}
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model as read: `runtime_version` names the onnxruntime that fused it, None where the file was read directly."""
+
+    path: Path
+    sha256: str
+    lowered: Lowered
+    runtime_version: str | None
+    warnings: tuple[str, ...]
+
+
+def read_model(path: Path) -> Model:
+    """Read and lower an ONNX file.
+
+    A file in which only integer ops stand between the quantized input and the output is read as it is. Any other (QDQ,
+    float islands) is read as the graph that the installed onnxruntime makes of it, since that is what it runs.
+
+    Raises UsageError (unreadable path), ModelError (broken file), UnsupportedModel (no exact rule for some node).
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read the model '{path}': {error.strerror}") from None
+    proto = _parse(path, data)
+    try:
+        if needs_runtime_graph(proto):
+            fused = runtime.optimised_graph(path)
+            return Model(path, _sha256(data), lower(fused), runtime.version(), tuple(bias_warnings(proto)))
+        return Model(path, _sha256(data), lower(proto), None, ())
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{path}: {error}") from None
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _parse(path: Path, data: bytes) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError:
+        raise ModelError(f"{path}: not an ONNX file, or a truncated one") from None
+    if not proto.graph.node or not proto.graph.output:
+        raise ModelError(f"{path}: not an ONNX file, or its graph is empty")
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+        try:
+            onnx.load_external_data_for_model(proto, str(path.parent))
+        except (OSError, ValueError, onnx.checker.ValidationError) as error:
+            raise ModelError(f"{path}: its external data cannot be read: {error}") from None
+    if proto.functions:
+        raise UnsupportedModel(f"{path}: model-local functions are not supported; inline them (onnx.inliner)")
+    _check_references(path, proto.graph)
+    return proto
+
+
+def _check_references(path: Path, graph: onnx.GraphProto) -> None:
+    """Every name that a node reads is an input, an initializer, or the output of an earlier node."""
+    known = {i.name for i in graph.input} | {i.name for i in graph.initializer}
+    known |= {i.values.name for i in graph.sparse_initializer}
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in known:
+                raise ModelError(
+                    f"{path}: node '{node.name}' ({node.op_type}) reads '{name}', which is neither an input, nor an "
+                    "initializer, nor computed by an earlier node"
+                )
+        known.update(node.output)
+
+
+def needs_runtime_graph(proto: onnx.ModelProto) -> bool:
+    """Whether onnxruntime would rewrite the graph's arithmetic: it has QDQ groups, or floats between codes."""
+    constants = {i.name for i in proto.graph.initializer}
+    after_dequantize: set[str] = set()
+    for node in proto.graph.node:
+        if node.domain not in DIRECT_DOMAINS:
+            return True
+        if all(name in constants for name in node.input if name):
+            if node.op_type == "DequantizeLinear":
+                return True  # weights in QDQ form
+            constants.update(node.output)
+            continue
+        floats = any(name in after_dequantize for name in node.input)
+        if floats and node.op_type in {"QuantizeLinear", *FLOAT_WORK}:
+            return True
+        if floats or node.op_type in ("DequantizeLinear", "Cast"):
+            after_dequantize.update(node.output)
+    return False
+
+
+def bias_warnings(proto: onnx.ModelProto) -> list[str]:
+    """QDQ nodes whose int32 bias has a scale other than input scale * weight scale: some onnxruntime versions fuse
+    them and silently use the product instead (measured: Gemm and MatMul+Add up to 1.32, Conv up to 1.26)."""
+    tensors = {i.name: i for i in proto.graph.initializer}
+    made: dict[str, onnx.NodeProto] = {o: n for n in proto.graph.node for o in n.output}
+    found = []
+    for node in proto.graph.node:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
+            continue
+        scales = [_scale_of(made.get(name), tensors) for name in node.input[:3]]
+        if any(s is None for s in scales):
+            continue
+        product = scales[0] * scales[1]
+        if (abs(scales[2] - product) > 1e-3 * abs(product)).any():
+            found.append(
+                f"node '{node.name}' ({node.op_type}): the bias scale is not input scale * weight scale; onnxruntime may "
+                "fuse it wrongly. The verdict is about what the installed onnxruntime computes."
+            )
+    return found
+
+
+def _scale_of(node: onnx.NodeProto | None, tensors: dict[str, onnx.TensorProto]) -> Any:
+    if node is None or node.op_type != "DequantizeLinear" or node.input[1] not in tensors:
+        return None
+    return onnx.numpy_helper.to_array(tensors[node.input[1]]).reshape(-1).astype("float64")

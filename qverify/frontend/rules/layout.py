@@ -1,0 +1,196 @@
+"""Nodes that only move elements. Each is read by applying NumPy's own function to the tensor's indices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify.frontend.builder import Refusal
+from qverify.frontend.registry import View, lowers
+from qverify.frontend.tensors import IndexArray, Tensor
+
+
+def indices(x: Tensor) -> IndexArray:
+    """0, 1, 2, ... in the tensor's shape."""
+    return np.arange(int(np.prod(x.shape, dtype=np.int64)), dtype=np.int64).reshape(x.shape)
+
+
+def _ints(n: View, k: int, name: str, default: list[int] | None = None) -> list[int] | None:
+    """A list given as an attribute (old opsets) or as constant input k (newer ones)."""
+    value = n.attr(name)
+    if value is not None:
+        return list(value)
+    if n.has(k):
+        return [int(v) for v in n.constant(k, name).reshape(-1)]
+    return default
+
+
+@lowers("Identity", "Dropout")
+def identity(n: View) -> Tensor:
+    return n.tensor(0)
+
+
+@lowers("Reshape")
+def reshape(n: View) -> Tensor:
+    x = n.tensor(0)
+    wanted = _ints(n, 1, "shape")
+    if wanted is None:
+        raise Refusal("the target shape is missing")
+    size = int(np.prod(x.shape, dtype=np.int64))
+    if not n.attr("allowzero", 0):
+        wanted = [x.shape[i] if v == 0 and i < len(x.shape) else v for i, v in enumerate(wanted)]
+    try:
+        return n.builder.move(x, indices(x).reshape(wanted))
+    except ValueError:
+        raise Refusal(f"{size} elements cannot be reshaped to {wanted}") from None
+
+
+@lowers("Flatten")
+def flatten(n: View) -> Tensor:
+    x = n.tensor(0)
+    axis = n.attr("axis", 1)
+    axis = axis + len(x.shape) if axis < 0 else axis
+    rows = int(np.prod(x.shape[:axis], dtype=np.int64))
+    return n.builder.move(x, indices(x).reshape(rows, -1))
+
+
+@lowers("Transpose")
+def transpose(n: View) -> Tensor:
+    x = n.tensor(0)
+    return n.builder.move(x, indices(x).transpose(n.attr("perm")))
+
+
+@lowers("Squeeze")
+def squeeze(n: View) -> Tensor:
+    x = n.tensor(0)
+    axes = _ints(n, 1, "axes")
+    return n.builder.move(x, indices(x).squeeze(None if axes is None else tuple(axes)))
+
+
+@lowers("Unsqueeze")
+def unsqueeze(n: View) -> Tensor:
+    x = n.tensor(0)
+    axes = _ints(n, 1, "axes")
+    if axes is None:
+        raise Refusal("the axes are missing")
+    return n.builder.move(x, np.expand_dims(indices(x), tuple(axes)))
+
+
+@lowers("Concat")
+def concat(n: View) -> Tensor:
+    return n.builder.concat([n.tensor(k) for k in range(len(n.inputs))], n.attr("axis"))
+
+
+@lowers("Slice")
+def slice_(n: View) -> Tensor:
+    x = n.tensor(0)
+    starts, ends = _ints(n, 1, "starts"), _ints(n, 2, "ends")
+    if starts is None or ends is None:
+        raise Refusal("starts or ends are missing")
+    axes = _ints(n, 3, "axes", list(range(len(starts))))
+    steps = _ints(n, 4, "steps", [1] * len(starts))
+    assert axes is not None and steps is not None
+    cut = [slice(None)] * len(x.shape)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        size = x.shape[axis]
+        stop: int | None = end if step > 0 or end >= -size else None  # a backward slice to before the first element
+        cut[axis] = slice(start if start >= -size or step < 0 else 0, stop, step)
+    return n.builder.move(x, indices(x)[tuple(cut)])
+
+
+@lowers("Split")
+def split(n: View) -> tuple[Tensor, ...]:
+    x = n.tensor(0)
+    axis = n.attr("axis", 0)
+    sizes = _ints(n, 1, "split")
+    count = n.attr("num_outputs", len(n.node.output))
+    if sizes is None:
+        chunk = -(-x.shape[axis] // count)
+        sizes = [min(chunk, x.shape[axis] - i * chunk) for i in range(count)]
+    if sum(sizes) != x.shape[axis] or min(sizes) < 0:
+        raise Refusal(f"parts {sizes} do not add up to {x.shape[axis]}")
+    return tuple(n.builder.move(x, part) for part in np.split(indices(x), np.cumsum(sizes)[:-1], axis=axis))
+
+
+@lowers("Gather")
+def gather(n: View) -> Tensor:
+    x, axis = n.tensor(0), n.attr("axis", 0)
+    at = n.constant(1, "the indices")
+    size = x.shape[axis] if -len(x.shape) <= axis < len(x.shape) else 0
+    if at.size and (at.min() < -size or at.max() >= size):
+        raise Refusal(f"an index lies outside an axis of {size}")
+    return n.builder.move(x, np.take(indices(x), at, axis=axis))
+
+
+@lowers("Expand")
+def expand(n: View) -> Tensor:
+    x = n.tensor(0)
+    wanted = tuple(int(v) for v in n.constant(1, "the shape").reshape(-1))
+    return n.builder.move(x, np.broadcast_to(indices(x), np.broadcast_shapes(x.shape, wanted)))
+
+
+@lowers("Tile")
+def tile(n: View) -> Tensor:
+    x = n.tensor(0)
+    return n.builder.move(x, np.tile(indices(x), tuple(n.constant(1, "the repeats"))))
+
+
+@lowers("DepthToSpace")
+def depth_to_space(n: View) -> Tensor:
+    x, b = n.tensor(0), n.attr("blocksize")
+    batch, c, h, w = x.shape
+    if n.attr("mode", "DCR") == "DCR":
+        moved = indices(x).reshape(batch, b, b, c // (b * b), h, w).transpose(0, 3, 4, 1, 5, 2)
+    else:
+        moved = indices(x).reshape(batch, c // (b * b), b, b, h, w).transpose(0, 1, 4, 2, 5, 3)
+    return n.builder.move(x, moved.reshape(batch, c // (b * b), h * b, w * b))
+
+
+@lowers("SpaceToDepth")
+def space_to_depth(n: View) -> Tensor:
+    x, b = n.tensor(0), n.attr("blocksize")
+    batch, c, h, w = x.shape
+    moved = indices(x).reshape(batch, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4)
+    return n.builder.move(x, moved.reshape(batch, c * b * b, h // b, w // b))
+
+
+@lowers("Pad")
+def pad(n: View) -> Tensor:
+    x = n.tensor(0)
+    pads = _ints(n, 1, "pads")
+    if pads is None:
+        raise Refusal("the pads are missing")
+    value: Any = n.attr("value", 0)
+    if n.has(2):
+        filler = n.constant(2, "the padding value")
+        value = filler.reshape(-1)[0].item() if filler.size else 0
+    rank = len(x.shape)
+    axes = _ints(n, 3, "axes", list(range(rank)))
+    assert axes is not None
+    width = [(0, 0)] * rank
+    for i, axis in enumerate(axes):
+        width[axis] = (pads[i], pads[len(axes) + i])
+    cut = tuple(slice(max(-a, 0), s - max(-b, 0)) for (a, b), s in zip(width, x.shape, strict=True))
+    width = [(max(a, 0), max(b, 0)) for a, b in width]
+    return n.builder.move(x, _padded(indices(x)[cut], width, n.attr("mode", "constant")), fill=value)
+
+
+def _padded(index: IndexArray, width: list[tuple[int, int]], mode: str) -> IndexArray:
+    if mode == "constant":
+        return np.pad(index, width, constant_values=-1)
+    if mode in ("edge", "reflect", "wrap"):
+        return np.pad(index, width, mode=mode)  # type: ignore[call-overload, no-any-return]
+    raise Refusal(f"padding mode '{mode}' is not supported")
+
+
+@lowers("Shape")
+def shape(n: View) -> npt.NDArray[np.generic]:
+    full = np.array(n.tensor(0).shape, np.int64)
+    return full[n.attr("start", 0) : n.attr("end", len(full))]
+
+
+@lowers("Size")
+def size(n: View) -> npt.NDArray[np.generic]:
+    return np.array(int(np.prod(n.tensor(0).shape, dtype=np.int64)), np.int64)

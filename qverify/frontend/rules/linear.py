@@ -1,0 +1,244 @@
+"""Weighted sums: QLinearConv, QLinearMatMul, QGemm, ConvInteger, MatMulInteger, QLinearGlobalAveragePool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify.frontend.builder import Refusal
+from qverify.frontend.registry import MICROSOFT, View, along, lowers, scalar
+from qverify.frontend.rules.layout import indices
+from qverify.frontend.rules.quantize import EIGHT_BIT
+from qverify.frontend.rules.windows import Window, read_window
+from qverify.frontend.tensors import Codes, FloatAcc, Tensor
+from qverify.ops import Conv, Dense, FloatProgram, Requantize
+
+F32 = np.float32
+IntArray = npt.NDArray[np.int64]
+
+
+def _activation(n: View, k: int) -> Codes:
+    x = n.codes(k)
+    if x.dtype not in EIGHT_BIT:
+        raise Refusal(f"input {k} is {x.dtype} (uint8 and int8 are supported)")
+    return x
+
+
+def _weight(n: View, k: int) -> npt.NDArray[Any]:
+    w = n.constant(k, "the weight")
+    if w.dtype not in EIGHT_BIT:
+        raise Refusal(f"the weight is {w.dtype} (uint8 and int8 are supported)")
+    return w
+
+
+def _requantized(n: View, acc: Codes, factor: npt.NDArray[Any], zero_point: npt.NDArray[Any]) -> Codes:
+    """rint(clip(float32(acc) * factor)) + zero_point in the zero point's type."""
+    if zero_point.dtype not in EIGHT_BIT:
+        raise Refusal(f"an output of {zero_point.dtype} is not supported yet (uint8 and int8 are)")
+    if not np.isfinite(factor).all():
+        raise Refusal("the scales' quotient overflows float32")
+    info = np.iinfo(zero_point.dtype)
+    zero = np.asarray(scalar(zero_point, "the output zero point"), np.int32)
+    op = Requantize(FloatProgram().then("mul", factor), zero, int(info.min), int(info.max))
+    return n.builder.emit(op, acc, dtype=zero_point.dtype)
+
+
+def _note_saturation(n: View, x: Codes, pairs: npt.NDArray[Any]) -> None:
+    """Record a product that x86 CPUs without VNNI may get wrong. `pairs` [..., K]: raw weights in the kernel's order.
+
+    There onnxruntime multiplies uint8 by int8 and adds neighbours with an instruction that saturates at int16
+    (VPMADDUBSW); it cannot if no neighbouring pair can leave int16. Other type combinations do not use it.
+    """
+    if x.dtype != np.uint8 or pairs.dtype != np.int8:
+        return
+    wide = pairs.astype(np.int64)
+    if wide.shape[-1] % 2:
+        wide = np.concatenate([wide, np.zeros_like(wide[..., :1])], axis=-1)
+    first, second = wide[..., 0::2], wide[..., 1::2]
+    most = x.type.high * (np.maximum(first, 0) + np.maximum(second, 0))
+    least = x.type.high * (np.minimum(first, 0) + np.minimum(second, 0))
+    if (most > 32767).any() or (least < -32768).any():
+        n.builder.saturable.append(n.builder.node_name)
+
+
+# -- matrix products -----------------------------------------------------------------------------------------------------
+
+
+def dense(n: View, x: Codes, x_zero: Any, w: npt.NDArray[Any], w_zero: npt.NDArray[Any], bias: IntArray) -> Codes:
+    """acc = (x - x_zero) @ (w - w_zero) + bias, zero points folded; `w_zero` [] or [M] or like w with K reduced."""
+    if w.ndim < 2 or not x.shape:
+        raise Refusal("a product with a vector is not supported (reshape it to a matrix)")
+    centred = w.astype(np.int64) - w_zero.astype(np.int64)
+    shift = int(x_zero) * centred.sum(axis=-2, keepdims=w.ndim > 2)
+    if w.ndim == 2:
+        shift = shift.reshape(-1)
+    reach = max(abs(x.type.low), abs(x.type.high))
+    try:
+        op = Dense(centred, np.asarray(bias - shift, np.int64), reach)
+    except ValueError as error:
+        raise Refusal(str(error)) from None
+    return n.builder.emit(op, x)
+
+
+def _product(n: View, a: int, b: int, a_zero: int, b_zero: int, bias: IntArray) -> tuple[Codes, bool]:
+    """The accumulator of inputs a @ b, one of them constant. The flag says that the result is transposed."""
+    left, right = n.tensor(a), n.tensor(b)
+    if isinstance(left, Codes) and isinstance(right, Codes):
+        raise Refusal("a product of two tensors that both depend on the input is not supported")
+    if isinstance(right, np.ndarray):
+        w = _weight(n, b)
+        zero = n.zero_point(b_zero, w.dtype)
+        if zero.ndim == 1 and zero.size == 1:
+            zero = zero.reshape(())
+        x = _activation(n, a)
+        x_zero = scalar(n.zero_point(a_zero, x.dtype), "the input zero point")
+        _note_saturation(n, x, np.moveaxis(w, -2, -1) if w.ndim > 1 else w)
+        return dense(n, x, x_zero, w, zero, bias), False
+    if not isinstance(left, np.ndarray) or left.ndim != 2 or len(right.shape) != 2 or bias.any():
+        raise Refusal("a constant left operand is supported for plain matrices only")
+    w = _weight(n, a)
+    x = _activation(n, b)
+    turned = n.builder.move(x, indices(x).T)
+    assert isinstance(turned, Codes)
+    x_zero = scalar(n.zero_point(b_zero, x.dtype), "the input zero point")
+    w_zero = np.asarray(scalar(n.zero_point(a_zero, w.dtype), "the weight zero point"))
+    return dense(n, turned, x_zero, w.T, w_zero, bias), True
+
+
+@lowers("MatMulInteger")
+def matmul_integer(n: View) -> Tensor:
+    acc, turned = _product(n, 0, 1, 2, 3, np.zeros((), np.int64))
+    return n.builder.move(acc, indices(acc).T) if turned else acc
+
+
+@lowers("QLinearMatMul", domains=("", MICROSOFT))
+def qlinear_matmul(n: View) -> Tensor:
+    x_scale = scalar(n.scale(1, "the scale of A"), "the scale of A")
+    w_scale = n.scale(4, "the scale of B")
+    y_scale = scalar(n.scale(6, "the output scale"), "the output scale")
+    if w_scale.size == 1:
+        w_scale = w_scale.reshape(())
+    acc, turned = _product(n, 0, 3, 2, 5, np.zeros((), np.int64))
+    if turned and w_scale.size > 1:
+        raise Refusal("per-column scales of a right operand that depends on the input are not supported")
+    y = _requantized(n, acc, (F32(x_scale) * w_scale) / F32(y_scale), n.constant(7, "the output zero point"))
+    return n.builder.move(y, indices(y).T) if turned else y
+
+
+@lowers("QGemm", domains=(MICROSOFT,))
+def qgemm(n: View) -> Tensor:
+    """alpha * (A - az)(B - bz) + C; C is int32 in units of alpha * a_scale * b_scale. No output scale: float output."""
+    x = _activation(n, 0)
+    if n.attr("transA", 0):
+        moved = n.builder.move(x, indices(x).T)
+        assert isinstance(moved, Codes)
+        x = moved
+    w = _weight(n, 3)
+    w_zero = n.zero_point(5, w.dtype)
+    w_scale = n.scale(4, "the scale of B")
+    if n.attr("transB", 0):
+        w = w.T
+    w_zero = w_zero.reshape(()) if w_zero.size == 1 else w_zero
+    w_scale = w_scale.reshape(()) if w_scale.size == 1 else w_scale
+    bias = n.constant(6, "the bias").astype(np.int64) if n.has(6) else np.zeros((), np.int64)
+    x_zero = scalar(n.zero_point(2, x.dtype), "the zero point of A")
+    _note_saturation(n, x, w.T)
+    acc = dense(n, x, x_zero, w, w_zero, bias)
+    alpha, x_scale = F32(n.attr("alpha", 1.0)), scalar(n.scale(1, "the scale of A"), "the scale of A")
+    factor = np.asarray((alpha * F32(x_scale)) * w_scale, F32)
+    if not n.has(7):
+        return FloatAcc(acc, FloatProgram().then("mul", factor))
+    y_scale = scalar(n.scale(7, "the output scale"), "the output scale")
+    return _requantized(n, acc, factor / F32(y_scale), n.constant(8, "the output zero point"))
+
+
+@lowers("MatMulIntegerToFloat", domains=(MICROSOFT,))
+def matmul_integer_to_float(n: View) -> Tensor:
+    """float32(acc) * (a_scale * b_scale) + bias: one multiplication, then one addition."""
+    acc, turned = _product(n, 0, 1, 4, 5, np.zeros((), np.int64))
+    w_scale = n.scale(3, "the scale of B")
+    w_scale = w_scale.reshape(()) if w_scale.size == 1 else w_scale
+    if turned:
+        raise Refusal("a constant left operand is not supported")
+    factor = scalar(n.scale(2, "the scale of A"), "the scale of A") * w_scale
+    program = FloatProgram().then("mul", factor)
+    if n.has(6):
+        program = program.then("add", n.constant(6, "the bias"))
+    return FloatAcc(acc, program)
+
+
+# -- convolutions --------------------------------------------------------------------------------------------------------
+
+
+def _convolution(n: View, x: Codes, x_zero: Any, w: npt.NDArray[Any], w_zero: Any, bias: IntArray) -> Codes:
+    groups = n.attr("group", 1)
+    if len(x.shape) != w.ndim or w.ndim < 3:
+        raise Refusal(f"a weight {list(w.shape)} does not fit an input {list(x.shape)}")
+    if groups < 1 or w.shape[0] % groups or x.shape[1] != w.shape[1] * groups:
+        raise Refusal(f"{groups} groups do not fit a weight {list(w.shape)} and an input {list(x.shape)}")
+    if not (w.shape[1] == 1 and w.shape[0] == groups):  # depthwise kernels accumulate exactly everywhere
+        _note_saturation(n, x, np.moveaxis(w, 1, -1).reshape(len(w), -1))
+    window: Window = read_window(n, x.shape[2:], tuple(w.shape[2:]))
+    centred = w.astype(np.int64) - w_zero
+    bias = np.broadcast_to(bias, (w.shape[0],)) - int(x_zero) * centred.reshape(len(w), -1).sum(axis=1)
+    reach = max(abs(x.type.low), abs(x.type.high), abs(int(x_zero)))
+    try:
+        op = Conv(centred, bias, window.strides, window.pads, window.dilations, groups, int(x_zero), reach)
+    except ValueError as error:
+        raise Refusal(str(error)) from None
+    return n.builder.emit(op, x)
+
+
+@lowers("ConvInteger")
+def conv_integer(n: View) -> Tensor:
+    x, w = _activation(n, 0), _weight(n, 1)
+    w_zero = n.zero_point(3, w.dtype).astype(np.int64)
+    w_zero = w_zero.reshape(-1, *([1] * (w.ndim - 1))) if w_zero.size > 1 else w_zero.reshape(())
+    x_zero = scalar(n.zero_point(2, x.dtype), "the input zero point")
+    return _convolution(n, x, x_zero, w, w_zero, np.zeros((), np.int64))
+
+
+@lowers("QLinearConv", domains=("", MICROSOFT))
+def qlinear_conv(n: View) -> Tensor:
+    x, w = _activation(n, 0), _weight(n, 3)
+    last = bool(n.attr("channels_last", 0))
+    if last:
+        moved = n.builder.move(x, np.moveaxis(indices(x), -1, 1))
+        assert isinstance(moved, Codes)
+        x = moved
+    x_scale = scalar(n.scale(1, "the input scale"), "the input scale")
+    y_scale = scalar(n.scale(6, "the output scale"), "the output scale")
+    w_zero = n.zero_point(5, w.dtype).reshape(-1)
+    if (w_zero != w_zero[0]).any():
+        raise Refusal("different weight zero points per channel are not supported by the runtime")
+    bias = n.constant(8, "the bias") if n.has(8) else np.zeros((), np.int32)
+    if bias.dtype != np.int32:
+        raise Refusal(f"the bias is {bias.dtype} (int32 is expected)")
+    x_zero = scalar(n.zero_point(2, x.dtype), "the input zero point")
+    acc = _convolution(n, x, x_zero, w, int(w_zero[0]), bias.astype(np.int64))
+    factor = (F32(x_scale) * n.scale(4, "the weight scale")) / F32(y_scale)
+    y = _requantized(n, acc, along(factor, 1, len(x.shape)), n.constant(7, "the output zero point"))
+    return n.builder.move(y, np.moveaxis(indices(y), 1, -1)) if last else y
+
+
+@lowers("QLinearGlobalAveragePool", domains=(MICROSOFT,))
+def qlinear_global_average_pool(n: View) -> Tensor:
+    """requantize(sum - count * x_zero) with the factor x_scale / (y_scale * float32(count)): an integer sum."""
+    x = _activation(n, 0)
+    last = bool(n.attr("channels_last", 0))
+    channels = x.shape[-1] if last else x.shape[1]
+    index = np.moveaxis(indices(x), -1, 1) if last else indices(x)
+    rows = n.builder.move(x, index.reshape(x.shape[0], channels, -1))
+    assert isinstance(rows, Codes)
+    count = rows.shape[-1]
+    x_zero = scalar(n.zero_point(2, x.dtype), "the input zero point")
+    acc = dense(n, rows, x_zero, np.ones((count, 1), np.int8), np.zeros((), np.int64), np.zeros((), np.int64))
+    x_scale = scalar(n.scale(1, "the input scale"), "the input scale")
+    y_scale = scalar(n.scale(3, "the output scale"), "the output scale")
+    zero = n.constant(4, "the output zero point") if n.has(4) else np.zeros((), x.dtype)
+    y = _requantized(n, acc, np.asarray(F32(x_scale) / (F32(y_scale) * F32(count))), zero)
+    spatial = [1] * (len(x.shape) - 2)
+    shape = (x.shape[0], *spatial, channels) if last else (x.shape[0], channels, *spatial)
+    return n.builder.move(y, indices(y).reshape(shape))

@@ -1,0 +1,201 @@
+"""Sliding windows: the attributes that convolutions and pools share, and pooling nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify.frontend.builder import Refusal
+from qverify.frontend.registry import MICROSOFT, View, lowers, scalar
+from qverify.frontend.rules.layout import indices
+from qverify.frontend.rules.quantize import EIGHT_BIT, dequantized
+from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, IndexArray, Tensor
+from qverify.ops import FloatProgram, Max, Mean, Requantize
+
+
+@dataclass(frozen=True)
+class Window:
+    """A resolved sliding window: explicit pads (all begins, all ends; ceil_mode already added at the ends)."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    output: tuple[int, ...]
+
+
+def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> Window:
+    """strides, dilations, pads, auto_pad and ceil_mode of a node over an input of `spatial` size."""
+    rank = len(spatial)
+    strides = tuple(n.attr("strides", [1] * rank))
+    dilations = tuple(n.attr("dilations", [1] * rank))
+    declared = tuple(n.attr("kernel_shape", kernel))
+    pads = list(n.attr("pads", [0] * (2 * rank)))
+    if not len(strides) == len(dilations) == len(kernel) == rank or len(pads) != 2 * rank or declared != kernel:
+        raise Refusal("its window attributes do not fit the input's rank or the weight")
+    span = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    auto = n.attr("auto_pad", "NOTSET")
+    output = []
+    for i in range(rank):
+        if auto in ("SAME_UPPER", "SAME_LOWER"):
+            size = -(-spatial[i] // strides[i])
+            total = max((size - 1) * strides[i] + span[i] - spatial[i], 0)
+            first = total // 2 if auto == "SAME_UPPER" else total - total // 2
+            pads[i], pads[rank + i] = first, total - first
+        elif auto == "VALID":
+            pads[i] = pads[rank + i] = 0
+        elif auto != "NOTSET":
+            raise Refusal(f"auto_pad '{auto}' is not known")
+        room = spatial[i] + pads[i] + pads[rank + i] - span[i]
+        if room < 0 or pads[i] < 0 or pads[rank + i] < 0:
+            raise Refusal(f"a window of {span[i]} does not fit {spatial[i]} elements with pads {pads}")
+        size = room // strides[i] + 1
+        if n.attr("ceil_mode", 0) and room % strides[i] and size * strides[i] < spatial[i] + pads[i]:
+            pads[rank + i] += strides[i] - room % strides[i]  # a last window that begins inside the padded input
+            size += 1
+        output.append(size)
+    return Window(kernel, strides, dilations, tuple(pads), tuple(output))
+
+
+def window_index(x: Tensor, window: Window) -> IndexArray:
+    """[batch, channels, *output, taps]: the flat index of every tap, -1 in the padding; `x` is NC*spatial."""
+    rank = len(window.kernel)
+    width = [(0, 0), (0, 0), *((window.pads[i], window.pads[rank + i]) for i in range(rank))]
+    padded = np.pad(indices(x), width, constant_values=-1)
+    span = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
+    view = np.lib.stride_tricks.sliding_window_view(padded, span, axis=tuple(range(2, 2 + rank)))
+    view = view[(slice(None), slice(None), *(slice(None, None, s) for s in window.strides))]
+    taps: Any = (..., *(slice(None, None, d) for d in window.dilations))
+    view = view[taps]
+    flat: IndexArray = view.reshape(*view.shape[: 2 + rank], -1)
+    return flat
+
+
+@lowers("MaxPool", domains=("", MICROSOFT))
+@lowers("NhwcMaxPool", domains=(MICROSOFT,))
+def max_pool(n: View) -> Tensor:
+    """On codes; on floats it commutes with the increasing function that gives them: max(f(a), f(b)) = f(max(a, b))."""
+    x = n.tensor(0)
+    if n.attr("storage_order", 0) or len([name for name in n.node.output if name]) > 1:
+        raise Refusal("its indices output is not supported")
+    last = n.op == "NhwcMaxPool"
+    if last:
+        x = n.builder.move(x, np.moveaxis(indices(x), -1, 1))
+    taps = window_index(x, read_window(n, x.shape[2:], tuple(n.attr("kernel_shape"))))
+    if (taps < 0).all(axis=-1).any():
+        raise Refusal("a window lies wholly in the padding")
+    best = taps.max(axis=-1, keepdims=True)
+    taps = np.where(taps < 0, best, taps)  # repeat a real element: the maximum is the same
+    pooled = _max_over(n, n.builder.move(x, taps))
+    return n.builder.move(pooled, np.moveaxis(indices(pooled), 1, -1)) if last else pooled
+
+
+@lowers("GlobalMaxPool")
+def global_max_pool(n: View) -> Tensor:
+    x = n.tensor(0)
+    rows = n.builder.move(x, indices(x).reshape(*x.shape[:2], *([1] * (len(x.shape) - 2)), -1))
+    return _max_over(n, rows)
+
+
+def _max_over(n: View, x: Tensor) -> Tensor:
+    """The maximum over the last axis of any tensor whose floats increase with its codes."""
+    match x:
+        case Codes():
+            return n.builder.emit(Max(), x, dtype=x.dtype)
+        case FloatCodes():
+            if not (np.diff(x.table, axis=1) >= 0).all():
+                raise Refusal("a maximum of floats that do not increase with their codes is not supported")
+            if x.which is not None and (x.which != x.which[..., :1]).any():
+                raise Refusal("a maximum over elements with different scales is not supported")
+            which = None if x.which is None else x.which[..., 0]
+            return FloatCodes(n.builder.emit(Max(), x.codes, dtype=x.codes.dtype), x.table, which)
+        case FloatAcc():
+            for step in x.program.steps:
+                falling = step.kind == "rsub" or (step.kind in ("mul", "div") and (step.operand <= 0).any())
+                varied = step.operand.ndim == len(x.shape) and (step.operand != step.operand[..., :1]).any()
+                if falling or (step.operand.size > 1 and varied):
+                    raise Refusal("a maximum of floats that do not increase alike with their accumulators")
+            steps = tuple(
+                type(s)(s.kind, s.operand if s.operand.size == 1 else np.broadcast_to(s.operand, x.shape)[..., 0])
+                for s in x.program.steps
+            )
+            return FloatAcc(n.builder.emit(Max(), x.codes), FloatProgram(steps, x.program.ordinal))
+    raise Refusal("it is supported on codes and on functions of them only")
+
+
+@lowers("QLinearAveragePool", domains=(MICROSOFT,))
+def qlinear_average_pool(n: View) -> Tensor:
+    """Dequantize, add row by row in float32, divide by the count, then rint(v / y_scale + y_zero)."""
+    x = n.codes(0)
+    if x.dtype not in EIGHT_BIT:
+        raise Refusal(f"its input is {x.dtype} (uint8 and int8 are supported)")
+    last = bool(n.attr("channels_last", 0))
+    if last:
+        moved = n.builder.move(x, np.moveaxis(indices(x), -1, 1))
+        assert isinstance(moved, Codes)
+        x = moved
+    window = read_window(n, x.shape[2:], tuple(n.attr("kernel_shape")))
+    taps = window_index(x, window)
+    zero = int(scalar(n.zero_point(2, x.dtype), "the zero point"))
+    inside = (taps >= 0).sum(axis=-1)
+    if n.attr("count_include_pad", 0):
+        if n.attr("ceil_mode", 0):
+            raise Refusal("count_include_pad together with ceil_mode is not supported")
+        inside = np.full_like(inside, taps.shape[-1])
+    rows = n.builder.move(x, taps, fill=zero)  # a padded tap dequantizes to +0.0, which changes no sum
+    assert isinstance(rows, Codes)
+    values = _values(n, rows, 1, zero)
+    mean = n.builder.emit(Mean(values, rows.type.low, _divisor(inside), "sequential"), rows)
+    y_scale = n.scale(3, "the output scale").reshape(())
+    y_zero = n.constant(4, "the output zero point") if n.has(4) else np.zeros((), x.dtype)
+    info = np.iinfo(y_zero.dtype)
+    program = FloatProgram(ordinal=True).then("div", y_scale).then("add", y_zero.reshape(()).astype(np.float32))
+    op = Requantize(program, np.zeros((), np.int32), int(info.min), int(info.max))
+    y = n.builder.emit(op, mean, dtype=y_zero.dtype)
+    return n.builder.move(y, np.moveaxis(indices(y), 1, -1)) if last else y
+
+
+def _values(n: View, rows: Codes, scale_input: int, zero: int) -> npt.NDArray[np.float32]:
+    scale = n.scale(scale_input, "the scale").reshape(())
+    table: npt.NDArray[np.float32] = dequantized(n, rows, scale, np.asarray(zero, np.int32)).table[0]
+    return table
+
+
+def _divisor(counts: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    return (
+        counts.reshape(-1)[0].astype(np.float32).reshape(())
+        if (counts == counts.flat[0]).all()
+        else counts.astype(np.float32)
+    )
+
+
+@lowers("ReduceMean")
+def reduce_mean(n: View) -> Tensor:
+    """A float mean of dequantized codes over the trailing axes, in the runtime's order of additions."""
+    x = n.tensor(0)
+    rank = len(x.shape)
+    axes = n.attr("axes")
+    if axes is None and n.has(1):
+        axes = [int(v) for v in n.constant(1, "the axes").reshape(-1)]
+    if not axes and n.attr("noop_with_empty_axes", 0):
+        return x
+    axes = sorted(a % rank for a in axes) if axes else list(range(rank))
+    kept = [1 if i in axes else s for i, s in enumerate(x.shape)]
+    shape = kept if n.attr("keepdims", 1) else [s for i, s in enumerate(kept) if i not in axes]
+    if all(x.shape[a] == 1 for a in axes):
+        return n.builder.move(x, indices(x).reshape(shape))
+    while axes and axes[-1] != rank - 1 and all(s == 1 for s in x.shape[axes[-1] + 1 :]):
+        axes.append(axes[-1] + 1)
+    if axes != list(range(axes[0], rank)):
+        raise Refusal("a float mean over other than the trailing axes is not supported")
+    if not isinstance(x, FloatCodes) or x.which is not None:
+        raise Refusal("a float mean is supported on dequantized 8-bit codes with one scale only")
+    count = int(np.prod(x.shape[axes[0] :]))
+    rows = n.builder.move(x.codes, indices(x).reshape(*x.shape[: axes[0]], count))
+    assert isinstance(rows, Codes)
+    op = Mean(x.table[0], rows.type.low, np.array(count, np.float32), "eigen")
+    acc = n.builder.emit(op, rows)
+    return n.builder.move(FloatAcc(acc, FloatProgram(ordinal=True)), indices(acc).reshape(shape))

@@ -1,0 +1,106 @@
+"""`qverify inspect`: what was read, layer by layer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from qverify.frontend.boundary import make_decoder, make_encoder
+from qverify.frontend.lower import Lowered
+from qverify.frontend.model import read_model
+from qverify.frontend.tensors import FloatAcc
+from qverify.network import Network, Node
+from qverify.ops import Conv, Dense, Layout, Mean, Pairwise, Requantize, Softmax, Table
+
+
+def describe(model: str | os.PathLike[str]) -> str:
+    """The integer network of a model as text: inputs, one line per op with shape, range and parameters, outputs, the
+    largest accumulator, and whether an x86 CPU without VNNI could compute other integers. Raises as `read_model`."""
+    read = read_model(Path(model))
+    lowered = read.lowered
+    how = (
+        f"the graph that onnxruntime {read.runtime_version} runs for it" if read.runtime_version else "the file itself"
+    )
+    lines = [f"{read.path}  (sha256 {read.sha256[:16]}…)", f"read from: {how}", ""]
+    for name, shape, dtype in lowered.inputs:
+        lines.append(f"input   {name}: {dtype}{list(shape)}")
+    lines.append(f"        {make_encoder(lowered).size} code variables in [{_range(lowered)}]")
+    lines += ["", *_table(lowered.network), ""]
+    for name, tensor in lowered.outputs:
+        kind = "float32 of an accumulator or table" if isinstance(tensor, FloatAcc) else str(tensor.dtype)
+        lines.append(f"output  {name}: {list(tensor.shape)}, {kind}, from value {_value(tensor)}")
+    lines += ["", f"{make_decoder(lowered).size} outputs; {_weights(lowered.network):,} weights", *_verdicts(lowered)]
+    lines += [f"warning: {w}" for w in read.warnings]
+    return "\n".join(lines)
+
+
+def _range(lowered: Lowered) -> str:
+    return f"{lowered.network.input_type.low}, {lowered.network.input_type.high}"
+
+
+def _value(tensor: object) -> int:
+    codes = tensor.codes if isinstance(tensor, FloatAcc) else tensor
+    return int(getattr(codes, "value", 0))
+
+
+def _table(network: Network) -> list[str]:
+    rows = [("value", "op", "of", "shape", "range", "detail", "node")]
+    for k, node in enumerate(network.nodes):
+        t = node.type
+        of = ",".join(str(i) for i in node.inputs)
+        rows.append(
+            (str(k + 1), type(node.op).__name__, of, str(list(t.shape)), f"{t.low}..{t.high}", _detail(node), node.name)
+        )
+    width = [max(len(row[i]) for row in rows) for i in range(6)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, [*width, 0], strict=True)).rstrip() for row in rows]
+
+
+def _detail(node: Node) -> str:
+    match node.op:
+        case Dense(weight=w):
+            return f"{w.shape[-2]}x{w.shape[-1]}"
+        case Conv(weight=w, strides=s, groups=g):
+            return f"{'x'.join(map(str, w.shape[2:]))} stride {'x'.join(map(str, s))}" + (
+                f" groups {g}" if g > 1 else ""
+            )
+        case Requantize(program=p, zero_point=z):
+            factors = [f"{s.kind} {_span(s.operand)}" for s in p.steps]
+            return ", ".join(factors) + f", zero point {_span(z)}"
+        case Table(values=v, monotone=m):
+            return f"{len(v)} row(s) of {v.shape[1]}, {'monotone' if m else 'not monotone'}"
+        case Pairwise(values=v):
+            return f"{v.shape[0]}x{v.shape[1]} entries"
+        case Mean(order=order):
+            return f"float32, {order}"
+        case Softmax(length=length):
+            return f"over {length}"
+        case Layout(index=index):
+            return "reshape" if index is None else "gather"
+    return ""
+
+
+def _span(values: npt.NDArray[Any]) -> str:
+    low, high = values.min(), values.max()
+    return f"{low:.6g}" if low == high else f"{low:.6g}..{high:.6g}"
+
+
+def _weights(network: Network) -> int:
+    return sum(node.op.weight.size for node in network.nodes if isinstance(node.op, Dense | Conv))
+
+
+def _verdicts(lowered: Lowered) -> list[str]:
+    sums = [n for n in lowered.network.nodes if isinstance(n.op, Dense | Conv)]
+    reach = max((max(abs(n.type.low), abs(n.type.high)) for n in sums), default=0)
+    lines = [f"accumulators: at most {reach:,} in magnitude, int32 cannot overflow ({reach / 2**31:.2%} of its range)"]
+    if lowered.saturable:
+        lines.append(
+            "x86 without VNNI: could saturate at int16 in "
+            + ", ".join(f"'{n}'" for n in lowered.saturable)
+            + "; the verdict holds for exact int32 accumulation (VNNI, ARM). Quantize with reduce_range to be safe on both"
+        )
+    else:
+        lines.append("x86 without VNNI: cannot saturate; every CPU computes the same integers")
+    return lines

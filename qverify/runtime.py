@@ -1,0 +1,101 @@
+"""onnxruntime, for three jobs: to write the integer graph it runs for a QDQ file, to fill tables by its own arithmetic,
+and to replay counterexamples. The only module that names onnxruntime; it is imported when first needed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
+from qverify.errors import ModelError, UsageError
+
+
+def _onnxruntime(purpose: str) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UsageError(f"{purpose} needs onnxruntime ({error}): pip install 'qverify[cpu]'") from None
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise UsageError(f"{purpose} needs onnxruntime, but the installed one is empty: reinstall 'qverify[cpu]'")
+    onnxruntime.set_default_logger_severity(4)
+    return onnxruntime
+
+
+def available() -> bool:
+    """Whether onnxruntime can be imported; nothing is loaded."""
+    from importlib.util import find_spec
+
+    return find_spec("onnxruntime") is not None
+
+
+def version() -> str:
+    """The installed onnxruntime's version."""
+    return str(_onnxruntime("This").__version__)
+
+
+def optimised_graph(path: Path) -> onnx.ModelProto:
+    """The graph that onnxruntime's CPU provider makes of the file at level EXTENDED: QDQ groups fused to integer ops.
+
+    The default level, ALL, adds only changes of memory layout, which keep every integer (measured; see specs/numerics.md).
+    Raises ModelError if onnxruntime refuses the file.
+    """
+    ort = _onnxruntime("A QDQ model (or one with float islands)")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(target)
+        _create(ort, str(path), options, f"'{path}'")
+        return onnx.load(str(target))
+
+
+def _create(ort: Any, source: str | bytes, options: Any, what: str) -> Any:
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own classes, RuntimeError and others alike
+        text = " ".join(str(error).split())
+        raise ModelError(f"onnxruntime {ort.__version__} cannot load {what}: {text[:300]}") from None
+
+
+def run_node(
+    node: onnx.NodeProto, feeds: dict[str, npt.NDArray[Any]], opsets: list[onnx.OperatorSetIdProto]
+) -> npt.NDArray[Any]:
+    """The first output of one node, run alone by onnxruntime without optimisation."""
+    ort = _onnxruntime(f"The op {node.op_type}")
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in feeds.items()
+    ]
+    output = onnx.ValueInfoProto(name=node.output[0])
+    graph = helper.make_graph([node], "node", inputs, [output])
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = _create(ort, model.SerializeToString(), options, f"the node '{node.name}' ({node.op_type})")
+    return np.asarray(session.run(None, feeds)[0])
+
+
+class Session:
+    """The user's file in onnxruntime with default options on the CPU: what a counterexample is replayed on."""
+
+    def __init__(self, path: Path) -> None:
+        ort = _onnxruntime("Replaying a counterexample")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        self._session = _create(ort, str(path), options, f"'{path}'")
+        self.version = str(ort.__version__)
+        self.input_names = [item.name for item in self._session.get_inputs()]
+
+    def run(self, inputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """The graph's outputs, in its order, for its inputs, in its order."""
+        feeds = dict(zip(self.input_names, inputs, strict=True))
+        return [np.asarray(value) for value in self._session.run(None, feeds)]
