@@ -1,0 +1,184 @@
+"""The unsafe set of one query, asked of output boxes: refuted, open, or certain, case by case.
+
+Sound: a case is refuted only if some row fails for every output in the box, in exact arithmetic. The comparison of a
+row's least value with its right-hand side is made in float64 where that is proved exact (every output is a multiple of
+a common power of two and the sum stays below 2**53 of them), or where it lies further from the right-hand side than its
+rounding error can reach; everything else is decided with Fractions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify.property import Case, Query, Row
+
+Float64Array = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+REFUTED, OPEN, CERTAIN = 0, 1, 2
+HALF_ULP = 2.0**-53
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is known of the output values: each is a multiple of 2**unit (None: unknown) and at most `largest`."""
+
+    unit: tuple[int | None, ...]  # [outputs]
+    largest: tuple[float, ...]  # [outputs]
+
+
+@dataclass(frozen=True, eq=False)
+class Unsafe:
+    """The rows of a query over Y (and X), and which rows make up each case."""
+
+    rows: tuple[Row, ...]
+    cases: tuple[tuple[int, ...], ...]  # row numbers of each case
+    y_matrix: Float64Array  # [rows, outputs]
+    x_matrix: Float64Array | None  # [rows, inputs]; None if no row mentions an input
+    threshold: Float64Array  # [rows]: the row holds iff its value <= threshold, where `exact`
+    exact: BoolArray  # [rows]: float64 evaluation cannot round
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some row mentions an input."""
+        return self.x_matrix is not None
+
+    def ends(self, y: tuple[Float64Array, Float64Array], x: tuple[Float64Array, Float64Array] | None) -> Any:
+        """Least and largest value of every row over the boxes (float64 [N, rows], possibly rounded), and the sum of
+        the terms' magnitudes, which bounds the rounding."""
+        low, high, size = _range(self.y_matrix, *y)
+        if self.x_matrix is not None:
+            assert x is not None
+            more = _range(self.x_matrix, *x)
+            low, high, size = low + more[0], high + more[1], size + more[2]
+        return low, high, size
+
+    def status(
+        self, y: tuple[Float64Array, Float64Array], x: tuple[Float64Array, Float64Array] | None = None
+    ) -> npt.NDArray[np.int8]:
+        """REFUTED, OPEN or CERTAIN for each box and case, int8 [N, cases]. On points (and without inputs in the rows)
+        never OPEN."""
+        low, high, size = self.ends(y, x)
+        terms = self.y_matrix.shape[1] + (0 if self.x_matrix is None else self.x_matrix.shape[1])
+        slack = np.where(self.exact, 0.0, (size + np.abs(self.threshold)) * ((terms + 4) * HALF_ULP))
+        possible = self._decide(low, slack, y, x, least=True)
+        sure = self._decide(high, slack, y, x, least=False)
+        result = np.empty((len(low), len(self.cases)), np.int8)
+        for k, case in enumerate(self.cases):
+            at = list(case)
+            result[:, k] = np.where(
+                sure[:, at].all(axis=1), CERTAIN, np.where(possible[:, at].all(axis=1), OPEN, REFUTED)
+            )
+        return result
+
+    def _decide(self, value: Float64Array, slack: Float64Array, y: Any, x: Any, least: bool) -> BoolArray:
+        """Whether each row holds at its least (or largest) value: [N, rows]."""
+        holds: BoolArray = value <= self.threshold
+        close = ~self.exact & (np.abs(value - self.threshold) <= slack)
+        for i, r in zip(*np.nonzero(close), strict=True):
+            ends = [(a[i], b[i]) for a, b in ([y] if x is None else [y, x])]
+            holds[i, r] = _holds_exactly(self.rows[r], ends, least)
+        return holds
+
+    def slack(self, y: Float64Array, x: Float64Array | None = None) -> tuple[Float64Array, npt.NDArray[np.intp]]:
+        """A guide: how far each case is from being unsafe at points, and its worst row: both [N, cases].
+
+        The slack is min over rows of (rhs - value); it is >= 0 where the case is unsafe (up to rounding)."""
+        return self.slack_of(self.ends((y, y), None if x is None else (x, x))[0])
+
+    def slack_of(self, values: Float64Array) -> tuple[Float64Array, npt.NDArray[np.intp]]:
+        """`slack` for given row values [N, rows]."""
+        room = self.threshold - values
+        best = np.full((len(values), len(self.cases)), np.inf)
+        row = np.zeros((len(values), len(self.cases)), np.intp)
+        for k, case in enumerate(self.cases):
+            if case:
+                at = np.array(case)
+                worst = room[:, at].argmin(axis=1)
+                best[:, k] = room[np.arange(len(values)), at[worst]]
+                row[:, k] = at[worst]
+        return best, row
+
+
+def _range(
+    matrix: Float64Array, lower: Float64Array, upper: Float64Array
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    positive, negative = np.maximum(matrix, 0).T, np.minimum(matrix, 0).T
+    size = np.maximum(np.abs(lower), np.abs(upper)) @ np.abs(matrix).T
+    return lower @ positive + upper @ negative, upper @ positive + lower @ negative, size
+
+
+def _holds_exactly(row: Row, ends: Sequence[tuple[Float64Array, Float64Array]], least: bool) -> bool:
+    total = Fraction(0)
+    for terms, (lower, upper) in zip((row.y, row.x), ends, strict=False):
+        for index, coefficient in terms:
+            end = lower if (coefficient > 0) == least else upper
+            total += coefficient * Fraction(float(end[index]))
+    return total < row.rhs if row.strict else total <= row.rhs
+
+
+def make_unsafe(query: Query, inputs: int, grid: Grid) -> Unsafe:
+    """Compile a query's cases for `inputs` input elements and the outputs of `grid`."""
+    numbers: dict[Row, int] = {}
+    cases = tuple(tuple(numbers.setdefault(row, len(numbers)) for row in case) for case in query.cases)
+    rows = tuple(numbers)
+    outputs = len(grid.unit)
+    y_matrix = np.zeros((len(rows), outputs))
+    mixed = any(row.x for row in rows)
+    x_matrix = np.zeros((len(rows), inputs)) if mixed else None
+    threshold, exact = np.zeros(len(rows)), np.zeros(len(rows), np.bool_)
+    for r, row in enumerate(rows):
+        for index, coefficient in row.y:
+            y_matrix[r, index] = float(coefficient)
+        for index, coefficient in row.x:
+            assert x_matrix is not None
+            x_matrix[r, index] = float(coefficient)
+        threshold[r], exact[r] = _threshold(row, grid)
+    return Unsafe(rows, cases, y_matrix, x_matrix, threshold, exact)
+
+
+def _threshold(row: Row, grid: Grid) -> tuple[float, bool]:
+    """The float64 t with "row holds iff value <= t", and whether value is computed without rounding.
+
+    On multiples of u, value <= rhs iff value <= floor(rhs / u) u, and value < rhs iff value <= (ceil(rhs / u) - 1) u.
+    """
+    nearest = float(row.rhs)
+    if row.x:
+        return nearest, False
+    units = []
+    reach = Fraction(0)
+    for index, c in row.y:
+        unit = grid.unit[index]
+        power = _power_of_two(c)
+        if unit is None or power is None:
+            return nearest, False
+        units.append(unit + power)
+        reach += abs(c) * Fraction(grid.largest[index])
+    step = Fraction(2) ** min(units, default=0)
+    if reach / step >= 2**53:
+        return nearest, False
+    multiple = -(-row.rhs // step) - 1 if row.strict else row.rhs // step
+    limit = reach / step + 1  # beyond every value: clamping there changes no comparison
+    whole = max(min(Fraction(multiple), limit), -limit - 1)
+    return float(Fraction(int(whole)) * step), True
+
+
+def _power_of_two(c: Fraction) -> int | None:
+    """The largest p with c a multiple of 2**p, for a dyadic c whose odd part float64 holds; None otherwise."""
+    if c.denominator & (c.denominator - 1):
+        return None
+    trailing = (c.numerator & -c.numerator).bit_length() - 1
+    if abs(c.numerator) >> trailing >= 2**53:
+        return None
+    return trailing - (c.denominator.bit_length() - 1)
+
+
+def case_rows(unsafe: Unsafe, k: int) -> Case:
+    """The rows of case k."""
+    return tuple(unsafe.rows[r] for r in unsafe.cases[k])

@@ -1,0 +1,290 @@
+"""The command `qverify`.
+
+    qverify MODEL SPEC [RESULTS_FILE] [OPTIONS]   decide one property
+    qverify batch INSTANCES.csv [OPTIONS]         run a VNN-COMP instances file
+    qverify inspect MODEL                         show the integer network read from an ONNX file
+
+Standard output: the first line is sat, unsat, unknown or timeout, and a counterexample follows sat. Everything else
+goes to standard error. Exit codes:
+
+    0  unsat: the property holds            3  unknown or timeout
+    1  sat: violated, counterexample shown  4  internal error, please report it
+    2  bad usage, bad or unsupported input  130  interrupted
+
+Nothing heavy is imported here: the commands load what they need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from qverify import __version__
+from qverify.errors import QverifyError, SoundnessError, UsageError
+from qverify.options import Options
+from qverify.report import Printer, as_json, check_writable, verdict_text, write_text
+
+if TYPE_CHECKING:
+    from qverify.result import Result
+
+_EXIT_CODES = {"unsat": 0, "sat": 1, "unknown": 3, "timeout": 3}
+_EPILOG = (
+    "\b\nExit codes:\n"
+    "  0    unsat: no input in the box is unsafe, the property holds\n"
+    "  1    sat: violated, the counterexample is printed\n"
+    "  2    bad usage, or a file that is missing, broken or unsupported\n"
+    "  3    unknown or timeout\n"
+    "  4    internal error: please report it\n"
+    "  130  interrupted"
+)
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Accept a positive finite number of seconds."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise click.BadParameter("must be a positive number of seconds", ctx, param)
+    return value
+
+
+def _common_options(command: _Command) -> _Command:
+    """Add the options that `verify` and `batch` share; their defaults are those of `Options`."""
+    default = Options()
+    options = [
+        click.option("--timeout", metavar="S", type=float, callback=_seconds, help="Stop after S seconds."),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default=default.device,
+            show_default=True,
+            help="Where to compute; auto takes an NVIDIA GPU if CuPy finds one.",
+        ),
+        click.option(
+            "--seed",
+            metavar="N",
+            type=click.IntRange(min=0),
+            default=default.seed,
+            show_default=True,
+            help="Seed of every random choice.",
+        ),
+        click.option("--no-attack", is_flag=True, help="Do not look for counterexamples first (for debugging)."),
+        click.option("-v", "--verbose", is_flag=True, help="Show statistics, early progress, tracebacks."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+class _DefaultVerify(click.Group):
+    """A group whose command `verify` may be left out: `qverify M S` is `qverify verify M S`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:
+            raise click.UsageError("MODEL and SPEC are missing", ctx)
+        if args[0] not in {*self.commands, "-h", "--help", "--version"}:
+            args = ["verify", *args]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("qverify", "MODEL SPEC [RESULTS_FILE] [OPTIONS]")
+        formatter.write_usage("qverify", "batch INSTANCES.csv [OPTIONS]", prefix="       ")
+        formatter.write_usage("qverify", "inspect MODEL", prefix="       ")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the options of `verify` as well: they are what a first look at --help is for."""
+        params = (*self.commands["verify"].params, *self.get_params(ctx))
+        records = [param.get_help_record(ctx) for param in params if isinstance(param, click.Option)]
+        with formatter.section("Options"):
+            formatter.write_dl([record for record in records if record])
+        self.format_commands(ctx, formatter)
+
+
+@click.group(
+    cls=_DefaultVerify,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=_EPILOG,
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Decide whether a quantized ONNX network satisfies a VNN-LIB property.
+
+    MODEL is an ONNX file, SPEC a VNN-LIB file (1.0 or 2.x); either may end in .gz. The verdict is the first line of
+    standard output: unsat (the property holds), sat (a counterexample follows), unknown or timeout. RESULTS_FILE
+    receives the same text.
+    """
+
+
+@cli.command("verify", short_help="Decide one property; the word may be left out.", epilog=_EPILOG)
+@click.argument("model")
+@click.argument("spec")
+@click.argument("results_file", required=False)
+@_common_options
+@click.option("--batch", metavar="N", type=click.IntRange(min=1), help="Boxes bounded at once [default: chosen].")
+@click.option(
+    "--branch", metavar="RULE", default=Options().branch, show_default=True, help="Rule that picks where to split."
+)
+@click.option("--json", "json_file", metavar="FILE", help="Write verdict, counterexample and statistics as JSON.")
+@click.option("--exit-zero", is_flag=True, help="Exit with 0 for every verdict (for competition scripts).")
+@click.pass_obj
+def _verify(
+    printer: Printer,
+    /,
+    model: str,
+    spec: str,
+    results_file: str | None,
+    json_file: str | None,
+    exit_zero: bool,
+    verbose: bool,
+    no_attack: bool,
+    **chosen: Any,
+) -> int:
+    """Decide the property SPEC of the network MODEL; RESULTS_FILE receives what standard output does."""
+    printer.verbose = verbose
+    if model.lower().endswith((".vnnlib", ".vnnlib.gz")) and spec.lower().endswith((".onnx", ".onnx.gz")):
+        raise UsageError("MODEL and SPEC are swapped: the ONNX file comes first")
+    for path in (results_file, json_file):
+        if path is not None:
+            check_writable(path, model, spec)
+    if results_file and json_file and os.path.realpath(results_file) == os.path.realpath(json_file):
+        raise UsageError("RESULTS_FILE and --json name the same file")
+    options = Options(attack=not no_attack, **chosen)
+    result = _decide(model, spec, options, printer)
+
+    printer.answer(verdict_text(result))  # before the files: a full disk must not swallow the verdict
+    if results_file is not None:
+        write_text(results_file, verdict_text(result))
+    if json_file is not None:
+        write_text(json_file, as_json(result, model, spec, options))
+    _explain(result, printer)
+    return 0 if exit_zero else _EXIT_CODES[result.verdict.value]
+
+
+def _decide(model: str, spec: str, options: Options, printer: Printer) -> Result:
+    """Run the verifier; what the imports took is taken off the time limit. Too little memory is `unknown`."""
+    from qverify.result import Result, Verdict
+    from qverify.verify import verify
+
+    limit = options.timeout
+    if limit is not None:
+        limit = max(limit - printer.elapsed(), 0.001)
+    try:
+        return verify(model, spec, dataclasses.replace(options, timeout=limit), printer.search)
+    except MemoryError:
+        return Result(Verdict.UNKNOWN, "not enough memory; a smaller --batch may help")
+    finally:
+        printer.clear()
+
+
+def _explain(result: Result, printer: Printer) -> None:
+    """Print the warnings, with -v the counters, and a last line that says why this verdict."""
+    for warning in result.details.get("warnings", ()):
+        printer.line(f"warning: {warning}")
+    if printer.verbose:
+        facts = {key: value for key, value in result.details.items() if isinstance(value, str | int | float)}
+        for name, value in (facts | dataclasses.asdict(result.stats)).items():
+            printer.block(f"  {name:16} {value:.3f}\n" if isinstance(value, float) else f"  {name:16} {value}\n")
+    reason = f": {result.reason}" if result.reason else ""
+    printer.line(f"{result.verdict.value} in {printer.elapsed():.2f} s{reason}")
+
+
+@cli.command("batch", short_help="Run a VNN-COMP instances file.")
+@click.argument("instances")
+@click.option(
+    "--results",
+    metavar="CSV",
+    default="results.csv",
+    show_default=True,
+    help="Rows category,onnx,vnnlib,prepare_time,result,run_time are appended here; rows already there are kept.",
+)
+@click.option("--jobs", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
+@click.option("--filter", "text", metavar="TEXT", default="", help="Only instances whose paths contain TEXT.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N instances.")
+@_common_options
+@click.pass_obj
+def _batch(
+    printer: Printer,
+    /,
+    instances: str,
+    results: str,
+    jobs: int,
+    text: str,
+    limit: int | None,
+    timeout: float | None,
+    verbose: bool,
+    no_attack: bool,
+    **chosen: Any,
+) -> int:
+    """Run the rows `onnx,vnnlib,timeout` of INSTANCES, whose paths are relative to the file's folder.
+
+    --timeout replaces every row's own limit. An instance that overruns its limit is killed and recorded as timeout.
+    Counterexamples go to a folder next to the results. Run the same command again to go on after an interruption.
+    Exits with 0 when every instance has a row, whatever its verdict.
+    """
+    from qverify import batch
+
+    printer.verbose = verbose
+    options = Options(attack=not no_attack, **chosen)
+    selected = [entry for entry in batch.read_instances(instances, timeout) if text in f"{entry.onnx},{entry.vnnlib}"]
+    batch.run(selected[:limit], results, options, jobs, printer)
+    return 0
+
+
+@cli.command("inspect", short_help="Show the integer network read from an ONNX file.")
+@click.argument("model")
+@click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
+@click.pass_obj
+def _inspect(printer: Printer, /, model: str, verbose: bool) -> int:
+    """Show the integer network that qverify reads from the ONNX file MODEL."""
+    from qverify.inspect import describe
+
+    printer.verbose = verbose
+    printer.answer(describe(model).rstrip("\n") + "\n")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; every error becomes one line on standard error."""
+    printer = Printer()
+    try:
+        code: int | None = cli.main(argv, prog_name="qverify", standalone_mode=False, obj=printer)
+        return code or 0
+    except (click.Abort, KeyboardInterrupt):
+        printer.line("interrupted")
+        return 130
+    except click.ClickException as error:
+        printer.line(f"error: {error.format_message()} (qverify --help shows the usage)")
+        return 2
+    except SoundnessError as error:
+        return _our_fault(error, printer)
+    except QverifyError as error:
+        printer.line(f"error: {error}")
+        return 2
+    except OSError as error:  # a file that went away or may not be read
+        place = f"{error.filename}: " if error.filename else ""
+        printer.line(f"error: {place}{error.strerror or error}")
+        return 2
+    except Exception as error:  # the door: nothing else in qverify catches everything
+        return _our_fault(error, printer)
+
+
+def _our_fault(error: Exception, printer: Printer) -> int:
+    """Ask for a report; the traceback is for -v."""
+    if printer.verbose:
+        import traceback
+
+        printer.block("".join(traceback.format_exception(error)))
+    name = type(error).__name__
+    printer.line(f"internal error: {name}: {error}; please report it with the model and the specification")
+    return 4
+
+
+if __name__ == "__main__":
+    sys.exit(main())

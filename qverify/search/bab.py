@@ -1,0 +1,144 @@
+"""Branch and bound over boxes of input codes.
+
+Sound: a box is closed only when interval bounds refute every unsafe case on it, or when it is a single code vector that
+is not unsafe or that no input in the domain produces. The children of a split cover their parent. So an empty frontier
+means that no input in the domain is unsafe.
+
+Complete (the lemma): every split cuts the range of a variable that holds at least two codes, so both children hold
+fewer code vectors than their parent, which are finitely many; on a single code vector interval bounds are exact (a
+point stays a point, for every op), so it is closed or it is a counterexample. Hence the search ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qverify.deadline import Deadline
+from qverify.options import Options
+from qverify.result import Progress, Stats, Verdict
+from qverify.search.attack import attack, corners, slack_gradient
+from qverify.search.branch import RULES, Scene, split
+from qverify.search.frontier import Frontier
+from qverify.search.problem import Candidate, Problem
+
+FRONTIER_BYTES = 4 << 30
+BATCH_BYTES = {"cpu": 64 << 20, "cuda": 4 << 30}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the search of one query ended; `candidate` is present where it ended with `sat`, to be replayed."""
+
+    verdict: Verdict
+    reason: str
+    candidate: Candidate | None = None
+
+
+def batch_size(problem: Problem) -> int:
+    """As many boxes as fit the machine's share of memory: two ends and about as much again in scratch per value."""
+    each = 16 * problem.network.elements_per_point()
+    return int(
+        np.clip(BATCH_BYTES[problem.kernels.name] // each, 16, 4096 if problem.kernels.name == "cpu" else 1 << 20)
+    )
+
+
+def search(
+    problem: Problem,
+    options: Options,
+    deadline: Deadline,
+    rng: np.random.Generator,
+    stats: Stats,
+    report: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Decide one query: attack, then split and bound until nothing is open, a candidate is found, or time is up."""
+    kernels, xp = problem.kernels, problem.kernels.xp
+    root = _log_volume(problem.lower[None], problem.upper[None])[0]
+    frontier = Frontier(kernels, len(problem.lower), FRONTIER_BYTES)
+    frontier.push(kernels.asarray(problem.lower[None]), kernels.asarray(problem.upper[None]))
+    batch = options.batch or batch_size(problem)
+    rule = RULES[options.branch]
+    proved, attacked = 0.0, not options.attack
+    while frontier.size:
+        if deadline.passed():
+            return Outcome(
+                Verdict.TIMEOUT, f"time is up with {frontier.size} boxes open, {proved:.1%} of the box proved"
+            )
+        lower, upper = frontier.pop(batch)
+        status, least = problem.bound(lower, upper)
+        stats.subproblems += len(status)
+        open_ = (status != 0).any(axis=1)
+        closed = np.flatnonzero(~open_)
+        proved += _volume_share(kernels, lower, upper, closed, root)
+        stats.proved += len(closed)
+        if open_.any():
+            at = kernels.asarray(np.flatnonzero(open_))
+            lower, upper, least = lower[at], upper[at], least[open_]
+            points = (lower == upper).all(axis=1)
+            if points.any():
+                found = _leaves(problem, lower[points], stats)
+                if found is not None:
+                    return Outcome(Verdict.SAT, "found by the search", found)
+                proved += _volume_share(kernels, lower, upper, np.flatnonzero(kernels.to_host(points)), root)
+                lower, upper, least = lower[~points], upper[~points], least[~kernels.to_host(points)]
+            if not attacked:
+                attacked = True
+                found = attack(problem, deadline, rng, stats)
+                if found is not None:
+                    return Outcome(Verdict.SAT, "found by the attack", found)
+            if len(least):
+                variable, found = _choose(problem, rule, lower, upper, least, stats, options.attack)
+                if found is not None:
+                    return Outcome(Verdict.SAT, "found by the attack on a part of the box", found)
+                frontier.push(*split(kernels, lower, upper, xp.asarray(variable)))
+        stats.max_open = max(stats.max_open, frontier.size)
+        if report is not None:
+            report(Progress(deadline.elapsed(), stats.subproblems, frontier.size, min(proved, 1.0)))
+    return Outcome(Verdict.UNSAT, "every part of the box is proved by interval bounds")
+
+
+def _leaves(problem: Problem, points: Any, stats: Stats) -> Candidate | None:
+    """Decide single code vectors by exact evaluation."""
+    stats.leaves += points.shape[0]
+    y = problem.decoder.decode(problem.kernels.to_host(problem.network.run(problem.kernels, points)))
+    return problem.find_unsafe(points, y)
+
+
+def _choose(
+    problem: Problem, rule: Any, lower: Any, upper: Any, least: Any, stats: Stats, try_points: bool
+) -> tuple[Any, Candidate | None]:
+    """The variable to split in each box, by the gradient at its centre; on the way, the centre and the corner that the
+    gradient points to are tried as counterexamples."""
+    centre = (lower + upper) // 2
+    values = problem.network.values(problem.kernels, centre)
+    slack, rows = problem.unsafe.slack_of(least)
+    case = slack.argmax(axis=1)  # the case with the most room to be unsafe
+    gradient = slack_gradient(problem, values, rows[np.arange(len(case)), case])
+    scene = Scene(problem.kernels, lower, upper, gradient)
+    if try_points:
+        found = problem.find_unsafe(centre, problem.outputs(values))
+        if found is None:
+            corner = corners(problem, lower, upper, gradient)
+            y = problem.decoder.decode(problem.kernels.to_host(problem.network.run(problem.kernels, corner)))
+            found = problem.find_unsafe(corner, y)
+        stats.attack_points += 2 * len(case)
+        if found is not None:
+            return None, found
+    return rule(scene), None
+
+
+def _log_volume(lower: Any, upper: Any) -> Any:
+    """log2 of the number of code vectors in each box, on the host."""
+    return np.log2((upper - lower + 1).astype(np.float64)).sum(axis=1)
+
+
+def _volume_share(kernels: Any, lower: Any, upper: Any, rows: Any, root: float) -> float:
+    """The share of the root box's code vectors that the given boxes hold (for progress only)."""
+    if not len(rows):
+        return 0.0
+    at = kernels.asarray(rows)
+    logs = _log_volume(kernels.to_host(lower[at]), kernels.to_host(upper[at]))
+    return float(np.exp2(logs - root).sum())

@@ -1,0 +1,177 @@
+"""One query, ready to be searched: network, domain and unsafe set, bound or evaluated in batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify.bounds.unsafe import CERTAIN, OPEN, Unsafe
+from qverify.frontend.boundary import Decoder, Domain
+from qverify.kernels import Array, Kernels
+from qverify.network import Network
+from qverify.property import Row
+
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Codes that some case may call unsafe, with input values that produce them."""
+
+    codes: npt.NDArray[np.int32]  # [codes]
+    inputs: Float64Array  # [inputs], exact float32 or integers
+    outputs: Float64Array  # [outputs], what the integer network says the runtime will return
+
+
+@dataclass(eq=False)
+class Problem:
+    """A query over a network on a machine. Boxes and points are int32 [N, codes] arrays of `kernels`."""
+
+    kernels: Kernels
+    network: Network
+    domain: Domain
+    decoder: Decoder
+    unsafe: Unsafe
+    lower: npt.NDArray[np.int32]  # [codes], the root box
+    upper: npt.NDArray[np.int32]
+    _cells: Any = field(default=None, repr=False)
+
+    def input_ends(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array] | None:
+        """Bounds of the float inputs over code boxes; only where rows mention inputs (None otherwise)."""
+        if not self.unsafe.mixed:
+            return None
+        if self._cells is None:
+            self._cells = CellTable.make(self.domain, self.lower, self.upper)
+        cells: CellTable = self._cells
+        return cells.ends(self.kernels.to_host(lower), self.kernels.to_host(upper))
+
+    def bound(self, lower: Array, upper: Array) -> tuple[npt.NDArray[np.int8], Float64Array]:
+        """Interval bounds: the status of every case [N, cases], and the rows' least values [N, rows] (a guide)."""
+        z = self.network.intervals(self.kernels, lower, upper)
+        y = self.decoder.decode_box(*(self.kernels.to_host(end) for end in z))
+        x = self.input_ends(lower, upper)
+        return self.unsafe.status(y, x), self.unsafe.ends(y, x)[0]
+
+    def outputs(self, values: list[Array]) -> Float64Array:
+        """The output values [N, outputs] of stored network values."""
+        return self.decoder.decode(self.kernels.to_host(self.network.flat_outputs(self.kernels, values)))
+
+    def find_unsafe(self, points: Array, y: Float64Array) -> Candidate | None:
+        """The first of `points` [N, codes] with outputs `y` that is unsafe and that some input in the domain produces."""
+        status = self.unsafe.status((y, y), self.input_ends(points, points))
+        for i in np.flatnonzero((status != 0).any(axis=1)):
+            codes = self.kernels.to_host(points[i])
+            inputs = self.realise(codes, y[i], status[i])
+            if inputs is not None:
+                return Candidate(codes, inputs, y[i])
+        return None
+
+    def realise(
+        self, codes: npt.NDArray[np.int32], y: Float64Array, status: npt.NDArray[np.int8]
+    ) -> Float64Array | None:
+        """Input values that quantize to `codes` and for which one of the cases left by `status` holds; None if none."""
+        if (status == CERTAIN).any():
+            return self.domain.lift(codes)
+        cell = self.domain.cells(codes, codes)
+        if cell is None:
+            return None
+        for k in np.flatnonzero(status == OPEN):
+            rows = [self.unsafe.rows[r] for r in self.unsafe.cases[k]]
+            found = _solve_in_cell(rows, y, *cell, self.domain.encoder.is_float)
+            if found is not None:
+                return found
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class CellTable:
+    """For every code variable and code k above the root's lower end, the ends of the input values with at least (at
+    most) that code; made once, for properties whose rows mention inputs."""
+
+    domain: Domain
+    low: npt.NDArray[np.int32]  # [codes]: the code of column 0
+    first: Float64Array  # [codes, K]
+    last: Float64Array  # [codes, K]
+
+    @staticmethod
+    def make(domain: Domain, lower: npt.NDArray[np.int32], upper: npt.NDArray[np.int32]) -> CellTable:
+        """Tabulate a domain over the root box."""
+        width = int((upper - lower).max(initial=0)) + 1
+        first, last = np.empty((len(lower), width)), np.empty((len(lower), width))
+        for k in range(width):
+            code = np.minimum(lower + k, upper)
+            above, below = domain.code_cells(code, upper), domain.code_cells(lower, code)
+            first[:, k] = np.where(domain.falling(), above[1], above[0])
+            last[:, k] = np.where(domain.falling(), below[0], below[1])
+        return CellTable(domain, lower, first, last)
+
+    def ends(self, lower: npt.NDArray[np.int32], upper: npt.NDArray[np.int32]) -> tuple[Float64Array, Float64Array]:
+        """Bounds of each input element over code boxes [N, codes]: float64 [N, inputs] pairs."""
+        at = np.arange(len(self.low))
+        one, other = self.first[at, lower - self.low], self.last[at, upper - self.low]
+        return self.domain.spread(np.minimum(one, other), np.maximum(one, other))
+
+
+class Undecided(Exception):
+    """The rows over inputs left inside one cell could not be decided within the budget."""
+
+
+def _solve_in_cell(
+    rows: list[Row], y: Float64Array, first: Float64Array, last: Float64Array, is_float: npt.NDArray[np.bool_]
+) -> Float64Array | None:
+    """Values in [first, last] (float32, or integers) for which all rows hold at outputs `y`; None if there are none.
+
+    Exact: a small branch and bound in Fractions over the inputs that the rows mention; it ends because float32 are
+    finitely many. Raises Undecided after a budget of boxes.
+    """
+    left = [(row.x, row.rhs - sum(c * Fraction(float(y[i])) for i, c in row.y), row.strict) for row in rows]
+    used = sorted({i for terms, _, _ in left for i, _ in terms})
+    stack = [({i: (float(first[i]), float(last[i])) for i in used})]
+    for _ in range(20_000):
+        if not stack:
+            return None
+        box = stack.pop()
+        point = _point_in(box, left)
+        if point is not None:
+            result = first.copy()
+            for i, value in point.items():
+                result[i] = value
+            return result
+        if any(not _at_most(sum(c * Fraction(box[i][c < 0]) for i, c in terms), rhs, s) for terms, rhs, s in left):
+            continue
+        wide = [i for i in used if box[i][0] < box[i][1]]
+        if not wide:
+            continue  # a single point, and it was tried
+        i = max(wide, key=lambda j: (box[j][1] - box[j][0]) * max(abs(float(dict(t).get(j, 0))) for t, _, _ in left))
+        below, above = _halves(*box[i], bool(is_float[i]))
+        stack += [{**box, i: (box[i][0], below)}, {**box, i: (above, box[i][1])}]
+    raise Undecided("the conditions on inputs inside one quantization cell could not be decided")
+
+
+def _at_most(value: Fraction | int, rhs: Fraction, strict: bool) -> bool:
+    return value < rhs if strict else value <= rhs
+
+
+def _point_in(box: dict[int, tuple[float, float]], left: list[Any]) -> dict[int, float] | None:
+    """A corner of the box that minimizes one of the rows and satisfies all of them."""
+    for terms, _, _ in left:
+        falls = {i: c < 0 for i, c in terms}
+        point = {i: ends[falls.get(i, False)] for i, ends in box.items()}
+        if all(_at_most(sum(c * Fraction(point[i]) for i, c in t), rhs, s) for t, rhs, s in left):
+            return point
+    return None
+
+
+def _halves(low: float, high: float, is_float: bool) -> tuple[float, float]:
+    """Neighbouring values between low and high: where the two halves meet, sharing no point."""
+    if not is_float:
+        middle = float(np.floor((low + high) / 2))
+        return middle, middle + 1
+    below = np.float32(low + (high - low) / 2)
+    if below >= np.float32(high):
+        below = np.nextafter(np.float32(high), np.float32(-np.inf))
+    return float(below), float(np.nextafter(below, np.float32(np.inf)))

@@ -1,0 +1,177 @@
+"""The whole story on one screen: read the model and the property, search each query, replay, answer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify import runtime
+from qverify.bounds.unsafe import make_unsafe
+from qverify.check import NotReplayed, replay
+from qverify.deadline import Deadline
+from qverify.errors import SpecError, UsageError
+from qverify.frontend.boundary import Decoder, Encoder, make_decoder, make_domain, make_encoder
+from qverify.frontend.model import Model, read_model
+from qverify.frontend.vnnlib import read_property
+from qverify.kernels import Kernels, open_kernels
+from qverify.network import Network
+from qverify.options import Options
+from qverify.property import Property, Query, Variable
+from qverify.result import Progress, Result, Stats, Verdict, Witness
+from qverify.search.bab import Outcome, search
+from qverify.search.branch import RULES
+from qverify.search.problem import Candidate, Problem, Undecided
+
+DEFAULTS = Options()
+
+
+def verify(
+    model: str | os.PathLike[str],
+    spec: str | os.PathLike[str],
+    options: Options = DEFAULTS,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Decide whether the quantized network in `model` can violate the property in `spec`.
+
+    Returns SAT with a witness that onnxruntime has confirmed on the file, UNSAT where that is proved impossible, TIMEOUT,
+    or UNKNOWN with a reason. Raises a QverifyError (one clear line) for input that cannot be read or is not supported.
+    """
+    deadline = Deadline.after(options.timeout)
+    if options.branch not in RULES:
+        raise UsageError(f"no branching rule '{options.branch}': use one of {', '.join(RULES)}")
+    path, spec_path = Path(model), Path(spec)
+    kernels = open_kernels(options.device)
+    read = read_model(path)
+    prop = read_property(spec_path)
+    _check_fit(prop, read, spec_path)
+    encoder, decoder = make_encoder(read.lowered), make_decoder(read.lowered)
+    stats = Stats(load_seconds=deadline.elapsed())
+    network = read.lowered.network.on(kernels)
+    rng = np.random.default_rng(options.seed)
+    details = _details(read, prop, spec_path, kernels)
+    unknown: Outcome | None = None
+    for query in prop.queries:
+        problem = _problem(kernels, network, encoder, decoder, query, spec_path)
+        try:
+            outcome = search(problem, options, deadline, rng, stats, progress)
+        except Undecided as error:
+            outcome = Outcome(Verdict.UNKNOWN, str(error))
+        stats.seconds = deadline.elapsed()
+        if outcome.verdict is Verdict.SAT:
+            assert outcome.candidate is not None
+            return _answer_sat(read, query, problem, outcome.candidate, outcome.reason, stats, details, deadline)
+        if outcome.verdict is Verdict.TIMEOUT:
+            return Result(Verdict.TIMEOUT, outcome.reason, None, stats, details)
+        if outcome.verdict is Verdict.UNKNOWN:
+            unknown = outcome
+    stats.seconds = deadline.elapsed()
+    if unknown is not None:
+        return Result(Verdict.UNKNOWN, unknown.reason, None, stats, details)
+    return Result(
+        Verdict.UNSAT, "every part of the input box is proved by integer interval bounds", None, stats, details
+    )
+
+
+def _problem(
+    kernels: Kernels, network: Network, encoder: Encoder, decoder: Decoder, query: Query, spec: Path
+) -> Problem:
+    try:
+        domain = make_domain(encoder, query.box)
+    except SpecError as error:
+        raise SpecError(f"{spec}: {error}") from None
+    lower, upper = domain.code_box()
+    unsafe = make_unsafe(query, len(encoder.is_float), decoder.grid)
+    return Problem(kernels, network, domain, decoder, unsafe, lower, upper)
+
+
+def _answer_sat(
+    read: Model,
+    query: Query,
+    problem: Problem,
+    candidate: Candidate,
+    reason: str,
+    stats: Stats,
+    details: dict[str, Any],
+    deadline: Deadline,
+) -> Result:
+    """`sat` only after the replay; otherwise `unknown` with the reason."""
+    inputs = _graph_inputs(read, candidate.inputs)
+    text = tuple(problem.domain.decimal_for(i, float(v)) for i, v in enumerate(candidate.inputs))
+    witness: Witness | None = None
+    verdict = Verdict.UNKNOWN
+    if not runtime.available():
+        reason = "a counterexample was found, but it cannot be replayed without onnxruntime: pip install 'qverify[cpu]'"
+    else:
+        try:
+            witness = replay(read.path, query, inputs, text, candidate.outputs)
+            verdict = Verdict.SAT
+            details["onnxruntime"] = runtime.version()
+        except NotReplayed as error:
+            reason = f"a counterexample of the integer network did not replay on the file ({error}); please report this"
+    stats.seconds = deadline.elapsed()
+    return Result(verdict, reason, witness, stats, details)
+
+
+def _graph_inputs(read: Model, flat: npt.NDArray[np.float64]) -> list[npt.NDArray[Any]]:
+    """Flat input values as the graph's input arrays."""
+    arrays, start = [], 0
+    for _, shape, dtype in read.lowered.inputs:
+        size = int(np.prod(shape))
+        arrays.append(flat[start : start + size].astype(dtype).reshape(shape))
+        start += size
+    return arrays
+
+
+def _check_fit(prop: Property, read: Model, spec: Path) -> None:
+    """Raise SpecError unless the property's variables are the model's inputs and outputs."""
+    lowered = read.lowered
+    for what, declared, actual in (
+        ("input", prop.inputs, lowered.inputs),
+        ("output", prop.outputs, lowered.graph_outputs),
+    ):
+        wanted = sum(int(np.prod(shape)) for _, shape, _ in actual)
+        given = sum(int(np.prod(v.shape)) for v in declared)
+        if wanted != given:
+            raise SpecError(
+                f"{spec}: it declares {given} {what} elements, but the model has {wanted}: another model's?"
+            )
+        if prop.version.startswith("1"):
+            integers = any(v.dtype.lower() == "int" for v in declared)
+            if integers and any(dtype == np.float32 for _, _, dtype in actual):
+                raise SpecError(f"{spec}: it declares Int {what}s, but the model's are float32: declare Real")
+            continue
+        if len(declared) != len(actual):
+            raise SpecError(f"{spec}: it declares {len(declared)} {what}s, but the model has {len(actual)}")
+        for variable, (name, shape, dtype) in zip(declared, actual, strict=True):
+            _check_variable(spec, variable, name, shape, dtype)
+
+
+def _check_variable(spec: Path, variable: Variable, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if tuple(variable.shape) != shape:
+        raise SpecError(f"{spec}: {variable.name} has shape {list(variable.shape)}, the model's '{name}' {list(shape)}")
+    if variable.dtype.lower() not in ("real", str(dtype)):
+        raise SpecError(f"{spec}: {variable.name} is {variable.dtype}, the model's '{name}' is {dtype}")
+
+
+def _details(read: Model, prop: Property, spec: Path, kernels: Kernels) -> dict[str, Any]:
+    """What a verdict is about: recorded with it."""
+    return {
+        "device": kernels.description,
+        "semantics": "exact int32 accumulation, float32 requantization as onnxruntime's CPU provider",
+        "read_by": f"onnxruntime {read.runtime_version}'s fused graph" if read.runtime_version else "directly",
+        "model_sha256": read.sha256,
+        "spec_sha256": hashlib.sha256(_spec_file(spec).read_bytes()).hexdigest(),
+        "warnings": list(read.warnings),
+        "property": prop,
+    }
+
+
+def _spec_file(spec: Path) -> Path:
+    """The file that `read_property` read: PATH, or PATH.gz where only that exists."""
+    return spec if spec.exists() else spec.with_name(spec.name + ".gz")
