@@ -9,9 +9,9 @@ from typing import Any
 import numpy.typing as npt
 
 from qverify.frontend.boundary import make_decoder, make_encoder
-from qverify.frontend.lower import Lowered
+from qverify.frontend.lower import Lowered, codes_of
 from qverify.frontend.model import read_model
-from qverify.frontend.tensors import FloatAcc
+from qverify.frontend.tensors import Codes, FloatSum
 from qverify.network import Network, Node
 from qverify.ops import Conv, Dense, Layout, Mean, Pairwise, Requantize, Softmax, Table
 
@@ -30,8 +30,10 @@ def describe(model: str | os.PathLike[str]) -> str:
     lines.append(f"        {make_encoder(lowered).size} code variables in [{_range(lowered)}]")
     lines += ["", *_table(lowered.network), ""]
     for name, tensor in lowered.outputs:
-        kind = "float32 of an accumulator or table" if isinstance(tensor, FloatAcc) else str(tensor.dtype)
-        lines.append(f"output  {name}: {list(tensor.shape)}, {kind}, from value {_value(tensor)}")
+        kind = str(tensor.dtype) if isinstance(tensor, Codes) else "float32"
+        if isinstance(tensor, FloatSum):
+            kind += f", known within {tensor.error.max():.3g} (a float product; near a tie the runtime is asked)"
+        lines.append(f"output  {name}: {kind}{list(tensor.shape)}, from value {codes_of(tensor).value}")
     lines += ["", f"{make_decoder(lowered).size} outputs; {_weights(lowered.network):,} weights", *_verdicts(lowered)]
     lines += [f"warning: {w}" for w in read.warnings]
     return "\n".join(lines)
@@ -39,11 +41,6 @@ def describe(model: str | os.PathLike[str]) -> str:
 
 def _range(lowered: Lowered) -> str:
     return f"{lowered.network.input_type.low}, {lowered.network.input_type.high}"
-
-
-def _value(tensor: object) -> int:
-    codes = tensor.codes if isinstance(tensor, FloatAcc) else tensor
-    return int(getattr(codes, "value", 0))
 
 
 def _table(network: Network) -> list[str]:

@@ -57,7 +57,7 @@ def verify(
     details = _details(read, prop, spec_path, kernels)
     unknown: Outcome | None = None
     for query in prop.queries:
-        problem = _problem(kernels, network, encoder, decoder, query, spec_path)
+        problem = _problem(read, kernels, network, encoder, decoder, query, spec_path)
         try:
             outcome = search(problem, options, deadline, rng, stats, progress)
         except Undecided as error:
@@ -79,7 +79,7 @@ def verify(
 
 
 def _problem(
-    kernels: Kernels, network: Network, encoder: Encoder, decoder: Decoder, query: Query, spec: Path
+    read: Model, kernels: Kernels, network: Network, encoder: Encoder, decoder: Decoder, query: Query, spec: Path
 ) -> Problem:
     try:
         domain = make_domain(encoder, query.box)
@@ -87,7 +87,19 @@ def _problem(
         raise SpecError(f"{spec}: {error}") from None
     lower, upper = domain.code_box()
     unsafe = make_unsafe(query, len(encoder.is_float), decoder.grid)
-    return Problem(kernels, network, domain, decoder, unsafe, lower, upper)
+    ask = None if decoder.exact or not runtime.available() else _runtime(read)
+    return Problem(kernels, network, domain, decoder, unsafe, lower, upper, ask)
+
+
+def _runtime(read: Model) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+    """The user's file in onnxruntime as a function of flat inputs."""
+    session = runtime.Session(read.path)
+
+    def run(flat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        outputs = session.run(_graph_inputs(read, flat))
+        return np.concatenate([np.asarray(v, np.float64).reshape(-1) for v in outputs])
+
+    return run
 
 
 def _answer_sat(

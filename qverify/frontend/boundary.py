@@ -18,8 +18,8 @@ import numpy.typing as npt
 from qverify.bounds.unsafe import Grid
 from qverify.errors import SpecError
 from qverify.frontend.builder import Identity, Quantizer, quantize_linear
-from qverify.frontend.lower import Lowered
-from qverify.frontend.tensors import Codes, FloatAcc
+from qverify.frontend.lower import Lowered, Output, codes_of
+from qverify.frontend.tensors import Codes, FloatAcc, FloatSum
 from qverify.kernels import open_kernels
 from qverify.ops import Layout, Table
 from qverify.ops.requantize import from_ordinals, ordinals
@@ -272,6 +272,12 @@ class Decoder:
     parts: tuple[tuple[Any, int, tuple[int, ...]], ...]  # (FloatProgram or None for integers, size, shape), in order
     steepness: npt.NDArray[np.float64]  # [outputs]: d value / d integer, a guide for gradients
     grid: Grid
+    error: npt.NDArray[np.float64]  # [outputs]: how far the runtime's value may lie from the decoded one; mostly 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether decoding gives the very bits of the runtime's outputs."""
+        return not self.error.any()
 
     @property
     def size(self) -> int:
@@ -291,7 +297,7 @@ class Decoder:
     def decode_box(self, lower: Int32Array, upper: Int32Array) -> tuple[Float64Array, Float64Array]:
         """Bounds of the output values. Sound because each value is a monotone function of its integer."""
         a, b = self.decode(lower), self.decode(upper)
-        return np.minimum(a, b), np.maximum(a, b)
+        return np.minimum(a, b) - self.error, np.maximum(a, b) + self.error
 
 
 def make_decoder(lowered: Lowered) -> Decoder:
@@ -300,9 +306,12 @@ def make_decoder(lowered: Lowered) -> Decoder:
     steep: list[Float64Array] = []
     units: list[int | None] = []
     largest: list[float] = []
+    errors: list[Float64Array] = []
     for _, tensor in lowered.outputs:
+        codes = codes_of(tensor)
+        errors.append(np.broadcast_to(_error_of(tensor), codes.shape).reshape(-1))
+        tensor = tensor.acc if isinstance(tensor, FloatSum) else tensor
         program = tensor.program if isinstance(tensor, FloatAcc) else None
-        codes = tensor.codes if isinstance(tensor, FloatAcc) else tensor
         size, shape = codes.type.size, codes.type.shape
         parts.append((program, size, shape))
         slope = np.ones(()) if program is None else program.slope().astype(np.float64)
@@ -310,7 +319,11 @@ def make_decoder(lowered: Lowered) -> Decoder:
         unit, most = _grid_of(lowered, codes, program)
         units += [unit] * size
         largest += [most] * size
-    return Decoder(tuple(parts), np.concatenate(steep), Grid(tuple(units), tuple(largest)))
+    return Decoder(tuple(parts), np.concatenate(steep), Grid(tuple(units), tuple(largest)), np.concatenate(errors))
+
+
+def _error_of(output: Output) -> Float64Array:
+    return output.error if isinstance(output, FloatSum) else np.zeros(())
 
 
 def _grid_of(lowered: Lowered, codes: Codes, program: Any) -> tuple[int | None, float]:

@@ -9,13 +9,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.frontend.tensors import Codes, Float, FloatAcc, FloatCodes, FloatInput, FloatPair, IndexArray, Tensor
+from qverify.frontend.tensors import (
+    Codes,
+    Float,
+    FloatAcc,
+    FloatCodes,
+    FloatInput,
+    FloatPair,
+    FloatSum,
+    IndexArray,
+    Tensor,
+)
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Node
 from qverify.ops import AbstractOp, FloatProgram, Layout, Pairwise, Requantize, Step, Table, Type
 from qverify.ops.requantize import ordinals
 
 NEUTRAL = {"mul": 1.0, "div": 1.0, "add": 0.0, "sub": 0.0, "max": -np.inf, "min": np.inf}
+
+
+INEXACT = (
+    "it continues a float matrix product, whose order of additions (hence rounding) is unknown; such a product can only "
+    "be the last op. Quantize its inputs and its output"
+)
 
 
 class Refusal(Exception):
@@ -111,6 +127,10 @@ class Builder:
                 return FloatAcc(self._move_codes(x.codes, index, 0), FloatProgram(steps, x.program.ordinal))
             case FloatInput():
                 return _move_input(x, index, holes, fill)
+            case FloatSum():
+                acc = self.move(x.acc, index)
+                assert isinstance(acc, FloatAcc)
+                return FloatSum(acc, x.error.reshape(-1)[index])
 
     def _move_codes(self, x: Codes, index: IndexArray, fill: int) -> Codes:
         flat = index.reshape(-1)
@@ -194,6 +214,8 @@ class Builder:
 
     def step(self, x: Float, kind: str, operand: npt.NDArray[np.float32]) -> Float:
         """x <kind> operand, element by element, for a constant float32 operand (numpy broadcasting; x keeps its shape)."""
+        if isinstance(x, FloatSum):
+            raise Refusal(INEXACT)
         shape = tuple(np.broadcast_shapes(x.shape, operand.shape))
         if shape != x.shape:
             if int(np.prod(shape)) != int(np.prod(x.shape)):
@@ -238,6 +260,8 @@ class Builder:
         self, x: Float, scale: npt.NDArray[np.float32], zero_point: npt.NDArray[np.int32], dtype: np.dtype[Any]
     ) -> Codes:
         """QuantizeLinear: `scale` and `zero_point` broadcast to x; `dtype` is uint8 or int8."""
+        if isinstance(x, FloatSum):
+            raise Refusal(INEXACT)
         info = np.iinfo(dtype)
         low, high = int(info.min), int(info.max)
         if isinstance(x, FloatInput):

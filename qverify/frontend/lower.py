@@ -18,14 +18,16 @@ import qverify.frontend.rules  # noqa: F401  (registers the rules)
 from qverify.errors import ModelError, UnsupportedModel
 from qverify.frontend.builder import Builder, Identity, Refusal
 from qverify.frontend.registry import RULES, View
-from qverify.frontend.tensors import Codes, FloatAcc, FloatInput, Tensor
+from qverify.frontend.tensors import Codes, FloatAcc, FloatInput, FloatSum, Tensor
 from qverify.network import Network
 from qverify.ops import Type
 
 HINTS = {
     **dict.fromkeys(
-        ("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "ConvTranspose", "Einsum"),
-        "it is computed in float, so its order of additions is unknown; quantize its inputs and its output",
+        ("Conv", "FusedConv", "FusedGemm", "ConvTranspose", "Einsum"),
+        "onnxruntime computes it in float, in an order of additions that it does not promise. It makes integer ops of a "
+        "QDQ group when input, weights and output are all quantized; uint8 activations fuse most surely "
+        "(quantize_static with activation_type=QuantType.QUInt8)",
     ),
     **dict.fromkeys(
         ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
@@ -39,6 +41,7 @@ HINTS = {
     "Softmax": "compare the scores before it, or let the exporter quantize it",
 }
 
+Output = Codes | FloatAcc | FloatSum
 GraphValue = tuple[str, tuple[int, ...], np.dtype[Any]]  # name, shape, element type
 
 
@@ -49,7 +52,7 @@ class Lowered:
     network: Network
     inputs: tuple[GraphValue, ...]
     encoders: tuple[Any, ...]  # Quantizer | Identity, in the order of the code vector
-    outputs: tuple[tuple[str, Codes | FloatAcc], ...]
+    outputs: tuple[tuple[str, Output], ...]
     saturable: tuple[str, ...]  # nodes that an x86 CPU without VNNI may compute differently
 
     @property
@@ -77,7 +80,7 @@ def lower(model: onnx.ModelProto) -> Lowered:
     if len(low) > 1 or len(high) > 1:
         raise UnsupportedModel("inputs quantized to int8 and to uint8 in one network are not supported")
     size = sum(len(e.source) for e in builder.encoders)
-    values = tuple(_codes_of(t).value for _, t in outputs)
+    values = tuple(codes_of(t).value for _, t in outputs)
     network = Network(Type((size,), low.pop(), high.pop()), tuple(builder.nodes), values)
     return Lowered(network, tuple(inputs), tuple(builder.encoders), tuple(outputs), tuple(builder.saturable))
 
@@ -201,10 +204,8 @@ def _fold(
         raise Refusal(f"a constant node could not be folded: {error}") from None
 
 
-def _close_outputs(
-    graph: onnx.GraphProto, env: dict[str, Tensor], builder: Builder
-) -> list[tuple[str, Codes | FloatAcc]]:
-    outputs: list[tuple[str, Codes | FloatAcc]] = []
+def _close_outputs(graph: onnx.GraphProto, env: dict[str, Tensor], builder: Builder) -> list[tuple[str, Output]]:
+    outputs: list[tuple[str, Output]] = []
     for item in graph.output:
         if item.name not in env:
             raise ModelError(f"the output '{item.name}' is computed by no node")
@@ -213,7 +214,9 @@ def _close_outputs(
         if isinstance(tensor, np.ndarray):
             raise UnsupportedModel(f"the output '{item.name}' is a constant")
         try:
-            outputs.append((item.name, tensor if isinstance(tensor, Codes) else builder.as_accumulator(tensor)))
+            outputs.append(
+                (item.name, tensor if isinstance(tensor, Codes | FloatSum) else builder.as_accumulator(tensor))
+            )
         except Refusal:
             raise UnsupportedModel(
                 f"the output '{item.name}' does not pass a quantizer: a float network cannot be verified exactly; "
@@ -222,5 +225,8 @@ def _close_outputs(
     return outputs
 
 
-def _codes_of(tensor: Codes | FloatAcc) -> Codes:
-    return tensor if isinstance(tensor, Codes) else tensor.codes
+def codes_of(output: Output) -> Codes:
+    """The integer value behind a graph output."""
+    if isinstance(output, Codes):
+        return output
+    return output.codes if isinstance(output, FloatAcc) else output.acc.codes

@@ -6,6 +6,7 @@
     FloatCodes      float32: a function of one 8-bit code, held as a table of all its values
     FloatPair       float32: a function of two codes (a sum of two dequantized tensors), held as a table
     FloatAcc        float32: monotone steps on an integer accumulator, or on a float held as its ordinal
+    FloatSum        float32: a float matrix product of dequantized codes, known up to a proved error
 
 The float kinds are promises: they must end in a quantizer or as a graph output, and become integer ops only there.
 """
@@ -92,5 +93,17 @@ class FloatAcc:
         return self.codes.shape
 
 
-Float = FloatInput | FloatCodes | FloatPair | FloatAcc
+@dataclass(frozen=True, eq=False)
+class FloatSum:
+    """A float sum whose order of additions is the runtime's secret: within `error` [shape] of program(accumulator)."""
+
+    acc: FloatAcc
+    error: npt.NDArray[np.float64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.acc.shape
+
+
+Float = FloatInput | FloatCodes | FloatPair | FloatAcc | FloatSum
 Tensor = npt.NDArray[np.generic] | Codes | Float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.bounds.unsafe import CERTAIN, OPEN, Unsafe
+from qverify.errors import SoundnessError
 from qverify.frontend.boundary import Decoder, Domain
 from qverify.kernels import Array, Kernels
 from qverify.network import Network
@@ -38,6 +40,7 @@ class Problem:
     unsafe: Unsafe
     lower: npt.NDArray[np.int32]  # [codes], the root box
     upper: npt.NDArray[np.int32]
+    runtime: Callable[[Float64Array], Float64Array] | None = None  # inputs -> the runtime's outputs, both flat
     _cells: Any = field(default=None, repr=False)
 
     def input_ends(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array] | None:
@@ -56,19 +59,46 @@ class Problem:
         x = self.input_ends(lower, upper)
         return self.unsafe.status(y, x), self.unsafe.ends(y, x)[0]
 
+    def around(self, y: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """The outputs that the runtime may give where the network decodes to `y`."""
+        return y - self.decoder.error, y + self.decoder.error
+
     def outputs(self, values: list[Array]) -> Float64Array:
         """The output values [N, outputs] of stored network values."""
         return self.decoder.decode(self.kernels.to_host(self.network.flat_outputs(self.kernels, values)))
 
     def find_unsafe(self, points: Array, y: Float64Array) -> Candidate | None:
         """The first of `points` [N, codes] with outputs `y` that is unsafe and that some input in the domain produces."""
-        status = self.unsafe.status((y, y), self.input_ends(points, points))
+        status = self.unsafe.status(self.around(y), self.input_ends(points, points))
         for i in np.flatnonzero((status != 0).any(axis=1)):
             codes = self.kernels.to_host(points[i])
-            inputs = self.realise(codes, y[i], status[i])
-            if inputs is not None:
-                return Candidate(codes, inputs, y[i])
+            if self.decoder.exact:
+                inputs = self.realise(codes, y[i], status[i])
+                if inputs is not None:
+                    return Candidate(codes, inputs, y[i])
+            else:
+                found = self._ask_runtime(codes, y[i])
+                if found is not None:
+                    return found
         return None
+
+    def _ask_runtime(self, codes: npt.NDArray[np.int32], y: Float64Array) -> Candidate | None:
+        """Decide one code vector by the runtime's own outputs, where decoding knows them up to an error only.
+
+        All inputs of a cell quantize to the same codes, so the runtime answers alike for all of them.
+        """
+        inputs = self.domain.lift(codes)
+        if inputs is None:
+            return None
+        if self.runtime is None:
+            raise Undecided("a float sum decides, and onnxruntime is not installed: pip install 'qverify[cpu]'")
+        actual = self.runtime(inputs)
+        if (np.abs(actual - y) > self.decoder.error).any():
+            raise SoundnessError("onnxruntime's float sum lies outside its proved error; please report this model")
+        x = self.input_ends(codes[None], codes[None])
+        status = self.unsafe.status((actual[None], actual[None]), x)[0]
+        found = self.realise(codes, actual, status) if status.any() else None
+        return None if found is None else Candidate(codes, found, actual)
 
     def realise(
         self, codes: npt.NDArray[np.int32], y: Float64Array, status: npt.NDArray[np.int8]

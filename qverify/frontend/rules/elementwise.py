@@ -231,6 +231,28 @@ def _asked(n: View, row: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt
     return result
 
 
+@lowers("BatchNormalization")
+def batch_normalization(n: View) -> Tensor:
+    """Per channel a function of one code; asked of onnxruntime, element by element."""
+    x = n.floats(0)
+    if not isinstance(x, FloatCodes) or len(x.table) > 1:
+        raise Refusal("it is supported between 8-bit codes with one scale only")
+    if len([name for name in n.node.output if name]) > 1:
+        raise Refusal("its training form is not supported")
+    feeds = {n.node.input[k]: n.constant(k, "a parameter") for k in range(1, 5)}
+    rows = np.stack(
+        [
+            runtime.run_node(n.node, {**feeds, n.node.input[0]: np.full(x.shape, v, F32)}, n.opsets).reshape(-1)
+            for v in x.table[0]
+        ],
+        axis=1,
+    )  # [elements, codes]
+    if not np.isfinite(rows).all():
+        raise Refusal("it gives an infinity or NaN for some codes")
+    table, which = np.unique(rows, axis=0, return_inverse=True)
+    return FloatCodes(x.codes, table, which.reshape(x.shape).astype(np.int64))
+
+
 @lowers("QLinearLeakyRelu", domains=(MICROSOFT,))
 def qlinear_leaky_relu(n: View) -> Tensor:
     alpha = F32(n.attr("alpha", 0.01))

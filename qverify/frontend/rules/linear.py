@@ -12,7 +12,7 @@ from qverify.frontend.registry import MICROSOFT, View, along, lowers, scalar
 from qverify.frontend.rules.layout import indices
 from qverify.frontend.rules.quantize import EIGHT_BIT
 from qverify.frontend.rules.windows import Window, read_window
-from qverify.frontend.tensors import Codes, FloatAcc, Tensor
+from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, FloatSum, Tensor
 from qverify.ops import Conv, Dense, FloatProgram, Requantize
 
 F32 = np.float32
@@ -96,11 +96,11 @@ def _product(n: View, a: int, b: int, a_zero: int, b_zero: int, bias: IntArray) 
         x_zero = scalar(n.zero_point(a_zero, x.dtype), "the input zero point")
         _note_saturation(n, x, np.moveaxis(w, -2, -1) if w.ndim > 1 else w)
         return dense(n, x, x_zero, w, zero, bias), False
-    if not isinstance(left, np.ndarray) or left.ndim != 2 or len(right.shape) != 2 or bias.any():
+    if not isinstance(left, np.ndarray) or left.ndim != 2 or len(right.shape) > 2 or bias.any():
         raise Refusal("a constant left operand is supported for plain matrices only")
     w = _weight(n, a)
     x = _activation(n, b)
-    turned = n.builder.move(x, indices(x).T)
+    turned = n.builder.move(x, indices(x).T)  # a vector stays one: W x = x Wᵀ
     assert isinstance(turned, Codes)
     x_zero = scalar(n.zero_point(b_zero, x.dtype), "the input zero point")
     w_zero = np.asarray(scalar(n.zero_point(a_zero, w.dtype), "the weight zero point"))
@@ -167,6 +167,56 @@ def matmul_integer_to_float(n: View) -> Tensor:
     if n.has(6):
         program = program.then("add", n.constant(6, "the bias"))
     return FloatAcc(acc, program)
+
+
+@lowers("Gemm", "MatMul")
+def float_product(n: View) -> Tensor:
+    """A float product of dequantized codes with constant weights, as the network's last op.
+
+    The order of its additions is the runtime's secret, so its result is known up to an error, which is proved here.
+    With u = 2**-24, x = float32(s (q - z)), n terms of magnitude at most A in all (bias included), any order of float32
+    operations, fused or not, is within 2 (n + 2) u A of the exact sum (Higham 2002, section 3.1, for n u < 1/2). The
+    integer model replaces x by s (q - z) (within 4 u of its range, checked), w by step * round(w / step), and rounds four
+    times more.
+    """
+    if n.op == "Gemm" and (n.attr("alpha", 1.0) != 1.0 or n.attr("beta", 1.0) != 1.0 or n.attr("transA", 0)):
+        raise Refusal("a float Gemm with alpha, beta or transA is not supported; quantize its inputs and its output")
+    x, w = n.tensor(0), n.tensor(1)
+    if isinstance(w, np.ndarray) and n.op == "Gemm" and n.attr("transB", 0):
+        w = w.T
+    if isinstance(x, np.ndarray) or not isinstance(x, FloatCodes) or not isinstance(w, np.ndarray) or w.ndim != 2:
+        raise Refusal(
+            "a float product is supported only of dequantized 8-bit codes with a constant matrix, as the network's last "
+            "op; quantize its inputs and its output"
+        )
+    bias = n.constant(2, "the bias").astype(np.float32) if n.has(2) else np.zeros((), np.float32)
+    scale, zero = _affine_table(x)
+    reach = max(abs(x.codes.type.low - zero), abs(x.codes.type.high - zero))
+    exact = w.astype(np.float64)
+    step = np.abs(exact).sum(axis=0) * reach / 2.0**30 + 1e-300  # the finest that keeps the accumulator in int32
+    weight = np.rint(exact / step).astype(np.int64)
+    largest = max(abs(x.codes.type.low), abs(x.codes.type.high))
+    op = Dense(weight, -zero * weight.sum(axis=0), largest)
+    acc = n.builder.emit(op, x.codes)
+    unit, terms = 2.0**-24, w.shape[0] + 1
+    size = scale * reach * np.abs(exact).sum(axis=0) + np.abs(bias)
+    grid = scale * reach * w.shape[0] * step / 2
+    error = 1.01 * (2 * (terms + 2) * unit * size + 4 * unit * size + grid + 6 * unit * (size + grid))
+    program = FloatProgram().then("mul", (scale * step).astype(np.float32)).then("add", bias)
+    return FloatSum(FloatAcc(acc, program), np.broadcast_to(error, acc.shape))
+
+
+def _affine_table(x: FloatCodes) -> tuple[float, int]:
+    """(scale, zero point) with table[k] = scale * (low + k - zero point) up to float32 rounding."""
+    table = x.table[0].astype(np.float64)
+    scale = (table[-1] - table[0]) / (len(table) - 1) if len(table) > 1 else 0.0
+    if len(x.table) > 1 or scale <= 0:
+        raise Refusal("a float product of anything but plainly dequantized codes with one scale is not supported")
+    zero = x.low - int(np.rint(table[0] / scale))
+    line = scale * (np.arange(len(table)) + x.low - zero)
+    if (np.abs(table - line) > 2.0**-22 * np.abs(line).max()).any():
+        raise Refusal("a float product of anything but plainly dequantized codes with one scale is not supported")
+    return float(scale), zero
 
 
 # -- convolutions --------------------------------------------------------------------------------------------------------
