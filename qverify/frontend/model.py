@@ -43,14 +43,33 @@ def read_model(path: Path) -> Model:
         raise UsageError(f"cannot read the model '{path}': {error.strerror}") from None
     proto = _parse(path, data)
     try:
+        _check_quantized(proto)
         if needs_runtime_graph(proto):
             fused = runtime.optimised_graph(path)
+            _drop_folded_inputs(proto, fused)
             return Model(path, _sha256(data), lower(fused), runtime.version(), tuple(bias_warnings(proto)))
         return Model(path, _sha256(data), lower(proto), None, ())
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{path}: {error}") from None
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
+
+
+def _check_quantized(proto: onnx.ModelProto) -> None:
+    words = ("Quant", "QLinear", "QGemm", "Integer", "Threshold")
+    if not any(word in node.op_type for node in proto.graph.node for word in words):
+        raise UnsupportedModel(
+            "a float network (no node quantizes anything); quantize it first, for instance with onnxruntime's "
+            "quantize_static, or verify it with a float verifier"
+        )
+
+
+def _drop_folded_inputs(proto: onnx.ModelProto, fused: onnx.ModelProto) -> None:
+    """Old files list initializers as inputs too; one that was folded away stays listed, but is no input."""
+    constants = {i.name for i in proto.graph.initializer}
+    kept = [i for i in fused.graph.input if i.name not in constants]
+    del fused.graph.input[:]
+    fused.graph.input.extend(kept)
 
 
 def _sha256(data: bytes) -> str:
