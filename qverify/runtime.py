@@ -5,6 +5,7 @@ and to replay counterexamples. The only module that names onnxruntime; it is imp
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,18 @@ def _create(ort: Any, source: str | bytes, options: Any, what: str) -> Any:
         raise ModelError(f"onnxruntime {ort.__version__} cannot load {what}: {text[:300]}") from None
 
 
-def run_node(
-    node: onnx.NodeProto, feeds: dict[str, npt.NDArray[Any]], opsets: list[onnx.OperatorSetIdProto]
-) -> npt.NDArray[Any]:
+Feeds = dict[str, npt.NDArray[Any]]
+
+
+def run_node(node: onnx.NodeProto, feeds: Feeds, opsets: list[onnx.OperatorSetIdProto]) -> npt.NDArray[Any]:
     """The first output of one node, run alone by onnxruntime without optimisation."""
+    return node_function(node, feeds, opsets)(feeds)
+
+
+def node_function(
+    node: onnx.NodeProto, feeds: Feeds, opsets: list[onnx.OperatorSetIdProto]
+) -> Callable[[Feeds], npt.NDArray[Any]]:
+    """`run_node` as a function of inputs with the types and shapes of `feeds`: loaded once, called often."""
     ort = _onnxruntime(f"The op {node.op_type}")
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
@@ -80,7 +89,11 @@ def run_node(
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = _create(ort, model.SerializeToString(), options, f"the node '{node.name}' ({node.op_type})")
-    return np.asarray(session.run(None, feeds)[0])
+
+    def run(feeds: Feeds) -> npt.NDArray[Any]:
+        return np.asarray(session.run(None, feeds)[0])
+
+    return run
 
 
 class Session:

@@ -57,7 +57,9 @@ def read_model(path: Path) -> Model:
 
 def _check_quantized(proto: onnx.ModelProto) -> None:
     words = ("Quant", "QLinear", "QGemm", "Integer", "Threshold")
-    if not any(word in node.op_type for node in proto.graph.node for word in words):
+    eight_bit = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+    codes = any(item.type.tensor_type.elem_type in eight_bit for item in proto.graph.input)
+    if not codes and not any(word in node.op_type for node in proto.graph.node for word in words):
         raise UnsupportedModel(
             "a float network (no node quantizes anything); quantize it first, for instance with onnxruntime's "
             "quantize_static, or verify it with a float verifier"

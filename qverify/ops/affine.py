@@ -1,17 +1,19 @@
 """Integer weighted sums: dense layers and convolutions, zero points already folded into weights and bias.
 
-Interval rule (both ops): with centre m = lower + upper and radius r = upper - lower, the ends of W x + b over the box
-are (W m -+ |W| r) / 2 + b. Sound because each product w x lies in (w m -+ |w| r) / 2; exact per output because the
-inputs move independently; W m and |W| r have equal parity, so the halving is exact.
+Interval rule (both ops): with centre c = lower + upper and radius r = upper - lower, the ends of W x + b over the box
+are (W c -+ |W| r) / 2 + b. Sound because each product w x lies in (w c -+ |w| r) / 2; exact per output because the
+inputs move independently; W c and |W| r have equal parity, so the halving is exact. The centre is shifted by the middle
+of the input's type before it is multiplied (and W times the shift is added back), which halves its magnitude.
 
-Exact arithmetic: integers are multiplied as float32 where sum |w| * 2 max|x| < 2**24, else as float64 (below 2**53),
-so no product and no partial sum is ever rounded.
+Exact arithmetic on fast float units: the products are cut along K into pieces for which sum |w| |x| stays below 2**24,
+so that float32 represents every partial sum, in whatever order it is added; pieces are added up as integers. Weights too
+large for that are multiplied in float64 (below 2**53).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -36,40 +38,94 @@ def _checked(shape: tuple[int, ...], low: int, high: int) -> Type:
     return Type(shape, low, high)
 
 
-def _float_weights(weight: IntArray, sums: Any, x_max: int) -> npt.NDArray[Any]:
-    """`weight` in the narrowest float type in which every partial sum of w * (lower + upper) is exact."""
-    reach = 2 * int(np.max(sums, initial=0)) * x_max
-    if reach >= 2**53:
-        raise ValueError(f"a partial sum can reach {reach}, beyond exact float64")
-    return weight.astype(np.float32 if reach < 2**24 else np.float64)
+@dataclass(frozen=True, eq=False)
+class ExactProduct:
+    """x -> x @ weight for integers |x| <= reach, without any rounding. `pieces` are float weights for slices of K."""
+
+    stops: tuple[int, ...]  # where the pieces end along K
+    pieces: tuple[Array, ...]  # [..., k, M], float32 or float64
+    reach: int  # the largest magnitude of a result
+
+    @staticmethod
+    def make(weight: IntArray, reach: int) -> ExactProduct:
+        """Cut `weight` [..., K, M] (int64) along K for inputs of magnitude up to `reach`."""
+        reach = max(reach, 1)
+        size = np.abs(weight).reshape(-1, *weight.shape[-2:])
+        total = int(size.sum(axis=1).max(initial=0)) * reach
+        if total >= 2**53:
+            raise ValueError(f"a partial sum can reach {total}, beyond exact float64")
+        if int(size.max(initial=0)) * reach >= 2**24:
+            return ExactProduct((weight.shape[-2],), (weight.astype(np.float64),), total)
+        stops: list[int] = []
+        running = np.zeros((size.shape[0], size.shape[2]), np.int64)
+        for k in range(size.shape[1]):
+            running += size[:, k]
+            if int(running.max(initial=0)) * reach >= 2**24:
+                stops.append(k)
+                running = size[:, k].copy()
+        edges = [0, *stops, size.shape[1]]
+        pieces = tuple(np.ascontiguousarray(weight[..., a:b, :].astype(np.float32)) for a, b in pairwise(edges))
+        return ExactProduct(tuple(edges[1:]), pieces, total)
+
+    def __call__(self, kernels: Kernels, x: Array) -> Array:
+        """`x` [..., K] (integers, any numeric type) -> integers [..., M], int32 where that holds them, else int64."""
+        integer = kernels.xp.int64 if self.reach >= 2**31 else kernels.xp.int32
+        result, start = None, 0
+        for stop, piece in zip(self.stops, self.pieces, strict=True):
+            part = kernels.matmul(x[..., start:stop], piece).astype(integer)
+            result = part if result is None else result + part
+            start = stop
+        return result
+
+
+def _narrowest(values: IntArray, *products: ExactProduct) -> Array:
+    """`values` as int32, unless their sum with the products' results could leave it."""
+    reach = sum(p.reach for p in products) + int(np.abs(values).max(initial=0))
+    return values if reach >= 2**31 else values.astype(np.int32)
+
+
+def _ends(kernels: Kernels, centre: Array, radius: Array) -> Interval:
+    """(centre -+ radius) / 2 for integers of equal parity: an arithmetic shift halves them exactly."""
+    integer = kernels.xp.int32
+    return ((centre - radius) >> 1).astype(integer), ((centre + radius) >> 1).astype(integer)
+
+
+def _reaches(x: Type, low: int, high: int) -> None:
+    if x.low < low or x.high > high:
+        raise ValueError(f"an input in [{x.low}, {x.high}] leaves the declared [{low}, {high}]")
 
 
 @dataclass(frozen=True, eq=False)
 class Dense(AbstractOp):
     """acc[..., m] = sum_k x[..., k] * weight[k, m] + bias[m].
 
-    `weight` [*batch, K, M] and `bias` (broadcastable to the result) are int64 with zero points folded in; `x_max` is
-    the largest |x|. Source: ONNX MatMulInteger-10, QLinearMatMul-21, com.microsoft QGemm-1 before requantization.
+    `weight` [*batch, K, M] and `bias` (broadcastable to the result) are int64 with zero points folded in; x lies in
+    [x_low, x_high]. Source: ONNX MatMulInteger-10, QLinearMatMul-21, com.microsoft QGemm-1 before requantization.
     """
 
     weight: IntArray
     bias: IntArray
-    x_max: int
-    _weight: Array = field(init=False, repr=False)
-    _absolute: Array = field(init=False, repr=False)
+    x_low: int
+    x_high: int
+    _product: ExactProduct = field(init=False, repr=False)
+    _absolute: ExactProduct = field(init=False, repr=False)
+    _centre_bias: Array = field(init=False, repr=False)  # bias plus half of W times the centre's shift
 
     def __post_init__(self) -> None:
-        magnitude = np.abs(self.weight)
-        exact = _float_weights(self.weight, magnitude.sum(axis=-2), self.x_max)
-        object.__setattr__(self, "_weight", exact)
-        object.__setattr__(self, "_absolute", np.abs(exact))
+        shift, width = self.x_low + self.x_high, self.x_high - self.x_low
+        object.__setattr__(
+            self, "_product", ExactProduct.make(self.weight, max(abs(self.x_low), abs(self.x_high), width))
+        )
+        object.__setattr__(self, "_absolute", ExactProduct.make(np.abs(self.weight), width))
+        sums = self.weight.sum(axis=-2, keepdims=self.weight.ndim > 2)
+        centre_bias = _narrowest(2 * self.bias + shift * sums, self._product, self._absolute)
+        object.__setattr__(self, "_centre_bias", centre_bias)
 
     def output_type(self, *types: Type) -> Type:
         (x,) = types
         if not x.shape or x.shape[-1] != self.weight.shape[-2]:
             raise ValueError(f"a weight {list(self.weight.shape)} does not fit an input {list(x.shape)}")
-        if max(abs(x.low), abs(x.high)) > self.x_max:
-            raise ValueError(f"x_max {self.x_max} does not cover [{x.low}, {x.high}]")
+        _reaches(x, self.x_low, self.x_high)
         batch = np.broadcast_shapes(x.shape[:-2], self.weight.shape[:-2])
         shape = (*batch, *x.shape[-2:-1], self.weight.shape[-1])
         if np.broadcast_shapes(shape, self.bias.shape) != shape:
@@ -78,30 +134,20 @@ class Dense(AbstractOp):
         return _checked(shape, low + int(self.bias.min(initial=0)), high + int(self.bias.max(initial=0)))
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:
-        acc = kernels.matmul(xs[0], self._weight).astype(kernels.xp.int64) + self.bias
-        return acc.astype(kernels.xp.int32)
+        return (self._product(kernels, xs[0]) + self.bias).astype(kernels.xp.int32)
 
     def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
         lower, upper = boxes[0]
-        centre = kernels.matmul(lower + upper, self._weight)
-        radius = kernels.matmul(upper - lower, self._absolute)
-        return _ends(kernels, centre, radius, self.bias)
+        centre = self._product(kernels, lower + upper - (self.x_low + self.x_high))
+        radius = self._absolute(kernels, upper - lower)
+        return _ends(kernels, centre + self._centre_bias, radius)
 
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
-        weight = self._weight.astype(kernels.xp.float32)
+        weight = kernels.asarray(self.weight, dtype=kernels.xp.float32)
         grad = kernels.xp.matmul(upstream, kernels.xp.swapaxes(weight, -1, -2))
         while grad.ndim > xs[0].ndim:  # the weight had batch axes that the input lacked
             grad = grad.sum(axis=1)
         return (grad,)
-
-
-def _ends(kernels: Kernels, centre: Array, radius: Array, bias: Array) -> Interval:
-    """(centre -+ radius) / 2 + bias, exactly: float64 holds the integers below 2**53 that centre and radius are."""
-    xp = kernels.xp
-    centre, radius = centre.astype(xp.float64), radius.astype(xp.float64)
-    lower = ((centre - radius) * 0.5 + bias).astype(xp.int32)
-    upper = ((centre + radius) * 0.5 + bias).astype(xp.int32)
-    return lower, upper
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,15 +166,23 @@ class Conv(AbstractOp):
     dilations: tuple[int, ...]
     groups: int
     pad_value: int
-    x_max: int
-    _weight: Array = field(init=False, repr=False)  # [groups, C/groups*prod(kernel), M/groups]
-    _absolute: Array = field(init=False, repr=False)
+    x_low: int
+    x_high: int
+    _product: ExactProduct = field(init=False, repr=False)  # weights [groups, C/groups*prod(kernel), M/groups]
+    _absolute: ExactProduct = field(init=False, repr=False)
+    _centre_bias: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         flat = self.weight.reshape(self.groups, self.weight.shape[0] // self.groups, -1).swapaxes(1, 2)
-        exact = np.ascontiguousarray(_float_weights(flat, np.abs(flat).sum(axis=1), self.x_max))
-        object.__setattr__(self, "_weight", exact)
-        object.__setattr__(self, "_absolute", np.abs(exact))
+        shift, width = self.x_low + self.x_high, self.x_high - self.x_low
+        object.__setattr__(self, "_product", ExactProduct.make(flat, max(abs(self.x_low), abs(self.x_high), width)))
+        object.__setattr__(self, "_absolute", ExactProduct.make(np.abs(flat), width))
+        object.__setattr__(
+            self, "_centre_bias", self._per_channel(2 * self.bias + shift * flat.sum(axis=1).reshape(-1))
+        )
+
+    def _per_channel(self, values: IntArray) -> IntArray:
+        return values.reshape(-1, *([1] * len(self.strides)))
 
     def _output_shape(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         rank = len(spatial)
@@ -144,8 +198,7 @@ class Conv(AbstractOp):
         (x,) = types
         if len(x.shape) != self.weight.ndim or x.shape[1] != self.weight.shape[1] * self.groups:
             raise ValueError(f"a weight {list(self.weight.shape)} does not fit an input {list(x.shape)}")
-        if max(abs(x.low), abs(x.high), abs(self.pad_value)) > self.x_max:
-            raise ValueError(f"x_max {self.x_max} does not cover [{x.low}, {x.high}]")
+        _reaches(Type(x.shape, min(x.low, self.pad_value), max(x.high, self.pad_value)), self.x_low, self.x_high)
         output = self._output_shape(x.shape[2:])
         if min(output, default=1) <= 0:
             raise ValueError(f"the kernel is larger than the padded input {list(x.shape)}")
@@ -155,10 +208,10 @@ class Conv(AbstractOp):
         return _checked((x.shape[0], self.weight.shape[0], *output), low, high)
 
     def _columns(self, kernels: Kernels, x: Array, fill: int) -> tuple[Array, tuple[int, ...]]:
-        """im2col: [N, groups, positions, C/groups*prod(kernel)] in the weights' dtype, and the output's spatial shape."""
+        """im2col in float32: [N, groups, positions, C/groups*prod(kernel)], and the output's spatial shape."""
         xp = kernels.xp
         rank = len(self.strides)
-        x = x.astype(self._weight.dtype)
+        x = kernels.as_float32(x)  # |x| < 2**24
         if any(self.pads):
             width = [(0, 0), (0, 0), *((self.pads[i], self.pads[rank + i]) for i in range(rank))]
             x = xp.pad(x, width, constant_values=fill)
@@ -171,25 +224,22 @@ class Conv(AbstractOp):
         columns = view.transpose(axes).reshape(n, self.groups, int(np.prod(output)), -1)
         return columns, output
 
-    def _linear(self, kernels: Kernels, x: Array, weight: Array, fill: int) -> Array:
+    def _linear(self, kernels: Kernels, x: Array, product: ExactProduct, fill: int) -> Array:
         n, batch = x.shape[:2]
         columns, output = self._columns(kernels, x.reshape(n * batch, *x.shape[2:]), fill)
-        acc = kernels.xp.matmul(columns, weight)  # [N * B, groups, positions, M/groups]
+        acc = product(kernels, columns)  # [N * B, groups, positions, M/groups]
         return acc.swapaxes(2, 3).reshape(n, batch, -1, *output)
 
-    def _bias(self) -> Array:
-        return self.bias.reshape(-1, *([1] * len(self.strides)))
-
     def run(self, kernels: Kernels, *xs: Array) -> Array:
-        acc = self._linear(kernels, xs[0], self._weight, self.pad_value).astype(kernels.xp.int64) + self._bias()
-        return acc.astype(kernels.xp.int32)
+        acc = self._linear(kernels, xs[0], self._product, self.pad_value)
+        return (acc + self._per_channel(self.bias)).astype(kernels.xp.int32)
 
     def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
         lower, upper = boxes[0]
-        # Padding is the constant pad_value: its lower + upper is 2 * pad_value, its radius 0.
-        centre = self._linear(kernels, lower + upper, self._weight, 2 * self.pad_value)
+        shift = self.x_low + self.x_high  # padding is the constant pad_value: centre 2 * pad_value, radius 0
+        centre = self._linear(kernels, lower + upper - shift, self._product, 2 * self.pad_value - shift)
         radius = self._linear(kernels, upper - lower, self._absolute, 0)
-        return _ends(kernels, centre, radius, self._bias())
+        return _ends(kernels, centre + self._centre_bias, radius)
 
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         xp = kernels.xp
@@ -197,7 +247,8 @@ class Conv(AbstractOp):
         rank, n = len(spatial), samples * batch
         kernel, output = self.weight.shape[2:], upstream.shape[3:]
         grad_out = upstream.reshape(n, self.groups, -1, int(np.prod(output))).swapaxes(2, 3)
-        columns = xp.matmul(grad_out, xp.swapaxes(self._weight.astype(xp.float32), 1, 2))
+        flat = self.weight.reshape(self.groups, self.weight.shape[0] // self.groups, -1)
+        columns = xp.matmul(grad_out, kernels.asarray(flat, dtype=xp.float32))
         columns = columns.reshape(n, self.groups, *output, channels // self.groups, *kernel)
         padded = [spatial[i] + self.pads[i] + self.pads[rank + i] for i in range(rank)]
         grad = xp.zeros((n, self.groups, channels // self.groups, *padded), dtype=xp.float32)

@@ -10,18 +10,22 @@ import numpy as np
 from qverify.kernels import Array, Kernels
 from qverify.ops.base import AbstractOp, Interval, Type
 
+LONGEST = 60_000  # up to here float32(log(x)) is what glibc's logf gives for every row length
+
 
 @dataclass(frozen=True, eq=False)
 class Softmax(AbstractOp):
-    """onnxruntime's QLinearSoftmax-1 over the last axis, as measured bit for bit.
+    """onnxruntime's QLinearSoftmax-1 over the last axis, as measured bit for bit (version 1.32).
 
-    A table holds float32(exp((k - 255 + headroom / scale) * scale)) for k = 0..255; every code is shifted so that the
-    row's maximum meets entry 255; q_i = rint((t_i * floor(1 / y_scale)) / sum t) + zero_point, clipped to the type.
+    A table holds float32(exp((k - 255 + headroom / scale) * scale)) for k = 0..255, in float64 but for the headroom, a
+    float32 logarithm of a float32 quotient; every code is shifted so that the row's maximum meets entry 255; the sum
+    adds float32 from left to right; q_i = rint(t_i * floor(1 / y_scale) / sum t) + zero_point in float64, clipped to the
+    type. (Up to onnxruntime 1.26 the quotient was float32, which rounds it onto a tie in a few of ten million.)
 
     Interval: t_i lies between the entries for (lower_i, largest possible maximum) and (upper_i, least possible maximum),
-    and so does every term of the sum. Sound because float32 addition, multiplication, division and rounding are monotone
-    in each argument: the least numerator over the largest sum bounds q_i from below, and conversely. Not tight (the
-    numerator is also a term of the sum), but a point stays a point, since all ends coincide.
+    and so does every term of the sum. Sound because addition, multiplication, division and rounding are monotone in each
+    argument, in float32 and in float64: the least numerator over the largest sum bounds q_i from below, and conversely.
+    Not tight (the numerator is also a term of the sum), but a point stays a point, since all ends coincide.
     """
 
     scale: np.float32
@@ -33,7 +37,8 @@ class Softmax(AbstractOp):
     _table: Array = field(init=False, repr=False)  # [256] float32
 
     def __post_init__(self) -> None:
-        headroom = max(0.0, math.log(float(np.finfo(np.float32).max) / self.length) - 5.0) / float(self.scale)
+        room = np.float32(math.log(np.finfo(np.float32).max / np.float32(self.length)))
+        headroom = max(0.0, float(room) - 5.0) / float(self.scale)
         entries = [math.exp((k - 255 + headroom) * float(self.scale)) for k in range(256)]
         object.__setattr__(self, "_table", np.array(entries, np.float32))
 
@@ -43,6 +48,10 @@ class Softmax(AbstractOp):
             raise ValueError(f"softmax of 8-bit codes in [{self.low}, {self.high}] got [{x.low}, {x.high}]")
         if x.shape[-1:] != (self.length,):
             raise ValueError(f"softmax over {self.length} elements got {list(x.shape)}")
+        if self.length > LONGEST or 1 / float(self.y_scale) > 3e38:
+            raise ValueError(
+                f"softmax over {self.length} elements with an output scale {self.y_scale} is not supported"
+            )
         return Type(x.shape, self.low, self.high)
 
     def _terms(self, kernels: Kernels, x: Array, top: Array) -> Array:
@@ -52,9 +61,9 @@ class Softmax(AbstractOp):
 
     def _quotient(self, kernels: Kernels, terms: Array, total: Array) -> Array:
         xp = kernels.xp
-        factor = np.float32(np.floor(np.float32(1) / self.y_scale))
-        q = xp.rint((terms * factor) / total).astype(xp.int64) + self.zero_point
-        return xp.clip(q, self.low, self.high).astype(xp.int32)
+        factor = float(np.floor(np.float32(1) / self.y_scale))
+        q = xp.rint(terms.astype(xp.float64) * factor / total.astype(xp.float64))
+        return xp.clip(q, self.low - self.zero_point, self.high - self.zero_point).astype(xp.int32) + self.zero_point
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:
         terms = self._terms(kernels, xs[0], xs[0].max(axis=-1, keepdims=True))

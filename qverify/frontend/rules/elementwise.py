@@ -209,26 +209,23 @@ def unary(n: View) -> Tensor:
     x = n.floats(0)
     if not isinstance(x, FloatCodes):
         raise Refusal("it is supported between 8-bit codes only")
-    return FloatCodes(x.codes, np.stack([_asked(n, row, x.shape) for row in x.table]), x.which)
+    bits, at = np.unique(x.table.view(np.int32), return_inverse=True)  # bits, since -0.0 and 0.0 count as equal
+    feeds = {n.node.input[0]: np.empty(x.shape, F32)}
+    function = runtime.node_function(n.node, feeds, n.opsets)
+    values = [_asked(n, lambda v: function({n.node.input[0]: np.full(x.shape, v)}), v) for v in bits.view(F32)]
+    return FloatCodes(x.codes, np.array(values, F32)[at].reshape(x.table.shape), x.which)
 
 
-def _asked(n: View, row: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """f(row[k]) by onnxruntime, on tensors of the node's own shape.
+def _asked(n: View, function: Any, value: np.float32) -> np.float32:
+    """f(value) by onnxruntime, on a tensor of the node's own shape filled with it.
 
-    Vectorized kernels may treat the last elements of a tensor otherwise than the first; the whole shape is therefore
-    filled with every value in turn, and a function that answers differently at different places is refused.
+    Vectorized kernels may treat the last elements of a tensor otherwise than the first: a function that answers
+    differently at different places is refused.
     """
-    size = int(np.prod(shape, dtype=np.int64))
-    result = np.empty_like(row)
-    block = max(1, min(len(row), 4_000_000 // max(size, 1)))
-    for start in range(0, len(row), block):
-        for k in range(start, min(start + block, len(row))):
-            feed = np.full(shape, row[k], F32)
-            y = runtime.run_node(n.node, {n.node.input[0]: feed}, n.opsets).reshape(-1)
-            if not np.isfinite(y).all() or (y != y[0]).any():
-                raise Refusal(f"the runtime's {n.op} of {row[k]} is not one finite number")
-            result[k] = y[0]
-    return result
+    y: npt.NDArray[np.float32] = function(value).reshape(-1)
+    if not np.isfinite(y).all() or (y != y[0]).any():
+        raise Refusal(f"the runtime's {n.op} of {value} is not one finite number")
+    return np.float32(y[0])
 
 
 @lowers("BatchNormalization")
@@ -240,13 +237,10 @@ def batch_normalization(n: View) -> Tensor:
     if len([name for name in n.node.output if name]) > 1:
         raise Refusal("its training form is not supported")
     feeds = {n.node.input[k]: n.constant(k, "a parameter") for k in range(1, 5)}
-    rows = np.stack(
-        [
-            runtime.run_node(n.node, {**feeds, n.node.input[0]: np.full(x.shape, v, F32)}, n.opsets).reshape(-1)
-            for v in x.table[0]
-        ],
-        axis=1,
-    )  # [elements, codes]
+    feeds[n.node.input[0]] = np.empty(x.shape, F32)
+    function = runtime.node_function(n.node, feeds, n.opsets)
+    columns = [function({**feeds, n.node.input[0]: np.full(x.shape, v, F32)}).reshape(-1) for v in x.table[0]]
+    rows = np.stack(columns, axis=1)  # [elements, codes]
     if not np.isfinite(rows).all():
         raise Refusal("it gives an infinity or NaN for some codes")
     table, which = np.unique(rows, axis=0, return_inverse=True)

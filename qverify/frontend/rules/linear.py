@@ -74,9 +74,8 @@ def dense(n: View, x: Codes, x_zero: Any, w: npt.NDArray[Any], w_zero: npt.NDArr
     shift = int(x_zero) * centred.sum(axis=-2, keepdims=w.ndim > 2)
     if w.ndim == 2:
         shift = shift.reshape(-1)
-    reach = max(abs(x.type.low), abs(x.type.high))
     try:
-        op = Dense(centred, np.asarray(bias - shift, np.int64), reach)
+        op = Dense(centred, np.asarray(bias - shift, np.int64), x.type.low, x.type.high)
     except ValueError as error:
         raise Refusal(str(error)) from None
     return n.builder.emit(op, x)
@@ -195,8 +194,7 @@ def float_product(n: View) -> Tensor:
     exact = w.astype(np.float64)
     step = np.abs(exact).sum(axis=0) * reach / 2.0**30 + 1e-300  # the finest that keeps the accumulator in int32
     weight = np.rint(exact / step).astype(np.int64)
-    largest = max(abs(x.codes.type.low), abs(x.codes.type.high))
-    op = Dense(weight, -zero * weight.sum(axis=0), largest)
+    op = Dense(weight, -zero * weight.sum(axis=0), x.codes.type.low, x.codes.type.high)
     acc = n.builder.emit(op, x.codes)
     unit, terms = 2.0**-24, w.shape[0] + 1
     size = scale * reach * np.abs(exact).sum(axis=0) + np.abs(bias)
@@ -233,9 +231,10 @@ def _convolution(n: View, x: Codes, x_zero: Any, w: npt.NDArray[Any], w_zero: An
     window: Window = read_window(n, x.shape[2:], tuple(w.shape[2:]))
     centred = w.astype(np.int64) - w_zero
     bias = np.broadcast_to(bias, (w.shape[0],)) - int(x_zero) * centred.reshape(len(w), -1).sum(axis=1)
-    reach = max(abs(x.type.low), abs(x.type.high), abs(int(x_zero)))
+    zero = int(x_zero)
+    ends = (min(x.type.low, zero), max(x.type.high, zero))
     try:
-        op = Conv(centred, bias, window.strides, window.pads, window.dilations, groups, int(x_zero), reach)
+        op = Conv(centred, bias, window.strides, window.pads, window.dilations, groups, zero, *ends)
     except ValueError as error:
         raise Refusal(str(error)) from None
     return n.builder.emit(op, x)

@@ -1,0 +1,209 @@
+"""Interval propagation against one onnxruntime int8 inference of the same network, side by side.
+
+    python benchmarks/ibp_vs_inference.py [--device cpu|cuda] [--rounds 9] [--out benchmarks/results/ibp_vs_inference.csv]
+
+For each network and batch size, rounds alternate between the runtime's inference of a batch and the interval bounds of
+a batch of boxes; the medians of their CPU times (wall times on cuda) are compared, one thread each. Networks have random
+weights and the shapes of `nets()`; before timing, the integer network is checked against the runtime on the batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# One thread each; BLAS libraries read these when NumPy is imported.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+import numpy as np  # noqa: E402
+import onnx  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from qverify.frontend.boundary import make_decoder, make_encoder  # noqa: E402
+from qverify.frontend.model import read_model  # noqa: E402
+from qverify.kernels import open_kernels  # noqa: E402
+
+COLUMNS = ("date", "machine", "device", "network", "batch", "inference_us", "interval_us", "ratio", "boxes_per_second")
+
+
+class Chain:
+    """A QOperator chain under construction: uint8 activations, int8 weights, scales that keep activations alive."""
+
+    def __init__(self, shape: list[int], seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.shape = shape
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.value = self._node("QuantizeLinear", ["x", self.c(np.float32(1 / 255)), self.c(np.uint8(0))])
+
+    def c(self, value: Any) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def _node(self, op: str, inputs: list[str], domain: str = "", **attributes: Any) -> str:
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes))
+        return name
+
+    def _common(self, fan_in: int) -> tuple[str, str, str, str]:
+        """Scales and zero points that spread the next activations over their range."""
+        return (
+            self.c(np.float32(0.02)),
+            self.c(np.uint8(0)),
+            self.c(np.float32(0.02 * 0.02 * fan_in**0.5 * 25)),
+            self.c(np.uint8(64)),
+        )
+
+    def dense(self, width: int) -> Chain:
+        fan_in = self.shape[1]
+        w = self.rng.integers(-127, 128, (fan_in, width)).astype(np.int8)
+        bias = self.rng.integers(-2000, 2000, width).astype(np.int32)
+        xs, xz, ys, yz = self._common(fan_in)
+        ws, wz = self.c(np.float32(0.02)), self.c(np.int8(0))
+        inputs = [self.value, xs, xz, self.c(w), ws, wz, self.c(bias), ys, yz]
+        self.value = self._node("QGemm", inputs, "com.microsoft")
+        self.shape = [self.shape[0], width]
+        return self
+
+    def conv(self, channels: int, kernel: int, stride: int, pad: int = 0) -> Chain:
+        b, c, h, w = self.shape
+        weight = self.rng.integers(-127, 128, (channels, c, kernel, kernel)).astype(np.int8)
+        bias = self.rng.integers(-2000, 2000, channels).astype(np.int32)
+        xs, xz, ys, yz = self._common(c * kernel * kernel)
+        ws, wz = self.c(np.float32(0.02)), self.c(np.int8(0))
+        inputs = [self.value, xs, xz, self.c(weight), ws, wz, ys, yz, self.c(bias)]
+        self.value = self._node("QLinearConv", inputs, strides=[stride] * 2, pads=[pad] * 4)
+        size = [(s + 2 * pad - kernel) // stride + 1 for s in (h, w)]
+        self.shape = [b, channels, *size]
+        return self
+
+    def flatten(self) -> Chain:
+        self.value = self._node("Flatten", [self.value])
+        self.shape = [self.shape[0], int(np.prod(self.shape[1:]))]
+        return self
+
+    def model(self, first: list[int]) -> onnx.ModelProto:
+        self.value = self._node("DequantizeLinear", [self.value, self.c(np.float32(0.1)), self.c(np.uint8(64))])
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, first)
+        y = helper.make_tensor_value_info(self.value, TensorProto.FLOAT, self.shape)
+        graph = helper.make_graph(self.nodes, "net", [x], [y], self.constants)
+        opsets = [helper.make_opsetid("", 13), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def nets() -> dict[str, tuple[list[int], Callable[[Chain], Chain]]]:
+    """Name -> (input shape of one sample, layers)."""
+
+    def acas(c: Chain) -> Chain:
+        for _ in range(6):
+            c = c.dense(50)
+        return c.dense(5)
+
+    return {
+        "mlp 784-64-32-10": ([784], lambda c: c.dense(64).dense(32).dense(10)),
+        "mlp 784-1024-1024-10": ([784], lambda c: c.dense(1024).dense(1024).dense(10)),
+        "mlp 5-6x50-5": ([5], acas),
+        "cnn 16k4s2-32k4s2-100-10": (
+            [1, 28, 28],
+            lambda c: c.conv(16, 4, 2).conv(32, 4, 2).flatten().dense(100).dense(10),
+        ),
+        "cnn 64-64-128s2-10 (32x32x3)": (
+            [3, 32, 32],
+            lambda c: c.conv(64, 3, 1, 1).conv(64, 3, 1, 1).conv(128, 3, 2, 1).flatten().dense(10),
+        ),
+    }
+
+
+def measure(name: str, batch: int, device: str, rounds: int, folder: Path) -> tuple[float, float]:
+    """Median microseconds of one batch: (the runtime's inference, interval bounds)."""
+    import onnxruntime as ort
+
+    sample, layers = nets()[name]
+    first = [batch, *sample]
+    path, single = folder / "batch.onnx", folder / "single.onnx"
+    onnx.save(layers(Chain(first, 0)).model(first), path)
+    onnx.save(layers(Chain([1, *sample], 0)).model([1, *sample]), single)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    kernels = open_kernels(device)
+    lowered = read_model(single).lowered
+    network = lowered.network.on(kernels)
+    rng = np.random.default_rng(1)
+    x = rng.random(first, dtype=np.float32)
+    codes = make_encoder(lowered).encode(x.reshape(batch, -1).astype(np.float64))
+    expected = np.asarray(session.run(None, {"x": x})[0]).reshape(batch, -1)
+    ours = make_decoder(lowered).decode(kernels.to_host(network.run(kernels, kernels.asarray(codes))))
+    if (ours != expected).any():
+        raise SystemExit(f"{name}: the integer network differs from the runtime")
+    lower, upper = kernels.asarray(np.maximum(codes - 2, 0)), kernels.asarray(np.minimum(codes + 2, 255))
+    clock = time.process_time if device == "cpu" else time.perf_counter
+
+    def bound() -> None:
+        kernels.to_host(network.intervals(kernels, lower, upper)[0])
+
+    def infer() -> None:
+        session.run(None, {"x": x})
+
+    times: dict[Callable[[], None], list[float]] = {infer: [], bound: []}
+    for task in (infer, bound):
+        task()
+    for _ in range(rounds):
+        for task, own in times.items():
+            repeats, start = 0, clock()
+            while clock() - start < 0.05 or repeats < 2:
+                task()
+                repeats += 1
+            own.append((clock() - start) / repeats)
+    return statistics.median(times[infer]) * 1e6, statistics.median(times[bound]) * 1e6
+
+
+def main() -> int:
+    """Print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 1024])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ibp_vs_inference.csv"))
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    machine = f"{platform.machine()} {platform.processor() or platform.system()}".strip()
+    with tempfile.TemporaryDirectory() as folder, options.out.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for name in nets():
+            for batch in options.batches:
+                inference, interval = measure(name, batch, options.device, options.rounds, Path(folder))
+                row = {
+                    "date": datetime.date.today().isoformat(),
+                    "machine": machine,
+                    "device": open_kernels(options.device).description,
+                    "network": name,
+                    "batch": batch,
+                    "inference_us": f"{inference:.1f}",
+                    "interval_us": f"{interval:.1f}",
+                    "ratio": f"{interval / inference:.2f}",
+                    "boxes_per_second": f"{batch / interval * 1e6:.0f}",
+                }
+                writer.writerow(row)
+                print(
+                    f"{name:32} batch {batch:5}: inference {inference:10.1f} us, intervals {interval:10.1f} us, "
+                    f"ratio {interval / inference:6.2f}"
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
