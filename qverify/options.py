@@ -20,5 +20,5 @@ class Options:
     device: str = "auto"
     seed: int = 0
     batch: int | None = None
-    branch: str = "influence"
+    branch: str = "balanced"
     attack: bool = True

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from qverify.errors import ModelError, UsageError
 
@@ -43,7 +43,7 @@ def version() -> str:
 def optimised_graph(path: Path) -> onnx.ModelProto:
     """The graph that onnxruntime's CPU provider makes of the file at level EXTENDED: QDQ groups fused to integer ops.
 
-    The default level, ALL, adds only changes of memory layout, which keep every integer (measured; see specs/numerics.md).
+    The default level, ALL, adds only changes of memory layout, which keep every integer (measured; see specs/semantics.md).
     Raises ModelError if onnxruntime refuses the file.
     """
     ort = _onnxruntime("A QDQ model (or one with float islands)")
@@ -65,35 +65,30 @@ def _create(ort: Any, source: str | bytes, options: Any, what: str) -> Any:
         raise ModelError(f"onnxruntime {ort.__version__} cannot load {what}: {text[:300]}") from None
 
 
-Feeds = dict[str, npt.NDArray[Any]]
-
-
-def run_node(node: onnx.NodeProto, feeds: Feeds, opsets: list[onnx.OperatorSetIdProto]) -> npt.NDArray[Any]:
-    """The first output of one node, run alone by onnxruntime without optimisation."""
-    return node_function(node, feeds, opsets)(feeds)
-
-
 def node_function(
-    node: onnx.NodeProto, feeds: Feeds, opsets: list[onnx.OperatorSetIdProto]
-) -> Callable[[Feeds], npt.NDArray[Any]]:
-    """`run_node` as a function of inputs with the types and shapes of `feeds`: loaded once, called often."""
+    node: onnx.NodeProto,
+    constants: dict[str, npt.NDArray[Any]],
+    dtype: npt.DTypeLike,
+    opsets: list[onnx.OperatorSetIdProto],
+) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+    """One node, run alone by onnxruntime without optimisation, as a function of its first input (of any shape)."""
     ort = _onnxruntime(f"The op {node.op_type}")
-    inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-        for name, value in feeds.items()
-    ]
-    output = onnx.ValueInfoProto(name=node.output[0])
-    graph = helper.make_graph([node], "node", inputs, [output])
+    name = node.input[0]
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    tensors = [numpy_helper.from_array(value, key) for key, value in constants.items()]
+    inputs = [helper.make_tensor_value_info(name, element, None)]
+    graph = helper.make_graph([node], "node", inputs, [onnx.ValueInfoProto(name=node.output[0])], tensors)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = _create(ort, model.SerializeToString(), options, f"the node '{node.name}' ({node.op_type})")
 
-    def run(feeds: Feeds) -> npt.NDArray[Any]:
-        return np.asarray(session.run(None, feeds)[0])
+    def call(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.asarray(session.run(None, {name: x})[0])
 
-    return run
+    return call
 
 
 class Session:

@@ -15,7 +15,7 @@ from qverify import runtime
 from qverify.bounds.unsafe import make_unsafe
 from qverify.check import NotReplayed, replay
 from qverify.deadline import Deadline
-from qverify.errors import SpecError, UsageError
+from qverify.errors import SoundnessError, SpecError, UsageError
 from qverify.frontend.boundary import Decoder, Encoder, make_decoder, make_domain, make_encoder
 from qverify.frontend.model import Model, read_model
 from qverify.frontend.vnnlib import read_property
@@ -55,6 +55,8 @@ def verify(
     network = read.lowered.network.on(kernels)
     rng = np.random.default_rng(options.seed)
     details = _details(read, prop, spec_path, kernels)
+    if read.runtime_version is not None:
+        details["warnings"] += _cross_check(read, encoder, decoder)
     unknown: Outcome | None = None
     for query in prop.queries:
         problem = _problem(read, kernels, network, encoder, decoder, query, spec_path)
@@ -75,6 +77,32 @@ def verify(
         return Result(Verdict.UNKNOWN, unknown.reason, None, stats, details)
     return Result(
         Verdict.UNSAT, "every part of the input box is proved by integer interval bounds", None, stats, details
+    )
+
+
+def _cross_check(read: Model, encoder: Encoder, decoder: Decoder) -> list[str]:
+    """Compare the integer network with onnxruntime on a few inputs, where the file was read as the runtime's fused graph
+    (which was made at level EXTENDED, while the file runs at the default level).
+
+    Returns warnings: on x86 without VNNI a network that can saturate is computed differently there. Any other difference
+    raises SoundnessError, since no verdict may be built on it.
+    """
+    rng, kernels = np.random.default_rng(0), open_kernels("cpu")
+    count = int(np.clip(2e7 / read.lowered.network.elements_per_point(), 1, 16))
+    wide = rng.choice([1.0, 10.0, 255.0], size=(count, 1)) * rng.uniform(-1, 1, size=(count, len(encoder.is_float)))
+    whole = rng.integers(encoder.low, encoder.high, size=wide.shape, endpoint=True)
+    flat = np.where(encoder.is_float, wide.astype(np.float32).astype(np.float64), whole)
+    ask = _runtime(read)
+    actual = np.stack([ask(row) for row in flat])
+    ours = decoder.decode(read.lowered.network.run(kernels, encoder.encode(flat)))
+    if (np.abs(actual - ours) <= decoder.error).all():
+        return []
+    if read.lowered.saturable:
+        return [
+            "onnxruntime computes other integers on this CPU (x86 without VNNI); the verdict is for exact accumulation"
+        ]
+    raise SoundnessError(
+        f"{read.path}: onnxruntime's outputs differ from the integer network's; please report this model"
     )
 
 
@@ -173,10 +201,12 @@ def _check_variable(spec: Path, variable: Variable, name: str, shape: tuple[int,
 
 def _details(read: Model, prop: Property, spec: Path, kernels: Kernels) -> dict[str, Any]:
     """What a verdict is about: recorded with it."""
+    saturable = read.lowered.saturable
     return {
         "device": kernels.description,
         "semantics": "exact int32 accumulation, float32 requantization as onnxruntime's CPU provider",
         "read_by": f"onnxruntime {read.runtime_version}'s fused graph" if read.runtime_version else "directly",
+        "x86_without_vnni": f"may saturate in {len(saturable)} node(s)" if saturable else "computes the same integers",
         "model_sha256": read.sha256,
         "spec_sha256": hashlib.sha256(_spec_file(spec).read_bytes()).hexdigest(),
         "warnings": list(read.warnings),

@@ -3,7 +3,8 @@
 Sound: a case is refuted only if some row fails for every output in the box, in exact arithmetic. The comparison of a
 row's least value with its right-hand side is made in float64 where that is proved exact (every output is a multiple of
 a common power of two and the sum stays below 2**53 of them), or where it lies further from the right-hand side than its
-rounding error can reach; everything else is decided with Fractions.
+rounding error (underflow included) can reach; everything else is decided with Fractions. Outputs and inputs are finite
+float32 or integers of at most 32 bits; decimals in a property may be anything, so rows are scaled into float64's range.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 REFUTED, OPEN, CERTAIN = 0, 1, 2
 HALF_ULP = 2.0**-53
+TINY = 2.0**-800  # times HALF_ULP: more than a coefficient, a product or a right-hand side that underflows can lose
+HUGE = Fraction(2) ** 400  # beyond the value of every scaled row
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Unsafe:
         never OPEN."""
         low, high, size = self.ends(y, x)
         terms = self.y_matrix.shape[1] + (0 if self.x_matrix is None else self.x_matrix.shape[1])
-        slack = np.where(self.exact, 0.0, (size + np.abs(self.threshold)) * ((terms + 4) * HALF_ULP))
+        slack = np.where(self.exact, 0.0, (size + np.abs(self.threshold) + TINY) * ((terms + 4) * HALF_ULP))
         possible = self._decide(low, slack, y, x, least=True)
         sure = self._decide(high, slack, y, x, least=False)
         result = np.empty((len(low), len(self.cases)), np.int8)
@@ -127,7 +131,7 @@ def make_unsafe(query: Query, inputs: int, grid: Grid) -> Unsafe:
     """Compile a query's cases for `inputs` input elements and the outputs of `grid`."""
     numbers: dict[Row, int] = {}
     cases = tuple(tuple(numbers.setdefault(row, len(numbers)) for row in case) for case in query.cases)
-    rows = tuple(numbers)
+    rows = tuple(_scaled(row) for row in numbers)
     outputs = len(grid.unit)
     y_matrix = np.zeros((len(rows), outputs))
     mixed = any(row.x for row in rows)
@@ -143,12 +147,23 @@ def make_unsafe(query: Query, inputs: int, grid: Grid) -> Unsafe:
     return Unsafe(rows, cases, y_matrix, x_matrix, threshold, exact)
 
 
+def _scaled(row: Row) -> Row:
+    """The row, multiplied by a power of two where its coefficients would leave the range of float64 or come near."""
+    largest = max((abs(c) for _, c in (*row.x, *row.y)), default=Fraction(1))
+    exponent = largest.numerator.bit_length() - largest.denominator.bit_length()
+    if abs(exponent) <= 64:
+        return row
+    factor = Fraction(2) ** -exponent
+    x, y = (tuple((i, c * factor) for i, c in terms) for terms in (row.x, row.y))
+    return Row(x, y, row.rhs * factor, row.strict)
+
+
 def _threshold(row: Row, grid: Grid) -> tuple[float, bool]:
     """The float64 t with "row holds iff value <= t", and whether value is computed without rounding.
 
     On multiples of u, value <= rhs iff value <= floor(rhs / u) u, and value < rhs iff value <= (ceil(rhs / u) - 1) u.
     """
-    nearest = float(row.rhs)
+    nearest = float(max(min(row.rhs, HUGE), -HUGE))
     if row.x:
         return nearest, False
     units = []
@@ -156,7 +171,7 @@ def _threshold(row: Row, grid: Grid) -> tuple[float, bool]:
     for index, c in row.y:
         unit = grid.unit[index]
         power = _power_of_two(c)
-        if unit is None or power is None:
+        if unit is None or power is None or not isfinite(grid.largest[index]):
             return nearest, False
         units.append(unit + power)
         reach += abs(c) * Fraction(grid.largest[index])
@@ -170,13 +185,14 @@ def _threshold(row: Row, grid: Grid) -> tuple[float, bool]:
 
 
 def _power_of_two(c: Fraction) -> int | None:
-    """The largest p with c a multiple of 2**p, for a dyadic c whose odd part float64 holds; None otherwise."""
+    """The largest p with c a multiple of 2**p, for a dyadic c that float64 holds with room to spare; None otherwise."""
     if c.denominator & (c.denominator - 1):
         return None
     trailing = (c.numerator & -c.numerator).bit_length() - 1
     if abs(c.numerator) >> trailing >= 2**53:
         return None
-    return trailing - (c.denominator.bit_length() - 1)
+    power = trailing - (c.denominator.bit_length() - 1)
+    return power if power >= -900 else None  # times a float32's unit, 2**-149 or more: no product underflows
 
 
 def case_rows(unsafe: Unsafe, k: int) -> Case:

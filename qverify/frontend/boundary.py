@@ -45,6 +45,16 @@ class Encoder:
         return sum(len(p.source) for p in self.parts)
 
     @property
+    def low(self) -> int:
+        """The least code of any variable."""
+        return min(p.low for p in self.parts)
+
+    @property
+    def high(self) -> int:
+        """The largest code of any variable."""
+        return max(p.high for p in self.parts)
+
+    @property
     def source(self) -> npt.NDArray[np.int64]:
         """[codes]: the input element behind each code, -1 for a constant."""
         return np.concatenate([p.source for p in self.parts])
@@ -52,6 +62,12 @@ class Encoder:
     def encode(self, x: Float64Array) -> Int32Array:
         """`x` [N, inputs] -> int32 [N, codes]."""
         return np.concatenate([_encode_part(p, x) for p in self.parts], axis=1)
+
+    def scaled(self, x: Float64Array) -> npt.NDArray[np.float32]:
+        """The float32 values just before rounding, [N, float codes]: finite at both ends of a box means finite within."""
+        with np.errstate(all="ignore"):
+            parts = [_prefix(p, x) / p.scale for p in self.parts if isinstance(p, Quantizer)]
+        return np.concatenate([np.zeros((len(x), 0), np.float32), *parts], axis=1)
 
     def encode_at(self, x: Float64Array) -> Int32Array:
         """The codes, were each code's own source element `x` [codes] (constants ignore it)."""
@@ -69,15 +85,26 @@ class Encoder:
 def _encode_part(part: Quantizer | Identity, x: Float64Array) -> Int32Array:
     if isinstance(part, Identity):
         return x[:, part.source].astype(np.int32)
-    v = np.where(part.source < 0, part.constant, x[:, np.maximum(part.source, 0)].astype(np.float32))
-    return _quantized(part, v)
+    return _quantized(part, _source_values(part, x))
+
+
+def _source_values(part: Quantizer, x: Float64Array) -> npt.NDArray[np.float32]:
+    return np.where(part.source < 0, part.constant, x[:, np.maximum(part.source, 0)].astype(np.float32))
+
+
+def _prefix(part: Quantizer, x: Float64Array) -> npt.NDArray[np.float32]:
+    return _stepped(part, _source_values(part, x))
+
+
+def _stepped(part: Quantizer, v: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    for step in part.steps:
+        v = step.apply(CPU, v)
+    return v
 
 
 def _quantized(part: Quantizer, v: npt.NDArray[np.float32]) -> Int32Array:
     with np.errstate(over="ignore"):
-        for step in part.steps:
-            v = step.apply(CPU, v)
-        return quantize_linear(v, part.scale, part.zero_point, part.low, part.high)
+        return quantize_linear(_stepped(part, v), part.scale, part.zero_point, part.low, part.high)
 
 
 def make_encoder(lowered: Lowered) -> Encoder:
@@ -227,7 +254,10 @@ def make_domain(encoder: Encoder, box: Box) -> Domain:
     if (lower > upper).any():
         i = int(np.flatnonzero(lower > upper)[0])
         raise SpecError(f"no value of X_{i} lies within its bounds [{float(box.lower[i])}, {float(box.upper[i])}]")
-    return Domain(encoder, box, lower, upper)
+    domain = Domain(encoder, box, lower, upper)
+    if not np.isfinite(encoder.scaled(np.stack([lower, upper]))).all():
+        raise SpecError("the bounds are so large that the model's input arithmetic overflows float32")
+    return domain
 
 
 def _float_ends(low: Fraction, high: Fraction, low_strict: bool, high_strict: bool) -> tuple[float, float]:
@@ -314,7 +344,7 @@ def make_decoder(lowered: Lowered) -> Decoder:
         program = tensor.program if isinstance(tensor, FloatAcc) else None
         size, shape = codes.type.size, codes.type.shape
         parts.append((program, size, shape))
-        slope = np.ones(()) if program is None else program.slope().astype(np.float64)
+        slope = np.asarray(1.0 if program is None else program.slope(), np.float64)
         steep.append(np.broadcast_to(slope, shape).reshape(-1))
         unit, most = _grid_of(lowered, codes, program)
         units += [unit] * size

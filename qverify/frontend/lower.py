@@ -7,6 +7,7 @@ types and a hint.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ HINTS = {
 }
 
 Output = Codes | FloatAcc | FloatSum
+MAX_INPUTS = 2**24  # elements of one input: a shape is believed before anything bounds it
 GraphValue = tuple[str, tuple[int, ...], np.dtype[Any]]  # name, shape, element type
 
 
@@ -99,8 +101,13 @@ def _declare_inputs(graph: onnx.GraphProto, env: dict[str, Tensor], builder: Bui
         if item.name in env:
             continue  # an initializer listed as input (IR version 3) keeps its value
         shape = _static_shape(item)
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type))
-        size = int(np.prod(shape, dtype=np.int64))
+        try:
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type))
+        except KeyError:
+            raise ModelError(f"the input '{item.name}' has no known element type") from None
+        size = prod(shape)
+        if size > MAX_INPUTS:
+            raise UnsupportedModel(f"the input '{item.name}' has {size} elements; at most {MAX_INPUTS} are supported")
         source = np.arange(start, start + size, dtype=np.int64)
         if dtype == np.float32:
             env[item.name] = FloatInput(source.reshape(shape), np.zeros(shape, np.float32))
@@ -155,24 +162,35 @@ def _read_node(
         if name and name not in env:
             raise ModelError(f"node '{node.name}' ({node.op_type}) reads '{name}', which nothing computes")
         inputs.append(env[name] if name else None)
-    builder.node_name = node.name or node.output[0]
-    view = View(node, inputs, builder, opsets.get(domain, 1), imports)
+    builder.node_name = node.name or next(iter(node.output), "")
+    op = f"{domain}.{node.op_type}" if domain else node.op_type
+    where = f"node '{builder.node_name}' ({op} of {', '.join(_describe(i) for i in inputs)})"
     try:
-        if all(i is None or isinstance(i, np.ndarray) for i in inputs) and node.op_type not in FOLDED_BY_RULE:
-            results = _fold(node, imports, [i for i in inputs if i is None or isinstance(i, np.ndarray)])
-        else:
-            rule = RULES.get((domain, node.op_type))
-            if rule is None:
-                raise Refusal(HINTS.get(node.op_type, "no exact integer rule exists for this op"))
-            value = rule(view)
-            results = value if isinstance(value, tuple) else (value,)
+        # An infinity may still be clipped by a quantizer; NaN never becomes a code.
+        with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="raise"):
+            results = _evaluate(View(node, inputs, builder, opsets.get(domain, 1), imports), domain)
     except Refusal as refusal:
-        op = f"{domain}.{node.op_type}" if domain else node.op_type
-        types = ", ".join(_describe(i) for i in inputs)
-        raise UnsupportedModel(f"node '{builder.node_name}' ({op} of {types}): {refusal}") from None
+        raise UnsupportedModel(f"{where}: {refusal}") from None
+    except NONSENSE as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ModelError(f"{where}: an attribute or an input is wrong ({text}); export the file again") from None
     for name, result in zip(node.output, results, strict=False):
         if name:
-            env[name] = result
+            env[name] = np.asarray(result) if isinstance(result, np.generic) else result
+
+
+# What rules, written for well-formed nodes, meet in others: an axis out of range, a missing or mistyped attribute, ...
+NONSENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+
+
+def _evaluate(view: View, domain: str) -> tuple[Tensor, ...]:
+    if all(i is None or isinstance(i, np.ndarray) for i in view.inputs) and view.op not in FOLDED_BY_RULE:
+        return _fold(view.node, view.opsets, [i for i in view.inputs if i is None or isinstance(i, np.ndarray)])
+    rule = RULES.get((domain, view.op))
+    if rule is None:
+        raise Refusal(HINTS.get(view.op, "no exact integer rule exists for this op"))
+    value = rule(view)
+    return value if isinstance(value, tuple) else (value,)
 
 
 FOLDED_BY_RULE = {"QuantizeLinear", "DequantizeLinear", "Identity", "Reshape", "Transpose"}

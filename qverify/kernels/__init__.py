@@ -63,10 +63,7 @@ class Kernels:
 
     def scatter_add(self, target: Array, index: Array, values: Array) -> None:
         """`target[:, index] += values`, repeated indices added up. `target` [N, n], `index` [m], `values` [N, m]."""
-        if self.name == "cpu":
-            self.xp.add.at(target, (slice(None), index), values)
-        else:
-            self.xp.add.at(target, (slice(None), index), values)
+        self.xp.add.at(target, (slice(None), index), values)
 
 
 def open_kernels(device: str) -> Kernels:

@@ -25,8 +25,10 @@ IntArray = npt.NDArray[np.int64]
 
 
 def _accumulator_range(weight: IntArray, bias: IntArray, x: Type) -> tuple[int, int]:
-    """Least and largest accumulator for `weight` [K, M] (reduced over K) and `bias` [M], over x in its type's range."""
-    positive, negative = np.maximum(weight, 0).sum(axis=-2), np.minimum(weight, 0).sum(axis=-2)
+    """Least and largest accumulator for `weight` [..., K, M] (reduced over K) and a `bias` that broadcasts to the result,
+    over x in its type's range."""
+    positive = np.maximum(weight, 0).sum(axis=-2, keepdims=True)
+    negative = np.minimum(weight, 0).sum(axis=-2, keepdims=True)
     lower = positive * x.low + negative * x.high + bias
     upper = positive * x.high + negative * x.low + bias
     return int(lower.min(initial=0)), int(upper.max(initial=0))
@@ -130,8 +132,7 @@ class Dense(AbstractOp):
         shape = (*batch, *x.shape[-2:-1], self.weight.shape[-1])
         if np.broadcast_shapes(shape, self.bias.shape) != shape:
             raise ValueError(f"a bias {list(self.bias.shape)} does not fit an output {list(shape)}")
-        low, high = _accumulator_range(self.weight, np.zeros(1, np.int64), x)
-        return _checked(shape, low + int(self.bias.min(initial=0)), high + int(self.bias.max(initial=0)))
+        return _checked(shape, *_accumulator_range(self.weight, self.bias, x))
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:
         return (self._product(kernels, xs[0]) + self.bias).astype(kernels.xp.int32)

@@ -96,7 +96,7 @@ def _eigen_sum(kernels: Kernels, v: Array) -> Array:
     lead = (-np.arange(rows) * size) % 4  # elements of a row before the next 16-byte boundary
     result = xp.empty((v.shape[0], rows), dtype=xp.float32)
     for offset in sorted(set(lead.tolist())):
-        at = np.flatnonzero(lead == offset)
+        at = kernels.asarray(np.flatnonzero(lead == offset))
         result[:, at] = _eigen_row(flat[:, at], min(offset, size))
     return result.reshape(v.shape[:-1])
 

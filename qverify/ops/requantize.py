@@ -8,6 +8,7 @@ whole program is, and so is `Requantize`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,17 +45,16 @@ class Step:
                 return xp.minimum(v, c)
         raise ValueError(f"no float step '{self.kind}'")
 
-    def slope(self) -> FloatArray:
-        """The derivative where it is not clipped (a guide for gradients)."""
-        one = np.ones((), np.float32)
+    def chain(self, slope: Any) -> Any:
+        """`slope` times this step's derivative where it is not clipped (a guide for gradients)."""
         match self.kind:
             case "mul":
-                return self.operand
+                return slope * self.operand
             case "div":
-                return np.asarray(one / self.operand, np.float32)
+                return slope / self.operand
             case "rsub":
-                return -one
-        return one
+                return -slope
+        return slope
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +75,11 @@ class FloatProgram:
             v = step.apply(kernels, v)
         return v
 
-    def slope(self) -> FloatArray:
-        """The product of the steps' derivatives: a guide only."""
-        total = np.ones((), np.float32)
+    def slope(self) -> Any:
+        """The product of the steps' derivatives, a float or an array: a guide only."""
+        total: Any = 1.0
         for step in self.steps:
-            total = np.asarray(total * step.slope(), np.float32)
+            total = step.chain(total)
         return total
 
 
@@ -136,4 +136,4 @@ class Requantize(AbstractOp):
         # Where the program starts from an ordinal, the gradient is taken against the float it stands for.
         q = self.run(kernels, xs[0])
         inside = (q > self.low) & (q < self.high)
-        return (upstream * kernels.asarray(self.program.slope()) * inside,)
+        return ((upstream * self.program.slope() * inside).astype(kernels.xp.float32),)

@@ -23,6 +23,12 @@ class Scene:
     gradient: Array
 
 
+def _steepness(scene: Scene) -> Array:
+    """The gradient's magnitudes, finite (they may have overflowed), so that a width of zero makes a product of zero."""
+    xp = scene.kernels.xp
+    return xp.fmin(xp.abs(scene.gradient), xp.float32(1e30))
+
+
 def widest(scene: Scene) -> Array:
     """The variable with the most codes left (the first of them): the 2023 paper's rule."""
     return (scene.upper - scene.lower).argmax(axis=1)
@@ -31,7 +37,7 @@ def widest(scene: Scene) -> Array:
 def influence(scene: Scene) -> Array:
     """The variable whose whole range moves the slack most, to first order; ties and flat gradients by width."""
     width = (scene.upper - scene.lower).astype(scene.kernels.xp.float32)
-    steep = scene.kernels.xp.abs(scene.gradient)
+    steep = _steepness(scene)
     floor = 1e-3 * steep.max(axis=1, keepdims=True) + 1e-30
     return (width * (steep + floor)).argmax(axis=1)
 
@@ -40,7 +46,7 @@ def balanced(scene: Scene) -> Array:
     """Between the two: width times the square root of the gradient."""
     xp = scene.kernels.xp
     width = (scene.upper - scene.lower).astype(xp.float32)
-    steep = xp.sqrt(xp.abs(scene.gradient))
+    steep = xp.sqrt(_steepness(scene))
     floor = 0.05 * steep.max(axis=1, keepdims=True) + 1e-30
     return (width * (steep + floor)).argmax(axis=1)
 

@@ -53,9 +53,14 @@ class Problem:
         return cells.ends(self.kernels.to_host(lower), self.kernels.to_host(upper))
 
     def bound(self, lower: Array, upper: Array) -> tuple[npt.NDArray[np.int8], Float64Array]:
-        """Interval bounds: the status of every case [N, cases], and the rows' least values [N, rows] (a guide)."""
+        """Interval bounds: the status of every case [N, cases], and the rows' least values [N, rows] (a guide).
+
+        Raises Undecided where an output may be infinite: no real number stands for it in a row."""
         z = self.network.intervals(self.kernels, lower, upper)
-        y = self.decoder.decode_box(*(self.kernels.to_host(end) for end in z))
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = self.decoder.decode_box(*(self.kernels.to_host(end) for end in z))
+        if not (np.isfinite(y[0]).all() and np.isfinite(y[1]).all()):
+            raise Undecided("an output can overflow float32: the rows of the property say nothing about an infinity")
         x = self.input_ends(lower, upper)
         return self.unsafe.status(y, x), self.unsafe.ends(y, x)[0]
 
@@ -147,7 +152,7 @@ class CellTable:
 
 
 class Undecided(Exception):
-    """The rows over inputs left inside one cell could not be decided within the budget."""
+    """The query has no answer here; the text says why."""
 
 
 def _solve_in_cell(

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from qverify import runtime
 from qverify.frontend.builder import Refusal
@@ -181,21 +180,22 @@ def _tabulated(n: View, function: Any) -> Tensor:
 
 
 UNARY = (
+    *("Abs", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "Erf", "Elu", "Selu", "Celu", "Softplus", "Softsign"),
     *(
-        "Abs",
-        "Tanh",
-        "Sigmoid",
-        "HardSigmoid",
-        "HardSwish",
-        "Erf",
-        "Elu",
-        "Selu",
-        "Celu",
-        "Softplus",
-        "Softsign",
         "Exp",
+        "Sqrt",
+        "Log",
+        "Reciprocal",
+        "Sin",
+        "Cos",
+        "Atan",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Sign",
+        "Mish",
+        "ThresholdedRelu",
     ),
-    *("Sqrt", "Log", "Reciprocal", "Sin", "Cos", "Atan", "Floor", "Ceil", "Round", "Sign", "Mish", "ThresholdedRelu"),
 )
 
 
@@ -209,23 +209,26 @@ def unary(n: View) -> Tensor:
     x = n.floats(0)
     if not isinstance(x, FloatCodes):
         raise Refusal("it is supported between 8-bit codes only")
-    bits, at = np.unique(x.table.view(np.int32), return_inverse=True)  # bits, since -0.0 and 0.0 count as equal
-    feeds = {n.node.input[0]: np.empty(x.shape, F32)}
-    function = runtime.node_function(n.node, feeds, n.opsets)
-    values = [_asked(n, lambda v: function({n.node.input[0]: np.full(x.shape, v)}), v) for v in bits.view(F32)]
-    return FloatCodes(x.codes, np.array(values, F32)[at].reshape(x.table.shape), x.which)
+    function = runtime.node_function(n.node, {}, F32, n.opsets)
+    return FloatCodes(x.codes, np.stack([_asked(n, function, row) for row in x.table]), x.which)
 
 
-def _asked(n: View, function: Any, value: np.float32) -> np.float32:
-    """f(value) by onnxruntime, on a tensor of the node's own shape filled with it.
+def _asked(n: View, function: Any, row: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """f(row[k]) by onnxruntime.
 
-    Vectorized kernels may treat the last elements of a tensor otherwise than the first: a function that answers
+    A vectorized kernel may treat the last elements of a tensor (or of one thread's share) otherwise than the others, so
+    every value is asked at many places: in a long run of itself, and in short tensors. A function that answers
     differently at different places is refused.
     """
-    y: npt.NDArray[np.float32] = function(value).reshape(-1)
-    if not np.isfinite(y).all() or (y != y[0]).any():
-        raise Refusal(f"the runtime's {n.op} of {value} is not one finite number")
-    return np.float32(y[0])
+    long = function(np.repeat(row, 64)).reshape(len(row), 64)
+    result: npt.NDArray[np.float32] = np.ascontiguousarray(long[:, 0])
+    answers = [long]
+    for length in (1, 3, 7, 13):
+        answers.append(np.stack([function(np.full(length, value, F32)) for value in row]))
+    for answer in answers:
+        if not np.isfinite(answer).all() or (answer != result[:, None]).any():
+            raise Refusal(f"the runtime's {n.op} is not one finite number for every code and place")
+    return result
 
 
 @lowers("BatchNormalization")
@@ -236,11 +239,9 @@ def batch_normalization(n: View) -> Tensor:
         raise Refusal("it is supported between 8-bit codes with one scale only")
     if len([name for name in n.node.output if name]) > 1:
         raise Refusal("its training form is not supported")
-    feeds = {n.node.input[k]: n.constant(k, "a parameter") for k in range(1, 5)}
-    feeds[n.node.input[0]] = np.empty(x.shape, F32)
-    function = runtime.node_function(n.node, feeds, n.opsets)
-    columns = [function({**feeds, n.node.input[0]: np.full(x.shape, v, F32)}).reshape(-1) for v in x.table[0]]
-    rows = np.stack(columns, axis=1)  # [elements, codes]
+    constants = {n.node.input[k]: n.constant(k, "a parameter") for k in range(1, 5)}
+    function = runtime.node_function(n.node, constants, F32, n.opsets)
+    rows = np.stack([function(np.full(x.shape, v, F32)).reshape(-1) for v in x.table[0]], axis=1)  # [elements, codes]
     if not np.isfinite(rows).all():
         raise Refusal("it gives an infinity or NaN for some codes")
     table, which = np.unique(rows, axis=0, return_inverse=True)
@@ -258,13 +259,8 @@ def qlinear_sigmoid(n: View) -> Tensor:
     """The runtime builds the table when constants allow it; ask it for all 256 codes."""
     x = n.codes(0)
     n.scale(1, "the scale"), n.scale(3, "the output scale")
-    feeds = {n.node.input[0]: _codes(x).astype(x.dtype)}
-    node = onnx.NodeProto()
-    node.CopyFrom(n.node)
-    for k in range(1, len(n.inputs)):
-        if n.has(k):
-            feeds[node.input[k]] = n.constant(k, "a parameter")
-    values = runtime.run_node(node, feeds, n.opsets)
+    constants = {n.node.input[k]: n.constant(k, "a parameter") for k in range(1, len(n.inputs)) if n.has(k)}
+    values = runtime.node_function(n.node, constants, x.dtype, n.opsets)(_codes(x).astype(x.dtype))
     out_dtype = values.dtype
     return n.builder.table(FloatCodes(x, np.zeros(values.shape, F32)), values.astype(np.int32), out_dtype)
 
@@ -340,15 +336,17 @@ def _scalar_first(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 def _add_table(a: Any, b: Any, p: Any, scalar_first: bool) -> npt.NDArray[np.int32]:
     """QLinearAdd on x86-64: fixed = cz - fma(ra, az, rb * bz); v = fma(a, ra, fma(b, rb, fixed)); saturate(rint(v)).
 
-    ra and rb are a_scale / c_scale and b_scale / c_scale. A scalar operand's fma is the inner one.
+    ra and rb are a_scale / c_scale and b_scale / c_scale. A scalar operand's fma is the inner one: the runtime exchanges
+    the operands, in `fixed` too, where a is the scalar.
     """
     a_scale, b_scale, c_scale, a_zero, b_zero, c_zero, info = p
+    if scalar_first:
+        return _add_table(b, a, (b_scale, a_scale, c_scale, b_zero, a_zero, c_zero, info), False)
     ra, rb = F32(a_scale) / F32(c_scale), F32(b_scale) / F32(c_scale)
     inner = fma32(np.asarray(ra), np.asarray(F32(a_zero)), np.asarray(rb * F32(b_zero)))
     fixed = np.asarray(F32(F32(c_zero) - inner))
     x, y = a.astype(F32), b.astype(F32)
-    v = fma32(y, rb, fma32(x, ra, fixed)) if scalar_first else fma32(x, ra, fma32(y, rb, fixed))
-    return _saturate(v, info)
+    return _saturate(fma32(x, ra, fma32(y, rb, fixed)), info)
 
 
 def _mul_table(a: Any, b: Any, p: Any) -> npt.NDArray[np.int32]:

@@ -117,7 +117,7 @@ def _requantized(n: View, x: Tensor, scale: Any, zero: Any, y_scale: Any, y_zero
     info = np.iinfo(y_zero.dtype)
     if isinstance(x, np.ndarray):
         v = (x.astype(np.int32) - zero).astype(np.float32) * np.float32(scale)
-        return quantize_linear(v, y_scale, out_zero, int(info.min), int(info.max)).astype(y_zero.dtype)
+        return np.asarray(quantize_linear(v, y_scale, out_zero, int(info.min), int(info.max)), y_zero.dtype)
     assert isinstance(x, Codes)
     floats = dequantized(n, x, np.asarray(scale, np.float32), np.asarray(zero, np.int32))
     return n.builder.quantize(floats, np.asarray(y_scale, np.float32), out_zero, y_zero.dtype)
