@@ -32,6 +32,8 @@ def replay(
     the integer network computed them). Raises NotReplayed otherwise, UsageError without onnxruntime."""
     outputs = runtime.Session(path).run(inputs)
     y = np.concatenate([np.asarray(v, np.float64).reshape(-1) for v in outputs])
+    if y.shape != expected.shape:
+        raise NotReplayed(f"onnxruntime gives {len(y)} output elements, not {len(expected)}")
     if not np.isfinite(y).all():
         raise NotReplayed("onnxruntime's outputs are not finite")
     x = [Fraction(text) for text in input_text]
@@ -41,9 +43,9 @@ def replay(
     fed = np.concatenate([np.asarray(v, np.float64).reshape(-1) for v in inputs])
     if not any(all(_holds(row, fed, y) for row in case) for case in query.cases):
         raise NotReplayed("onnxruntime's outputs satisfy the property")
-    if y.shape != expected.shape or (y != expected).any():
-        worst = int(np.abs(y - expected).argmax()) if y.shape == expected.shape else 0
-        raise NotReplayed(f"onnxruntime's outputs differ from the integer network's, first at Y_{worst}")
+    if (y != expected).any():
+        worst = int(np.abs(y - expected).argmax())
+        raise NotReplayed(f"onnxruntime's outputs differ from the integer network's, most at Y_{worst}")
     return Witness(tuple(inputs), tuple(outputs), input_text, tuple(t for v in outputs for t in _texts(v)))
 
 

@@ -47,6 +47,7 @@ class Fault(Exception):
 
 
 def linear(operand: int | Fraction) -> Linear:
+    """A variable's key, or a constant, as a linear expression."""
     return ({operand: ONE}, _ZERO) if isinstance(operand, int) else ({}, operand)
 
 
@@ -157,6 +158,7 @@ def tighten(bounds: Bounds, atoms: Iterable[Atom], outer: Bounds) -> list[Row]:
 
 
 def contradictory(index: int, bounds: Bounds, outer: Bounds) -> bool:
+    """Whether no value of X_index lies within `bounds`, completed by `outer`."""
     lower = bounds.get(2 * index) or outer.get(2 * index)
     upper = bounds.get(2 * index + 1) or outer.get(2 * index + 1)
     if lower is None or upper is None:
@@ -165,6 +167,7 @@ def contradictory(index: int, bounds: Bounds, outer: Bounds) -> bool:
 
 
 def box(count: int, bounds: Bounds) -> Box:
+    """The box of `count` inputs; every one must have both bounds."""
     lower, upper = (tuple([bounds[2 * index + side][0] for index in range(count)]) for side in (0, 1))
     strict = [frozenset(key >> 1 for key, bound in bounds.items() if bound[1] and key & 1 == side) for side in (0, 1)]
     return Box(lower, upper, strict[0], strict[1])
@@ -186,6 +189,7 @@ def number(word: str) -> Fraction:
 
 
 def quote(word: str) -> str:
+    """A word of the file in quotes, shortened for a message."""
     return repr(word if len(word) <= 60 else word[:57] + "...")
 
 

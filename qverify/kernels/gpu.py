@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from qverify.errors import DeviceError
 from qverify.kernels import Kernels
 
@@ -20,5 +22,13 @@ def open_cuda() -> Kernels:
         raise DeviceError(f"--device cuda needs an NVIDIA GPU and its driver ({error}); use --device cpu") from None
     if count == 0:
         raise DeviceError("--device cuda needs an NVIDIA GPU: none is visible; use --device cpu")
+    _check_products(cupy)
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     return Kernels("cuda", f"CuPy {cupy.__version__} on {properties['name'].decode()}", cupy)
+
+
+def _check_products(cupy: Any) -> None:
+    """Refuse a device whose float32 products round their factors (TF32): exact integer products rest on them."""
+    x = cupy.full((64, 64), 4097, dtype=cupy.float32)  # 13 significant bits, TF32 keeps 11
+    if not bool((cupy.matmul(x, cupy.eye(64, dtype=cupy.float32)) == x).all()):
+        raise DeviceError("float32 products are rounded to TF32 on this device: unset CUPY_TF32, or use --device cpu")

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
-from qverify.ops.base import INT32_MAX, INT32_MIN, AbstractOp, Interval, Type
+from qverify.ops.base import INT32_MAX, INT32_MIN, AbstractOp, Interval, Type, unbroadcast
 
 IntArray = npt.NDArray[np.int64]
 
@@ -128,17 +128,24 @@ class Dense(AbstractOp):
         if not x.shape or x.shape[-1] != self.weight.shape[-2]:
             raise ValueError(f"a weight {list(self.weight.shape)} does not fit an input {list(x.shape)}")
         _reaches(x, self.x_low, self.x_high)
+        if len(x.shape) == 1 and self.weight.ndim > 2:
+            raise ValueError(f"a stack of weights {list(self.weight.shape)} does not fit a vector")
         batch = np.broadcast_shapes(x.shape[:-2], self.weight.shape[:-2])
         shape = (*batch, *x.shape[-2:-1], self.weight.shape[-1])
         if np.broadcast_shapes(shape, self.bias.shape) != shape:
             raise ValueError(f"a bias {list(self.bias.shape)} does not fit an output {list(shape)}")
         return _checked(shape, *_accumulator_range(self.weight, self.bias, x))
 
+    def _stacked(self, x: Array) -> Array:
+        """`x` with an axis for each of the weight's that it lacks, so that none meets the batch axis."""
+        lacking = self.weight.ndim - (x.ndim - 1) if self.weight.ndim > 2 else 0
+        return x.reshape(x.shape[0], *([1] * lacking), *x.shape[1:]) if lacking > 0 else x
+
     def run(self, kernels: Kernels, *xs: Array) -> Array:
-        return (self._product(kernels, xs[0]) + self.bias).astype(kernels.xp.int32)
+        return (self._product(kernels, self._stacked(xs[0])) + self.bias).astype(kernels.xp.int32)
 
     def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
-        lower, upper = boxes[0]
+        lower, upper = (self._stacked(end) for end in boxes[0])
         centre = self._product(kernels, lower + upper - (self.x_low + self.x_high))
         radius = self._absolute(kernels, upper - lower)
         return _ends(kernels, centre + self._centre_bias, radius)
@@ -146,9 +153,7 @@ class Dense(AbstractOp):
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         weight = kernels.asarray(self.weight, dtype=kernels.xp.float32)
         grad = kernels.xp.matmul(upstream, kernels.xp.swapaxes(weight, -1, -2))
-        while grad.ndim > xs[0].ndim:  # the weight had batch axes that the input lacked
-            grad = grad.sum(axis=1)
-        return (grad,)
+        return (unbroadcast(grad, xs[0]),)
 
 
 @dataclass(frozen=True, eq=False)

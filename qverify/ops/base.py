@@ -73,6 +73,14 @@ class AbstractOp(ABC):
         return copy
 
 
+def unbroadcast(full: Array, x: Array) -> Array:
+    """Sum `full` over the axes along which `x` was broadcast (the batch axis, first in both, apart)."""
+    while full.ndim > x.ndim:
+        full = full.sum(axis=1)
+    axes = tuple(i for i in range(1, x.ndim) if x.shape[i] == 1 and full.shape[i] != 1)
+    return full.sum(axis=axes, keepdims=True) if axes else full
+
+
 def moved(value: Any, kernels: Kernels) -> Any:
     """A copy of a dataclass with every NumPy array field, also inside tuples, moved to the machine."""
     if isinstance(value, np.ndarray):

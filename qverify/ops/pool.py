@@ -60,6 +60,10 @@ class Mean(AbstractOp):
             raise ValueError(f"a table of {len(self.values)} entries from {self.low} misses [{x.low}, {x.high}]")
         if not (np.diff(self.values) >= 0).all() or not (self.divisor > 0).all():
             raise ValueError("a mean needs non-decreasing values and a positive divisor")
+        if not x.shape or x.shape[-1] == 0 or np.broadcast_shapes(self.divisor.shape, x.shape[:-1]) != x.shape[:-1]:
+            raise ValueError(f"a mean with divisors {list(self.divisor.shape)} does not fit {list(x.shape)}")
+        if float(np.abs(self.values).max()) * x.shape[-1] > 3e38:
+            raise ValueError("the sum before the mean can overflow float32")
         if self.order not in ("sequential", "eigen"):
             raise ValueError(f"no summation order '{self.order}'")
         return Type(x.shape[:-1], INT32_MIN + 1, INT32_MAX)

@@ -71,8 +71,9 @@ class FloatProgram:
     def run(self, kernels: Kernels, x: Array) -> Array:
         """`x` int32 [N, *shape] -> float32 [N, *shape]."""
         v = from_ordinals(kernels, x) if self.ordinal else kernels.as_float32(x)
-        for step in self.steps:
-            v = step.apply(kernels, v)
+        with np.errstate(over="ignore"):  # an infinity is the runtime's too; a quantizer clips it
+            for step in self.steps:
+                v = step.apply(kernels, v)
         return v
 
     def slope(self) -> Any:

@@ -25,7 +25,8 @@ class Softmax(AbstractOp):
     Interval: t_i lies between the entries for (lower_i, largest possible maximum) and (upper_i, least possible maximum),
     and so does every term of the sum. Sound because addition, multiplication, division and rounding are monotone in each
     argument, in float32 and in float64: the least numerator over the largest sum bounds q_i from below, and conversely.
-    Not tight (the numerator is also a term of the sum), but a point stays a point, since all ends coincide.
+    The sum is never below entry 255, the term of the row's maximum (all least terms may underflow to 0). Not tight (the
+    numerator is also a term of the sum), but a point stays a point, since all ends coincide.
     """
 
     scale: np.float32
@@ -76,7 +77,7 @@ class Softmax(AbstractOp):
         most = self._terms(kernels, upper, least_top)
         return (
             self._quotient(kernels, least, _running_sum(most)),
-            self._quotient(kernels, most, _running_sum(least)),
+            self._quotient(kernels, most, kernels.xp.maximum(_running_sum(least), self._table[255])),
         )
 
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:

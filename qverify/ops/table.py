@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
-from qverify.ops.base import AbstractOp, Interval, Type
+from qverify.ops.base import AbstractOp, Interval, Type, unbroadcast
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -90,8 +90,8 @@ class Table(AbstractOp):
         xp = kernels.xp
         last = self.low + self.values.shape[1] - 1
         right, left = xp.minimum(xs[0] + 4, last), xp.maximum(xs[0] - 4, self.low)
-        rise = self._entry(kernels, self.values, right) - self._entry(kernels, self.values, left)
-        return (upstream * rise / xp.maximum(right - left, 1).astype(xp.float32),)
+        top, bottom = (kernels.as_float32(self._entry(kernels, self.values, x)) for x in (right, left))
+        return (upstream * (top - bottom) / kernels.as_float32(xp.maximum(right - left, 1)),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,15 +147,6 @@ class Pairwise(AbstractOp):
             last = low + self.values.shape[axis] - 1
             right, left = xp.minimum(x + 4, last), xp.maximum(x - 4, low)
             ends = [self.run(kernels, *(e if i == axis else xs[i] for i in (0, 1))) for e in (left, right)]
-            width = xp.maximum(right - left, 1).astype(xp.float32)
-            full = upstream * (ends[1] - ends[0])
-            grads.append(_unbroadcast(full, x) / width)
+            rise = kernels.as_float32(ends[1]) - kernels.as_float32(ends[0])
+            grads.append(unbroadcast(upstream * rise, x) / kernels.as_float32(xp.maximum(right - left, 1)))
         return tuple(grads)
-
-
-def _unbroadcast(full: Array, x: Array) -> Array:
-    """Sum `full` over the axes along which `x` was broadcast."""
-    while full.ndim > x.ndim:
-        full = full.sum(axis=1)
-    axes = tuple(i for i in range(1, x.ndim) if x.shape[i] == 1 and full.shape[i] != 1)
-    return full.sum(axis=axes, keepdims=True) if axes else full

@@ -35,40 +35,64 @@ def corners(problem: Problem, lower: Array, upper: Array, gradient: Array) -> Ar
     return problem.kernels.xp.where(gradient > 0, lower, upper)
 
 
-def attack(
-    problem: Problem, deadline: Deadline, rng: np.random.Generator, stats: Stats, restarts: int = 4, steps: int = 16
-) -> Candidate | None:
-    """Look for an unsafe point in the root box: the centre, random points and corners, each followed downhill for every
-    case in turn."""
-    xp = problem.kernels.xp
-    lower, upper = problem.kernels.asarray(problem.lower), problem.kernels.asarray(problem.upper)
-    cases = len(problem.unsafe.cases)
-    if not cases:
+class Attack:
+    """The attack on the root box, in rounds that the search asks for as it goes on.
+
+    The first round follows the centre, a random corner and random points downhill for every case in turn. Later rounds
+    take the cases that came nearest to being unsafe, with more random starts and finer steps. Rounds are counted in points
+    against the boxes bounded so far, not in seconds, so that a seed fixes the search.
+    """
+
+    def __init__(self, problem: Problem, rng: np.random.Generator, stats: Stats) -> None:
+        self._problem, self._rng, self._stats = problem, rng, stats
+        self._nearest = np.full(len(problem.unsafe.cases), -np.inf)  # [cases]: the best slack seen
+        self._spent = 0  # points tried
+        self._rounds = 0
+
+    def due(self) -> bool:
+        """Whether the next round's turn has come: the attack takes about a fifth of the work."""
+        return self._rounds == 0 or 4 * self._spent < self._stats.subproblems
+
+    def strike(self, deadline: Deadline) -> Candidate | None:
+        """One round: an unsafe point, or None."""
+        first = self._rounds == 0
+        self._rounds += 1
+        cases = np.argsort(-self._nearest, kind="stable")
+        group = 1024 if first else 4
+        restarts, steps, decay = (4, 16, 0.75) if first else (16, 40, 0.9)
+        for start in range(0, len(cases) if first else min(len(cases), group), group):
+            found = self._descend(np.repeat(cases[start : start + group], restarts), restarts, steps, decay, deadline)
+            if found is not None or deadline.passed():
+                return found
         return None
-    width = problem.upper - problem.lower
-    group = max(1, min(cases, 4096 // max(restarts, 1)))
-    for start in range(0, cases, group):
-        own = np.arange(start, min(start + group, cases))
-        target = np.repeat(own, restarts)
-        points = _starts(problem, rng, len(own), restarts)
+
+    def _descend(
+        self, target: npt.NDArray[np.intp], restarts: int, steps: int, decay: float, deadline: Deadline
+    ) -> Candidate | None:
+        """Sign steps from `restarts` starts per case; `target` is each point's case."""
+        problem, xp = self._problem, self._problem.kernels.xp
+        lower, upper = problem.kernels.asarray(problem.lower), problem.kernels.asarray(problem.upper)
+        width = problem.upper - problem.lower
+        points: Any = _starts(problem, self._rng, len(target) // restarts, restarts)
         for step in range(steps + 1):
             if deadline.passed():
                 return None
             values = problem.network.values(problem.kernels, problem.kernels.asarray(points))
             y = problem.outputs(values)
-            stats.attack_points += len(points)
+            self._spent += len(points)
+            self._stats.attack_points += len(points)
             found = problem.find_unsafe(values[0], y)
-            if found is not None:
+            if found is not None or step == steps:
                 return found
-            if step == steps:
-                break
             x = problem.input_ends(values[0], values[0])
-            row = _worst_row(problem, y, x, target)
-            grad = slack_gradient(problem, values, row)
-            size = problem.kernels.asarray(np.maximum(1, np.rint(width * (0.5 * 0.75**step))).astype(np.int32))
+            slack, row = problem.unsafe.slack(y, None if x is None else x[0])
+            at = np.arange(len(y))
+            np.maximum.at(self._nearest, target, slack[at, target])
+            grad = slack_gradient(problem, values, row[at, target])
+            size = problem.kernels.asarray(np.maximum(1, np.rint(width * (0.5 * decay**step))).astype(np.int32))
             moved = values[0] - xp.sign(grad).astype(xp.int32) * size
             points = xp.minimum(xp.maximum(moved, lower), upper)
-    return None
+        return None
 
 
 def _starts(problem: Problem, rng: np.random.Generator, cases: int, restarts: int) -> Any:
@@ -79,9 +103,3 @@ def _starts(problem: Problem, rng: np.random.Generator, cases: int, restarts: in
     if restarts > 2:
         points[:, 2] = np.where(rng.random((cases, codes)) < 0.5, problem.lower, problem.upper)
     return points.reshape(-1, codes)
-
-
-def _worst_row(problem: Problem, y: Float64Array, x: Any, target: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    _, row = problem.unsafe.slack(y, None if x is None else x[0])
-    chosen: npt.NDArray[np.intp] = row[np.arange(len(y)), target]
-    return chosen

@@ -20,12 +20,13 @@ import numpy as np
 from qverify.deadline import Deadline
 from qverify.options import Options
 from qverify.result import Progress, Stats, Verdict
-from qverify.search.attack import attack, corners, slack_gradient
+from qverify.search.attack import Attack, corners, slack_gradient
 from qverify.search.branch import RULES, Scene, split
 from qverify.search.frontier import Frontier
 from qverify.search.problem import Candidate, Problem
 
 FRONTIER_BYTES = 4 << 30
+TRIED_CORNERS = 64  # of a batch's boxes, those that look most unsafe also have a corner tried
 BATCH_BYTES = {"cpu": 8 << 20, "cuda": 4 << 30}  # on a CPU what caches hold (measured: half the time per box)
 
 
@@ -61,7 +62,8 @@ def search(
     frontier.push(kernels.asarray(problem.lower[None]), kernels.asarray(problem.upper[None]))
     batch = options.batch or batch_size(problem)
     rule = RULES[options.branch]
-    proved, attacked = 0.0, not options.attack
+    attack = Attack(problem, rng, stats) if options.attack else None
+    proved = 0.0
     while frontier.size:
         if deadline.passed():
             return Outcome(
@@ -84,9 +86,8 @@ def search(
                     return Outcome(Verdict.SAT, "found by the search", found)
                 proved += _volume_share(kernels, lower, upper, np.flatnonzero(kernels.to_host(points)), root)
                 lower, upper, least = lower[~points], upper[~points], least[~kernels.to_host(points)]
-            if not attacked:
-                attacked = True
-                found = attack(problem, deadline, rng, stats)
+            if attack is not None and attack.due():
+                found = attack.strike(deadline)
                 if found is not None:
                     return Outcome(Verdict.SAT, "found by the attack", found)
             if len(least):
@@ -121,10 +122,11 @@ def _choose(
     if try_points:
         found = problem.find_unsafe(centre, problem.outputs(values))
         if found is None:
-            corner = corners(problem, lower, upper, gradient)
+            best = problem.kernels.asarray(np.argsort(-slack.max(axis=1))[:TRIED_CORNERS])
+            corner = corners(problem, lower[best], upper[best], gradient[best])
             y = problem.decoder.decode(problem.kernels.to_host(problem.network.run(problem.kernels, corner)))
             found = problem.find_unsafe(corner, y)
-        stats.attack_points += 2 * len(case)
+        stats.attack_points += len(case) + min(len(case), TRIED_CORNERS)
         if found is not None:
             return None, found
     return rule(scene), None
