@@ -1,14 +1,18 @@
 # make demo    verify two shipped examples          make test    what CI runs: lint, types, tests
 # make lint    ruff and mypy only                   make clean   remove the virtual environment and caches
+# make gpu     on a machine with an NVIDIA GPU: the tests marked `gpu` and a benchmark
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?=
+# `make gpu` makes no virtual environment: CuPy has to fit the machine's CUDA, so the Python that is active brings it.
+GPU_PYTHON = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(or $(PYTHON),python3)
+OUT ?= benchmarks/results
 DEMO_UNSAT := specs/examples/onnx/mnist_mlp_qop.onnx specs/examples/vnnlib/mnist_0_eps_2.vnnlib
 DEMO_SAT := specs/examples/onnx/tiny_mlp_qop.onnx specs/examples/vnnlib/tiny_unsafe.vnnlib
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check lint gpu clean
 .DEFAULT_GOAL := demo
 
 # Remade whenever a pin or the package's metadata changes; --clear, since an old interpreter may have made it.
@@ -44,6 +48,13 @@ test: lint
 	$(BIN)/pytest -n 2
 
 check: test
+
+gpu:
+	@$(GPU_PYTHON) -c "import sys; \
+	    sys.excepthook = lambda kind, error, trace: print('make gpu:', error, file=sys.stderr); \
+	    from qverify.kernels import open_kernels; print(open_kernels('cuda').description)"
+	$(GPU_PYTHON) -m pytest -m gpu
+	$(GPU_PYTHON) benchmarks/ibp_vs_inference.py --device cuda --out "$(OUT)/ibp_vs_inference_cuda.csv"
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

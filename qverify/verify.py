@@ -45,6 +45,8 @@ def verify(
     deadline = Deadline.after(options.timeout)
     if options.branch not in RULES:
         raise UsageError(f"no branching rule '{options.branch}': use one of {', '.join(RULES)}")
+    if options.batch is not None and options.batch < 1:
+        raise UsageError(f"a batch of {options.batch} boxes is not possible: use at least 1")
     path, spec_path = Path(model), Path(spec)
     kernels = open_kernels(options.device)
     read = read_model(path)

@@ -176,7 +176,8 @@ class Domain:
     def _ordinals(self, value: Float64Array) -> npt.NDArray[np.int64]:
         """Input values of the code variables [codes] -> integers in the same order."""
         floats = ordinals(CPU, value.astype(np.float32)).astype(np.int64)
-        return np.where(self._float_codes(), floats, value.astype(np.int64))
+        whole = np.where(self._float_codes(), 0.0, value).astype(np.int64)
+        return np.where(self._float_codes(), floats, whole)
 
     def _values(self, ordinal: npt.NDArray[np.int64]) -> Float64Array:
         """The inverse of `_ordinals`."""
@@ -208,12 +209,14 @@ class Domain:
         if not self.encoder.is_float[index]:
             return str(int(value))
         number = np.float32(value)
-        for text in (str(number), repr(float(number)), _exact_decimal(Fraction(float(number)))):
-            if lower <= Fraction(text) <= upper and np.float32(float(text)) == number:
-                return text
-        for end in (lower, upper):
-            text = _exact_decimal(end)
-            if np.float32(float(text)) == number:
+        exact = Fraction(float(number))
+        ends = (_decimal(lower, upward=True), _decimal(upper, upward=False))
+        inside = (_nudged(lower, exact), _nudged(upper, exact))  # for ends that are excluded
+        for text in (str(number), repr(float(number)), _decimal(exact, upward=True), *ends, *inside):
+            point = Fraction(text)
+            above = point > lower if index in self.box.lower_strict else point >= lower
+            below = point < upper if index in self.box.upper_strict else point <= upper
+            if above and below and np.float32(float(text)) == number:
                 return text
         raise SpecError(f"no decimal inside the bounds of X_{index} rounds to {number}")
 
@@ -230,40 +233,53 @@ def _first_true(a: Any, b: Any, predicate: Any) -> npt.NDArray[np.int64]:
     return least
 
 
-def _exact_decimal(value: Fraction) -> str:
-    """A terminating decimal written out; a longer one cut after 40 digits (then the caller's checks decide)."""
-    sign, value = ("-", -value) if value < 0 else ("", value)
-    whole, rest = divmod(value.numerator, value.denominator)
-    digits: list[str] = []
-    while rest and len(digits) < 200:
-        digit, rest = divmod(rest * 10, value.denominator)
-        digits.append(str(digit))
-    return f"{sign}{whole}" + ("." + "".join(digits) if digits else "")
+def _decimal(value: Fraction, upward: bool) -> str:
+    """`value` in decimals, exactly if it terminates; else rounded up or down far behind the digits of a float64."""
+    digits = max(len(str(value.denominator)) + 30, 60)
+    scaled = value * 10**digits
+    whole = -(-scaled.numerator // scaled.denominator) if upward else scaled.numerator // scaled.denominator
+    if value.denominator & (value.denominator - 1) == 0:
+        digits = max(value.denominator.bit_length() - 1, 0)  # 2**-k has k decimals
+        whole = int(value * 10**digits)
+    sign, text = ("-" if whole < 0 else ""), str(abs(whole)).rjust(digits + 1, "0")
+    head, tail = text[: len(text) - digits], text[len(text) - digits :].rstrip("0")
+    return f"{sign}{head}" + (f".{tail}" if tail else "")
+
+
+def _nudged(end: Fraction, towards: Fraction) -> str:
+    """A decimal strictly between two rationals, next to `end`; `end` itself where they are equal."""
+    return _decimal(end + (towards - end) / 2**40, upward=towards > end)
 
 
 def make_domain(encoder: Encoder, box: Box) -> Domain:
-    """The domain of a box. Raises SpecError where an integer input has no value inside its bounds."""
+    """The domain of a box. Integer inputs have the integers of their type that lie within it. Raises SpecError where an
+    input has no value inside its bounds, or where the bounds overflow float32 on the way to the quantizer."""
     lower = np.empty(len(box.lower))
     upper = np.empty(len(box.upper))
     for i, (low, high) in enumerate(zip(box.lower, box.upper, strict=True)):
         if encoder.is_float[i]:
             lower[i], upper[i] = _float_ends(low, high, i in box.lower_strict, i in box.upper_strict)
         else:
-            lower[i] = -(-low // 1) + (1 if i in box.lower_strict and low.denominator == 1 else 0)
-            upper[i] = high // 1 - (1 if i in box.upper_strict and high.denominator == 1 else 0)
+            first = -(-low // 1) + (1 if i in box.lower_strict and low.denominator == 1 else 0)
+            last = high // 1 - (1 if i in box.upper_strict and high.denominator == 1 else 0)
+            lower[i], upper[i] = max(first, encoder.low), min(last, encoder.high)
     if (lower > upper).any():
         i = int(np.flatnonzero(lower > upper)[0])
         raise SpecError(f"no value of X_{i} lies within its bounds [{float(box.lower[i])}, {float(box.upper[i])}]")
     domain = Domain(encoder, box, lower, upper)
-    if not np.isfinite(encoder.scaled(np.stack([lower, upper]))).all():
+    if (
+        not np.isfinite(np.stack([lower, upper])).all()
+        or not np.isfinite(encoder.scaled(np.stack([lower, upper]))).all()
+    ):
         raise SpecError("the bounds are so large that the model's input arithmetic overflows float32")
     return domain
 
 
 def _float_ends(low: Fraction, high: Fraction, low_strict: bool, high_strict: bool) -> tuple[float, float]:
     """Least and largest float32 of the union of both readings of [low, high]."""
-    first, near_low = _round_up(low), np.float32(_double(low))
-    last, near_high = -_round_up(-high), np.float32(_double(high))
+    with np.errstate(over="ignore"):  # a bound beyond float32 becomes infinite, and is refused by the caller
+        near_low, near_high = np.float32(_double(low)), np.float32(_double(high))
+        first, last = _round_up(low), -_round_up(-high)
     if low_strict:
         first = first if Fraction(float(first)) > low else np.nextafter(first, np.float32(np.inf))
         near_low = first
@@ -287,7 +303,7 @@ def _round_up(value: Fraction) -> np.float32:
     while Fraction(float(guess)) < value and guess < limit:
         guess = np.nextafter(guess, np.float32(np.inf))
     below = np.nextafter(guess, np.float32(-np.inf))
-    while Fraction(float(below)) >= value and guess > -limit:
+    while guess > -limit and Fraction(float(below)) >= value:
         guess, below = below, np.nextafter(below, np.float32(-np.inf))
     return guess
 

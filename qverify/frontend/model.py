@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ def read_model(path: Path) -> Model:
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read the model '{path}': {error.strerror}") from None
-    proto = _parse(path, data)
     try:
+        proto = _parse(path, data)
         _check_quantized(proto)
         if needs_runtime_graph(proto):
             fused = runtime.optimised_graph(path)
@@ -50,9 +51,14 @@ def read_model(path: Path) -> Model:
             return Model(path, _sha256(data), lower(fused), runtime.version(), tuple(bias_warnings(proto)))
         return Model(path, _sha256(data), lower(proto), None, ())
     except UnsupportedModel as error:
-        raise UnsupportedModel(f"{path}: {error}") from None
+        raise UnsupportedModel(f"{path}: {_one_line(error)}") from None
     except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+        raise ModelError(f"{path}: {_one_line(error)}") from None
+
+
+def _one_line(error: ModelError) -> str:
+    """Its text; names in a damaged file may hold any character."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(error))
 
 
 def _check_quantized(proto: onnx.ModelProto) -> None:
@@ -83,21 +89,36 @@ def _parse(path: Path, data: bytes) -> onnx.ModelProto:
     try:
         proto.ParseFromString(data)
     except DecodeError:
-        raise ModelError(f"{path}: not an ONNX file, or a truncated one") from None
+        raise ModelError("not an ONNX file, or a truncated one") from None
     if not proto.graph.node or not proto.graph.output:
-        raise ModelError(f"{path}: not an ONNX file, or its graph is empty")
+        raise ModelError("not an ONNX file, or its graph is empty")
+    if any(isinstance(name, bytes) for name in _names(proto)):
+        raise ModelError("a damaged file: a name in it is not UTF-8 text")
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
         try:
             onnx.load_external_data_for_model(proto, str(path.parent))
         except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise ModelError(f"{path}: its external data cannot be read: {error}") from None
+            raise ModelError(f"its external data cannot be read: {error}") from None
     if proto.functions:
-        raise UnsupportedModel(f"{path}: model-local functions are not supported; inline them (onnx.inliner)")
-    _check_references(path, proto.graph)
+        raise UnsupportedModel("model-local functions are not supported; inline them (onnx.inliner)")
+    _check_references(proto.graph)
     return proto
 
 
-def _check_references(path: Path, graph: onnx.GraphProto) -> None:
+def _names(proto: onnx.ModelProto) -> Iterator[Any]:
+    """Everything that is text. Protobuf hands out bytes where it is not UTF-8."""
+    graph = proto.graph
+    for node in graph.node:
+        yield from (node.op_type, node.name, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for item in (*graph.input, *graph.output, *graph.initializer):
+        yield item.name
+    for item in graph.input:
+        yield from (dim.dim_param for dim in item.type.tensor_type.shape.dim)
+    yield from (opset.domain for opset in proto.opset_import)
+
+
+def _check_references(graph: onnx.GraphProto) -> None:
     """Every name that a node reads is an input, an initializer, or the output of an earlier node."""
     known = {i.name for i in graph.input} | {i.name for i in graph.initializer}
     known |= {i.values.name for i in graph.sparse_initializer}
@@ -105,7 +126,7 @@ def _check_references(path: Path, graph: onnx.GraphProto) -> None:
         for name in node.input:
             if name and name not in known:
                 raise ModelError(
-                    f"{path}: node '{node.name}' ({node.op_type}) reads '{name}', which is neither an input, nor an "
+                    f"node '{node.name}' ({node.op_type}) reads '{name}', which is neither an input, nor an "
                     "initializer, nor computed by an earlier node"
                 )
         known.update(node.output)

@@ -115,15 +115,19 @@ def scalar(value: npt.NDArray[Any], what: str) -> Any:
     return value.reshape(-1)[0]
 
 
+def checked_axis(axis: Any, rank: int) -> int:
+    """An axis, counted from the front; it must be one of the tensor's."""
+    if not isinstance(axis, int) or not -rank <= axis < rank:
+        raise Refusal(f"axis {axis} is outside a rank-{rank} tensor")
+    return axis % rank
+
+
 def along(value: npt.NDArray[Any], axis: int, rank: int) -> npt.NDArray[Any]:
     """A per-axis parameter [C] shaped to broadcast along `axis` of a rank-`rank` tensor; one element becomes []."""
     if value.size == 1:
         return value.reshape(())
     if value.ndim != 1:
         raise Refusal(f"a parameter of shape {list(value.shape)} (blocked quantization) is not supported")
-    axis = axis + rank if axis < 0 else axis
-    if not 0 <= axis < rank:
-        raise Refusal(f"axis {axis} is outside a rank-{rank} tensor")
     shape = [1] * rank
-    shape[axis] = len(value)
+    shape[checked_axis(axis, rank)] = len(value)
     return value.reshape(shape)

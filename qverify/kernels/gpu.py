@@ -22,7 +22,12 @@ def open_cuda() -> Kernels:
         raise DeviceError(f"--device cuda needs an NVIDIA GPU and its driver ({error}); use --device cpu") from None
     if count == 0:
         raise DeviceError("--device cuda needs an NVIDIA GPU: none is visible; use --device cpu")
-    _check_products(cupy)
+    try:
+        _check_products(cupy)
+    except (ImportError, OSError, RuntimeError) as error:  # cuBLAS or NVRTC is missing
+        raise DeviceError(
+            f"--device cuda needs CuPy's CUDA libraries ({error}): pip install 'cupy-cuda12x[ctk]'"
+        ) from None
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     return Kernels("cuda", f"CuPy {cupy.__version__} on {properties['name'].decode()}", cupy)
 

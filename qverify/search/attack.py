@@ -43,23 +43,25 @@ class Attack:
     against the boxes bounded so far, not in seconds, so that a seed fixes the search.
     """
 
-    def __init__(self, problem: Problem, rng: np.random.Generator, stats: Stats) -> None:
+    def __init__(self, problem: Problem, rng: np.random.Generator, stats: Stats, batch: int) -> None:
         self._problem, self._rng, self._stats = problem, rng, stats
+        self._batch = batch  # about as many points as fit the memory
+        self._bounded_before = stats.subproblems  # for earlier queries
         self._nearest = np.full(len(problem.unsafe.cases), -np.inf)  # [cases]: the best slack seen
         self._spent = 0  # points tried
         self._rounds = 0
 
     def due(self) -> bool:
         """Whether the next round's turn has come: the attack takes about a fifth of the work."""
-        return self._rounds == 0 or 4 * self._spent < self._stats.subproblems
+        return self._rounds == 0 or 4 * self._spent < self._stats.subproblems - self._bounded_before
 
     def strike(self, deadline: Deadline) -> Candidate | None:
         """One round: an unsafe point, or None."""
         first = self._rounds == 0
         self._rounds += 1
         cases = np.argsort(-self._nearest, kind="stable")
-        group = 1024 if first else 4
         restarts, steps, decay = (4, 16, 0.75) if first else (16, 40, 0.9)
+        group = max(1, min(1024, self._batch // restarts)) if first else 4
         for start in range(0, len(cases) if first else min(len(cases), group), group):
             found = self._descend(np.repeat(cases[start : start + group], restarts), restarts, steps, decay, deadline)
             if found is not None or deadline.passed():

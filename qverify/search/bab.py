@@ -62,7 +62,7 @@ def search(
     frontier.push(kernels.asarray(problem.lower[None]), kernels.asarray(problem.upper[None]))
     batch = options.batch or batch_size(problem)
     rule = RULES[options.branch]
-    attack = Attack(problem, rng, stats) if options.attack else None
+    attack = Attack(problem, rng, stats, batch) if options.attack else None
     proved = 0.0
     while frontier.size:
         if deadline.passed():

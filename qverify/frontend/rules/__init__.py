@@ -1,5 +1,5 @@
 """The rules, one file per family. Importing this package registers them all."""
 
-from qverify.frontend.rules import elementwise, layout, linear, quantize, softmax, windows
+from qverify.frontend.rules import averages, elementwise, layout, linear, quantize, softmax, windows
 
-__all__ = ["elementwise", "layout", "linear", "quantize", "softmax", "windows"]
+__all__ = ["averages", "elementwise", "layout", "linear", "quantize", "softmax", "windows"]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.frontend.builder import Refusal
-from qverify.frontend.registry import View, lowers
+from qverify.frontend.registry import View, checked_axis, lowers
 from qverify.frontend.tensors import IndexArray, Tensor
 
 
@@ -51,7 +51,7 @@ def reshape(n: View) -> Tensor:
 def flatten(n: View) -> Tensor:
     x = n.tensor(0)
     axis = n.attr("axis", 1)
-    axis = axis + len(x.shape) if axis < 0 else axis
+    axis = axis if axis == len(x.shape) else checked_axis(axis, len(x.shape))
     rows = int(np.prod(x.shape[:axis], dtype=np.int64))
     return n.builder.move(x, indices(x).reshape(rows, -1))
 
@@ -80,7 +80,8 @@ def unsqueeze(n: View) -> Tensor:
 
 @lowers("Concat")
 def concat(n: View) -> Tensor:
-    return n.builder.concat([n.tensor(k) for k in range(len(n.inputs))], n.attr("axis"))
+    parts = [n.tensor(k) for k in range(len(n.inputs))]
+    return n.builder.concat(parts, checked_axis(n.attr("axis"), len(parts[0].shape)))
 
 
 @lowers("Slice")

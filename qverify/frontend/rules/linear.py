@@ -1,4 +1,4 @@
-"""Weighted sums: QLinearConv, QLinearMatMul, QGemm, ConvInteger, MatMulInteger, QLinearGlobalAveragePool."""
+"""Weighted sums: QLinearConv, QLinearMatMul, QGemm, ConvInteger, MatMulInteger."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ F32 = np.float32
 IntArray = npt.NDArray[np.int64]
 
 
-def _activation(n: View, k: int) -> Codes:
+def activation(n: View, k: int) -> Codes:
+    """Input k as uint8 or int8 codes."""
     x = n.codes(k)
     if x.dtype not in EIGHT_BIT:
         raise Refusal(f"input {k} is {x.dtype} (uint8 and int8 are supported)")
@@ -33,7 +34,7 @@ def _weight(n: View, k: int) -> npt.NDArray[Any]:
     return w
 
 
-def _requantized(n: View, acc: Codes, factor: npt.NDArray[Any], zero_point: npt.NDArray[Any]) -> Codes:
+def requantized(n: View, acc: Codes, factor: npt.NDArray[Any], zero_point: npt.NDArray[Any]) -> Codes:
     """rint(clip(float32(acc) * factor)) + zero_point in the zero point's type."""
     if zero_point.dtype not in EIGHT_BIT:
         raise Refusal(f"an output of {zero_point.dtype} is not supported yet (uint8 and int8 are)")
@@ -91,14 +92,14 @@ def _product(n: View, a: int, b: int, a_zero: int, b_zero: int, bias: IntArray) 
         zero = n.zero_point(b_zero, w.dtype)
         if zero.ndim == 1 and zero.size == 1:
             zero = zero.reshape(())
-        x = _activation(n, a)
+        x = activation(n, a)
         x_zero = scalar(n.zero_point(a_zero, x.dtype), "the input zero point")
         _note_saturation(n, x, np.moveaxis(w, -2, -1) if w.ndim > 1 else w)
         return dense(n, x, x_zero, w, zero, bias), False
     if not isinstance(left, np.ndarray) or left.ndim != 2 or len(right.shape) > 2 or bias.any():
         raise Refusal("a constant left operand is supported for plain matrices only")
     w = _weight(n, a)
-    x = _activation(n, b)
+    x = activation(n, b)
     turned = n.builder.move(x, indices(x).T)  # a vector stays one: W x = x Wᵀ
     assert isinstance(turned, Codes)
     x_zero = scalar(n.zero_point(b_zero, x.dtype), "the input zero point")
@@ -122,14 +123,14 @@ def qlinear_matmul(n: View) -> Tensor:
     acc, turned = _product(n, 0, 3, 2, 5, np.zeros((), np.int64))
     if turned and w_scale.size > 1:
         raise Refusal("per-column scales of a right operand that depends on the input are not supported")
-    y = _requantized(n, acc, (F32(x_scale) * w_scale) / F32(y_scale), n.constant(7, "the output zero point"))
+    y = requantized(n, acc, (F32(x_scale) * w_scale) / F32(y_scale), n.constant(7, "the output zero point"))
     return n.builder.move(y, indices(y).T) if turned else y
 
 
 @lowers("QGemm", domains=(MICROSOFT,))
 def qgemm(n: View) -> Tensor:
     """alpha * (A - az)(B - bz) + C; C is int32 in units of alpha * a_scale * b_scale. No output scale: float output."""
-    x = _activation(n, 0)
+    x = activation(n, 0)
     if n.attr("transA", 0):
         moved = n.builder.move(x, indices(x).T)
         assert isinstance(moved, Codes)
@@ -150,7 +151,7 @@ def qgemm(n: View) -> Tensor:
     if not n.has(7):
         return FloatAcc(acc, FloatProgram().then("mul", factor))
     y_scale = scalar(n.scale(7, "the output scale"), "the output scale")
-    return _requantized(n, acc, factor / F32(y_scale), n.constant(8, "the output zero point"))
+    return requantized(n, acc, factor / F32(y_scale), n.constant(8, "the output zero point"))
 
 
 @lowers("MatMulIntegerToFloat", domains=(MICROSOFT,))
@@ -242,7 +243,7 @@ def _convolution(n: View, x: Codes, x_zero: Any, w: npt.NDArray[Any], w_zero: An
 
 @lowers("ConvInteger")
 def conv_integer(n: View) -> Tensor:
-    x, w = _activation(n, 0), _weight(n, 1)
+    x, w = activation(n, 0), _weight(n, 1)
     w_zero = n.zero_point(3, w.dtype).astype(np.int64)
     w_zero = w_zero.reshape(-1, *([1] * (w.ndim - 1))) if w_zero.size > 1 else w_zero.reshape(())
     x_zero = scalar(n.zero_point(2, x.dtype), "the input zero point")
@@ -251,7 +252,7 @@ def conv_integer(n: View) -> Tensor:
 
 @lowers("QLinearConv", domains=("", MICROSOFT))
 def qlinear_conv(n: View) -> Tensor:
-    x, w = _activation(n, 0), _weight(n, 3)
+    x, w = activation(n, 0), _weight(n, 3)
     last = bool(n.attr("channels_last", 0))
     if last:
         moved = n.builder.move(x, np.moveaxis(indices(x), -1, 1))
@@ -268,26 +269,5 @@ def qlinear_conv(n: View) -> Tensor:
     x_zero = scalar(n.zero_point(2, x.dtype), "the input zero point")
     acc = _convolution(n, x, x_zero, w, int(w_zero[0]), bias.astype(np.int64))
     factor = (F32(x_scale) * n.scale(4, "the weight scale")) / F32(y_scale)
-    y = _requantized(n, acc, along(factor, 1, len(x.shape)), n.constant(7, "the output zero point"))
+    y = requantized(n, acc, along(factor, 1, len(x.shape)), n.constant(7, "the output zero point"))
     return n.builder.move(y, np.moveaxis(indices(y), 1, -1)) if last else y
-
-
-@lowers("QLinearGlobalAveragePool", domains=(MICROSOFT,))
-def qlinear_global_average_pool(n: View) -> Tensor:
-    """requantize(sum - count * x_zero) with the factor x_scale / (y_scale * float32(count)): an integer sum."""
-    x = _activation(n, 0)
-    last = bool(n.attr("channels_last", 0))
-    channels = x.shape[-1] if last else x.shape[1]
-    index = np.moveaxis(indices(x), -1, 1) if last else indices(x)
-    rows = n.builder.move(x, index.reshape(x.shape[0], channels, -1))
-    assert isinstance(rows, Codes)
-    count = rows.shape[-1]
-    x_zero = scalar(n.zero_point(2, x.dtype), "the input zero point")
-    acc = dense(n, rows, x_zero, np.ones((count, 1), np.int8), np.zeros((), np.int64), np.zeros((), np.int64))
-    x_scale = scalar(n.scale(1, "the input scale"), "the input scale")
-    y_scale = scalar(n.scale(3, "the output scale"), "the output scale")
-    zero = n.constant(4, "the output zero point") if n.has(4) else np.zeros((), x.dtype)
-    y = _requantized(n, acc, np.asarray(F32(x_scale) / (F32(y_scale) * F32(count))), zero)
-    spatial = [1] * (len(x.shape) - 2)
-    shape = (x.shape[0], *spatial, channels) if last else (x.shape[0], channels, *spatial)
-    return n.builder.move(y, indices(y).reshape(shape))

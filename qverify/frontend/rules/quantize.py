@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from qverify.frontend.builder import Refusal, quantize_linear
-from qverify.frontend.registry import MICROSOFT, View, along, lowers, scalar
+from qverify.frontend.registry import MICROSOFT, View, along, checked_axis, lowers, scalar
 from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, FloatPair, Tensor
 from qverify.ops import FloatProgram
 
@@ -109,7 +109,7 @@ def qlinear_concat(n: View) -> Tensor:
         zero = scalar(n.zero_point(k + 2, x.dtype), "an input zero point")
         same = scale == y_scale and zero == int(y_zero.reshape(-1)[0])
         parts.append(x if same else _requantized(n, x, scale, zero, y_scale, y_zero))
-    return n.builder.concat(parts, n.attr("axis"))
+    return n.builder.concat(parts, checked_axis(n.attr("axis"), len(parts[0].shape)))
 
 
 def _requantized(n: View, x: Tensor, scale: Any, zero: Any, y_scale: Any, y_zero: npt.NDArray[Any]) -> Tensor:

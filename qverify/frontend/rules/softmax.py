@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qverify.frontend.builder import Refusal
-from qverify.frontend.registry import MICROSOFT, View, lowers, scalar
+from qverify.frontend.registry import MICROSOFT, View, checked_axis, lowers, scalar
 from qverify.frontend.rules.layout import indices
 from qverify.frontend.rules.quantize import EIGHT_BIT
 from qverify.frontend.tensors import Codes, Tensor
@@ -20,7 +20,7 @@ def qlinear_softmax(n: View) -> Tensor:
         raise Refusal(f"its input is {x.dtype} (uint8 and int8 are supported)")
     rank = len(x.shape)
     modern = n.attr("opset", 13) >= 13
-    axis = n.attr("axis", -1 if modern else 1) % rank
+    axis = checked_axis(n.attr("axis", -1 if modern else 1), rank)
     moved = indices(x)
     shape = moved.shape
     if modern:

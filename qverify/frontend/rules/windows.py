@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qverify.frontend.builder import Refusal
-from qverify.frontend.registry import MICROSOFT, View, lowers, scalar
+from qverify.frontend.registry import MICROSOFT, View, lowers
 from qverify.frontend.rules.layout import indices
-from qverify.frontend.rules.quantize import EIGHT_BIT, dequantized
 from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, IndexArray, Tensor
-from qverify.ops import FloatProgram, Max, Mean, Requantize
+from qverify.ops import FloatProgram, Max
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,8 @@ def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> W
     pads = list(n.attr("pads", [0] * (2 * rank)))
     if not len(strides) == len(dilations) == len(kernel) == rank or len(pads) != 2 * rank or declared != kernel:
         raise Refusal("its window attributes do not fit the input's rank or the weight")
+    if min(*strides, *dilations, *kernel) < 1:
+        raise Refusal("a stride, a dilation or a kernel size is not positive")
     span = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     auto = n.attr("auto_pad", "NOTSET")
     output = []
@@ -124,78 +124,3 @@ def _max_over(n: View, x: Tensor) -> Tensor:
             )
             return FloatAcc(n.builder.emit(Max(), x.codes), FloatProgram(steps, x.program.ordinal))
     raise Refusal("it is supported on codes and on functions of them only")
-
-
-@lowers("QLinearAveragePool", domains=(MICROSOFT,))
-def qlinear_average_pool(n: View) -> Tensor:
-    """Dequantize, add row by row in float32, divide by the count, then rint(v / y_scale + y_zero)."""
-    x = n.codes(0)
-    if x.dtype not in EIGHT_BIT:
-        raise Refusal(f"its input is {x.dtype} (uint8 and int8 are supported)")
-    last = bool(n.attr("channels_last", 0))
-    if last:
-        moved = n.builder.move(x, np.moveaxis(indices(x), -1, 1))
-        assert isinstance(moved, Codes)
-        x = moved
-    window = read_window(n, x.shape[2:], tuple(n.attr("kernel_shape")))
-    taps = window_index(x, window)
-    zero = int(scalar(n.zero_point(2, x.dtype), "the zero point"))
-    inside = (taps >= 0).sum(axis=-1)
-    if n.attr("count_include_pad", 0):
-        if n.attr("ceil_mode", 0):
-            raise Refusal("count_include_pad together with ceil_mode is not supported")
-        inside = np.full_like(inside, taps.shape[-1])
-    rows = n.builder.move(x, taps, fill=zero)  # a padded tap dequantizes to +0.0, which changes no sum
-    assert isinstance(rows, Codes)
-    values = _values(n, rows, 1, zero)
-    mean = n.builder.emit(Mean(values, rows.type.low, _divisor(inside), "sequential"), rows)
-    y_scale = n.scale(3, "the output scale").reshape(())
-    y_zero = n.constant(4, "the output zero point") if n.has(4) else np.zeros((), x.dtype)
-    info = np.iinfo(y_zero.dtype)
-    program = FloatProgram(ordinal=True).then("div", y_scale).then("add", y_zero.reshape(()).astype(np.float32))
-    op = Requantize(program, np.zeros((), np.int32), int(info.min), int(info.max))
-    y = n.builder.emit(op, mean, dtype=y_zero.dtype)
-    return n.builder.move(y, np.moveaxis(indices(y), 1, -1)) if last else y
-
-
-def _values(n: View, rows: Codes, scale_input: int, zero: int) -> npt.NDArray[np.float32]:
-    scale = n.scale(scale_input, "the scale").reshape(())
-    table: npt.NDArray[np.float32] = dequantized(n, rows, scale, np.asarray(zero, np.int32)).table[0]
-    return table
-
-
-def _divisor(counts: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    return (
-        counts.reshape(-1)[0].astype(np.float32).reshape(())
-        if (counts == counts.flat[0]).all()
-        else counts.astype(np.float32)
-    )
-
-
-@lowers("ReduceMean")
-def reduce_mean(n: View) -> Tensor:
-    """A float mean of dequantized codes over the trailing axes, in the runtime's order of additions."""
-    x = n.tensor(0)
-    rank = len(x.shape)
-    axes = n.attr("axes")
-    if axes is None and n.has(1):
-        axes = [int(v) for v in n.constant(1, "the axes").reshape(-1)]
-    if not axes and n.attr("noop_with_empty_axes", 0):
-        return x
-    axes = sorted(a % rank for a in axes) if axes else list(range(rank))
-    kept = [1 if i in axes else s for i, s in enumerate(x.shape)]
-    shape = kept if n.attr("keepdims", 1) else [s for i, s in enumerate(kept) if i not in axes]
-    if all(x.shape[a] == 1 for a in axes):
-        return n.builder.move(x, indices(x).reshape(shape))
-    while axes and axes[-1] != rank - 1 and all(s == 1 for s in x.shape[axes[-1] + 1 :]):
-        axes.append(axes[-1] + 1)
-    if axes != list(range(axes[0], rank)):
-        raise Refusal("a float mean over other than the trailing axes is not supported")
-    if not isinstance(x, FloatCodes) or x.which is not None:
-        raise Refusal("a float mean is supported on dequantized 8-bit codes with one scale only")
-    count = int(np.prod(x.shape[axes[0] :]))
-    rows = n.builder.move(x.codes, indices(x).reshape(*x.shape[: axes[0]], count))
-    assert isinstance(rows, Codes)
-    op = Mean(x.table[0], rows.type.low, np.array(count, np.float32), "eigen")
-    acc = n.builder.emit(op, rows)
-    return n.builder.move(FloatAcc(acc, FloatProgram(ordinal=True)), indices(acc).reshape(shape))

@@ -1,0 +1,516 @@
+"""`verify` as a whole, on the shipped examples: known verdicts, witnesses that hold, and every way of saying no."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import qverify
+from qverify import Options, Result, Verdict, runtime, verify
+from qverify.check import NotReplayed, replay
+from qverify.errors import QverifyError, SpecError, UsageError
+from qverify.frontend.vnnlib import read_property
+from qverify.property import Property, Query, Row
+from qverify.report import as_json
+from qverify.search.branch import RULES
+from tests.graphs import Graph, exact_products, write
+
+REPOSITORY = Path(__file__).parents[1]
+EXAMPLES = REPOSITORY / "specs" / "examples"
+SCRIPTS = REPOSITORY / "benchmarks" / "vnncomp"
+QOP, QDQ = (EXAMPLES / "onnx" / f"tiny_mlp_{form}.onnx" for form in ("qop", "qdq"))
+SAFE, UNSAFE = (EXAMPLES / "vnnlib" / f"tiny_{kind}.vnnlib" for kind in ("safe", "unsafe"))
+CPU = Options(device="cpu", timeout=30.0)
+
+
+def rows_of(name: str) -> list[list[str]]:
+    with (EXAMPLES / name).open(newline="") as stream:
+        return list(csv.reader(stream))
+
+
+EXPECTED = [(model, spec, verdict) for model, spec, verdict in rows_of("expected.csv") if verdict]
+
+
+def name_of(value: str) -> str:
+    return Path(value.removesuffix(".gz")).stem
+
+
+def holds(row: Row, x: Sequence[float], y: Sequence[float]) -> bool:
+    total = sum((c * Fraction(x[i]) for i, c in row.x), Fraction(0))
+    total += sum((c * Fraction(y[i]) for i, c in row.y), Fraction(0))
+    return total < row.rhs if row.strict else total <= row.rhs
+
+
+def run_file(model: Path, inputs: Sequence[Any]) -> list[Any]:
+    """The file in onnxruntime, without qverify's help."""
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    return list(session.run(None, dict(zip((i.name for i in session.get_inputs()), inputs, strict=True))))
+
+
+def check_witness(result: Result, model: Path) -> None:
+    """The witness lies in the exact box, gives its outputs on the file, and is unsafe. Nothing of qverify is used but
+    the parsed property."""
+    witness = result.witness
+    assert witness is not None
+    prop: Property = result.details["property"]
+    outputs = run_file(model, witness.inputs)
+    assert all(np.array_equal(a, b) for a, b in zip(outputs, witness.outputs, strict=True))
+    x = np.concatenate([np.asarray(v, np.float64).reshape(-1) for v in witness.inputs]).tolist()
+    y = np.concatenate([np.asarray(v, np.float64).reshape(-1) for v in outputs]).tolist()
+    texts = [Fraction(text) for text in witness.input_text]
+    assert [float(np.float32(float(text))) for text in witness.input_text] == x
+    assert [float(np.float32(text)) for text in witness.output_text] == y
+    assert any(
+        all(low <= v <= high for low, v, high in zip(query.box.lower, texts, query.box.upper, strict=True))
+        and any(all(holds(row, x, y) for row in case) for case in query.cases)
+        for query in prop.queries
+    )
+
+
+# -- known verdicts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "spec", "verdict"), EXPECTED, ids=name_of)
+def test_known_verdicts(model: str, spec: str, verdict: str) -> None:
+    if verdict == "sat" and "mnist_mlp" in model and not exact_products():
+        pytest.skip("this CPU saturates products of mnist_mlp's weights, so its counterexamples may not replay")
+    result = verify(EXAMPLES / model, EXAMPLES / spec, CPU)
+    assert result.verdict == verdict, result.reason
+    assert (result.witness is not None) == (verdict == "sat")
+    if result.witness is not None:
+        check_witness(result, EXAMPLES / model)
+
+
+@pytest.mark.parametrize("seconds", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("model", "spec"), [(model, spec) for model, spec, verdict in EXPECTED if verdict == "sat"], ids=name_of
+)
+def test_without_the_attack_a_counterexample_is_never_proved_away(model: str, spec: str, seconds: int) -> None:
+    """The falsifier-off gate: where a counterexample is known, bounds alone must not say unsat."""
+    result = verify(EXAMPLES / model, EXAMPLES / spec, Options(device="cpu", timeout=seconds, attack=False))
+    assert result.verdict in (Verdict.SAT, Verdict.TIMEOUT, Verdict.UNKNOWN)
+    assert result.witness is None or result.verdict is Verdict.SAT
+
+
+def test_the_lists_of_the_examples_agree() -> None:
+    instances, expected = rows_of("instances.csv"), rows_of("expected.csv")
+    assert [row[:2] for row in instances] == [row[:2] for row in expected]
+    assert {row[2] for row in expected} <= {"sat", "unsat", ""}
+    assert all((EXAMPLES / path).is_file() for row in instances for path in row[:2])
+
+
+@pytest.mark.parametrize("model", [QOP, QDQ], ids=["qop", "qdq"])
+@pytest.mark.parametrize("spec", [SAFE, UNSAFE], ids=["safe", "unsafe"])
+def test_both_versions_of_vnnlib_give_one_verdict(model: Path, spec: Path) -> None:
+    first = verify(model, spec, CPU)
+    second = verify(model, spec.with_name(spec.stem + "_v2.vnnlib"), CPU)
+    assert first.verdict == second.verdict
+    if first.witness is not None and second.witness is not None:
+        assert first.witness.input_text == second.witness.input_text
+        assert first.details["property"].version != second.details["property"].version
+
+
+@pytest.mark.parametrize(
+    "options",
+    [*(Options(branch=name, batch=5) for name in RULES), Options(seed=7), Options(attack=False), Options(batch=1)],
+    ids=str,
+)
+def test_options_never_change_a_verdict(options: Options) -> None:
+    assert verify(QOP, SAFE, options).verdict is Verdict.UNSAT
+    result = verify(QOP, UNSAFE, options)
+    assert result.verdict is Verdict.SAT
+    check_witness(result, QOP)
+
+
+# -- properties written for the tiny network -----------------------------------------------------------------------------
+
+HEAD = "".join(f"(declare-const {name} Real)\n" for name in ("X_0", "X_1", "Y_0", "Y_1"))
+HEAD_2 = """(vnnlib-version <2.0>)
+(declare-network f
+  (declare-input X float32 [1,2])
+  (declare-output Y float32 [1,2])
+)
+"""
+
+
+def spec_file(folder: Path, text: str, head: str = HEAD) -> Path:
+    path = folder / "p.vnnlib"
+    path.write_text(head + text)
+    return path
+
+
+def in_box(x0: tuple[str, str], x1: tuple[str, str]) -> str:
+    lines = [f"(assert (>= X_{i} {low}))(assert (<= X_{i} {high}))" for i, (low, high) in enumerate((x0, x1))]
+    return "\n".join(lines) + "\n"
+
+
+SMALL = in_box(("0.3", "0.34"), ("0.3", "0.34"))
+
+
+@functools.cache
+def tiny_outputs(x0: str, x1: str) -> tuple[float, float]:
+    y = run_file(QOP, [np.array([[x0, x1]], np.float32)])[0].reshape(-1)
+    return float(y[0]), float(y[1])
+
+
+@pytest.mark.parametrize("point", [("0.3", "0.7"), ("1", "0.1"), ("0.5", "0.5")])
+def test_a_box_of_one_point_is_one_evaluation(point: tuple[str, str], tmp_path: Path) -> None:
+    y0, y1 = tiny_outputs(*point)
+    box = in_box((point[0], point[0]), (point[1], point[1]))
+    for relation, unsafe in (("<=", y0 <= y1), (">=", y0 >= y1)):
+        result = verify(QOP, spec_file(tmp_path, box + f"(assert ({relation} Y_0 Y_1))"), CPU)
+        assert result.verdict is (Verdict.SAT if unsafe else Verdict.UNSAT)
+        assert result.stats.subproblems == 1
+        assert result.stats.leaves == int(unsafe)
+        assert result.stats.attack_points == 0
+        if unsafe:
+            check_witness(result, QOP)
+
+
+def test_an_exact_tie_decides_strictness(tmp_path: Path) -> None:
+    """The threshold is the very float that onnxruntime gives, then one digit beyond its last."""
+    y0, _ = tiny_outputs("0.3", "0.3")
+    assert y0 < 0
+    exact = f"{y0:.200f}".rstrip("0")  # all digits
+    assert Fraction(exact) == Fraction(y0)
+    for text, verdict in (
+        (f"(<= Y_0 {exact})", Verdict.SAT),
+        (f"(< Y_0 {exact})", Verdict.UNSAT),
+        (f"(>= Y_0 {exact})", Verdict.SAT),
+        (f"(<= Y_0 {exact}1)", Verdict.UNSAT),
+        (f"(> Y_0 {exact}1)", Verdict.SAT),
+    ):
+        path = spec_file(tmp_path, in_box(("0.3", "0.3"), ("0.3", "0.3")) + f"(assert {text})")
+        assert verify(QOP, path, CPU).verdict is verdict, text
+
+
+def test_contradictory_disjuncts_are_unsat(tmp_path: Path) -> None:
+    """No row alone is refuted by the bounds, so this needs the search (Y_0 has no value so close to -12)."""
+    text = "(assert (or (and (<= Y_0 -12.0) (>= Y_0 -11.99)) (and (> Y_1 Y_0) (< Y_1 Y_0)) (and (< Y_1 9) (> Y_1 9))))"
+    result = verify(QOP, spec_file(tmp_path, SMALL + text), CPU)
+    assert result.verdict is Verdict.UNSAT
+    assert result.stats.subproblems > 1
+
+
+@pytest.mark.parametrize("nothing", ["(assert (> 0 1))", "(assert (or (and (>= X_0 0.8) (>= Y_0 0))))"])
+def test_no_query_left_is_unsat(nothing: str, tmp_path: Path) -> None:
+    result = verify(QOP, spec_file(tmp_path, SMALL + nothing), CPU)
+    assert result.details["property"].queries == ()
+    assert result.verdict is Verdict.UNSAT
+    assert result.stats.subproblems == 0
+
+
+@pytest.mark.parametrize("attack", [True, False])
+def test_a_property_without_outputs_is_sat(attack: bool, tmp_path: Path) -> None:
+    result = verify(QOP, spec_file(tmp_path, SMALL), Options(device="cpu", timeout=30, attack=attack))
+    assert result.verdict is Verdict.SAT
+    check_witness(result, QOP)
+
+
+def test_one_unsafe_box_of_several_is_enough(tmp_path: Path) -> None:
+    y0, y1 = tiny_outputs("0.3", "0.3")
+    wrong = "(>= Y_0 Y_1)" if y0 < y1 else "(<= Y_0 Y_1)"
+    right = "(<= Y_0 Y_1)" if y0 < y1 else "(>= Y_0 Y_1)"
+    safe = f"(and (<= X_0 0.31) (<= X_1 0.31) {wrong})"
+    unsafe = f"(and (>= X_0 0.3) (<= X_0 0.31) (<= X_1 0.305) {right})"
+    for parts, verdict in (((safe, unsafe), "sat"), ((unsafe, safe), "sat"), ((safe, safe), "unsat")):
+        result = verify(QOP, spec_file(tmp_path, SMALL + f"(assert (or {' '.join(parts)}))"), CPU)
+        assert result.verdict == verdict
+        if verdict == "sat":
+            check_witness(result, QOP)
+
+
+def test_rows_that_mention_inputs(tmp_path: Path) -> None:
+    y0, _ = tiny_outputs("0.3", "0.3")
+    for offset, verdict in ((-50, "sat"), (50, "unsat")):
+        text = f"(assert (>= (+ Y_0 (* 0.5 X_0)) {y0 + offset:.6f}))"
+        result = verify(QOP, spec_file(tmp_path, SMALL + text), CPU)
+        assert result.verdict == verdict
+        if verdict == "sat":
+            check_witness(result, QOP)
+
+
+def test_numbers_beyond_float64(tmp_path: Path) -> None:
+    for text, verdict in (
+        ("(assert (<= Y_0 1e400))", "sat"),
+        ("(assert (>= Y_0 1e400))", "unsat"),
+        ("(assert (<= (* 1e400 Y_0) (* 1e400 Y_1)))", verify(QOP, spec_file(tmp_path, SMALL + TIE), CPU).verdict),
+    ):
+        assert verify(QOP, spec_file(tmp_path, SMALL + text), CPU).verdict == verdict
+
+
+TIE = "(assert (<= Y_0 Y_1))"
+
+
+def test_a_gzip_file_and_its_missing_ending(tmp_path: Path) -> None:
+    (tmp_path / "p.vnnlib.gz").write_bytes(gzip.compress(UNSAFE.read_bytes()))
+    for name in ("p.vnnlib.gz", "p.vnnlib"):
+        assert verify(QOP, tmp_path / name, CPU).verdict is Verdict.SAT
+
+
+# -- limits --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attack", [True, False])
+def test_a_timeout_is_prompt_and_said(attack: bool) -> None:
+    started = time.monotonic()
+    model, spec = EXAMPLES / "onnx" / "mnist_cnn_qop.onnx", EXAMPLES / "vnnlib" / "mnist_8_eps_8.vnnlib.gz"
+    result = verify(model, spec, Options(device="cpu", timeout=0.5, attack=attack))
+    assert result.verdict is Verdict.TIMEOUT
+    assert result.witness is None and "time is up" in result.reason
+    assert time.monotonic() - started < 3.0
+
+
+def test_no_time_at_all_is_a_timeout() -> None:
+    assert verify(QOP, SAFE, Options(device="cpu", timeout=1e-9)).verdict is Verdict.TIMEOUT
+
+
+# -- `sat` only after the replay -----------------------------------------------------------------------------------------
+
+
+def changed(outputs: list[Any]) -> list[Any]:
+    return [value - np.float32(0.125) for value in outputs]
+
+
+def swapped(outputs: list[Any]) -> list[Any]:
+    return [value[..., ::-1] for value in outputs]
+
+
+def infinite(outputs: list[Any]) -> list[Any]:
+    return [value + np.float32(np.inf) for value in outputs]
+
+
+def truncated(outputs: list[Any]) -> list[Any]:
+    return [value[..., :1] for value in outputs]
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [(changed, "differ"), (swapped, "satisfy the property"), (infinite, "not finite"), (truncated, "1 output")],
+)
+def test_a_witness_that_does_not_replay_is_unknown(other: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = runtime.Session.run
+    monkeypatch.setattr(runtime.Session, "run", lambda self, inputs: other(honest(self, inputs)))
+    result = verify(QOP, UNSAFE, CPU)
+    assert result.verdict is Verdict.UNKNOWN
+    assert result.witness is None
+    assert "did not replay" in result.reason and reason in result.reason
+
+
+def test_the_replay_trusts_nobody() -> None:
+    """It tests the printed decimals against the exact box, strict bounds included, and the outputs against the rows."""
+    found = verify(QOP, UNSAFE, CPU).witness
+    assert found is not None
+    (query,) = read_property(UNSAFE).queries
+    y = np.asarray(found.outputs[0], np.float64).reshape(-1)
+
+    def again(query: Query, text: tuple[str, ...]) -> Any:
+        return replay(QOP, query, list(found.inputs), text, y)
+
+    assert again(query, found.input_text).output_text == found.output_text
+    box = query.box
+    with pytest.raises(NotReplayed, match=r"X_1 = .* lies outside"):
+        again(query, (found.input_text[0], "0.9"))
+    first = frozenset({0})
+    for end, open_box in ((box.lower, replace(box, lower_strict=first)), (box.upper, replace(box, upper_strict=first))):
+        edge = (f"{float(end[0]):.12f}", found.input_text[1])
+        assert again(query, edge).input_text == edge
+        with pytest.raises(NotReplayed, match=r"X_0 .* outside"):
+            again(replace(query, box=open_box), edge)
+    for impossible in (
+        Row(((0, Fraction(1)),), (), Fraction(0)),  # X_0 <= 0
+        Row((), ((0, Fraction(1)),), Fraction(float(y[0])), True),  # Y_0 less than itself
+    ):
+        with pytest.raises(NotReplayed, match="satisfy the property"):
+            again(replace(query, cases=((impossible,), (*query.cases[0], impossible))), found.input_text)
+
+
+@pytest.mark.parametrize("attack", [True, False])
+def test_without_onnxruntime_a_counterexample_is_unknown(attack: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert not runtime.available()
+    result = verify(QOP, UNSAFE, Options(device="cpu", attack=attack, timeout=30))
+    assert result.verdict is Verdict.UNKNOWN
+    assert result.witness is None
+    assert "qverify[cpu]" in result.reason
+    assert verify(QOP, SAFE, CPU).verdict is Verdict.UNSAT
+    with pytest.raises(UsageError, match=r"qverify\[cpu\]"):  # a QDQ file cannot even be read
+        verify(QDQ, SAFE, CPU)
+
+
+def test_an_output_that_can_be_infinite_is_unknown(tmp_path: Path) -> None:
+    g = Graph()
+    x = g.quantize(g.input((1, 2)), 1.0, np.array(0, np.uint8))
+    weight, scale = g.const([[100, 0], [100, 1]], np.int8), g.f32(1e18)
+    zero, minus = g.const(0, np.uint8), g.const(0, np.int8)
+    y = g.node("QGemm", x, g.f32(1e18), zero, weight, scale, minus, g.const([0, 0], np.int32), "", "")
+    model = write(g.model(y), tmp_path / "m.onnx")
+    text = in_box(("0", "255"), ("0", "255")) + "(assert (<= Y_1 5))"
+    result = verify(model, spec_file(tmp_path, text), CPU)
+    assert result.verdict is Verdict.UNKNOWN
+    assert "overflow" in result.reason
+    text = in_box(("0", "1"), ("0", "1")) + "(assert (<= Y_1 5))"
+    assert verify(model, spec_file(tmp_path, text), CPU).verdict is Verdict.SAT
+
+
+# -- what does not fit ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("(declare-const Y_1 Real)\n", "(declare-const Y_1 Real)\n(declare-const Y_2 Real)\n", "3 output elements"),
+        ("(declare-const X_1 Real)\n", "", "1 input elements"),
+        ("Real", "Int", "Int inputs"),
+    ],
+)
+def test_a_1_0_property_of_another_model(old: str, new: str, message: str, tmp_path: Path) -> None:
+    text = in_box(("0", "1"), ("0", "1")) if new else "(assert (>= X_0 0))(assert (<= X_0 1))"
+    with pytest.raises(SpecError, match=message) as info:
+        verify(QOP, spec_file(tmp_path, text + "(assert (>= Y_0 0))", HEAD.replace(old, new)), CPU)
+    assert "p.vnnlib" in str(info.value) and "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("X float32", "X uint8", "X is uint8, the model's '.*' is float32"),
+        ("Y float32", "Y float64", "Y is float64"),
+        ("X float32 [1,2]", "X float32 [2,1]", r"X has shape \[2, 1\], the model's '.*' \[1, 2\]"),
+        ("X float32 [1,2]", "X float32 [1,3]", "3 input elements"),
+        ("(declare-input X float32 [1,2])", "(declare-input X float32 [1]) (declare-input Z float32 [1])", "2 inputs"),
+    ],
+)
+def test_a_2_0_property_of_another_model(old: str, new: str, message: str, tmp_path: Path) -> None:
+    assert old in HEAD_2
+    names = ["X[0]", "Z[0]"] if "Z" in new else ["X[0,0]", "X[1,0]" if "[2,1]" in new else "X[0,1]"]
+    names += ["X[0,2]"] if "[1,3]" in new else []
+    bounds = "".join(f"(assert (>= {name} 0)) (assert (<= {name} 1))" for name in names)
+    with pytest.raises(SpecError, match=message):
+        verify(QOP, spec_file(tmp_path, bounds + "(assert (>= Y[0,0] 0.0))", HEAD_2.replace(old, new)), CPU)
+
+
+def test_an_unknown_branch_rule_is_named_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="nonsense") as info:
+        verify(QOP, SAFE, Options(branch="nonsense"))
+    assert all(name in str(info.value) for name in RULES)
+
+
+def test_missing_files() -> None:
+    for model, spec in (("absent.onnx", SAFE), (QOP, "absent.vnnlib")):
+        with pytest.raises(QverifyError, match="absent"):
+            verify(model, spec, CPU)
+
+
+# -- what is recorded ----------------------------------------------------------------------------------------------------
+
+
+def refuse(text: str) -> None:
+    raise AssertionError(f"{text} is no JSON")
+
+
+@pytest.mark.parametrize(("model", "spec"), [(QOP, SAFE), (QDQ, SAFE), (QOP, UNSAFE), (QDQ, UNSAFE)])
+def test_details_are_plain_json(model: Path, spec: Path) -> None:
+    result = verify(model, spec, CPU)
+    document = json.loads(as_json(result, str(model), str(spec), CPU), parse_constant=refuse)
+    plain = {key: value for key, value in result.details.items() if key != "property"}
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain == document["details"]
+    assert {"device", "semantics", "read_by", "model_sha256", "spec_sha256", "warnings"} <= plain.keys()
+    assert ("onnxruntime" in plain) == (result.verdict is Verdict.SAT)
+    assert 0 <= result.stats.load_seconds <= result.stats.seconds
+
+
+def test_progress_is_reported() -> None:
+    seen: list[float] = []
+    verify(QOP, SAFE, CPU, lambda progress: seen.append(progress.proved))
+    assert seen and seen[-1] == pytest.approx(1.0)
+
+
+# -- end to end ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An executable `qverify` that is this package, and a working directory to use it in."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(qverify.__file__).parents[1]))
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "qverify"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qverify "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
+def check_counterexample(text: str, model: Path, spec: Path) -> None:
+    """A 1.0 counterexample of a tiny network: inside the box, and onnxruntime gives its outputs."""
+    values = {name: value for name, value in re.findall(r"\(([XY]_\d+) ([^()\s]+)\)", text)}
+    assert list(values) == ["X_0", "X_1", "Y_0", "Y_1"]
+    for relation, name, bound in re.findall(r"\(assert \(([<>]=) (X_\d) ([\d.]+)\)\)", spec.read_text()):
+        difference = Fraction(values[name]) - Fraction(bound)
+        assert difference >= 0 if relation == ">=" else difference <= 0
+    outputs = run_file(model, [np.array([[values["X_0"], values["X_1"]]], np.float32)])[0].reshape(-1)
+    assert [np.float32(values["Y_0"]), np.float32(values["Y_1"])] == outputs.tolist()
+    assert outputs[0] >= outputs[1]
+
+
+def test_batch_end_to_end(command: Path) -> None:
+    folder = Path("tiny")
+    for kind, files in (("onnx", (QOP, QDQ)), ("vnnlib", (SAFE, UNSAFE))):
+        (folder / kind).mkdir(parents=True)
+        for file in files:
+            shutil.copy(file, folder / kind)
+    rows = [(m.name, s.name) for m in (QOP, QDQ) for s in (SAFE, UNSAFE)]
+    rows.append(("absent.onnx", SAFE.name))
+    (folder / "instances.csv").write_text("".join(f"onnx/{m},vnnlib/{s},30\n" for m, s in rows))
+    arguments = ["batch", "tiny/instances.csv", "--jobs", "2", "--results", "r.csv", "--device", "cpu"]
+    done = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    found = {tuple(row[:3]): row for row in csv.reader(Path("r.csv").read_text().splitlines())}
+    assert len(found) == len(rows)
+    for model, spec in rows:
+        row = found["tiny", f"onnx/{model}", f"vnnlib/{spec}"]
+        assert row[4] == ("error" if model.startswith("absent") else "sat" if spec == UNSAFE.name else "unsat")
+        assert row[3] == "0.0" and 0 <= float(row[5]) < 30
+    texts = {path.name: path.read_text() for path in Path("r_counterexamples").iterdir()}
+    assert sorted(texts) == [f"tiny_mlp_{form}_tiny_unsafe.counterexample" for form in ("qdq", "qop")]
+    for file in (QDQ, QOP):
+        check_counterexample(texts[f"{file.stem}_tiny_unsafe.counterexample"], file, UNSAFE)
+    again = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert again.returncode == 0 and "5 of 5 instances are in r.csv already" in again.stderr
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_competition_s_scripts_end_to_end(command: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "QVERIFY_BIN": str(command), "TMPDIR": str(tmp_path)}
+    for spec, verdict in ((SAFE, "unsat"), (UNSAFE, "sat")):
+        steps = (
+            ("prepare_instance.sh", "v1", "tiny", str(QOP), str(spec)),
+            ("run_instance.sh", "v1", "tiny", str(QOP), str(spec), "result.txt", "30"),
+        )
+        for name, *arguments in steps:
+            line = ["bash", str(SCRIPTS / name), *arguments]
+            done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 0, done.stderr
+        first, _, rest = Path("result.txt").read_text().partition("\n")
+        assert first == verdict
+        if verdict == "sat":
+            check_counterexample(rest, QOP, spec)
+        else:
+            assert rest == ""
