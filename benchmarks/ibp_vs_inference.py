@@ -30,8 +30,9 @@ import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from qverify.frontend.boundary import make_decoder, make_encoder  # noqa: E402
+from qverify.frontend.boundary import make_encoder  # noqa: E402
 from qverify.frontend.model import read_model  # noqa: E402
+from qverify.frontend.outputs import make_decoder  # noqa: E402
 from qverify.kernels import open_kernels  # noqa: E402
 
 COLUMNS = ("date", "machine", "device", "network", "batch", "inference_us", "interval_us", "ratio", "boxes_per_second")

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from qverify.errors import QverifyError
-from qverify.frontend.boundary import make_decoder, make_encoder
+from qverify.frontend.boundary import make_encoder
 from qverify.frontend.builder import Quantizer
 from qverify.frontend.lower import Lowered
 from qverify.frontend.model import Model, read_model
+from qverify.frontend.outputs import make_decoder
 from qverify.kernels import open_kernels
 from qverify.runtime import Session
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from qverify.frontend.boundary import make_decoder, make_encoder
+from qverify.frontend.boundary import make_encoder
 from qverify.frontend.lower import Lowered, codes_of
 from qverify.frontend.model import read_model
+from qverify.frontend.outputs import make_decoder
 from qverify.frontend.tensors import Codes, FloatSum
 from qverify.network import Network, Node
 from qverify.ops import Conv, Dense, Layout, Mean, Pairwise, Requantize, Softmax, Table

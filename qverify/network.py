@@ -6,7 +6,7 @@ definition of what the network means; every faster way must equal it bit for bit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qverify.kernels import Array, Kernels
@@ -104,6 +104,21 @@ class Network:
         lowers = [None if box is None else box[0] for box in boxes]
         uppers = [None if box is None else box[1] for box in boxes]
         return self.flat_outputs(kernels, lowers), self.flat_outputs(kernels, uppers)
+
+    def boxes(
+        self, kernels: Kernels, lower: Array, upper: Array, clamps: Mapping[int, Interval] | None = None
+    ) -> list[Interval]:
+        """Intervals of every value over boxes [N, codes], each intersected with its clamp ([1, *shape] ends), if any."""
+        xp = kernels.xp
+        boxes: list[Interval] = [(lower, upper)]
+        for k, node in enumerate(self.nodes):
+            low, high = node.op.interval(kernels, *(boxes[i] for i in node.inputs))
+            if clamps and k + 1 in clamps:
+                own = clamps[k + 1]
+                low, high = xp.maximum(low, own[0]), xp.minimum(high, own[1])
+                high = xp.maximum(low, high)  # an empty intersection: the box holds no point that meets the clamp
+            boxes.append((low, high))
+        return boxes
 
     def gradient(self, kernels: Kernels, values: list[Array], upstream: Array) -> Array:
         """The straight-through gradient [N, n] of `upstream` [N, output_size] . outputs at stored `values`. A guide."""

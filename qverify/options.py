@@ -13,7 +13,7 @@ class Options:
     "auto" (cuda where it can be used, else cpu). `seed` fixes every random choice; it never changes what is proved.
     `batch` is the number of boxes bounded at once (None: chosen from the network's size). `branch` names the rule that
     picks where to split (`qverify.search.branch.RULES`). `attack` switches the counterexample search off for
-    debugging: the verdict must not depend on it.
+    debugging, and `backward` the backward linear bounds: the verdict must not depend on them.
     """
 
     timeout: float | None = None
@@ -22,3 +22,4 @@ class Options:
     batch: int | None = None
     branch: str = "balanced"
     attack: bool = True
+    backward: bool = True

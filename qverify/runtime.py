@@ -86,7 +86,11 @@ def node_function(
     session = _create(ort, model.SerializeToString(), options, f"the node '{node.name}' ({node.op_type})")
 
     def call(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.asarray(session.run(None, {name: x})[0])
+        try:
+            return np.asarray(session.run(None, {name: x})[0])
+        except Exception as error:  # an attribute that the kernel does not know, for instance
+            text = " ".join(str(error).split())
+            raise ModelError(f"onnxruntime {ort.__version__} cannot run the node '{node.name}': {text[:300]}") from None
 
     return call
 

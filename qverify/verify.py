@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify import runtime
+from qverify.bounds.backward import Backward
 from qverify.bounds.unsafe import make_unsafe
 from qverify.check import NotReplayed, replay
 from qverify.deadline import Deadline
 from qverify.errors import SoundnessError, SpecError, UsageError
-from qverify.frontend.boundary import Decoder, Encoder, make_decoder, make_domain, make_encoder
+from qverify.frontend.boundary import Encoder, make_domain, make_encoder
 from qverify.frontend.model import Model, read_model
+from qverify.frontend.outputs import Decoder, make_decoder, output_lines
 from qverify.frontend.vnnlib import read_property
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Network
@@ -55,6 +57,8 @@ def verify(
     encoder, decoder = make_encoder(read.lowered), make_decoder(read.lowered)
     stats = Stats(load_seconds=deadline.elapsed())
     network = read.lowered.network.on(kernels)
+    backward = Backward.make(read.lowered.network, kernels) if options.backward else None
+    lines = output_lines(read.lowered)
     rng = np.random.default_rng(options.seed)
     details = _details(read, prop, spec_path, kernels)
     if read.runtime_version is not None:
@@ -62,6 +66,7 @@ def verify(
     unknown: Outcome | None = None
     for query in prop.queries:
         problem = _problem(read, kernels, network, encoder, decoder, query, spec_path)
+        problem.backward, problem.lines = backward, lines
         try:
             outcome = search(problem, options, deadline, rng, stats, progress)
         except Undecided as error:
@@ -77,9 +82,7 @@ def verify(
     stats.seconds = deadline.elapsed()
     if unknown is not None:
         return Result(Verdict.UNKNOWN, unknown.reason, None, stats, details)
-    return Result(
-        Verdict.UNSAT, "every part of the input box is proved by integer interval bounds", None, stats, details
-    )
+    return Result(Verdict.UNSAT, "every part of the input box is proved", None, stats, details)
 
 
 def _cross_check(read: Model, encoder: Encoder, decoder: Decoder) -> list[str]:

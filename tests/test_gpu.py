@@ -15,8 +15,8 @@ import pytest
 
 from qverify import Options, runtime, verify
 from qverify.errors import DeviceError
-from qverify.frontend.boundary import make_decoder
 from qverify.frontend.model import read_model
+from qverify.frontend.outputs import make_decoder
 from qverify.kernels import Kernels, gpu, open_kernels
 from qverify.ops import Type
 from qverify.search.branch import RULES, Scene, split

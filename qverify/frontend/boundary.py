@@ -15,13 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.bounds.unsafe import Grid
 from qverify.errors import SpecError
 from qverify.frontend.builder import Identity, Quantizer, quantize_linear
-from qverify.frontend.lower import Lowered, Output, codes_of
-from qverify.frontend.tensors import Codes, FloatAcc, FloatSum
+from qverify.frontend.lower import Lowered
 from qverify.kernels import open_kernels
-from qverify.ops import Layout, Table
 from qverify.ops.requantize import from_ordinals, ordinals
 from qverify.property import Box
 
@@ -306,91 +303,3 @@ def _round_up(value: Fraction) -> np.float32:
     while guess > -limit and Fraction(float(below)) >= value:
         guess, below = below, np.nextafter(below, np.float32(-np.inf))
     return guess
-
-
-# -- outputs -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Decoder:
-    """The network's output integers -> the graph's output values, as float64 that are exact float32 (or integers)."""
-
-    parts: tuple[tuple[Any, int, tuple[int, ...]], ...]  # (FloatProgram or None for integers, size, shape), in order
-    steepness: npt.NDArray[np.float64]  # [outputs]: d value / d integer, a guide for gradients
-    grid: Grid
-    error: npt.NDArray[np.float64]  # [outputs]: how far the runtime's value may lie from the decoded one; mostly 0
-
-    @property
-    def exact(self) -> bool:
-        """Whether decoding gives the very bits of the runtime's outputs."""
-        return not self.error.any()
-
-    @property
-    def size(self) -> int:
-        return sum(size for _, size, _ in self.parts)
-
-    def decode(self, z: Int32Array) -> Float64Array:
-        """int32 [N, outputs] -> the runtime's output values, float64 [N, outputs]."""
-        result, start = [], 0
-        for program, size, shape in self.parts:
-            own = z[:, start : start + size]
-            start += size
-            if program is not None:
-                own = program.run(CPU, own.reshape(-1, *shape)).reshape(-1, size)
-            result.append(own.astype(np.float64))
-        return np.concatenate(result, axis=1)
-
-    def decode_box(self, lower: Int32Array, upper: Int32Array) -> tuple[Float64Array, Float64Array]:
-        """Bounds of the output values. Sound because each value is a monotone function of its integer."""
-        a, b = self.decode(lower), self.decode(upper)
-        return np.minimum(a, b) - self.error, np.maximum(a, b) + self.error
-
-
-def make_decoder(lowered: Lowered) -> Decoder:
-    """The decoder of a lowered model."""
-    parts: list[tuple[Any, int, tuple[int, ...]]] = []
-    steep: list[Float64Array] = []
-    units: list[int | None] = []
-    largest: list[float] = []
-    errors: list[Float64Array] = []
-    for _, tensor in lowered.outputs:
-        codes = codes_of(tensor)
-        errors.append(np.broadcast_to(_error_of(tensor), codes.shape).reshape(-1))
-        tensor = tensor.acc if isinstance(tensor, FloatSum) else tensor
-        program = tensor.program if isinstance(tensor, FloatAcc) else None
-        size, shape = codes.type.size, codes.type.shape
-        parts.append((program, size, shape))
-        slope = np.asarray(1.0 if program is None else program.slope(), np.float64)
-        steep.append(np.broadcast_to(slope, shape).reshape(-1))
-        unit, most = _grid_of(lowered, codes, program)
-        units += [unit] * size
-        largest += [most] * size
-    return Decoder(tuple(parts), np.concatenate(steep), Grid(tuple(units), tuple(largest)), np.concatenate(errors))
-
-
-def _error_of(output: Output) -> Float64Array:
-    return output.error if isinstance(output, FloatSum) else np.zeros(())
-
-
-def _grid_of(lowered: Lowered, codes: Codes, program: Any) -> tuple[int | None, float]:
-    """The power of two that divides every value an output can take, and the largest magnitude.
-
-    Known for integers, and for floats that stand in a table; for a scaled accumulator it is not.
-    """
-    if program is None:
-        return 0, float(max(abs(codes.type.low), abs(codes.type.high)))
-    op = lowered.network.nodes[codes.value - 1].op if codes.value else None
-    while isinstance(op, Layout) and op.constants is None:  # a reshape or a transpose after the table
-        (value,) = lowered.network.nodes[codes.value - 1].inputs
-        if value == 0:
-            return None, 0.0
-        op = lowered.network.nodes[value - 1].op
-        codes = Codes(value, lowered.network.type_of(value), codes.dtype)
-    if not isinstance(op, Table) or not program.ordinal or program.steps:
-        return None, 0.0
-    values = np.unique(from_ordinals(CPU, op.values)).astype(np.float64)
-    mantissa, exponent = np.frexp(values[values != 0])
-    whole = (np.abs(mantissa) * 2**24).astype(np.int64)  # float32: 24 significant bits
-    trailing = np.array([(int(w) & -int(w)).bit_length() - 1 for w in whole], np.int64)
-    unit = int((exponent - 24 + trailing).min()) if len(whole) else 0
-    return unit, float(np.abs(values).max())

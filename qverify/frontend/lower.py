@@ -240,6 +240,8 @@ def _close_outputs(graph: onnx.GraphProto, env: dict[str, Tensor], builder: Buil
                 f"the output '{item.name}' does not pass a quantizer: a float network cannot be verified exactly; "
                 "quantize it first (for instance with onnxruntime's quantize_static)"
             ) from None
+        except ValueError as error:  # a function of two codes that is not monotone in each
+            raise UnsupportedModel(f"the output '{item.name}': {error}; quantize it first") from None
     return outputs
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from qverify.frontend.tensors import Codes, Float, Tensor
 Rule = Callable[["View"], "Tensor | tuple[Tensor, ...]"]
 
 MICROSOFT = "com.microsoft"
+MAX_ELEMENTS = 2**27  # of one tensor
 RULES: dict[tuple[str, str], Rule] = {}
 
 
@@ -120,6 +122,13 @@ def checked_axis(axis: Any, rank: int) -> int:
     if not isinstance(axis, int) or not -rank <= axis < rank:
         raise Refusal(f"axis {axis} is outside a rank-{rank} tensor")
     return axis % rank
+
+
+def checked_size(shape: Iterable[int]) -> None:
+    """Refuse shapes that no real layer has, before an array of that size is made."""
+    size = prod(int(n) for n in shape)
+    if size > MAX_ELEMENTS:
+        raise Refusal(f"a result of {size} elements is not supported (at most {MAX_ELEMENTS} are)")
 
 
 def along(value: npt.NDArray[Any], axis: int, rank: int) -> npt.NDArray[Any]:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
 from qverify.ops.base import INT32_MAX, INT32_MIN, AbstractOp, Interval, Type, unbroadcast
+from qverify.ops.relax import LIMIT, Concretized, Relaxation, TooLarge, magnitude
 
 IntArray = npt.NDArray[np.int64]
 
@@ -150,6 +151,13 @@ class Dense(AbstractOp):
         radius = self._absolute(kernels, upper - lower)
         return _ends(kernels, centre + self._centre_bias, radius)
 
+    def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
+        if self.weight.ndim > 2:
+            return Concretized()
+        weight = kernels.asarray(self.weight.T.astype(np.float64))
+        column = float(np.abs(self.weight).sum(axis=1).max(initial=0))
+        return Summed(weight, kernels.asarray(self.bias), column)
+
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         weight = kernels.asarray(self.weight, dtype=kernels.xp.float32)
         grad = kernels.xp.matmul(upstream, kernels.xp.swapaxes(weight, -1, -2))
@@ -247,28 +255,95 @@ class Conv(AbstractOp):
         radius = self._linear(kernels, upper - lower, self._absolute, 0)
         return _ends(kernels, centre + self._centre_bias, radius)
 
+    def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
+        flat = self.weight.reshape(self.groups, self.weight.shape[0] // self.groups, -1)
+        # An input element meets each output channel of its group at most once per tap.
+        column = float(np.abs(flat).sum(axis=1).sum(axis=1).max(initial=0))
+        return Convolved(self, kernels.asarray(flat.astype(np.float64)), kernels.asarray(self.bias), column)
+
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         xp = kernels.xp
-        samples, batch, channels, *spatial = xs[0].shape
-        rank, n = len(spatial), samples * batch
-        kernel, output = self.weight.shape[2:], upstream.shape[3:]
-        grad_out = upstream.reshape(n, self.groups, -1, int(np.prod(output))).swapaxes(2, 3)
         flat = self.weight.reshape(self.groups, self.weight.shape[0] // self.groups, -1)
-        columns = xp.matmul(grad_out, kernels.asarray(flat, dtype=xp.float32))
-        columns = columns.reshape(n, self.groups, *output, channels // self.groups, *kernel)
-        padded = [spatial[i] + self.pads[i] + self.pads[rank + i] for i in range(rank)]
-        grad = xp.zeros((n, self.groups, channels // self.groups, *padded), dtype=xp.float32)
-        for tap in np.ndindex(*kernel):
-            part = columns[(..., *tap)]  # [n, groups, *output, C/groups]
-            where = tuple(
-                slice(
-                    tap[i] * self.dilations[i],
-                    tap[i] * self.dilations[i] + (output[i] - 1) * self.strides[i] + 1,
-                    self.strides[i],
-                )
-                for i in range(rank)
+        weight = kernels.asarray(flat, dtype=xp.float32)
+        return (transposed(self, kernels, upstream, weight, tuple(xs[0].shape))[0],)
+
+
+def transposed(
+    op: Conv, kernels: Kernels, upstream: Array, weight: Array, shape: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """The transposed convolution in `weight`'s float type: upstream [N, B, M, *output] -> ([N, B, C, *spatial] of `shape`,
+    the same with the padding kept [N * B, C, *padded])."""
+    xp = kernels.xp
+    samples, batch, channels, *spatial = shape
+    rank, n = len(spatial), samples * batch
+    kernel, output = op.weight.shape[2:], upstream.shape[3:]
+    grad_out = upstream.reshape(n, op.groups, -1, int(np.prod(output))).swapaxes(2, 3)
+    columns = xp.matmul(grad_out, weight)
+    columns = columns.reshape(n, op.groups, *output, channels // op.groups, *kernel)
+    padded = [spatial[i] + op.pads[i] + op.pads[rank + i] for i in range(rank)]
+    grad = xp.zeros((n, op.groups, channels // op.groups, *padded), dtype=weight.dtype)
+    for tap in np.ndindex(*kernel):
+        part = columns[(..., *tap)]  # [n, groups, *output, C/groups]
+        where = tuple(
+            slice(
+                tap[i] * op.dilations[i],
+                tap[i] * op.dilations[i] + (output[i] - 1) * op.strides[i] + 1,
+                op.strides[i],
             )
-            grad[(slice(None), slice(None), slice(None), *where)] += xp.moveaxis(part, -1, 2)
-        grad = grad.reshape(n, channels, *padded)
-        inner = tuple(slice(self.pads[i], self.pads[i] + spatial[i]) for i in range(rank))
-        return (grad[(slice(None), slice(None), *inner)].reshape(xs[0].shape),)
+            for i in range(rank)
+        )
+        grad[(slice(None), slice(None), slice(None), *where)] += xp.moveaxis(part, -1, 2)
+    grad = grad.reshape(n, channels, *padded)
+    inner = tuple(slice(op.pads[i], op.pads[i] + spatial[i]) for i in range(rank))
+    return grad[(slice(None), slice(None), *inner)].reshape(shape), grad
+
+
+@dataclass(frozen=True, eq=False)
+class Summed(Relaxation):
+    """weights . (x W + b) = (weights Wᵀ) . x + weights . b. Exact: float64 holds every partial sum (checked)."""
+
+    weight: Array  # [M, K] float64
+    bias: Array
+    column: float  # the largest sum of |W| that one input meets
+
+    def backward(
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> tuple[tuple[Array | None, ...], Array]:
+        xp = kernels.xp
+        size = magnitude(kernels, weights)
+        if size * self.column >= 2.0**53 or size * (magnitude(kernels, self.bias) + 1) * own[0][0].size >= LIMIT:
+            raise TooLarge
+        multipliers = xp.matmul(weights.astype(xp.float64), self.weight).astype(xp.int64)
+        constant = (weights * self.bias).reshape(*weights.shape[:2], -1).sum(axis=2)
+        return (multipliers,), constant
+
+
+@dataclass(frozen=True, eq=False)
+class Convolved(Relaxation):
+    """The same for a convolution; multipliers of the padding, which holds `pad_value`, go to the constant."""
+
+    op: Conv
+    weight: Array  # [groups, M/groups, C/groups*prod(kernel)] float64
+    bias: Array  # [M]
+    column: float
+
+    def backward(
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> tuple[tuple[Array | None, ...], Array]:
+        xp = kernels.xp
+        n, r = weights.shape[:2]
+        shape = (n * r, *boxes[0][0].shape[1:])
+        size = magnitude(kernels, weights)
+        reach = (magnitude(kernels, self.bias) + abs(self.op.pad_value) * self.column + 1) * own[0][0].size
+        if size * self.column >= 2.0**53 or size * reach >= LIMIT:
+            raise TooLarge
+        upstream = weights.reshape(n * r, *weights.shape[2:]).astype(xp.float64)
+        inner, padded = transposed(self.op, kernels, upstream, self.weight, shape)
+        multipliers = inner.astype(xp.int64).reshape(n, r, *boxes[0][0].shape[1:])
+        per_channel = weights.reshape(n, r, weights.shape[2], weights.shape[3], -1).sum(axis=(2, 4))
+        constant = (per_channel * self.bias).sum(axis=2)
+        if self.op.pad_value and any(self.op.pads):
+            everywhere = padded.astype(xp.int64).reshape(n, r, -1).sum(axis=2)
+            outside = everywhere - multipliers.reshape(n, r, -1).sum(axis=2)
+            constant = constant + outside * self.op.pad_value
+        return (multipliers,), constant

@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from qverify.kernels import Array, Kernels
+from qverify.ops.relax import Concretized, Relaxation
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
@@ -64,6 +65,11 @@ class AbstractOp(ABC):
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         """A straight-through gradient, float32: rounding counts as the identity. Guides the attack and the branching;
         nothing that is proved rests on it."""
+
+    def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
+        """The backward rule for inputs of these types (see `relax`). Without one of its own, an op stops the backward pass
+        at its result's bounds."""
+        return Concretized()
 
     def on(self, kernels: Kernels) -> Self:
         """This op with its arrays on the given machine."""

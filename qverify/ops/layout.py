@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
 from qverify.ops.base import AbstractOp, Interval, Type
+from qverify.ops.relax import LIMIT, Relaxation, TooLarge, magnitude
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,9 @@ class Layout(AbstractOp):
     def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
         return self.run(kernels, *(b[0] for b in boxes)), self.run(kernels, *(b[1] for b in boxes))
 
+    def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
+        return Moved(self)
+
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         n = xs[0].shape[0]
         if self.index is None:
@@ -63,3 +67,33 @@ class Layout(AbstractOp):
             grads.append(total[:, start : start + size].reshape(x.shape))
             start += size
         return tuple(grads)
+
+
+@dataclass(frozen=True, eq=False)
+class Moved(Relaxation):
+    """Each multiplier goes back to the element it came from; those of one element add up. Exact: equality holds."""
+
+    op: Layout
+
+    def backward(
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> tuple[tuple[Array | None, ...], Array]:
+        xp = kernels.xp
+        n, r = weights.shape[:2]
+        zero = xp.zeros((n, r), dtype=xp.int64)
+        if self.op.index is None:
+            return (weights.reshape(n, r, *boxes[0][0].shape[1:]),), zero
+        sizes = [box[0][0].size for box in boxes]
+        constants = self.op.constants
+        extra = 0 if constants is None else len(constants)
+        if magnitude(kernels, weights) * max(1, len(self.op.index)) * 256 >= LIMIT:
+            raise TooLarge
+        total = xp.zeros((n * r, sum(sizes) + extra), dtype=xp.int64)
+        kernels.scatter_add(total, self.op.index, weights.reshape(n * r, -1))
+        parts, start = [], 0
+        for box, size in zip(boxes, sizes, strict=True):
+            parts.append(total[:, start : start + size].reshape(n, r, *box[0].shape[1:]))
+            start += size
+        if constants is not None and extra:
+            zero = (total[:, start:] * constants).sum(axis=1).reshape(n, r)
+        return tuple(parts), zero

@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
-from qverify.ops.base import INT32_MAX, INT32_MIN, AbstractOp, Interval, Type
+from qverify.ops.base import AbstractOp, Interval, Type
 from qverify.ops.requantize import ordinals
+
+LARGEST = 0x7F7FFFFF  # the ordinal of the largest float32; beyond it are infinity and NaN
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ class Mean(AbstractOp):
             raise ValueError("the sum before the mean can overflow float32")
         if self.order not in ("sequential", "eigen"):
             raise ValueError(f"no summation order '{self.order}'")
-        return Type(x.shape[:-1], INT32_MIN + 1, INT32_MAX)
+        return Type(x.shape[:-1], -LARGEST, LARGEST)
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:
         v = kernels.xp.take(self.values, xs[0] - self.low)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.kernels import Array, Kernels
+from qverify.kernels import Array, Kernels, open_kernels
 from qverify.ops.base import AbstractOp, Interval, Type
+from qverify.ops.relax import Relaxation, make_staircase
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -132,6 +133,17 @@ class Requantize(AbstractOp):
     def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
         a, b = self.run(kernels, boxes[0][0]), self.run(kernels, boxes[0][1])
         return kernels.xp.minimum(a, b), kernels.xp.maximum(a, b)
+
+    def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
+        (x,) = types
+        shape = np.broadcast_shapes(*(s.operand.shape for s in self.program.steps), self.zero_point.shape)
+        shape = (1,) * (len(x.shape) - len(shape)) + tuple(shape)
+        cpu, count = open_kernels("cpu"), int(np.prod(shape))
+
+        def run(values: Array) -> Array:
+            return self.run(cpu, values.reshape(-1, *shape)).reshape(-1, count)
+
+        return make_staircase(run, count, np.arange(count).reshape(shape), x, self.low, self.high)
 
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         # Where the program starts from an ordinal, the gradient is taken against the float it stands for.

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
 from qverify.ops.base import AbstractOp, Interval, Type, unbroadcast
+from qverify.ops.relax import Concretized, Relaxation, make_staircase
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -85,6 +86,14 @@ class Table(AbstractOp):
         least = xp.minimum(self._entry(kernels, self._least, first_at), self._entry(kernels, self._least, second_at))
         most = xp.maximum(self._entry(kernels, self._most, first_at), self._entry(kernels, self._most, second_at))
         return least, most
+
+    def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
+        low, high = int(self.values.min()), int(self.values.max())
+        if not self.monotone or high - low > 4096:
+            return Concretized()
+        which = np.zeros((), np.int64) if self.which is None else self.which
+        rows = np.arange(len(self.values))
+        return make_staircase(lambda x: self.values[rows, x - self.low], len(rows), which, types[0], low, high)
 
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         xp = kernels.xp

@@ -1,8 +1,8 @@
 """Branch and bound over boxes of input codes.
 
-Sound: a box is closed only when interval bounds refute every unsafe case on it, or when it is a single code vector that
-is not unsafe or that no input in the domain produces. The children of a split cover their parent. So an empty frontier
-means that no input in the domain is unsafe.
+Sound: a box is closed only when interval or backward bounds refute every unsafe case on it, or when it is a single code
+vector that is not unsafe or that no input in the domain produces. The children of a split cover their parent. So an empty
+frontier means that no input in the domain is unsafe.
 
 Complete (the lemma): every split cuts the range of a variable that holds at least two codes, so both children hold
 fewer code vectors than their parent, which are finitely many; on a single code vector interval bounds are exact (a
@@ -39,6 +39,28 @@ class Outcome:
     candidate: Candidate | None = None
 
 
+class Payoff:
+    """Whether backward bounds are worth their price: they cost some ten interval bounds, so they go on while they close at
+    least every eighth box, and are tried again from time to time."""
+
+    def __init__(self, possible: bool) -> None:
+        self._possible, self._tried, self._closed, self._skipped = possible, 0.0, 0.0, 0
+
+    def now(self) -> bool:
+        """Whether the next batch should be bounded backward."""
+        if not self._possible:
+            return False
+        if 8 * self._closed >= self._tried or self._tried < 256 or self._skipped >= 32:
+            self._skipped = 0
+            return True
+        self._skipped += 1
+        return False
+
+    def count(self, tried: int, closed: int) -> None:
+        """Record a batch; older ones fade."""
+        self._tried, self._closed = 0.9 * self._tried + tried, 0.9 * self._closed + closed
+
+
 def batch_size(problem: Problem) -> int:
     """As many boxes as fit the machine's share of memory: two ends and about as much again in scratch per value."""
     each = 16 * problem.network.elements_per_point()
@@ -62,6 +84,7 @@ def search(
     frontier.push(kernels.asarray(problem.lower[None]), kernels.asarray(problem.upper[None]))
     batch = options.batch or batch_size(problem)
     rule = RULES[options.branch]
+    pays = Payoff(problem.backward is not None)
     attack = Attack(problem, rng, stats, batch) if options.attack else None
     proved = 0.0
     while frontier.size:
@@ -78,18 +101,26 @@ def search(
         stats.proved += len(closed)
         if open_.any():
             at = kernels.asarray(np.flatnonzero(open_))
-            lower, upper, least = lower[at], upper[at], least[open_]
+            lower, upper, least, status = lower[at], upper[at], least[open_], status[open_]
             points = (lower == upper).all(axis=1)
             if points.any():
                 found = _leaves(problem, lower[points], stats)
                 if found is not None:
                     return Outcome(Verdict.SAT, "found by the search", found)
                 proved += _volume_share(kernels, lower, upper, np.flatnonzero(kernels.to_host(points)), root)
-                lower, upper, least = lower[~points], upper[~points], least[~kernels.to_host(points)]
-            if attack is not None and attack.due():
+                wide = ~kernels.to_host(points)
+                lower, upper, least, status = lower[~points], upper[~points], least[wide], status[wide]
+            if len(least) and attack is not None and attack.due():
                 found = attack.strike(deadline)
                 if found is not None:
                     return Outcome(Verdict.SAT, "found by the attack", found)
+            if len(least) and pays.now():
+                left = (problem.refute(lower, upper, status, deadline) != 0).any(axis=1)
+                pays.count(len(left), int((~left).sum()))
+                stats.proved += int((~left).sum())
+                proved += _volume_share(kernels, lower, upper, np.flatnonzero(~left), root)
+                at = kernels.asarray(np.flatnonzero(left))
+                lower, upper, least = lower[at], upper[at], least[left]
             if len(least):
                 variable, found = _choose(problem, rule, lower, upper, least, stats, options.attack)
                 if found is not None:
@@ -98,7 +129,7 @@ def search(
         stats.max_open = max(stats.max_open, frontier.size)
         if report is not None:
             report(Progress(deadline.elapsed(), stats.subproblems, frontier.size, min(proved, 1.0)))
-    return Outcome(Verdict.UNSAT, "every part of the box is proved by interval bounds")
+    return Outcome(Verdict.UNSAT, "every part of the box is proved")
 
 
 def _leaves(problem: Problem, points: Any, stats: Stats) -> Candidate | None:

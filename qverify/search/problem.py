@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -10,12 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.bounds.unsafe import CERTAIN, OPEN, Unsafe
+from qverify.bounds.backward import Backward
+from qverify.bounds.margins import Line, Margins, make_margins
+from qverify.bounds.unsafe import CERTAIN, OPEN, REFUTED, Unsafe
+from qverify.deadline import Deadline
 from qverify.errors import SoundnessError
-from qverify.frontend.boundary import Decoder, Domain
+from qverify.frontend.boundary import Domain
+from qverify.frontend.outputs import Decoder
 from qverify.kernels import Array, Kernels
 from qverify.network import Network
+from qverify.ops import Interval
 from qverify.property import Row
+
+BACKWARD_BYTES = 32 << 20  # one array of multipliers of a batch
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -27,6 +34,16 @@ class Candidate:
     codes: npt.NDArray[np.int32]  # [codes]
     inputs: Float64Array  # [inputs], exact float32 or integers
     outputs: Float64Array  # [outputs], what the integer network says the runtime will return
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """What backward bounds need: the rules, the property's rows over network integers, and bounds of inner values that hold
+    in the whole root box."""
+
+    backward: Backward
+    margins: Margins
+    clamps: dict[int, Interval]
 
 
 @dataclass(eq=False)
@@ -41,7 +58,44 @@ class Problem:
     lower: npt.NDArray[np.int32]  # [codes], the root box
     upper: npt.NDArray[np.int32]
     runtime: Callable[[Float64Array], Float64Array] | None = None  # inputs -> the runtime's outputs, both flat
+    backward: Backward | None = None  # where backward bounds are wanted
+    lines: Sequence[Line | None] = ()  # the outputs as lines over network values, for them
+    _linear: Linear | None = field(default=None, repr=False)
     _cells: Any = field(default=None, repr=False)
+
+    def refute(
+        self, lower: Array, upper: Array, status: npt.NDArray[np.int8], deadline: Deadline
+    ) -> npt.NDArray[np.int8]:
+        """`status` [N, cases] of boxes, with cases refuted by backward linear bounds, where there are any.
+
+        The first call also bounds the network's inner values over the root box, which every later call builds on."""
+        if self._linear is None and self.backward is not None:
+            self._linear = self._prepared(self.backward, deadline)
+            self.backward = self.backward if self._linear else None
+        if self._linear is None:
+            return status
+        linear = self._linear
+        rows = np.zeros((len(status), len(self.unsafe.rows)), np.bool_)
+        each = 8 * len(linear.margins.rows) * max(node.type.size for node in self.network.nodes)
+        step = max(1, BACKWARD_BYTES // each)
+        for start in range(0, len(status), step):
+            part = slice(start, start + step)
+            boxes = self.network.boxes(self.kernels, lower[part], upper[part], linear.clamps)
+            rows[part, linear.margins.rows] = linear.margins.refuted(linear.backward, boxes)
+        result = status.copy()
+        for k, case in enumerate(self.unsafe.cases):
+            if case:
+                result[rows[:, list(case)].any(axis=1), k] = REFUTED
+        return result
+
+    def _prepared(self, backward: Backward, deadline: Deadline) -> Linear | None:
+        """None where no row of the property can be expressed in network integers."""
+        shapes = {line.value: self.network.type_of(line.value).shape for line in self.lines if line is not None}
+        margins = make_margins(self.unsafe.rows, self.lines, shapes)
+        if margins is None:
+            return None
+        lower, upper = (self.kernels.asarray(end[None]) for end in (self.lower, self.upper))
+        return Linear(backward, margins, backward.tightened(lower, upper, deadline))
 
     def input_ends(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array] | None:
         """Bounds of the float inputs over code boxes; only where rows mention inputs (None otherwise)."""

@@ -14,10 +14,11 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from qverify.errors import SpecError
-from qverify.frontend.boundary import Domain, Encoder, make_decoder, make_domain, make_encoder
+from qverify.frontend.boundary import Domain, Encoder, make_domain, make_encoder
 from qverify.frontend.builder import Identity, Quantizer
 from qverify.frontend.lower import Lowered
 from qverify.frontend.model import read_model
+from qverify.frontend.outputs import make_decoder
 from qverify.kernels import open_kernels
 from qverify.ops import Step
 from qverify.property import Box

@@ -22,8 +22,9 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 
 from qverify.errors import UnsupportedModel
-from qverify.frontend.boundary import make_decoder, make_encoder
+from qverify.frontend.boundary import make_encoder
 from qverify.frontend.model import read_model
+from qverify.frontend.outputs import make_decoder
 from qverify.kernels import open_kernels
 from tests.graphs import ROUNDS, Array, Graph, exact_products, write
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from qverify.bounds.unsafe import OPEN, Grid, case_rows, make_unsafe
 from qverify.deadline import Deadline
 from qverify.errors import SoundnessError
-from qverify.frontend.boundary import Decoder, Encoder, make_domain
+from qverify.frontend.boundary import Encoder, make_domain
 from qverify.frontend.builder import Identity, Quantizer
+from qverify.frontend.outputs import Decoder
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Network, Node
 from qverify.ops import AbstractOp, Dense, FloatProgram, Requantize, Type

@@ -88,6 +88,7 @@ def _two_floats(n: View, a: Float, b: Float) -> Tensor:
         return table
     if a.which is not None or b.which is not None or len(a.table) > 1 or len(b.table) > 1:
         raise Refusal("a float operation on two tensors with per-channel scales is not supported")
+    np.broadcast_shapes(a.shape, b.shape)  # raises ValueError where they do not fit
     return FloatPair(a.codes, b.codes, _safe(n.op, a.table[0][:, None], b.table[0][None, :]))
 
 

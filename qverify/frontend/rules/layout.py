@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.frontend.builder import Refusal
-from qverify.frontend.registry import View, checked_axis, lowers
+from qverify.frontend.registry import View, checked_axis, checked_size, lowers
 from qverify.frontend.tensors import IndexArray, Tensor
 
 
@@ -129,13 +129,17 @@ def gather(n: View) -> Tensor:
 def expand(n: View) -> Tensor:
     x = n.tensor(0)
     wanted = tuple(int(v) for v in n.constant(1, "the shape").reshape(-1))
-    return n.builder.move(x, np.broadcast_to(indices(x), np.broadcast_shapes(x.shape, wanted)))
+    result = np.broadcast_shapes(x.shape, wanted)
+    checked_size(result)
+    return n.builder.move(x, np.broadcast_to(indices(x), result))
 
 
 @lowers("Tile")
 def tile(n: View) -> Tensor:
     x = n.tensor(0)
-    return n.builder.move(x, np.tile(indices(x), tuple(n.constant(1, "the repeats"))))
+    repeats = tuple(int(v) for v in n.constant(1, "the repeats").reshape(-1))
+    checked_size((*x.shape, *repeats))
+    return n.builder.move(x, np.tile(indices(x), repeats))
 
 
 @lowers("DepthToSpace")
@@ -175,6 +179,7 @@ def pad(n: View) -> Tensor:
         width[axis] = (pads[i], pads[len(axes) + i])
     cut = tuple(slice(max(-a, 0), s - max(-b, 0)) for (a, b), s in zip(width, x.shape, strict=True))
     width = [(max(a, 0), max(b, 0)) for a, b in width]
+    checked_size(s + a + b for s, (a, b) in zip(x.shape, width, strict=True))
     return n.builder.move(x, _padded(indices(x)[cut], width, n.attr("mode", "constant")), fill=value)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qverify.frontend.builder import Refusal
-from qverify.frontend.registry import MICROSOFT, View, lowers
+from qverify.frontend.registry import MICROSOFT, View, checked_size, lowers
 from qverify.frontend.rules.layout import indices
 from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, IndexArray, Tensor
 from qverify.ops import FloatProgram, Max
@@ -57,6 +57,8 @@ def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> W
             pads[rank + i] += strides[i] - room % strides[i]  # a last window that begins inside the padded input
             size += 1
         output.append(size)
+    checked_size(s + pads[i] + pads[rank + i] for i, s in enumerate(spatial))
+    checked_size((*output, *kernel))
     return Window(kernel, strides, dilations, tuple(pads), tuple(output))
 
 

@@ -1,0 +1,163 @@
+"""The network's output integers as the runtime's output values: bit for bit, as bounds, and as lines for backward rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify.bounds.margins import Line
+from qverify.bounds.unsafe import Grid
+from qverify.frontend.boundary import CPU, Float64Array, Int32Array
+from qverify.frontend.lower import Lowered, Output, codes_of
+from qverify.frontend.tensors import Codes, FloatAcc, FloatSum
+from qverify.ops import Layout, Table
+from qverify.ops.requantize import from_ordinals
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """The network's output integers -> the graph's output values, as float64 that are exact float32 (or integers)."""
+
+    parts: tuple[tuple[Any, int, tuple[int, ...]], ...]  # (FloatProgram or None for integers, size, shape), in order
+    steepness: npt.NDArray[np.float64]  # [outputs]: d value / d integer, a guide for gradients
+    grid: Grid
+    error: npt.NDArray[np.float64]  # [outputs]: how far the runtime's value may lie from the decoded one; mostly 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether decoding gives the very bits of the runtime's outputs."""
+        return not self.error.any()
+
+    @property
+    def size(self) -> int:
+        return sum(size for _, size, _ in self.parts)
+
+    def decode(self, z: Int32Array) -> Float64Array:
+        """int32 [N, outputs] -> the runtime's output values, float64 [N, outputs]."""
+        result, start = [], 0
+        for program, size, shape in self.parts:
+            own = z[:, start : start + size]
+            start += size
+            if program is not None:
+                own = program.run(CPU, own.reshape(-1, *shape)).reshape(-1, size)
+            result.append(own.astype(np.float64))
+        return np.concatenate(result, axis=1)
+
+    def decode_box(self, lower: Int32Array, upper: Int32Array) -> tuple[Float64Array, Float64Array]:
+        """Bounds of the output values. Sound because each value is a monotone function of its integer."""
+        a, b = self.decode(lower), self.decode(upper)
+        return np.minimum(a, b) - self.error, np.maximum(a, b) + self.error
+
+
+def make_decoder(lowered: Lowered) -> Decoder:
+    """The decoder of a lowered model."""
+    parts: list[tuple[Any, int, tuple[int, ...]]] = []
+    steep: list[Float64Array] = []
+    units: list[int | None] = []
+    largest: list[float] = []
+    errors: list[Float64Array] = []
+    for _, tensor in lowered.outputs:
+        codes = codes_of(tensor)
+        errors.append(np.broadcast_to(_error_of(tensor), codes.shape).reshape(-1))
+        tensor = tensor.acc if isinstance(tensor, FloatSum) else tensor
+        program = tensor.program if isinstance(tensor, FloatAcc) else None
+        size, shape = codes.type.size, codes.type.shape
+        parts.append((program, size, shape))
+        slope = np.asarray(1.0 if program is None else program.slope(), np.float64)
+        steep.append(np.broadcast_to(slope, shape).reshape(-1))
+        unit, most = _grid_of(lowered, codes, program)
+        units += [unit] * size
+        largest += [most] * size
+    return Decoder(tuple(parts), np.concatenate(steep), Grid(tuple(units), tuple(largest)), np.concatenate(errors))
+
+
+def _error_of(output: Output) -> Float64Array:
+    return output.error if isinstance(output, FloatSum) else np.zeros(())
+
+
+def _grid_of(lowered: Lowered, codes: Codes, program: Any) -> tuple[int | None, float]:
+    """The power of two that divides every value an output can take, and the largest magnitude.
+
+    Known for integers, and for floats that stand in a table; for a scaled accumulator it is not.
+    """
+    if program is None:
+        return 0, float(max(abs(codes.type.low), abs(codes.type.high)))
+    op = lowered.network.nodes[codes.value - 1].op if codes.value else None
+    while isinstance(op, Layout) and op.constants is None:  # a reshape or a transpose after the table
+        (value,) = lowered.network.nodes[codes.value - 1].inputs
+        if value == 0:
+            return None, 0.0
+        op = lowered.network.nodes[value - 1].op
+        codes = Codes(value, lowered.network.type_of(value), codes.dtype)
+    if not isinstance(op, Table) or not program.ordinal or program.steps:
+        return None, 0.0
+    return _unit_of(from_ordinals(CPU, op.values).astype(np.float64))
+
+
+def _unit_of(values: Float64Array) -> tuple[int, float]:
+    """The power of two that divides all of some float32 values, and their largest magnitude."""
+    mantissa, exponent = np.frexp(np.unique(values[values != 0]))
+    whole = (np.abs(mantissa) * 2**24).astype(np.int64)  # float32: 24 significant bits
+    trailing = np.array([(int(w) & -int(w)).bit_length() - 1 for w in whole], np.int64)
+    unit = int((exponent - 24 + trailing).min()) if len(whole) else 0
+    return unit, float(np.abs(values).max())
+
+
+def output_lines(lowered: Lowered) -> list[Line | None]:
+    """Each graph output as a line over a network value (see `bounds.margins`); None where it is none."""
+    return [_line_of(lowered, output) for _, output in lowered.outputs]
+
+
+def _line_of(lowered: Lowered, output: Output) -> Line | None:
+    codes = codes_of(output)
+    error = float(np.max(_error_of(output), initial=0.0))
+    output = output.acc if isinstance(output, FloatSum) else output
+    if isinstance(output, Codes):
+        one, none = np.full(codes.type.size, 1 << 20, np.int64), np.zeros(codes.type.size, np.int64)
+        return Line(codes.value, one, none, none, -20)
+    if output.program.ordinal:
+        return _line_of_table(lowered, codes) if not output.program.steps else None
+    kinds = tuple(step.kind for step in output.program.steps)
+    if kinds not in (("mul",), ("mul", "add")):
+        return None
+    scale = np.broadcast_to(output.program.steps[0].operand, codes.shape).reshape(-1).astype(np.float64)
+    shift = np.zeros(codes.shape) if len(kinds) == 1 else output.program.steps[1].operand.astype(np.float64)
+    shift = np.broadcast_to(shift, codes.shape).reshape(-1)
+    unit = int(np.frexp(np.abs(scale).max())[1]) - 24
+    if not np.isfinite(scale).all() or not scale.any() or not -200 < unit < 200:
+        return None
+    step = 2.0**unit
+    slope = np.rint(scale / step)
+    reach = float(max(abs(codes.type.low), abs(codes.type.high)))
+    # Three float32 roundings (of acc, the product, the sum), the slope's own rounding, and a float sum's proved error.
+    loose = reach * np.abs(scale - slope * step) + 2.0**-21 * (reach * np.abs(scale) + np.abs(shift)) + error
+    loose = np.ceil(1.01 * loose / step) + 2
+    middle = np.rint(shift / step)
+    if float(np.abs(middle).max() + loose.max()) > 2.0**52:
+        return None
+    ends = ((middle - loose).astype(np.int64), (middle + loose).astype(np.int64))
+    return Line(codes.value, slope.astype(np.int64), *ends, unit)
+
+
+def _line_of_table(lowered: Lowered, codes: Codes) -> Line | None:
+    """An output that is a table of floats over codes, straight from the codes or reshaped."""
+    node = lowered.network.nodes[codes.value - 1]
+    while isinstance(node.op, Layout) and node.op.index is None:
+        node = lowered.network.nodes[node.inputs[0] - 1]
+    op = node.op
+    if not isinstance(op, Table) or len(op.values) != 1:
+        return None
+    values = from_ordinals(CPU, op.values[0]).astype(np.float64)
+    unit, _ = _unit_of(values)
+    whole = values / 2.0**unit  # integers, exact
+    if float(np.abs(whole).max()) >= 2.0**52:
+        return None
+    x = np.arange(op.low, op.low + len(values), dtype=np.int64)
+    rise = (whole[-1] - whole[0]) / max(len(values) - 1, 1)
+    rest = whole.astype(np.int64) - int(np.rint(rise)) * x
+    size = codes.type.size
+    ends = (np.full(size, rest.min(), np.int64), np.full(size, rest.max(), np.int64))
+    return Line(node.inputs[0], np.full(size, int(np.rint(rise)), np.int64), *ends, unit)
