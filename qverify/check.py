@@ -41,6 +41,10 @@ def replay(
         if not _inside(query, i, value):
             raise NotReplayed(f"X_{i} = {input_text[i]} lies outside its bounds")
     fed = np.concatenate([np.asarray(v, np.float64).reshape(-1) for v in inputs])
+    read = np.concatenate([np.full(v.size, i) for i, v in enumerate(inputs)])  # which input an element belongs to
+    for i, text in enumerate(input_text):
+        if np.float64(np.asarray(float(text), inputs[read[i]].dtype)) != fed[i]:
+            raise NotReplayed(f"X_{i} = {text} is not the value that was run, {fed[i]}")
     if not any(all(_holds(row, fed, y) for row in case) for case in query.cases):
         raise NotReplayed("onnxruntime's outputs satisfy the property")
     if (y != expected).any():
@@ -57,6 +61,7 @@ def _inside(query: Query, i: int, value: Fraction) -> bool:
 
 
 def _holds(row: Row, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> bool:
+    """Whether a row holds for the inputs that were fed (float32, whatever decimals spell them) and the outputs."""
     total = sum((c * Fraction(float(y[i])) for i, c in row.y), Fraction(0))
     total += sum((c * Fraction(float(x[i])) for i, c in row.x), Fraction(0))
     return total < row.rhs if row.strict else total <= row.rhs

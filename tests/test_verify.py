@@ -308,6 +308,7 @@ def truncated(outputs: list[Any]) -> list[Any]:
 def test_a_witness_that_does_not_replay_is_unknown(other: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = runtime.Session.run
     monkeypatch.setattr(runtime.Session, "run", lambda self, inputs: other(honest(self, inputs)))
+    monkeypatch.setattr(sys.modules["qverify.verify"], "_cross_check", lambda *_: [])  # which would notice first
     result = verify(QOP, UNSAFE, CPU)
     assert result.verdict is Verdict.UNKNOWN
     assert result.witness is None
@@ -322,18 +323,24 @@ def test_the_replay_trusts_nobody() -> None:
     y = np.asarray(found.outputs[0], np.float64).reshape(-1)
 
     def again(query: Query, text: tuple[str, ...]) -> Any:
-        return replay(QOP, query, list(found.inputs), text, y)
+        fed = [np.array([float(t) for t in text], np.float32).reshape(found.inputs[0].shape)]
+        outputs = runtime.Session(QOP).run(fed)
+        return replay(QOP, query, fed, text, np.asarray(outputs[0], np.float64).reshape(-1))
 
     assert again(query, found.input_text).output_text == found.output_text
+    with pytest.raises(NotReplayed, match="is not the value that was run"):
+        other = f"{(float(found.input_text[0]) + float(query.box.upper[0])) / 2 + 1e-4:.6f}"
+        replay(QOP, query, list(found.inputs), (other, found.input_text[1]), y)
+    always = replace(query, cases=((),))
     box = query.box
     with pytest.raises(NotReplayed, match=r"X_1 = .* lies outside"):
         again(query, (found.input_text[0], "0.9"))
     first = frozenset({0})
     for end, open_box in ((box.lower, replace(box, lower_strict=first)), (box.upper, replace(box, upper_strict=first))):
         edge = (f"{float(end[0]):.12f}", found.input_text[1])
-        assert again(query, edge).input_text == edge
+        assert again(always, edge).input_text == edge
         with pytest.raises(NotReplayed, match=r"X_0 .* outside"):
-            again(replace(query, box=open_box), edge)
+            again(replace(always, box=open_box), edge)
     for impossible in (
         Row(((0, Fraction(1)),), (), Fraction(0)),  # X_0 <= 0
         Row((), ((0, Fraction(1)),), Fraction(float(y[0])), True),  # Y_0 less than itself

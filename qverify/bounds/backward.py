@@ -21,7 +21,7 @@ from qverify.kernels import Array, Kernels
 from qverify.network import Network
 from qverify.ops import Interval
 from qverify.ops.base import moved
-from qverify.ops.relax import Relaxation, TooLarge, concretize
+from qverify.ops.relax import LIMIT, Relaxation, TooLarge, concretize, magnitude
 
 PRECISION = 16  # multipliers of a single accumulator are multiples of 2**-16
 
@@ -56,13 +56,20 @@ class Backward:
             parts, constant = self.rules[k - 1].backward(
                 self.kernels, weights, tuple(boxes[i] for i in node.inputs), boxes[k]
             )
-            total = total + constant
+            total = self._added(total, constant)
             for i, part in zip(node.inputs, parts, strict=True):
                 if part is not None:
-                    held[i] = held[i] + part if i in held else part
+                    held[i] = self._added(held[i], part) if i in held else part
         if 0 in held:
-            total = total + concretize(self.kernels, held[0], boxes[0])
+            total = self._added(total, concretize(self.kernels, held[0], boxes[0]))
         return total
+
+    def _added(self, a: Any, b: Array) -> Array:
+        """a + b, both and the sum well inside int64."""
+        result = a + b  # each is below LIMIT = 2**61, so the sum does not wrap before it is measured
+        if magnitude(self.kernels, b) >= LIMIT or magnitude(self.kernels, result) >= LIMIT:
+            raise TooLarge
+        return result
 
     def tightened(
         self, lower: Array, upper: Array, deadline: Deadline, rows: int = 256, budget: float = 2e8
@@ -101,8 +108,11 @@ class Backward:
             except TooLarge:
                 continue
             at = self.kernels.asarray(own)
-            high[at] = xp.minimum(high[at], bound[: len(own)].astype(high.dtype))
-            low[at] = xp.maximum(low[at], -bound[len(own) :].astype(low.dtype))
+            # The minimum first, in int64: a bound may leave int32, what is kept of it does not (unless both ends crossed).
+            upper, lower = xp.minimum(high[at], bound[: len(own)]), xp.maximum(low[at], -bound[len(own) :])
+            sane = lower <= upper  # an empty interval can only mean an empty box of the caller's
+            high[at] = xp.where(sane, upper, high[at]).astype(high.dtype)
+            low[at] = xp.where(sane, lower, low[at]).astype(low.dtype)
         return low.reshape(1, *shape), high.reshape(1, *shape)
 
 

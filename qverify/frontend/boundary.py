@@ -200,8 +200,9 @@ class Domain:
         rounded = np.where(self.encoder.is_float, middle.astype(np.float32).astype(np.float64), np.floor(middle))
         return np.clip(rounded, first, last)
 
-    def decimal_for(self, index: int, value: float) -> str:
-        """A decimal that lies in the exact box and that float32(float64(...)) rounds to `value`."""
+    def decimal_for(self, index: int, value: float, exactly: bool = False) -> str:
+        """A decimal that lies in the exact box and that float32(float64(...)) rounds to `value`: a short one, or
+        (`exactly`) the value itself where it lies in the box."""
         lower, upper = self.box.lower[index], self.box.upper[index]
         if not self.encoder.is_float[index]:
             return str(int(value))
@@ -209,7 +210,8 @@ class Domain:
         exact = Fraction(float(number))
         ends = (_decimal(lower, upward=True), _decimal(upper, upward=False))
         inside = (_nudged(lower, exact), _nudged(upper, exact))  # for ends that are excluded
-        for text in (str(number), repr(float(number)), _decimal(exact, upward=True), *ends, *inside):
+        short = (str(number), repr(float(number)), _decimal(exact, upward=True))
+        for text in (*(short[::-1] if exactly else short), *ends, *inside):
             point = Fraction(text)
             above = point > lower if index in self.box.lower_strict else point >= lower
             below = point < upper if index in self.box.upper_strict else point <= upper
@@ -232,7 +234,7 @@ def _first_true(a: Any, b: Any, predicate: Any) -> npt.NDArray[np.int64]:
 
 def _decimal(value: Fraction, upward: bool) -> str:
     """`value` in decimals, exactly if it terminates; else rounded up or down far behind the digits of a float64."""
-    digits = max(len(str(value.denominator)) + 30, 60)
+    digits = max(value.denominator.bit_length() // 3 + 30, 60)
     scaled = value * 10**digits
     whole = -(-scaled.numerator // scaled.denominator) if upward else scaled.numerator // scaled.denominator
     if value.denominator & (value.denominator - 1) == 0:

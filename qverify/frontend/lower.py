@@ -68,9 +68,7 @@ def lower(model: onnx.ModelProto) -> Lowered:
     """Read a graph. Raises UnsupportedModel for a node without a rule, ModelError for a broken graph."""
     graph = model.graph
     builder = Builder()
-    opsets = {
-        o.domain.replace("ai.onnx", "") if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import
-    }
+    opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
     env: dict[str, Tensor] = {i.name: _initializer(i) for i in graph.initializer}
     inputs = _declare_inputs(graph, env, builder)
     for node in graph.node:

@@ -17,6 +17,21 @@ from qverify.frontend.lower import Lowered, lower
 
 DIRECT_DOMAINS = ("", "ai.onnx", "com.microsoft")
 FLOAT_WORK = {"Conv", "Gemm", "MatMul", "ConvTranspose", "FusedConv", "FusedGemm"}
+DIRECT_OPS = {
+    *(
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QGemm",
+        "QLinearAdd",
+        "QLinearMul",
+        "MaxPool",
+    ),
+    *("QLinearConcat", "QLinearLeakyRelu", "QLinearGlobalAveragePool", "Flatten", "Reshape", "Transpose", "Squeeze"),
+    *("Unsqueeze", "Identity", "Concat", "Slice", "Split", "Pad", "Clip", "Relu"),
+}
+DIRECT_MOVES = {"Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Sub", "Div", "Mul", "Add"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +48,8 @@ class Model:
 def read_model(path: Path) -> Model:
     """Read and lower an ONNX file.
 
-    A file in which only integer ops stand between the quantized input and the output is read as it is. Any other (QDQ,
-    float islands) is read as the graph that the installed onnxruntime makes of it, since that is what it runs.
+    A file is read as the graph that the installed onnxruntime makes of it, since that is what it runs. Without onnxruntime,
+    files whose arithmetic it would leave as it stands are read directly; others need it.
 
     Raises UsageError (unreadable path), ModelError (broken file), UnsupportedModel (no exact rule for some node).
     """
@@ -45,11 +60,13 @@ def read_model(path: Path) -> Model:
     try:
         proto = _parse(path, data)
         _check_quantized(proto)
-        if needs_runtime_graph(proto):
+        # A file that mostly stays as it is is read first as it stands: errors then speak of the user's own nodes.
+        lowered = None if is_rewritten(proto) else lower(proto)
+        if lowered is None or runtime.available() or needs_runtime_graph(proto):
             fused = runtime.optimised_graph(path)
             _drop_folded_inputs(proto, fused)
             return Model(path, _sha256(data), lower(fused), runtime.version(), tuple(bias_warnings(proto)))
-        return Model(path, _sha256(data), lower(proto), None, ())
+        return Model(path, _sha256(data), lowered, None, ())
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{path}: {_one_line(error)}") from None
     except ModelError as error:
@@ -67,8 +84,8 @@ def _check_quantized(proto: onnx.ModelProto) -> None:
     codes = any(item.type.tensor_type.elem_type in eight_bit for item in proto.graph.input)
     if not codes and not any(word in node.op_type for node in proto.graph.node for word in words):
         raise UnsupportedModel(
-            "a float network (no node quantizes anything); quantize it first, for instance with onnxruntime's "
-            "quantize_static, or verify it with a float verifier"
+            "no node quantizes anything to 8-bit codes: a float network, or one in a format that is not supported (see "
+            "specs/semantics.md). Quantize it, for instance with onnxruntime's quantize_static"
         )
 
 
@@ -133,6 +150,32 @@ def _check_references(graph: onnx.GraphProto) -> None:
 
 
 def needs_runtime_graph(proto: onnx.ModelProto) -> bool:
+    """Whether onnxruntime could rewrite the graph's arithmetic: anything but plain QLinear ops between one layer of
+    QuantizeLinear and a final DequantizeLinear, with moves before and after."""
+    constants = {i.name for i in proto.graph.initializer}
+    shapes = {i.name: tuple(i.dims) for i in proto.graph.initializer}
+    quantized: set[str] = set()
+    for node in proto.graph.node:
+        own = [name for name in node.input if name]
+        if node.op_type == "Constant":
+            constants.update(node.output)
+            continue
+        if node.domain not in DIRECT_DOMAINS or all(name in constants for name in own):
+            return True  # constants would have to be folded, with the runtime's own arithmetic
+        if node.op_type in ("QLinearAdd", "QLinearMul") and any(len(shapes.get(name, ())) > 0 for name in own[::3][:2]):
+            return True  # broadcasting: its order follows the layout
+        integer = node.op_type in DIRECT_OPS
+        if not integer and (node.op_type not in DIRECT_MOVES or any(name in quantized for name in own)):
+            return True
+        if node.op_type == "DequantizeLinear":
+            if node.output[0] not in {o.name for o in proto.graph.output}:
+                return True
+        elif integer:
+            quantized.update(node.output)
+    return False
+
+
+def is_rewritten(proto: onnx.ModelProto) -> bool:
     """Whether onnxruntime would rewrite the graph's arithmetic: it has QDQ groups, or floats between codes."""
     constants = {i.name for i in proto.graph.initializer}
     after_dequantize: set[str] = set()

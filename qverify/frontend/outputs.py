@@ -87,8 +87,8 @@ def _grid_of(lowered: Lowered, codes: Codes, program: Any) -> tuple[int | None, 
         return 0, float(max(abs(codes.type.low), abs(codes.type.high)))
     op = lowered.network.nodes[codes.value - 1].op if codes.value else None
     while isinstance(op, Layout) and op.constants is None:  # a reshape or a transpose after the table
-        (value,) = lowered.network.nodes[codes.value - 1].inputs
-        if value == 0:
+        value, *more = lowered.network.nodes[codes.value - 1].inputs
+        if value == 0 or more:
             return None, 0.0
         op = lowered.network.nodes[value - 1].op
         codes = Codes(value, lowered.network.type_of(value), codes.dtype)
@@ -145,7 +145,7 @@ def _line_of(lowered: Lowered, output: Output) -> Line | None:
 def _line_of_table(lowered: Lowered, codes: Codes) -> Line | None:
     """An output that is a table of floats over codes, straight from the codes or reshaped."""
     node = lowered.network.nodes[codes.value - 1]
-    while isinstance(node.op, Layout) and node.op.index is None:
+    while isinstance(node.op, Layout) and node.op.index is None and node.inputs[0]:
         node = lowered.network.nodes[node.inputs[0] - 1]
     op = node.op
     if not isinstance(op, Table) or len(op.values) != 1:

@@ -105,6 +105,7 @@ class Staircase(Relaxation):
         slopes = self._slopes(kernels, weights, a, b, first, last, entry, top)
         multipliers = xp.rint(weights * slopes).astype(xp.int64)
         reach = max(magnitude(kernels, box[0]), magnitude(kernels, box[1]), 256.0) + 4
+        reach += magnitude(kernels, self.slack)
         total = magnitude(kernels, weights) * 300.0 + magnitude(kernels, multipliers) * reach
         if total * max(1, box[0][0].size) >= LIMIT:
             raise TooLarge

@@ -121,6 +121,10 @@ class Requantize(AbstractOp):
         for operand in (*(step.operand for step in self.program.steps), self.zero_point):
             if np.broadcast_shapes(x.shape, operand.shape) != x.shape:
                 raise ValueError(f"a parameter {list(operand.shape)} does not fit a value {list(x.shape)}")
+        ends = np.array([x.low, x.high], np.int32).reshape(2, *([1] * len(x.shape)))
+        with np.errstate(all="ignore"):  # NaN would come at an end first: the program is monotone until it overflows
+            if np.isnan(self.program.run(open_kernels("cpu"), ends)).any():
+                raise ValueError("an accumulator can overflow float32 and then become NaN")
         return Type(x.shape, self.low, self.high)
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:

@@ -129,6 +129,8 @@ def search(
         stats.max_open = max(stats.max_open, frontier.size)
         if report is not None:
             report(Progress(deadline.elapsed(), stats.subproblems, frontier.size, min(proved, 1.0)))
+    if problem.undecided:
+        return Outcome(Verdict.UNKNOWN, problem.undecided)
     return Outcome(Verdict.UNSAT, "every part of the box is proved")
 
 

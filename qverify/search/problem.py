@@ -60,6 +60,7 @@ class Problem:
     runtime: Callable[[Float64Array], Float64Array] | None = None  # inputs -> the runtime's outputs, both flat
     backward: Backward | None = None  # where backward bounds are wanted
     lines: Sequence[Line | None] = ()  # the outputs as lines over network values, for them
+    undecided: str = ""  # why some code vector could be neither confirmed nor ruled out
     _linear: Linear | None = field(default=None, repr=False)
     _cells: Any = field(default=None, repr=False)
 
@@ -131,15 +132,22 @@ class Problem:
         status = self.unsafe.status(self.around(y), self.input_ends(points, points))
         for i in np.flatnonzero((status != 0).any(axis=1)):
             codes = self.kernels.to_host(points[i])
-            if self.decoder.exact:
-                inputs = self.realise(codes, y[i], status[i])
-                if inputs is not None:
-                    return Candidate(codes, inputs, y[i])
-            else:
-                found = self._ask_runtime(codes, y[i])
-                if found is not None:
-                    return found
+            try:
+                found = self._candidate(codes, y[i], status[i])
+            except Undecided as error:  # go on: another vector may be a counterexample
+                self.undecided = str(error)
+                continue
+            if found is not None:
+                return found
         return None
+
+    def _candidate(
+        self, codes: npt.NDArray[np.int32], y: Float64Array, status: npt.NDArray[np.int8]
+    ) -> Candidate | None:
+        if not self.decoder.exact:
+            return self._ask_runtime(codes, y)
+        inputs = self.realise(codes, y, status)
+        return None if inputs is None else Candidate(codes, inputs, y)
 
     def _ask_runtime(self, codes: npt.NDArray[np.int32], y: Float64Array) -> Candidate | None:
         """Decide one code vector by the runtime's own outputs, where decoding knows them up to an error only.
@@ -220,7 +228,7 @@ def _solve_in_cell(
     left = [(row.x, row.rhs - sum(c * Fraction(float(y[i])) for i, c in row.y), row.strict) for row in rows]
     used = sorted({i for terms, _, _ in left for i, _ in terms})
     stack = [({i: (float(first[i]), float(last[i])) for i in used})]
-    for _ in range(20_000):
+    for _ in range(2_000):
         if not stack:
             return None
         box = stack.pop()

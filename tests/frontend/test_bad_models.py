@@ -404,6 +404,14 @@ def test_ops_that_are_refused(what: str, path: Path) -> None:
     assert re.match(r"node '\w+' \((com\.microsoft\.)?\w+ of ", message) and words in message
 
 
+def test_an_output_that_turns_is_refused(path: Path) -> None:
+    """A float function of two codes must be monotone in each, also where no quantizer follows."""
+    g = Graph()
+    both = g.node("Add", *(g.dequantize(g.input((1, 2), U8), 1.0, np.array(9, U8)) for _ in "ab"))
+    y = g.node("LeakyRelu", both, alpha=-1.0)
+    assert refusal(g.model(y), path, UnsupportedModel).startswith(f"the output '{y}': a function of two codes must be")
+
+
 def test_another_domain_is_refused_by_the_runtime(path: Path) -> None:
     model = model_of(_vendor)
     model.opset_import.append(onnx.helper.make_opsetid("qonnx.custom_op.general", 1))
@@ -462,6 +470,16 @@ NONSENSE: dict[str, Callable[[Graph], str]] = {
     "a softmax over a missing axis": lambda g: g.node(
         *("QLinearSoftmax", g.input((1, 2), U8), g.f32(1), g.const(ZERO), g.f32(1), g.const(ZERO)), axis=2, opset=13
     ),
+    "an unknown approximation": lambda g: g.node(
+        "Gelu", g.dequantize(g.input((1, 2), U8), 1.0, ZERO), approximate="roughly"
+    ),
+    "floats of different shapes": lambda g: g.node(
+        *("Add", g.dequantize(g.input((1, 2), U8), 1.0, ZERO), g.dequantize(g.input((1, 3), U8), 1.0, ZERO))
+    ),
+    "gigantic pads": lambda g: g.node("Pad", g.input((1, 2), U8), g.const(np.array([0, 2**40, 0, 0])), g.const(ZERO)),
+    "a gigantic expansion": lambda g: g.node("Expand", g.input((1, 2), U8), g.const(np.array([2**40, 2]))),
+    "gigantic repetitions": lambda g: g.node("Tile", g.input((1, 2), U8), g.const(np.array([2**40, 1]))),
+    "a gigantic window": lambda g: g.node("MaxPool", g.input((1, 1, 4), U8), kernel_shape=[9], pads=[2**40, 2**40]),
     "a relu of nothing": lambda g: g.node("Relu"),
     "a quantizer of nothing": lambda g: g.node("QLinearAdd", g.input((1, 2), U8)),
     "shapes that do not broadcast": lambda g: g.node(

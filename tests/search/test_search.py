@@ -351,8 +351,8 @@ def test_a_float_sum_is_decided_by_the_runtime() -> None:
         assert outcome.candidate is not None and outcome.candidate.outputs.tolist() == [21.5]
         assert run(blurred(exact, lambda x: 3 * x), options)[0].verdict is Verdict.UNSAT
     assert set(asked) == {7.0}  # elsewhere the bounds suffice
-    with pytest.raises(Undecided, match="onnxruntime"):
-        run(blurred(exact, None))
+    outcome, _ = run(blurred(exact, None))
+    assert outcome.verdict is Verdict.UNKNOWN and "onnxruntime" in outcome.reason
     with pytest.raises(SoundnessError):
         run(blurred(exact, lambda x: 3 * x + 1))
 

@@ -98,7 +98,8 @@ def _divisor(counts: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 @lowers("ReduceMean")
 def reduce_mean(n: View) -> Tensor:
-    """A float mean of dequantized codes over the trailing axes, in the runtime's order of additions."""
+    """A float mean of dequantized codes, in the runtime's order of additions: Eigen's over trailing axes, one after another
+    over leading ones (axes of one element do not count). In between, the order is a matrix product's, and unknown."""
     x = n.tensor(0)
     rank = len(x.shape)
     axes = n.attr("axes")
@@ -113,13 +114,15 @@ def reduce_mean(n: View) -> Tensor:
         return n.builder.move(x, indices(x).reshape(shape))
     while axes and axes[-1] != rank - 1 and all(s == 1 for s in x.shape[axes[-1] + 1 :]):
         axes.append(axes[-1] + 1)
-    if axes != list(range(axes[0], rank)):
-        raise Refusal("a float mean over other than the trailing axes is not supported")
+    if axes != list(range(axes[0], axes[-1] + 1)) or (axes[-1] != rank - 1 and any(s != 1 for s in x.shape[: axes[0]])):
+        raise Refusal("a float mean over axes that are neither the trailing nor the leading ones is not supported")
     if not isinstance(x, FloatCodes) or x.which is not None:
         raise Refusal("a float mean is supported on dequantized 8-bit codes with one scale only")
-    count = int(np.prod(x.shape[axes[0] :]))
-    rows = n.builder.move(x.codes, indices(x).reshape(*x.shape[: axes[0]], count))
+    count = int(np.prod(x.shape[axes[0] : axes[-1] + 1]))
+    index = indices(x).reshape(*x.shape[: axes[0]], count, *x.shape[axes[-1] + 1 :])
+    rows = n.builder.move(x.codes, np.moveaxis(index, axes[0], -1))
     assert isinstance(rows, Codes)
-    op = Mean(x.table[0], rows.type.low, np.array(count, np.float32), "eigen")
+    order = "eigen" if axes[-1] == rank - 1 else "sequential"
+    op = Mean(x.table[0], rows.type.low, np.array(count, np.float32), order)
     acc = n.builder.emit(op, rows)
     return n.builder.move(FloatAcc(acc, FloatProgram(ordinal=True)), indices(acc).reshape(shape))

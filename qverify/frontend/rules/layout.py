@@ -29,6 +29,8 @@ def _ints(n: View, k: int, name: str, default: list[int] | None = None) -> list[
 
 @lowers("Identity", "Dropout")
 def identity(n: View) -> Tensor:
+    if n.op == "Dropout" and n.has(2) and n.constant(2, "the training mode").any():
+        raise Refusal("in training mode it is random; export the model for inference")
     return n.tensor(0)
 
 
@@ -96,8 +98,12 @@ def slice_(n: View) -> Tensor:
     cut = [slice(None)] * len(x.shape)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         size = x.shape[axis]
-        stop: int | None = end if step > 0 or end >= -size else None  # a backward slice to before the first element
-        cut[axis] = slice(start if start >= -size or step < 0 else 0, stop, step)
+        start, end = (v + size if v < 0 else v for v in (start, end))
+        if step > 0:
+            cut[axis] = slice(min(max(start, 0), size), min(max(end, 0), size), step)
+        else:
+            stop = min(max(end, -1), size - 1)
+            cut[axis] = slice(min(max(start, 0), size - 1), None if stop < 0 else stop, step)
     return n.builder.move(x, indices(x)[tuple(cut)])
 
 

@@ -193,14 +193,19 @@ def float_product(n: View) -> Tensor:
     scale, zero = _affine_table(x)
     reach = max(abs(x.codes.type.low - zero), abs(x.codes.type.high - zero))
     exact = w.astype(np.float64)
-    step = np.abs(exact).sum(axis=0) * reach / 2.0**30 + 1e-300  # the finest that keeps the accumulator in int32
+    sums = np.abs(exact).sum(axis=0)
+    step = np.maximum(sums, sums.max() * 2.0**-20) * reach / 2.0**30  # the finest that keeps the accumulator in int32
+    step = np.where(step == 0, 1.0, step)
     weight = np.rint(exact / step).astype(np.int64)
     op = Dense(weight, -zero * weight.sum(axis=0), x.codes.type.low, x.codes.type.high)
     acc = n.builder.emit(op, x.codes)
     unit, terms = 2.0**-24, w.shape[0] + 1
-    size = scale * reach * np.abs(exact).sum(axis=0) + np.abs(bias)
+    size = scale * reach * sums + np.abs(bias)
     grid = scale * reach * w.shape[0] * step / 2
     error = 1.01 * (2 * (terms + 2) * unit * size + 4 * unit * size + grid + 6 * unit * (size + grid))
+    error = error + (terms + 4) * 2.0**-149  # underflow
+    if not float((scale * step).min()) > 2.0**-100 or not float(size.max(initial=0.0)) < 2.0**100:
+        raise Refusal("its weights are so small or so large that float32 underflows or overflows")
     program = FloatProgram().then("mul", (scale * step).astype(np.float32)).then("add", bias)
     return FloatSum(FloatAcc(acc, program), np.broadcast_to(error, acc.shape))
 
