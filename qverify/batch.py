@@ -106,6 +106,8 @@ class ResultsFile:
         self.path = Path(path)
         self.rows: list[list[str]] = []
         if self.path.exists():
+            if not self.path.is_file():  # a device or a pipe has no end to read to
+                raise UsageError(f"{path} is not a regular file, so a batch cannot be resumed from it; name another")
             self._load(category)
         self._stream = self.path.open("a", encoding="utf-8", newline="")
 

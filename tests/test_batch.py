@@ -336,3 +336,9 @@ def test_an_interrupted_run_leaves_rows_and_no_processes(
     assert Path("results.csv").read_text() == "acasxu,unsat_1.onnx,unsat_1.vnnlib,0.0,unsat,0.500\n"
     if number != signal.SIGKILL:
         assert "3 instances have no row yet" in err
+
+
+def test_results_must_be_a_regular_file() -> None:
+    """/dev/full never ends: reading what it holds already once went on until memory was full."""
+    with pytest.raises(UsageError, match="not a regular file"):
+        ResultsFile("/dev/full", "category")
