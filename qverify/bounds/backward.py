@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qverify.deadline import Deadline
 from qverify.kernels import Array, Kernels
@@ -114,6 +113,3 @@ class Backward:
             high[at] = xp.where(sane, upper, high[at]).astype(high.dtype)
             low[at] = xp.where(sane, lower, low[at]).astype(low.dtype)
         return low.reshape(1, *shape), high.reshape(1, *shape)
-
-
-IntArray = npt.NDArray[np.int64]

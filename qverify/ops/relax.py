@@ -106,7 +106,8 @@ class Staircase(Relaxation):
         multipliers = xp.rint(weights * slopes).astype(xp.int64)
         reach = max(magnitude(kernels, box[0]), magnitude(kernels, box[1]), 256.0) + 4
         reach += magnitude(kernels, self.slack)
-        total = magnitude(kernels, weights) * 300.0 + magnitude(kernels, multipliers) * reach
+        codes = max(magnitude(kernels, own[0]), magnitude(kernels, own[1])) + 1
+        total = magnitude(kernels, weights) * codes + magnitude(kernels, multipliers) * reach
         if total * max(1, box[0][0].size) >= LIMIT:
             raise TooLarge
         rising = multipliers >= 0
