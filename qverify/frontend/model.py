@@ -60,17 +60,27 @@ def read_model(path: Path) -> Model:
     try:
         proto = _parse(path, data)
         _check_quantized(proto)
-        # A file that mostly stays as it is is read first as it stands: errors then speak of the user's own nodes.
-        lowered = None if is_rewritten(proto) else lower(proto)
-        if lowered is None or runtime.available() or needs_runtime_graph(proto):
-            fused = runtime.optimised_graph(path)
-            _drop_folded_inputs(proto, fused)
-            return Model(path, _sha256(data), lower(fused), runtime.version(), tuple(bias_warnings(proto)))
-        return Model(path, _sha256(data), lowered, None, ())
+        if not runtime.available() and not needs_runtime_graph(proto):
+            return Model(path, _sha256(data), lower(proto), None, ())
+        lowered = _lower_fused(path, proto)
+        return Model(path, _sha256(data), lowered, runtime.version(), tuple(bias_warnings(proto)))
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{path}: {_one_line(error)}") from None
     except ModelError as error:
         raise ModelError(f"{path}: {_one_line(error)}") from None
+
+
+def _lower_fused(path: Path, proto: onnx.ModelProto) -> Lowered:
+    """Lower the graph that onnxruntime runs; where that fails, an error about the file as it stands is preferred, since it
+    speaks of the user's own nodes."""
+    try:
+        fused = runtime.optimised_graph(path)
+        _drop_folded_inputs(proto, fused)
+        return lower(fused)
+    except ModelError:
+        if not is_rewritten(proto):
+            lower(proto)
+        raise
 
 
 def _one_line(error: ModelError) -> str:
