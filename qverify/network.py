@@ -106,19 +106,32 @@ class Network:
         return self.flat_outputs(kernels, lowers), self.flat_outputs(kernels, uppers)
 
     def boxes(
-        self, kernels: Kernels, lower: Array, upper: Array, clamps: Mapping[int, Interval] | None = None
-    ) -> list[Interval]:
-        """Intervals of every value over boxes [N, codes], each intersected with its clamp ([1, *shape] ends), if any."""
-        xp = kernels.xp
+        self,
+        kernels: Kernels,
+        lower: Array,
+        upper: Array,
+        clamps: Mapping[int, Interval] | None = None,
+        known: Mapping[int, Interval] | None = None,
+    ) -> tuple[list[Interval], Array]:
+        """Intervals of every value over boxes [N, codes], each intersected with its clamp ([N or 1, *shape] ends), if any.
+
+        A value in `known` takes the ends given there ([1, *shape], before its clamp) instead of being computed. Also says
+        which boxes may hold a point that meets all clamps: bool [N]; in the others, some interval is not one.
+        """
+        xp, n = kernels.xp, lower.shape[0]
         boxes: list[Interval] = [(lower, upper)]
-        for k, node in enumerate(self.nodes):
-            low, high = node.op.interval(kernels, *(boxes[i] for i in node.inputs))
-            if clamps and k + 1 in clamps:
-                own = clamps[k + 1]
-                low, high = xp.maximum(low, own[0]), xp.minimum(high, own[1])
-                high = xp.maximum(low, high)  # an empty intersection: the box holds no point that meets the clamp
+        possible = xp.ones(n, dtype=xp.bool_)
+        for k, node in enumerate(self.nodes, 1):
+            if known and k in known:
+                low, high = (xp.broadcast_to(end, (n, *end.shape[1:])) for end in known[k])
+            else:
+                low, high = node.op.interval(kernels, *(boxes[i] for i in node.inputs))
+            if clamps and k in clamps:
+                low, high = xp.maximum(low, clamps[k][0]), xp.minimum(high, clamps[k][1])
+                possible &= (low <= high).reshape(n, -1).all(axis=1)
+                high = xp.maximum(low, high)
             boxes.append((low, high))
-        return boxes
+        return boxes, possible
 
     def gradient(self, kernels: Kernels, values: list[Array], upstream: Array) -> Array:
         """The straight-through gradient [N, n] of `upstream` [N, output_size] . outputs at stored `values`. A guide."""

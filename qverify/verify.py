@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify import runtime
-from qverify.bounds.backward import Backward
+from qverify.bounds.dual import Dual
 from qverify.bounds.unsafe import make_unsafe
 from qverify.check import NotReplayed, replay
 from qverify.deadline import Deadline
 from qverify.errors import SoundnessError, SpecError, UsageError
 from qverify.frontend.boundary import Encoder, make_domain, make_encoder
 from qverify.frontend.model import Model, read_model
-from qverify.frontend.outputs import Decoder, make_decoder, output_lines
+from qverify.frontend.outputs import Decoder, described_outputs, make_decoder
 from qverify.frontend.vnnlib import read_property
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Network
@@ -57,8 +57,8 @@ def verify(
     encoder, decoder = make_encoder(read.lowered), make_decoder(read.lowered)
     stats = Stats(load_seconds=deadline.elapsed())
     network = read.lowered.network.on(kernels)
-    backward = Backward.make(read.lowered.network, kernels) if options.backward else None
-    lines = output_lines(read.lowered)
+    dual = Dual.make(read.lowered.network, kernels) if options.backward else None
+    described = described_outputs(read.lowered)
     rng = np.random.default_rng(options.seed)
     details = _details(read, prop, spec_path, kernels)
     if read.runtime_version is not None:  # otherwise onnxruntime is not there to compare with
@@ -66,7 +66,7 @@ def verify(
     unknown: Outcome | None = None
     for query in prop.queries:
         problem = _problem(read, kernels, network, encoder, decoder, query, spec_path)
-        problem.backward, problem.lines = backward, lines
+        problem.dual, problem.described = dual, described
         try:
             outcome = search(problem, options, deadline, rng, stats, progress)
         except Undecided as error:

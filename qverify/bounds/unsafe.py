@@ -49,6 +49,11 @@ class Unsafe:
     exact: BoolArray  # [rows]: float64 evaluation cannot round
 
     @property
+    def case_rows(self) -> tuple[Case, ...]:
+        """The rows of every case."""
+        return tuple(tuple(self.rows[r] for r in case) for case in self.cases)
+
+    @property
     def mixed(self) -> bool:
         """Whether some row mentions an input."""
         return self.x_matrix is not None
@@ -193,8 +198,3 @@ def _power_of_two(c: Fraction) -> int | None:
         return None
     power = trailing - (c.denominator.bit_length() - 1)
     return power if power >= -900 else None  # times a float32's unit, 2**-149 or more: no product underflows
-
-
-def case_rows(unsafe: Unsafe, k: int) -> Case:
-    """The rows of case k."""
-    return tuple(unsafe.rows[r] for r in unsafe.cases[k])

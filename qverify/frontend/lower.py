@@ -6,7 +6,7 @@ types and a hint.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -19,6 +19,7 @@ import qverify.frontend.rules  # noqa: F401  (registers the rules)
 from qverify.errors import ModelError, UnsupportedModel
 from qverify.frontend.builder import Builder, Identity, Refusal
 from qverify.frontend.registry import RULES, View
+from qverify.frontend.simplify import simplified
 from qverify.frontend.tensors import Codes, FloatAcc, FloatInput, FloatSum, Tensor
 from qverify.network import Network
 from qverify.ops import Type
@@ -81,8 +82,22 @@ def lower(model: onnx.ModelProto) -> Lowered:
         raise UnsupportedModel("inputs quantized to int8 and to uint8 in one network are not supported")
     size = sum(len(e.source) for e in builder.encoders)
     values = tuple(codes_of(t).value for _, t in outputs)
-    network = Network(Type((size,), low.pop(), high.pop()), tuple(builder.nodes), values)
+    network, number = simplified(Network(Type((size,), low.pop(), high.pop()), tuple(builder.nodes), values))
+    outputs = [(name, _renumbered(output, network, number)) for name, output in outputs]
     return Lowered(network, tuple(inputs), tuple(builder.encoders), tuple(outputs), tuple(builder.saturable))
+
+
+def _renumbered(output: Output, network: Network, number: list[int]) -> Output:
+    if isinstance(output, FloatSum):
+        acc = _renumbered(output.acc, network, number)
+        assert isinstance(acc, FloatAcc)
+        return replace(output, acc=acc)
+    if isinstance(output, FloatAcc):
+        codes = _renumbered(output.codes, network, number)
+        assert isinstance(codes, Codes)
+        return replace(output, codes=codes)
+    value = number[output.value]
+    return replace(output, value=value, type=network.type_of(value))
 
 
 def _initializer(tensor: onnx.TensorProto) -> npt.NDArray[Any]:

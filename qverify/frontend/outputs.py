@@ -1,4 +1,4 @@
-"""The network's output integers as the runtime's output values: bit for bit, as bounds, and as lines for backward rules."""
+"""The network's output integers as the runtime's output values: bit for bit, as bounds, as lines and levels of codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.bounds.margins import Line
+from qverify.bounds.regions import Levels, Line
+from qverify.bounds.regions import Output as Described
 from qverify.bounds.unsafe import Grid
 from qverify.frontend.boundary import CPU, Float64Array, Int32Array
 from qverify.frontend.lower import Lowered, Output, codes_of
@@ -106,9 +107,43 @@ def _unit_of(values: Float64Array) -> tuple[int, float]:
     return unit, float(np.abs(values).max())
 
 
-def output_lines(lowered: Lowered) -> list[Line | None]:
-    """Each graph output as a line over a network value (see `bounds.margins`); None where it is none."""
-    return [_line_of(lowered, output) for _, output in lowered.outputs]
+def described_outputs(lowered: Lowered) -> list[Described]:
+    """Each graph output as `bounds.regions` needs it."""
+    return [
+        Described(codes_of(output).type.size, _line_of(lowered, output), _levels_of(lowered, output))
+        for _, output in lowered.outputs
+    ]
+
+
+def _levels_of(lowered: Lowered, output: Output) -> Levels | None:
+    """An output that is a monotone function of codes, after moves and tables; None if it is not."""
+    if isinstance(output, FloatSum):
+        return None
+    codes = codes_of(output)
+    program = output.program if isinstance(output, FloatAcc) else None
+    if program is not None and any(step.operand.size != 1 for step in program.steps):
+        return None
+    value, index, tables = codes.value, np.arange(codes.type.size), []
+    while value:
+        node = lowered.network.nodes[value - 1]
+        if isinstance(node.op, Layout) and node.op.constants is None and len(node.inputs) == 1:
+            index = index if node.op.index is None else node.op.index[index]
+        elif isinstance(node.op, Table) and len(node.op.values) == 1:
+            tables.append(node.op)
+        else:
+            break
+        (value,) = node.inputs
+    own = lowered.network.type_of(value)
+    if own.count > 2**16:
+        return None
+    x = np.arange(own.low, own.high + 1, dtype=np.int32)
+    for table in reversed(tables):
+        x = table.values[0][x - table.low]
+    y = x.astype(np.float64) if program is None else program.run(CPU, x).reshape(-1).astype(np.float64)
+    if not np.isfinite(y).all():
+        return None
+    rise = np.diff(y)
+    return Levels(value, index, own.low, y) if (rise >= 0).all() or (rise <= 0).all() else None
 
 
 def _line_of(lowered: Lowered, output: Output) -> Line | None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
 from qverify.ops.base import INT32_MAX, INT32_MIN, AbstractOp, Interval, Type, unbroadcast
-from qverify.ops.relax import LIMIT, Concretized, Relaxation, TooLarge, magnitude
+from qverify.ops.relax import LIMIT, Concretized, Relaxation, TooLarge, exact, magnitude, summed
 
 IntArray = npt.NDArray[np.int64]
 
@@ -310,12 +310,12 @@ class Summed(Relaxation):
         self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
         xp = kernels.xp
-        size = magnitude(kernels, weights)
-        if size * self.column >= 2.0**53 or size * (magnitude(kernels, self.bias) + 1) * own[0][0].size >= LIMIT:
-            raise TooLarge
-        multipliers = xp.matmul(weights.astype(xp.float64), self.weight).astype(xp.int64)
-        constant = (weights * self.bias).reshape(*weights.shape[:2], -1).sum(axis=2)
-        return (multipliers,), constant
+        if exact(weights):
+            size = magnitude(kernels, weights)
+            if size * self.column >= 2.0**53 or size * (magnitude(kernels, self.bias) + 1) * own[0][0].size >= LIMIT:
+                raise TooLarge
+        multipliers = xp.matmul(weights.astype(xp.float64), self.weight).astype(weights.dtype)
+        return (multipliers,), summed(weights * self.bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,17 +333,18 @@ class Convolved(Relaxation):
         xp = kernels.xp
         n, r = weights.shape[:2]
         shape = (n * r, *boxes[0][0].shape[1:])
-        size = magnitude(kernels, weights)
-        reach = (magnitude(kernels, self.bias) + abs(self.op.pad_value) * self.column + 1) * own[0][0].size
-        if size * self.column >= 2.0**53 or size * reach >= LIMIT:
-            raise TooLarge
+        if exact(weights):
+            size = magnitude(kernels, weights)
+            reach = (magnitude(kernels, self.bias) + abs(self.op.pad_value) * self.column + 1) * own[0][0].size
+            if size * self.column >= 2.0**53 or size * reach >= LIMIT:
+                raise TooLarge
         upstream = weights.reshape(n * r, *weights.shape[2:]).astype(xp.float64)
         inner, padded = transposed(self.op, kernels, upstream, self.weight, shape)
-        multipliers = inner.astype(xp.int64).reshape(n, r, *boxes[0][0].shape[1:])
+        multipliers = inner.astype(weights.dtype).reshape(n, r, *boxes[0][0].shape[1:])
         per_channel = weights.reshape(n, r, weights.shape[2], weights.shape[3], -1).sum(axis=(2, 4))
         constant = (per_channel * self.bias).sum(axis=2)
         if self.op.pad_value and any(self.op.pads):
-            everywhere = padded.astype(xp.int64).reshape(n, r, -1).sum(axis=2)
+            everywhere = padded.astype(weights.dtype).reshape(n, r, -1).sum(axis=2)
             outside = everywhere - multipliers.reshape(n, r, -1).sum(axis=2)
             constant = constant + outside * self.op.pad_value
         return (multipliers,), constant

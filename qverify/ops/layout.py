@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
 from qverify.ops.base import AbstractOp, Interval, Type
-from qverify.ops.relax import LIMIT, Relaxation, TooLarge, magnitude
+from qverify.ops.relax import LIMIT, Relaxation, TooLarge, exact, magnitude
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,15 +80,15 @@ class Moved(Relaxation):
     ) -> tuple[tuple[Array | None, ...], Array]:
         xp = kernels.xp
         n, r = weights.shape[:2]
-        zero = xp.zeros((n, r), dtype=xp.int64)
+        zero = xp.zeros((n, r), dtype=weights.dtype)
         if self.op.index is None:
             return (weights.reshape(n, r, *boxes[0][0].shape[1:]),), zero
         sizes = [box[0][0].size for box in boxes]
         constants = self.op.constants
         extra = 0 if constants is None else len(constants)
-        if magnitude(kernels, weights) * max(1, len(self.op.index)) * 256 >= LIMIT:
+        if exact(weights) and magnitude(kernels, weights) * max(1, len(self.op.index)) * 256 >= LIMIT:
             raise TooLarge
-        total = xp.zeros((n * r, sum(sizes) + extra), dtype=xp.int64)
+        total = xp.zeros((n * r, sum(sizes) + extra), dtype=weights.dtype)
         kernels.scatter_add(total, self.op.index, weights.reshape(n * r, -1))
         parts, start = [], 0
         for box, size in zip(boxes, sizes, strict=True):

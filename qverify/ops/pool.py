@@ -12,6 +12,17 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
 from qverify.ops.base import AbstractOp, Interval, Type
+from qverify.ops.relax import (
+    LIMIT,
+    Concretized,
+    Hull,
+    Nonlinear,
+    Relaxation,
+    TooLarge,
+    exact,
+    magnitude,
+    summed,
+)
 from qverify.ops.requantize import ordinals
 
 LARGEST = 0x7F7FFFFF  # the ordinal of the largest float32; beyond it are infinity and NaN
@@ -33,10 +44,80 @@ class Max(AbstractOp):
     def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
         return boxes[0][0].max(axis=-1), boxes[0][1].max(axis=-1)
 
+    def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
+        return Largest() if types[0].shape[-1] <= 9 else Concretized()
+
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         xp = kernels.xp
         first = xs[0].argmax(axis=-1)[..., None] == xp.arange(xs[0].shape[-1])
         return (first * upstream[..., None],)
+
+
+@dataclass(frozen=True, eq=False)
+class MaxHull(Hull):
+    """Of y = max z_i over the last axis: ends of every z_i, `z` [2, N, 1, *shape, K], and of y, `y` [2, N, 1, *shape].
+
+    Sound because some z_j is the maximum t, which lies between y's lower end and the least of z_j's and y's upper ends, and
+    every other z_i is at most t: for multipliers m the rest is largest at z_i's lower end (m_i >= 0), or at the least
+    of t and z_i's upper end. That is concave and piecewise linear in t, so its maximum is at an end of t or at a z_i's
+    upper end.
+    """
+
+    def best(self, kernels: Kernels, weights: Array, multipliers: Array) -> tuple[Array, Array, Array]:
+        xp = kernels.xp
+        lower, upper, size = self.z[0], self.z[1], self.z.shape[-1]
+        if exact(weights):
+            reach = magnitude(kernels, self.z) + magnitude(kernels, self.y)
+            total = magnitude(kernels, weights) + size * magnitude(kernels, multipliers)
+            if total * reach * weights[0, 0].size >= LIMIT:
+                raise TooLarge
+        falls = multipliers < 0
+        best, y, z = None, None, None
+        for spot in range(size + 2):
+            t = self.y[0] if spot == 0 else self.y[1] if spot == 1 else xp.clip(upper[..., spot - 2], *self.y)
+            others = xp.where(falls, xp.maximum(xp.minimum(t[..., None], upper), lower), lower)  # [N, R, *shape, K]
+            rest = -multipliers * others
+            total = rest.sum(axis=-1)
+            for j in range(size):
+                value = weights * t + total - rest[..., j] - multipliers[..., j] * t
+                value = xp.where(
+                    (lower[..., j] <= t) & (t <= upper[..., j]), value, -xp.inf if not exact(value) else -(1 << 62)
+                )
+                point = xp.where(xp.arange(size) == j, t[..., None], others)
+                if best is None:
+                    best, y, z = value, xp.broadcast_to(t, value.shape), xp.broadcast_to(point, multipliers.shape)
+                else:
+                    better = value > best
+                    best, y = xp.where(better, value, best), xp.where(better, t, y)
+                    z = xp.where(better[..., None], point, z)
+        return summed(best), y, z
+
+
+@dataclass(frozen=True, eq=False)
+class Largest(Nonlinear):
+    """y = max over the last axis; its argument is all of them."""
+
+    cuts = "result"
+    whole = True
+
+    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> Hull:
+        xp = kernels.xp
+        lower, upper = (end.astype(xp.int64)[:, None] for end in boxes[0])
+        first, last = (end.astype(xp.int64)[:, None] for end in own)
+        upper = xp.maximum(xp.minimum(upper, last[..., None]), lower)
+        return MaxHull(xp.stack([lower, upper]), xp.stack([first, last]), None)
+
+    def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
+        """All of the weight on the element whose ends add up to most (the first of them)."""
+        xp = kernels.xp
+        middle = (boxes[0][0] + boxes[0][1])[:, None]
+        chosen = middle.argmax(axis=-1)[..., None] == xp.arange(middle.shape[-1])
+        return xp.where(chosen, weights[..., None], 0.0).astype(xp.float64)
+
+    def cut(self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, Array]:
+        first, last = own
+        top = z.max(axis=-1)
+        return kernels.xp.clip(top, first + 1, kernels.xp.maximum(last, first + 1)), last > first
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,13 +1,16 @@
 """Backward rules: how a linear function of an op's result is bounded by a linear function of its inputs, exactly.
 
-A `Relaxation` takes integer multipliers `weights` [N, R, *shape] of a value y = op(x) (R functions per box) and returns
-integer multipliers of x and constants [N, R] such that, for every x in its interval,
+A `Relaxation` takes multipliers `weights` [N, R, *shape] of a value y = op(x) (R functions per box) and returns
+multipliers of x and constants [N, R] such that, for every x in its interval,
 
     sum weights * y  <=  sum multipliers * x + constant.
 
-Everything is exact int64 (or float64 proved to stay below 2**53): any integer multipliers are allowed, so floats may choose
-them, and the constant is then the exact (or a rounded-up) maximum of what is left. `TooLarge` is raised where int64 could
-overflow; the caller then does without this bound.
+Linear ops have one answer, an equality. A `Nonlinear` op has a choice: any multipliers of its argument are allowed, and the
+constant is then the maximum of what is left, taken over the op's `Hull`. So floats may choose the multipliers.
+
+Every rule is written once for two number types. On int64 arrays everything is exact, and `TooLarge` is raised where int64
+(or a float64 product, 2**53) could be left; the caller then does without this bound. On float64 arrays the same
+formulas are a guide for the choice of multipliers, and nothing is checked.
 
 This is CROWN (Zhang et al., NeurIPS 2018) read as the Lagrangian dual of Dvijotham et al. (UAI 2018), on integers.
 """
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,26 +36,34 @@ class TooLarge(Exception):
     """An exact integer could leave its type; no bound is given."""
 
 
+def exact(array: Array) -> bool:
+    """Whether an array's arithmetic is to be exact (int64), not a guide (float64)."""
+    return bool(array.dtype.kind == "i")
+
+
 def magnitude(kernels: Kernels, x: Array) -> float:
-    """The largest absolute value of an integer array, as a float."""
+    """The largest absolute value of an array, as a float."""
     return float(kernels.xp.abs(x).max()) if x.size else 0.0
 
 
+def summed(x: Array) -> Array:
+    """[N, R, *shape] -> [N, R], summed over the elements."""
+    return x.reshape(*x.shape[:2], -1).sum(axis=2)
+
+
 def concretize(kernels: Kernels, weights: Array, box: Interval) -> Array:
-    """max of sum weights * x over x in `box` ([N, *shape] ends): int64 [N, R]."""
+    """max of sum weights * x over x in `box` ([N, *shape] ends): [N, R] of the weights' type."""
     xp = kernels.xp
-    lower, upper = (end.astype(xp.int64)[:, None] for end in box)
-    reach = max(magnitude(kernels, box[0]), magnitude(kernels, box[1]))
-    if magnitude(kernels, weights) * reach * max(1, box[0][0].size) >= LIMIT:
-        raise TooLarge
-    best = xp.maximum(weights * lower, weights * upper)
-    return best.reshape(*best.shape[:2], -1).sum(axis=2)
+    lower, upper = (end.astype(weights.dtype)[:, None] for end in box)
+    if exact(weights):
+        reach = max(magnitude(kernels, box[0]), magnitude(kernels, box[1]))
+        if magnitude(kernels, weights) * reach * max(1, box[0][0].size) >= LIMIT:
+            raise TooLarge
+    return summed(xp.maximum(weights * lower, weights * upper))
 
 
 class Relaxation(ABC):
     """The backward rule of one op with given input types; arrays are on the network's machine."""
-
-    relaxes = False  # whether tighter bounds of the input make the rule tighter
 
     @abstractmethod
     def backward(
@@ -72,7 +83,96 @@ class Concretized(Relaxation):
 
 
 @dataclass(frozen=True, eq=False)
-class Staircase(Relaxation):
+class Hull:
+    """What a nonlinear op can do on given boxes, element by element: every pair (z, y) of argument and result lies in the
+    convex hull of the C corners, up to `slack` along z (None: none). Corners are pairs that really occur, or lie outside
+    of the occurring ones."""
+
+    z: Array  # [C, N, 1, *shape]
+    y: Array  # [C, N, 1, *shape]
+    slack: Array | None  # [N, 1, *shape]
+
+    def as_guide(self, kernels: Kernels) -> Hull:
+        """The same in float64."""
+        xp = kernels.xp
+        slack = None if self.slack is None else self.slack.astype(xp.float64)
+        return replace(self, z=self.z.astype(xp.float64), y=self.y.astype(xp.float64), slack=slack)
+
+    def take(self, rows: Array) -> Hull:
+        """Some of the subproblems."""
+        slack = None if self.slack is None else self.slack[rows]
+        return replace(self, z=self.z[:, rows], y=self.y[:, rows], slack=slack)
+
+    def best(self, kernels: Kernels, weights: Array, multipliers: Array) -> tuple[Array, Array, Array]:
+        """(max of weights * y - multipliers * z [N, R], the corner's y and z [N, R, *shape]).
+
+        Sound because a linear function takes its maximum over a hull at a corner; slack along z costs |multiplier| each.
+        """
+        xp = kernels.xp
+        if exact(weights):
+            size = magnitude(kernels, weights) * magnitude(kernels, self.y)
+            along = magnitude(kernels, self.z) + (0.0 if self.slack is None else magnitude(kernels, self.slack))
+            if (size + magnitude(kernels, multipliers) * along) * max(1, weights[0, 0].size) >= LIMIT:
+                raise TooLarge
+        y, z = self.y[0], self.z[0]
+        best = weights * y - multipliers * z
+        y, z = xp.broadcast_to(y, best.shape), xp.broadcast_to(z, best.shape)
+        for k in range(1, len(self.y)):
+            value = weights * self.y[k] - multipliers * self.z[k]
+            better = value > best
+            best = xp.where(better, value, best)
+            y, z = xp.where(better, self.y[k], y), xp.where(better, self.z[k], z)
+        if self.slack is not None:
+            best = best + xp.abs(multipliers) * self.slack
+        return summed(best), y, z
+
+
+class Nonlinear(Relaxation):
+    """y = f(z), element by element, for an argument z that is an integer linear function of the inputs.
+
+    `cuts` says which value the search may cut to make the hull smaller: the op's "input", its "result", or "none"."""
+
+    cuts = "none"
+    whole = False  # whether the argument has other elements than the result
+
+    @abstractmethod
+    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> Hull:
+        """What f can do where the inputs lie in `boxes` and the result in `own`; int64."""
+
+    @abstractmethod
+    def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
+        """A multiplier per function and element to start from (float64, a guide): weights times an edge of the hull."""
+
+    def cut(self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, Array]:
+        """Where to cut near arguments z [N, *shape]: thresholds t that part the op's `cuts` value into at most t - 1 and at
+        least t, and where that is possible: both [N, *shape]. Never: for an op without cuts."""
+        return z, kernels.xp.zeros(z.shape, dtype=kernels.xp.bool_)
+
+    def narrowed(
+        self, kernels: Kernels, z: Interval, boxes: tuple[Interval, ...], own: Interval
+    ) -> tuple[int, Interval]:
+        """What bounds `z` ([N, *shape] ends) of the argument say of a network value: the number of an input, and bounds of
+        it; or -1, and bounds of the result."""
+        return 0, z
+
+    def argument(self, kernels: Kernels, *xs: Array) -> Array:
+        """z for inputs [N, *shape]; the input itself for an op of one input."""
+        return xs[0]
+
+    def spread(self, kernels: Kernels, multipliers: Array, boxes: tuple[Interval, ...]) -> tuple[Array | None, ...]:
+        """Multipliers of z as multipliers of each input."""
+        return (multipliers,)
+
+    def backward(
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> tuple[tuple[Array | None, ...], Array]:
+        multipliers = kernels.xp.rint(self.slopes(kernels, weights, boxes, own)).astype(weights.dtype)
+        value, _, _ = self.hull(kernels, boxes, own).best(kernels, weights, multipliers)
+        return self.spread(kernels, multipliers, boxes), value
+
+
+@dataclass(frozen=True, eq=False)
+class Staircase(Nonlinear):
     """y = h(x), element by element, for a non-decreasing h given by its thresholds.
 
     `thresholds` [P, K + 1] int64: entry k - low is the least x with h(x) >= k, for k = low..high + 1 (beyond the input's
@@ -84,55 +184,82 @@ class Staircase(Relaxation):
     linear function of k by at most |m| slack, so it is at most its value at the first or the last step plus that.
     """
 
-    relaxes = True
+    cuts = "input"
     thresholds: Array
     which: Array
     slack: Array
     low: int
 
-    def backward(
-        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
-    ) -> tuple[tuple[Array | None, ...], Array]:
-        xp = kernels.xp
-        (box,) = boxes
-        a, b = (end.astype(xp.int64)[:, None] for end in box)
-        first, last = (end.astype(xp.int64)[:, None] for end in own)
-        flat, columns = self.thresholds.reshape(-1), self.thresholds.shape[1]
-        offset = self.which * columns - self.low
-        steps = last > first
-        entry = xp.take(flat, xp.where(steps, first + 1, self.low + 1) + offset)  # where the second step begins
-        top = xp.take(flat, xp.where(steps, last, self.low + 1) + offset)  # where the last step begins
-        slopes = self._slopes(kernels, weights, a, b, first, last, entry, top)
-        multipliers = xp.rint(weights * slopes).astype(xp.int64)
-        reach = max(magnitude(kernels, box[0]), magnitude(kernels, box[1]), 256.0) + 4
-        reach += magnitude(kernels, self.slack)
-        codes = max(magnitude(kernels, own[0]), magnitude(kernels, own[1])) + 1
-        total = magnitude(kernels, weights) * codes + magnitude(kernels, multipliers) * reach
-        if total * max(1, box[0][0].size) >= LIMIT:
-            raise TooLarge
-        rising = multipliers >= 0
-        slack = xp.where(last > first + 1, xp.abs(multipliers) * xp.take(self.slack, self.which), 0)
-        left = weights * first - multipliers * a
-        middle = xp.maximum(weights * (first + 1) - multipliers * entry, weights * last - multipliers * top) + slack
-        up = xp.where(steps, xp.maximum(left, middle), left)
-        right = weights * last - multipliers * b
-        middle = weights * first - multipliers * (entry - 1)
-        middle = xp.maximum(middle, weights * (last - 1) - multipliers * (top - 1)) + slack
-        down = xp.where(steps, xp.maximum(right, middle), right)
-        best = xp.where(rising, up, down)
-        return (multipliers,), best.reshape(*best.shape[:2], -1).sum(axis=2)
+    def begin(self, kernels: Kernels, code: Array) -> Array:
+        """The least x whose result is at least `code` [N, *shape] (above the least possible code): int64."""
+        offset = self.which * self.thresholds.shape[1] - self.low
+        return kernels.xp.take(self.thresholds.reshape(-1), code + offset)
 
-    def _slopes(
-        self, kernels: Kernels, weights: Array, a: Array, b: Array, first: Array, last: Array, entry: Array, top: Array
-    ) -> Array:
-        """A slope per function and element (float64, a guide): an edge of the concave hull of the steps where the weight
-        is positive, of the convex hull (or 0, where the lowest step is the longer part) where it is negative."""
+    def _ends(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, ...]:
+        """Ends of x where the result lies in `own`, first and last code: int64 [N, 1, *shape] each."""
+        a, b, first, last = (end.astype(kernels.xp.int64)[:, None] for end in (*boxes[0], *own))
+        xp, low, high = kernels.xp, self.low, self.low + self.thresholds.shape[1] - 2
+        a = xp.where(first > low, xp.maximum(a, self.begin(kernels, xp.maximum(first, low + 1))), a)
+        b = xp.where(last < high, xp.minimum(b, self.begin(kernels, xp.minimum(last + 1, high)) - 1), b)
+        return a, b, first, last
+
+    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> Hull:
+        a, b, first, last = self._ends(kernels, boxes, own)
+        z, y, interior = corners(kernels, a, b, first, last, self.low, lambda code: self.begin(kernels, code))
+        slack = kernels.xp.where(interior, kernels.xp.take(self.slack, self.which), 0)
+        return Hull(kernels.xp.stack(z), kernels.xp.stack(y), slack)
+
+    def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
+        a, b, first, last = self._ends(kernels, boxes, own)
+        above, below = edges(kernels, a, b, first, last, self.low, lambda code: self.begin(kernels, code))
+        return weights * kernels.xp.where(weights > 0, above, below)
+
+    def cut(self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, Array]:
+        """At the step that begins nearest to z."""
         xp = kernels.xp
-        rise = (last - first).astype(xp.float64)
-        above = rise / xp.maximum(top - a, 1)
-        below = rise / xp.maximum(b - entry + 1, 1)
-        below = xp.where((entry - a > b - entry) & (first == self.low), 0.0, below)
-        return xp.where(weights > 0, above, below)
+        a, b = boxes[0]
+        first, last = own
+        steps = last > first
+        share = (z - a) / xp.maximum(b - a, 1)
+        guess = first + xp.rint(share * (last - first)).astype(first.dtype)
+        below = xp.clip(guess, first + 1, xp.maximum(last, first + 1))
+        begin = self.begin(kernels, xp.where(steps, below, self.low + 1))
+        for shift in (-2, -1, 1, 2):  # steps are even, but for their first and last one
+            code = xp.clip(below + shift, first + 1, xp.maximum(last, first + 1))
+            other = self.begin(kernels, xp.where(steps, code, self.low + 1))
+            begin = xp.where(xp.abs(other - z) < xp.abs(begin - z), other, begin)
+        return begin, steps & (begin > a) & (begin <= b)
+
+
+def corners(
+    kernels: Kernels, a: Array, b: Array, first: Array, last: Array, low: int, begin: Callable[[Array], Array]
+) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+    """The six corners (z, y) of a staircase with codes `first`..`last` on [a, b], and where it has more than two steps.
+
+    They are the left and right ends of the first, the second, the last but one and the last step; `begin` says where a step
+    begins (for codes above `low`). Where there is one step, its two ends are repeated."""
+    xp = kernels.xp
+    steps = last > first
+    entry = xp.where(steps, begin(xp.where(steps, first + 1, low + 1)), a)
+    top = xp.where(steps, begin(xp.where(steps, last, low + 1)), a)
+    z = (a, b, entry, top, xp.where(steps, entry - 1, a), xp.where(steps, top - 1, a))
+    y = (first, last, xp.where(steps, first + 1, first), last, first, xp.where(steps, last - 1, first))
+    return z, y, last > first + 1
+
+
+def edges(
+    kernels: Kernels, a: Array, b: Array, first: Array, last: Array, low: int, begin: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """Slopes to start from: an edge of the concave hull of a staircase, and one of its convex hull (or 0, where the
+    lowest step is the longer part); float64."""
+    xp = kernels.xp
+    steps = last > first
+    entry = begin(xp.where(steps, first + 1, low + 1))
+    top = begin(xp.where(steps, last, low + 1))
+    rise = (last - first).astype(xp.float64)
+    below = rise / xp.maximum(b - entry + 1, 1)
+    below = xp.where((entry - a > b - entry) & (first == low), 0.0, below)
+    return rise / xp.maximum(top - a, 1), below
 
 
 def make_staircase(
@@ -153,10 +280,10 @@ def make_staircase(
         end = np.where((begin < end) & reached, middle, end)
         begin = np.where((begin < end) & ~reached, middle + 1, begin)
     thresholds = np.ascontiguousarray(begin.T)  # [P, K + 1]
-    return Staircase(thresholds, np.ascontiguousarray(np.broadcast_to(which, x.shape)), _slack(thresholds, x), low)
+    return Staircase(thresholds, np.ascontiguousarray(np.broadcast_to(which, x.shape)), slack_of(thresholds, x), low)
 
 
-def _slack(thresholds: Any, x: Type) -> Any:
+def slack_of(thresholds: Any, x: Type) -> Any:
     """Per row: how far a threshold inside the input's range can lie from a chord between two others, rounded up."""
     slack = np.zeros(len(thresholds), np.int64)
     for p, row in enumerate(thresholds):

@@ -14,7 +14,21 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
 from qverify.ops.base import AbstractOp, Interval, Type, unbroadcast
-from qverify.ops.relax import Concretized, Relaxation, make_staircase
+from qverify.ops.relax import (
+    LIMIT,
+    Concretized,
+    Hull,
+    Nonlinear,
+    Relaxation,
+    Staircase,
+    TooLarge,
+    corners,
+    edges,
+    exact,
+    magnitude,
+    make_staircase,
+    slack_of,
+)
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -89,11 +103,15 @@ class Table(AbstractOp):
 
     def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
         low, high = int(self.values.min()), int(self.values.max())
-        if not self.monotone or high - low > 4096:
+        if high - low > 4096 or self.values.shape[1] > 256:
             return Concretized()
         which = np.zeros((), np.int64) if self.which is None else self.which
         rows = np.arange(len(self.values))
-        return make_staircase(lambda x: self.values[rows, x - self.low], len(rows), which, types[0], low, high)
+        if self.monotone:
+            found = make_staircase(lambda x: self.values[rows, x - self.low], len(rows), which, types[0], low, high)
+            if isinstance(found, Staircase) and int(found.slack.max(initial=0)) <= 1:
+                return found
+        return Scanned(self.values, np.broadcast_to(which, types[0].shape), self.low)
 
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         xp = kernels.xp
@@ -101,6 +119,157 @@ class Table(AbstractOp):
         right, left = xp.minimum(xs[0] + 4, last), xp.maximum(xs[0] - 4, self.low)
         top, bottom = (kernels.as_float32(self._entry(kernels, self.values, x)) for x in (right, left))
         return (upstream * (top - bottom) / kernels.as_float32(xp.maximum(right - left, 1)),)
+
+
+@dataclass(frozen=True, eq=False)
+class Scanned(Nonlinear):
+    """y = values[which, x - low] for any table: the hull's corners are all entries in the range. Sound because none is left
+    out."""
+
+    cuts = "input"
+    values: Array  # [P, K]
+    which: Array
+    low: int
+
+    def _at(self, kernels: Kernels, x: Array) -> Array:
+        offset = self.which * self.values.shape[1] - self.low
+        return kernels.xp.take(self.values.reshape(-1), x + offset).astype(kernels.xp.int64)
+
+    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> Hull:
+        xp = kernels.xp
+        a, b = (end.astype(xp.int64)[:, None] for end in boxes[0])
+        count = int((b - a).max()) + 1 if a.size else 1
+        z = xp.minimum(a[None] + xp.arange(count).reshape(-1, *([1] * a.ndim)), b[None])
+        return Hull(z, self._at(kernels, z), None)
+
+    def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
+        """The chord over the range."""
+        xp = kernels.xp
+        a, b = (end.astype(xp.int64)[:, None] for end in boxes[0])
+        rise = (self._at(kernels, b) - self._at(kernels, a)).astype(xp.float64)
+        return weights * (rise / xp.maximum(b - a, 1))
+
+    def cut(self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, Array]:
+        """At z."""
+        a, b = boxes[0]
+        return kernels.xp.clip(z, a + 1, kernels.xp.maximum(b, a + 1)), b > a
+
+
+@dataclass(frozen=True, eq=False)
+class Sandwiched(Nonlinear):
+    """y = f(a, b) between two staircases of z = slope_a a + slope_b b: `most`[z - z_low] >= f >= `least`[z - z_low].
+
+    Entry k - low of `begin_most` is the least z at which f can be k or more, that of `begin_least` the least z from
+    which it is; both rows of a Staircase's form, with their slack. Sound because both were taken over all entries of
+    f's table; where y is known to lie in [first, last], so does z between the least z that can give first and the
+    largest that can give last.
+    """
+
+    cuts = "result"
+    slope: tuple[int, int]
+    begin_most: Array  # [K + 1] int64
+    begin_least: Array
+    most: Array  # [Z]
+    least: Array
+    slack: tuple[int, int]
+    z_low: int
+    low: int
+
+    def argument(self, kernels: Kernels, *xs: Array) -> Array:
+        rank = max(x.ndim for x in xs)
+        a, b = (x.reshape(x.shape[0], *([1] * (rank - x.ndim)), *x.shape[1:]) for x in xs)
+        return self.slope[0] * a + self.slope[1] * b
+
+    def spread(self, kernels: Kernels, multipliers: Array, boxes: tuple[Interval, ...]) -> tuple[Array | None, ...]:
+        if exact(multipliers) and magnitude(kernels, multipliers) * 2.0**20 * multipliers[0, 0].size >= LIMIT:
+            raise TooLarge
+        n, r = multipliers.shape[:2]
+        flat = multipliers.reshape(n * r, *multipliers.shape[2:])
+        parts = []
+        for slope, box in zip(self.slope, boxes, strict=True):
+            like = kernels.xp.empty((1, *box[0].shape[1:]))
+            parts.append(unbroadcast(flat * slope, like).reshape(n, r, *box[0].shape[1:]))
+        return tuple(parts)
+
+    def _ends(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, ...]:
+        """Ends of z, and of the codes on the upper and on the lower staircase; int64 [N, 1, *shape]."""
+        xp = kernels.xp
+        first, last = (end.astype(xp.int64)[:, None] for end in own)
+        ends = [
+            tuple(e.astype(xp.int64) for e in (box if s >= 0 else box[::-1]))
+            for s, box in zip(self.slope, boxes, strict=True)
+        ]
+        a = self.argument(kernels, ends[0][0], ends[1][0])[:, None]
+        b = self.argument(kernels, ends[0][1], ends[1][1])[:, None]
+        high = self.low + len(self.begin_most) - 2
+        a = xp.where(first > self.low, xp.maximum(a, xp.take(self.begin_most, first - self.low)), a)
+        b = xp.where(last < high, xp.minimum(b, xp.take(self.begin_least, last + 1 - self.low) - 1), b)
+        b = xp.maximum(a, b)
+        (ma, mb), (la, lb) = (
+            [xp.clip(xp.take(t, xp.clip(z - self.z_low, 0, len(self.most) - 1)), first, last) for z in (a, b)]
+            for t in (self.most, self.least)
+        )
+        return a, b, ma, mb, la, lb
+
+    def narrowed(
+        self, kernels: Kernels, z: Interval, boxes: tuple[Interval, ...], own: Interval
+    ) -> tuple[int, Interval]:
+        xp = kernels.xp
+        at = [xp.clip(end - self.z_low, 0, len(self.most) - 1) for end in z]
+        return -1, (xp.take(self.least, at[0]), xp.take(self.most, at[1]))
+
+    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> Hull:
+        xp = kernels.xp
+        a, b, ma, mb, la, lb = self._ends(kernels, boxes, own)
+        z, y, more = corners(kernels, a, b, ma, mb, self.low, lambda k: xp.take(self.begin_most, k - self.low))
+        z2, y2, more2 = corners(kernels, a, b, la, lb, self.low, lambda k: xp.take(self.begin_least, k - self.low))
+        slack = xp.maximum(xp.where(more, self.slack[0], 0), xp.where(more2, self.slack[1], 0))
+        return Hull(xp.stack((*z, *z2)), xp.stack((*y, *y2)), slack)
+
+    def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
+        xp = kernels.xp
+        a, b, ma, mb, la, lb = self._ends(kernels, boxes, own)
+        above, _ = edges(kernels, a, b, ma, mb, self.low, lambda k: xp.take(self.begin_most, k - self.low))
+        _, below = edges(kernels, a, b, la, lb, self.low, lambda k: xp.take(self.begin_least, k - self.low))
+        return weights * xp.where(weights > 0, above, below)
+
+    def cut(self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, Array]:
+        """At the code that z is nearest to."""
+        xp = kernels.xp
+        first, last = own
+        code = xp.take(self.most, xp.clip(z - self.z_low, 0, len(self.most) - 1)).astype(first.dtype)
+        return xp.clip(code, first + 1, xp.maximum(last, first + 1)), last > first
+
+
+def make_sandwich(values: Int32Array, a: tuple[int, Type], b: tuple[int, Type]) -> Sandwiched | None:
+    """Staircases around a table [Ka, Kb] of two codes, whose axes begin at a[0] and b[0]; None where it is no function of a
+    sum: where the two staircases lie more than two codes apart."""
+    rows, columns = (np.arange(t.low, t.high + 1) for _, t in (a, b))
+    own = values[rows[0] - a[0] : rows[-1] - a[0] + 1, columns[0] - b[0] : columns[-1] - b[0] + 1].astype(np.int64)
+    low, high = int(own.min()), int(own.max())
+    inside = (own > low) & (own < high)
+    if inside.sum() < 3:
+        return None
+    at = np.stack([*np.meshgrid(rows, columns, indexing="ij"), np.ones_like(own)], axis=-1)[inside].astype(np.float64)
+    fit = np.linalg.lstsq(at, own[inside].astype(np.float64), rcond=None)[0][:2]
+    if not np.abs(fit).max() > 1e-9:
+        return None
+    fit = np.rint(fit / np.abs(fit).max() * 256)
+    slope = (int(fit[0]), int(fit[1]))
+    z = slope[0] * rows[:, None] + slope[1] * columns[None]
+    z_low, count = int(z.min()), high - low + 1
+    reached, latest = np.full(count, int(z.max()) + 1), np.full(count, z_low - 1)
+    np.minimum.at(reached, own - low, z)
+    np.maximum.at(latest, own - low, z)
+    begin_most = np.append(np.minimum.accumulate(reached[::-1])[::-1], int(z.max()) + 1)
+    begin_least = np.append(z_low, np.maximum.accumulate(latest) + 1)
+    spots = np.arange(z_low, int(z.max()) + 1)
+    most = low + np.searchsorted(begin_most[1:-1], spots, side="right")
+    least = low + np.searchsorted(begin_least[1:-1], spots, side="right")
+    if int((most - least).max()) > 2:
+        return None
+    slack = slack_of(np.stack([begin_most, begin_least]), Type((), z_low, int(z.max())))
+    return Sandwiched(slope, begin_most, begin_least, most, least, (int(slack[0]), int(slack[1])), z_low, low)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +317,9 @@ class Pairwise(AbstractOp):
         least = xp.minimum(xp.minimum(first, last), xp.minimum(second, third))
         most = xp.maximum(xp.maximum(first, last), xp.maximum(second, third))
         return least, most
+
+    def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
+        return make_sandwich(self.values, (self.a_low, types[0]), (self.b_low, types[1])) or Concretized()
 
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         xp = kernels.xp

@@ -22,10 +22,13 @@ from qverify.options import Options
 from qverify.result import Progress, Stats, Verdict
 from qverify.search.attack import Attack, corners, slack_gradient
 from qverify.search.branch import RULES, Scene, split
+from qverify.search.cuts import CutSearch
 from qverify.search.frontier import Frontier
 from qverify.search.problem import Candidate, Problem
 
 FRONTIER_BYTES = 4 << 30
+PROVED = "every part of the box is proved"
+SPLITTABLE = 12  # inputs: a box with more that vary is searched by cuts on neurons
 TRIED_CORNERS = 64  # of a batch's boxes, those that look most unsafe also have a corner tried
 BATCH_BYTES = {"cpu": 8 << 20, "cuda": 4 << 30}  # on a CPU what caches hold (measured: half the time per box)
 
@@ -77,15 +80,96 @@ def search(
     stats: Stats,
     report: Callable[[Progress], None] | None = None,
 ) -> Outcome:
-    """Decide one query: attack, then split and bound until nothing is open, a candidate is found, or time is up."""
+    """Decide one query: bounds and attack on the whole box, then split until nothing is open, a counterexample is found, or
+    time is up."""
+    kernels = problem.kernels
+    run = Run(problem, options, deadline, stats, report, None)
+    if options.attack:
+        run.attack = Attack(problem, rng, stats, options.batch or batch_size(problem))
+    lower, upper = kernels.asarray(problem.lower[None]), kernels.asarray(problem.upper[None])
+    status, _ = problem.bound(lower, upper)
+    if (status == 0).all() or bool((lower == upper).all()):
+        return split_boxes(run)
+    if run.attack is not None and (found := run.attack.strike(deadline)) is not None:
+        return Outcome(Verdict.SAT, "found by the attack", found)
+    status = problem.refute(lower, upper, status, deadline)
+    if (status == 0).all():
+        stats.subproblems += 1
+        stats.proved += 1
+        return Outcome(Verdict.UNSAT, PROVED)
+    return cut_neurons(run, status[0]) if _prefers_cuts(problem, status[0]) else split_boxes(run)
+
+
+@dataclass(eq=False)
+class Run:
+    """What goes along with a search."""
+
+    problem: Problem
+    options: Options
+    deadline: Deadline
+    stats: Stats
+    report: Callable[[Progress], None] | None
+    attack: Attack | None
+
+    def strike(self) -> Outcome | None:
+        """A round of the attack, if its turn has come."""
+        if self.attack is None or not self.attack.due():
+            return None
+        found = self.attack.strike(self.deadline)
+        return None if found is None else Outcome(Verdict.SAT, "found by the attack", found)
+
+    def tell(self, open_: int, proved: float) -> None:
+        """Note how many subproblems are open, and report progress."""
+        self.stats.max_open = max(self.stats.max_open, open_)
+        if self.report is not None:
+            self.report(Progress(self.deadline.elapsed(), self.stats.subproblems, open_, min(proved, 1.0)))
+
+    def done(self) -> Outcome:
+        """The outcome when nothing is open."""
+        reason = self.problem.undecided
+        return Outcome(Verdict.UNKNOWN, reason) if reason else Outcome(Verdict.UNSAT, PROVED)
+
+
+def _prefers_cuts(problem: Problem, status: Any) -> bool:
+    """Whether to cut neurons: where all open cases can be expressed, and the box is too wide to be split along its
+    inputs."""
+    relaxed = problem.relaxed(Deadline.after(None))
+    if relaxed is None or any(relaxed.cover.cases[k] is None for k in np.flatnonzero(status)):
+        return False
+    return int((problem.upper > problem.lower).sum()) > SPLITTABLE
+
+
+def cut_neurons(run: Run, status: Any) -> Outcome:
+    """Refute the regions of the open cases (`status` [cases] on the whole box) by cuts on neurons."""
+    problem = run.problem
+    relaxed = problem.relaxed(run.deadline)
+    assert relaxed is not None
+    lower, upper = (problem.kernels.asarray(end[None]) for end in (problem.lower, problem.upper))
+    root, _ = problem.network.boxes(problem.kernels, lower, upper, relaxed.clamps)
+    tree = CutSearch.make(problem, relaxed.dual, relaxed.cover, root, run.stats)
+    regions = [r for k in np.flatnonzero(status) for r in relaxed.cover.cases[k] or ()]
+    found = tree.root(regions)
+    while found is None and tree.open:
+        if run.deadline.passed():
+            return Outcome(Verdict.TIMEOUT, f"time is up with {tree.open} subproblems open")
+        outcome = run.strike()
+        if outcome is not None:
+            return outcome
+        found = tree.step()
+        run.tell(tree.open, 0.0)
+    return run.done() if found is None else Outcome(Verdict.SAT, "found by the search", found)
+
+
+def split_boxes(run: Run) -> Outcome:
+    """Split the input box along its variables."""
+    problem, deadline, stats = run.problem, run.deadline, run.stats
     kernels, xp = problem.kernels, problem.kernels.xp
     root = _log_volume(problem.lower[None], problem.upper[None])[0]
     frontier = Frontier(kernels, len(problem.lower), FRONTIER_BYTES)
     frontier.push(kernels.asarray(problem.lower[None]), kernels.asarray(problem.upper[None]))
-    batch = options.batch or batch_size(problem)
-    rule = RULES[options.branch]
-    pays = Payoff(problem.backward is not None)
-    attack = Attack(problem, rng, stats, batch) if options.attack else None
+    batch = run.options.batch or batch_size(problem)
+    rule = RULES[run.options.branch]
+    pays = Payoff(problem.dual is not None)
     proved = 0.0
     while frontier.size:
         if deadline.passed():
@@ -110,10 +194,8 @@ def search(
                 proved += _volume_share(kernels, lower, upper, np.flatnonzero(kernels.to_host(points)), root)
                 wide = ~kernels.to_host(points)
                 lower, upper, least, status = lower[~points], upper[~points], least[wide], status[wide]
-            if len(least) and attack is not None and attack.due():
-                found = attack.strike(deadline)
-                if found is not None:
-                    return Outcome(Verdict.SAT, "found by the attack", found)
+            if len(least) and (outcome := run.strike()) is not None:
+                return outcome
             if len(least) and pays.now():
                 left = (problem.refute(lower, upper, status, deadline) != 0).any(axis=1)
                 pays.count(len(left), int((~left).sum()))
@@ -122,16 +204,12 @@ def search(
                 at = kernels.asarray(np.flatnonzero(left))
                 lower, upper, least = lower[at], upper[at], least[left]
             if len(least):
-                variable, found = _choose(problem, rule, lower, upper, least, stats, options.attack)
+                variable, found = _choose(problem, rule, lower, upper, least, stats, run.options.attack)
                 if found is not None:
                     return Outcome(Verdict.SAT, "found by the attack on a part of the box", found)
                 frontier.push(*split(kernels, lower, upper, xp.asarray(variable)))
-        stats.max_open = max(stats.max_open, frontier.size)
-        if report is not None:
-            report(Progress(deadline.elapsed(), stats.subproblems, frontier.size, min(proved, 1.0)))
-    if problem.undecided:
-        return Outcome(Verdict.UNKNOWN, problem.undecided)
-    return Outcome(Verdict.UNSAT, "every part of the box is proved")
+        run.tell(frontier.size, proved)
+    return run.done()
 
 
 def _leaves(problem: Problem, points: Any, stats: Stats) -> Candidate | None:

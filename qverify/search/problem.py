@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.bounds.backward import Backward
-from qverify.bounds.margins import Line, Margins, make_margins
+from qverify.bounds.cover import Cover, make_cover
+from qverify.bounds.dual import Dual
+from qverify.bounds.inner import tightened
+from qverify.bounds.regions import Output
 from qverify.bounds.unsafe import CERTAIN, OPEN, REFUTED, Unsafe
 from qverify.deadline import Deadline
 from qverify.errors import SoundnessError
@@ -37,12 +39,11 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
-    """What backward bounds need: the rules, the property's rows over network integers, and bounds of inner values that hold
-    in the whole root box."""
+class Relaxed:
+    """What the dual needs: the rules, the cases as regions, and bounds of inner values that hold in the whole root box."""
 
-    backward: Backward
-    margins: Margins
+    dual: Dual
+    cover: Cover
     clamps: dict[int, Interval]
 
 
@@ -58,45 +59,40 @@ class Problem:
     lower: npt.NDArray[np.int32]  # [codes], the root box
     upper: npt.NDArray[np.int32]
     runtime: Callable[[Float64Array], Float64Array] | None = None  # inputs -> the runtime's outputs, both flat
-    backward: Backward | None = None  # where backward bounds are wanted
-    lines: Sequence[Line | None] = ()  # the outputs as lines over network values, for them
+    dual: Dual | None = None  # where the dual's bounds are wanted
+    described: Sequence[Output] = ()  # the outputs, for it
     undecided: str = ""  # why some code vector could be neither confirmed nor ruled out
-    _linear: Linear | None = field(default=None, repr=False)
+    _relaxed: Relaxed | None = field(default=None, repr=False)
     _cells: Any = field(default=None, repr=False)
+
+    def relaxed(self, deadline: Deadline) -> Relaxed | None:
+        """The dual of this query, made on the first call: it bounds the network's inner values over the root box. None
+        where it is not wanted or can say nothing about any case."""
+        if self._relaxed is None and self.dual is not None:
+            lower, upper = (self.kernels.asarray(end[None]) for end in (self.lower, self.upper))
+            boxes, _ = self.dual.network.boxes(self.kernels, lower, upper)
+            cover = make_cover(self.network, self.dual, self.described, self.unsafe.case_rows, boxes)
+            if any(own is not None for own in cover.cases):
+                self._relaxed = Relaxed(self.dual, cover, tightened(self.dual, lower, upper, cover.last, deadline))
+            else:
+                self.dual = None
+        return self._relaxed
 
     def refute(
         self, lower: Array, upper: Array, status: npt.NDArray[np.int8], deadline: Deadline
     ) -> npt.NDArray[np.int8]:
-        """`status` [N, cases] of boxes, with cases refuted by backward linear bounds, where there are any.
-
-        The first call also bounds the network's inner values over the root box, which every later call builds on."""
-        if self._linear is None and self.backward is not None:
-            self._linear = self._prepared(self.backward, deadline)
-            self.backward = self.backward if self._linear else None
-        if self._linear is None:
+        """`status` [N, cases] of boxes, with cases refuted by the dual, where there are any."""
+        relaxed = self.relaxed(deadline)
+        if relaxed is None:
             return status
-        linear = self._linear
-        rows = np.zeros((len(status), len(self.unsafe.rows)), np.bool_)
-        each = 8 * len(linear.margins.rows) * max(node.type.size for node in self.network.nodes)
+        result = status.copy()
+        each = 8 * max(1, len(relaxed.cover.inequalities)) * max(node.type.size for node in self.network.nodes)
         step = max(1, BACKWARD_BYTES // each)
         for start in range(0, len(status), step):
             part = slice(start, start + step)
-            boxes = self.network.boxes(self.kernels, lower[part], upper[part], linear.clamps)
-            rows[part, linear.margins.rows] = linear.margins.refuted(linear.backward, boxes)
-        result = status.copy()
-        for k, case in enumerate(self.unsafe.cases):
-            if case:
-                result[rows[:, list(case)].any(axis=1), k] = REFUTED
+            boxes, _ = self.network.boxes(self.kernels, lower[part], upper[part], relaxed.clamps)
+            result[part][relaxed.cover.refuted(relaxed.dual, boxes)] = REFUTED
         return result
-
-    def _prepared(self, backward: Backward, deadline: Deadline) -> Linear | None:
-        """None where no row of the property can be expressed in network integers."""
-        shapes = {line.value: self.network.type_of(line.value).shape for line in self.lines if line is not None}
-        margins = make_margins(self.unsafe.rows, self.lines, shapes)
-        if margins is None:
-            return None
-        lower, upper = (self.kernels.asarray(end[None]) for end in (self.lower, self.upper))
-        return Linear(backward, margins, backward.tightened(lower, upper, deadline))
 
     def input_ends(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array] | None:
         """Bounds of the float inputs over code boxes; only where rows mention inputs (None otherwise)."""

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qverify.bounds.unsafe import CERTAIN, OPEN, REFUTED, Grid, Unsafe, case_rows, make_unsafe
+from qverify.bounds.unsafe import CERTAIN, OPEN, REFUTED, Grid, Unsafe, make_unsafe
 from qverify.property import Box, Case, Query, Row
 from tests.graphs import ROUNDS
 
@@ -321,7 +321,7 @@ def test_rows_are_shared_between_cases() -> None:
     a, b = row(0, 1, -1), row(3, 1)
     unsafe = unsafe_of((a,), (a, b), (b, b))
     assert len(unsafe.rows) == 2
-    assert case_rows(unsafe, 1) == (a, b)
+    assert unsafe.case_rows[1] == (a, b)
     assert unsafe.status(at(4.0, 5.0)).tolist() == [[CERTAIN, REFUTED, REFUTED]]
 
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qverify.bounds.unsafe import OPEN, Grid, case_rows, make_unsafe
+from qverify.bounds.unsafe import OPEN, Grid, make_unsafe
 from qverify.deadline import Deadline
 from qverify.errors import SoundnessError
 from qverify.frontend.boundary import Encoder, make_domain
@@ -332,7 +332,7 @@ def test_an_infinite_output_is_not_decided() -> None:
 def blurred(problem: Problem, ask: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] | None) -> Problem:
     """The problem with outputs that the runtime gives within 0.75 of the decoded ones."""
     decoder = replace(problem.decoder, grid=Grid((None,), (0.0,)), error=np.array([0.75]))
-    unsafe = make_unsafe(Query(problem.domain.box, (case_rows(problem.unsafe, 0),)), 1, decoder.grid)
+    unsafe = make_unsafe(Query(problem.domain.box, (problem.unsafe.case_rows[0],)), 1, decoder.grid)
     return Problem(CPU, problem.network, problem.domain, decoder, unsafe, problem.lower, problem.upper, ask)
 
 

@@ -1,4 +1,4 @@
-"""Backward bounds over whole networks: they hold, they are tighter, and outputs really are the lines they are taken for."""
+"""The dual over whole networks: its bounds hold and are tighter, and outputs really are what regions take them for."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from qverify import Options, Verdict, verify
-from qverify.bounds.backward import Backward
-from qverify.bounds.margins import make_margins
+from qverify.bounds.cover import make_cover
+from qverify.bounds.dual import Dual
+from qverify.bounds.inner import tightened
 from qverify.deadline import Deadline
 from qverify.frontend.boundary import make_encoder
 from qverify.frontend.lower import codes_of
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import make_decoder, output_lines
+from qverify.frontend.outputs import described_outputs, make_decoder
 from qverify.kernels import open_kernels
 from qverify.property import Row
 
@@ -37,14 +38,15 @@ def random_box(size: int, radius: int, seed: int) -> tuple[np.ndarray, np.ndarra
 @pytest.mark.parametrize("radius", [0, 1, 4, 30])
 def test_inner_bounds_hold_and_are_no_looser(lowered, radius: int) -> None:
     network = lowered.network
-    backward = Backward.make(network, CPU)
+    dual = Dual.make(network, CPU)
     lower, upper = random_box(network.input_type.size, radius, radius)
-    clamps = backward.tightened(lower, upper, Deadline.after(None))
+    clamps = tightened(dual, lower, upper, len(network.nodes), Deadline.after(None))
     rng = np.random.default_rng(1)
     x = rng.integers(lower[0], upper[0], size=(300, lower.shape[1]), endpoint=True, dtype=np.int32)
     x[:100] = np.where(rng.random((100, lower.shape[1])) < 0.5, lower, upper)
     values = network.values(CPU, x)
-    plain, clamped = network.boxes(CPU, lower, upper), network.boxes(CPU, lower, upper, clamps)
+    (plain, _), (clamped, possible) = (network.boxes(CPU, lower, upper, c) for c in (None, clamps))
+    assert possible.all()
     for k, value in enumerate(values):
         low, high = clamped[k]
         assert (low <= value).all() and (value <= high).all()
@@ -58,7 +60,8 @@ def test_outputs_are_the_lines_they_are_taken_for(lowered) -> None:
     values = lowered.network.values(CPU, x)
     y = decoder.decode(lowered.network.flat_outputs(CPU, values))
     start = 0
-    for line, (_, output) in zip(output_lines(lowered), lowered.outputs, strict=True):
+    for described, (_, output) in zip(described_outputs(lowered), lowered.outputs, strict=True):
+        line, levels = described.line, described.levels
         assert line is not None
         size = codes_of(output).type.size
         v = values[line.value].reshape(len(x), -1)
@@ -66,15 +69,16 @@ def test_outputs_are_the_lines_they_are_taken_for(lowered) -> None:
             for n in range(0, len(x), 7):
                 rest = Fraction(y[n, start + i]) / Fraction(2) ** line.unit - int(line.slope[i]) * int(v[n, i])
                 assert line.lower[i] <= rest <= line.upper[i]
+        if levels is not None:
+            codes = values[levels.value].reshape(len(x), -1)[:, levels.index]
+            assert (levels.levels[codes - levels.low] == y[:, start : start + size]).all()
         start += size
 
 
 def test_a_refuted_row_never_holds(lowered) -> None:
     """Rows with thresholds around what outputs reach: whatever is refuted holds at no sampled point, ties included."""
     network, decoder = lowered.network, make_decoder(lowered)
-    backward = Backward.make(network, CPU)
-    lines = output_lines(lowered)
-    shapes = {line.value: network.type_of(line.value).shape for line in lines if line is not None}
+    dual = Dual.make(network, CPU)
     lower, upper = random_box(network.input_type.size, 3, 9)
     rng = np.random.default_rng(3)
     x = rng.integers(lower[0], upper[0], size=(300, lower.shape[1]), endpoint=True, dtype=np.int32)
@@ -87,11 +91,11 @@ def test_a_refuted_row_never_holds(lowered) -> None:
             least = min(sum((v * Fraction(point[i]) for i, v in terms), Fraction(0)) for point in y)
             shift = Fraction(int(rng.integers(-3, 2)), int(rng.integers(1, 5)))
             rows.append(Row((), terms, least + shift, bool(rng.integers(2))))
-    margins = make_margins(rows, lines, shapes)
-    assert margins is not None and len(margins.rows) == len(rows)
-    refuted = margins.refuted(
-        backward, network.boxes(CPU, lower, upper, backward.tightened(lower, upper, Deadline.after(None)))
-    )[0]
+    boxes, _ = network.boxes(CPU, lower, upper)
+    cover = make_cover(network, dual, described_outputs(lowered), [(row,) for row in rows], boxes)
+    assert all(own is not None for own in cover.cases)
+    clamps = tightened(dual, lower, upper, cover.last, Deadline.after(None))
+    refuted = cover.refuted(dual, network.boxes(CPU, lower, upper, clamps)[0])[0]
     for row in np.flatnonzero(refuted):
         value = min(sum((v * Fraction(point[i]) for i, v in rows[row].y), Fraction(0)) for point in y)
         assert value >= rows[row].rhs if rows[row].strict else value > rows[row].rhs

@@ -1,0 +1,155 @@
+"""The regions of a property as arrays, and what it takes to refute them: a combination of a region's inequalities
+sum w . v + c >= 0 with weights mix >= 0 and an upper bound below 0, in exact integers.
+
+Sound: where all inequalities hold, so does every combination with weights that are not negative; a negative upper bound
+says that it does not hold anywhere in the box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify.bounds.dual import Dual, Multipliers, Scene
+from qverify.bounds.improve import Objective, Point
+from qverify.bounds.regions import Compiler, Ends, Inequality, Output, Region
+from qverify.kernels import Array
+from qverify.network import Network
+from qverify.ops import Interval
+from qverify.ops.relax import LIMIT, Staircase, TooLarge, magnitude
+from qverify.property import Case
+
+PRECISION = 18  # a mix of 1 becomes 2**18, less what the inequalities' coefficients take
+LEAST_PRECISION = 4
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Cover:
+    """Every case's regions, over a network; arrays are on the host."""
+
+    network: Network
+    inequalities: tuple[Inequality, ...]
+    regions: tuple[tuple[int, ...], ...]  # numbers of inequalities
+    cases: tuple[tuple[int, ...] | None, ...]  # numbers of regions; None: the case cannot be expressed
+
+    @property
+    def last(self) -> int:
+        """The last network value that an inequality speaks of."""
+        return max((value for i in self.inequalities for value, _, _ in i.terms), default=0)
+
+    def precision(self) -> int:
+        largest = max((abs(c) for i in self.inequalities for _, _, c in i.terms), default=1)
+        return max(PRECISION - largest.bit_length() + 1, 8)
+
+    def rows(self, numbers: Sequence[Sequence[int]]) -> tuple[dict[int, npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
+        """Inequalities as arrays: per value weights [N, K, *shape], and constants [N, K]; short rows end in 0 >= 0."""
+        count = max((len(own) for own in (*numbers, *self.regions)), default=0)
+        values = sorted({value for i in self.inequalities for value, _, _ in i.terms})
+        terms = {v: np.zeros((len(numbers), count, *self.network.type_of(v).shape), np.int64) for v in values}
+        constants = np.zeros((len(numbers), count), np.int64)
+        for n, own in enumerate(numbers):
+            for k, i in enumerate(own):
+                constants[n, k] = self.inequalities[i].constant
+                for value, index, c in self.inequalities[i].terms:
+                    terms[value][n, k].reshape(-1)[index] = c
+        return terms, constants
+
+    def objective(self, dual: Dual, regions: Sequence[int]) -> Objective:
+        """Some regions as an objective in float64, on the dual's machine."""
+        terms, constants = self.rows([self.regions[r] for r in regions])
+        kernels = dual.kernels
+        floats = {value: kernels.asarray(own.astype(np.float64)) for value, own in terms.items()}
+        return Objective(floats, kernels.asarray(constants.astype(np.float64)))
+
+    def refuted(self, dual: Dual, boxes: list[Interval]) -> BoolArray:
+        """Which cases some single inequality per region refutes, with multipliers at the hulls' edges: [N, cases]."""
+        n = boxes[0][0].shape[0]
+        result = np.zeros((n, len(self.cases)), np.bool_)
+        numbers = list(range(len(self.inequalities)))
+        terms, constants = self.rows([numbers])
+        if not terms:
+            return result
+        shift = self.precision()
+        try:
+            weights = {
+                value: dual.kernels.xp.broadcast_to(dual.kernels.asarray(own << shift), (n, *own.shape[1:]))
+                for value, own in terms.items()
+            }
+            bound = dual.kernels.to_host(dual.upper(Scene(boxes, {}), weights)) + (constants << shift)
+        except TooLarge:
+            return result
+        empty = np.stack([(bound < 0)[:, list(own)].any(axis=1) for own in self.regions], axis=1)
+        for k, own in enumerate(self.cases):
+            if own is not None:
+                result[:, k] = empty[:, list(own)].all(axis=1)
+        return result
+
+
+def make_cover(
+    network: Network, dual: Dual, outputs: Sequence[Output], cases: Sequence[Case], boxes: list[Interval]
+) -> Cover:
+    """Compile the cases of a query; `boxes` are root intervals ([1, *shape] ends) of the dual's network."""
+
+    def staircase(value: int) -> tuple[Staircase, int] | None:
+        rule = host_rules[value - 1] if value else None
+        return (rule, network.nodes[value - 1].inputs[0]) if isinstance(rule, Staircase) else None
+
+    def reach(value: int) -> int:
+        own = network.type_of(value)
+        return max(abs(own.low), abs(own.high))
+
+    host_rules = dual.host_rules
+    ends: Ends = lambda value: tuple(dual.kernels.to_host(end).reshape(-1) for end in boxes[value])  # noqa: E731
+    compiler = Compiler(outputs, staircase, ends, reach)
+    numbers: dict[Inequality, int] = {}
+    regions: list[tuple[int, ...]] = []
+    covered: list[tuple[int, ...] | None] = []
+    for case in cases:
+        found: list[Region] | None = compiler.regions(case)
+        if found is None or any(not region for region in found):  # a region without a condition cannot be refuted
+            covered.append(None)
+            continue
+        covered.append(tuple(range(len(regions), len(regions) + len(found))))
+        regions += [tuple(numbers.setdefault(i, len(numbers)) for i in region) for region in found]
+    return Cover(network, tuple(numbers), tuple(regions), tuple(covered))
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """Multiples of 2**-precision that refuted a region: mix [K] and multipliers per node, flat."""
+
+    precision: int
+    mix: npt.NDArray[np.int64]
+    multipliers: Mapping[int, npt.NDArray[np.int64]]
+
+
+def proved(dual: Dual, scene: Scene, objective: Objective, point: Point, precision: int) -> tuple[Array, int]:
+    """Which regions the point refutes, in exact integers: bool [N], and the precision at which it was found out.
+
+    `scene` has int64 hulls, `objective` holds integers in float64."""
+    xp = dual.kernels.xp
+    terms = {value: own.astype(xp.int64) for value, own in objective.terms.items()}
+    constants = objective.constants.astype(xp.int64)
+    while precision >= LEAST_PRECISION:
+        mix, multipliers = rounded(dual, point, precision)
+        exact = Objective(terms, constants)
+        try:
+            reach = max(magnitude(dual.kernels, own) for own in (constants, *terms.values()))
+            if magnitude(dual.kernels, mix) * reach * mix.shape[1] >= LIMIT:
+                raise TooLarge
+            total = dual.upper(scene, exact.weights(mix), multipliers)[:, 0]
+            return total + (mix * constants).sum(axis=1) < 0, precision
+        except TooLarge:
+            precision -= 4
+    return xp.zeros(len(point.mix), dtype=xp.bool_), precision
+
+
+def rounded(dual: Dual, point: Point, precision: int) -> tuple[Array, Multipliers]:
+    """The point in multiples of 2**-precision, int64; the mix is not negative."""
+    xp, unit = dual.kernels.xp, float(2**precision)
+    multipliers = {k: xp.rint(m * unit).astype(xp.int64) for k, m in point.multipliers.items()}
+    return xp.rint(xp.maximum(point.mix, 0) * unit).astype(xp.int64), multipliers

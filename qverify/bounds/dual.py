@@ -1,0 +1,178 @@
+"""The Lagrangian dual of the integer network: upper bounds of linear functions of its values, evaluated exactly.
+
+Every nonlinear node y = f(z) is cut loose from its argument, at the price of a multiplier: for any multipliers m and
+weights w of y, w . f(z) - m . z is at most its maximum over the node's hull, and m . z is passed on to earlier nodes,
+down to the input codes, over which the maximum is known. So
+
+    bound(m)  =  sum over nodes of max (w y - m z)  +  linear constants  +  max over the input box
+
+is an upper bound for every choice of m, and a convex function of all of them: they can be improved by subgradients, which
+say how far the maximizers break the equations z = argument(earlier maximizers).
+
+Sound: multipliers are rounded to integers, and `upper` evaluates the bound without rounding; floats only choose.
+References: Dvijotham et al. (UAI 2018) for the dual; CROWN (Zhang et al., NeurIPS 2018) for the multipliers to start from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qverify.kernels import Array, Kernels
+from qverify.network import Network
+from qverify.ops import Interval
+from qverify.ops.base import moved
+from qverify.ops.relax import (
+    LIMIT,
+    Concretized,
+    Hull,
+    Nonlinear,
+    Relaxation,
+    TooLarge,
+    concretize,
+    exact,
+    magnitude,
+)
+
+Multipliers = dict[int, Array]  # node (the value it computes) -> [N, R, *shape of its argument]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A batch of subproblems: intervals of every value ([N, *shape] ends), and every nonlinear node's hull there."""
+
+    boxes: list[Interval]
+    hulls: dict[int, Hull]
+
+    def as_guide(self, kernels: Kernels) -> Scene:
+        """The same with hulls in float64."""
+        return Scene(self.boxes, {k: hull.as_guide(kernels) for k, hull in self.hulls.items()})
+
+    def take(self, rows: Array) -> Scene:
+        """Some of the subproblems."""
+        return Scene([(a[rows], b[rows]) for a, b in self.boxes], {k: h.take(rows) for k, h in self.hulls.items()})
+
+
+@dataclass(eq=False)
+class Primal:
+    """Where the maxima were taken: the input codes and their multipliers [N, R, codes] and, per nonlinear node, the weights
+    of its result, its result and argument; per node that stops the pass, its result. Shapes [N, R, *shape], in the type
+    of the pass."""
+
+    codes: Array = None
+    pull: Array = None
+    w: dict[int, Array] = field(default_factory=dict)
+    y: dict[int, Array] = field(default_factory=dict)
+    z: dict[int, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Dual:
+    """The backward rules of a network, on a machine."""
+
+    kernels: Kernels
+    network: Network
+    rules: tuple[Relaxation, ...]  # one per node
+    host_rules: tuple[Relaxation, ...]  # the same, their arrays NumPy's
+
+    @staticmethod
+    def make(network: Network, kernels: Kernels) -> Dual:
+        """Prepare the rules of `network` (whose arrays are NumPy) for `kernels`."""
+        cpu = [node.op.relaxation(kernels, *(network.type_of(i) for i in node.inputs)) for node in network.nodes]
+        rules = cpu if kernels.name == "cpu" else [moved(rule, kernels) for rule in cpu]
+        return Dual(kernels, network.on(kernels), tuple(rules), tuple(cpu))
+
+    def scene(self, boxes: list[Interval], last: int) -> Scene:
+        """Boxes with the hulls of the nonlinear nodes up to value `last`."""
+        hulls = {}
+        for k, (node, rule) in enumerate(zip(self.network.nodes[:last], self.rules, strict=False), 1):
+            if isinstance(rule, Nonlinear):
+                hulls[k] = rule.hull(self.kernels, tuple(boxes[i] for i in node.inputs), boxes[k])
+        return Scene(boxes, hulls)
+
+    def edge_multipliers(self, boxes: list[Interval], weights: Mapping[int, Array]) -> Multipliers:
+        """Multipliers to start from, float64: edges of the hulls, from the back to the front (CROWN's choice)."""
+        chosen: Multipliers = {}
+        self._walk(Scene(boxes, {}), weights, chosen)
+        return chosen
+
+    def upper(self, scene: Scene, weights: Mapping[int, Array], multipliers: Multipliers | None = None) -> Array:
+        """Upper bounds int64 [N, R] of the sum over v of weights[v] [N, R, *shape] . value v, all int64.
+
+        `multipliers` int64, or None: edges of the hulls. Raises TooLarge where exact arithmetic would leave its types.
+        """
+        return self._walk(scene, weights, multipliers)[0]
+
+    def guide(self, scene: Scene, weights: Mapping[int, Array], multipliers: Multipliers) -> tuple[Array, Primal]:
+        """The bound in float64 [N, R] (not sound), and where the maxima were taken."""
+        return self._walk(scene, weights, multipliers)
+
+    def _walk(
+        self, scene: Scene, weights: Mapping[int, Array], multipliers: Multipliers | None
+    ) -> tuple[Array, Primal]:
+        xp, boxes = self.kernels.xp, scene.boxes
+        held: dict[int, Array] = dict(weights)
+        primal = Primal()
+        total: Any = 0
+        for k in range(max(held, default=0), 0, -1):
+            own, node, rule = held.pop(k, None), self.network.nodes[k - 1], self.rules[k - 1]
+            inputs = tuple(boxes[i] for i in node.inputs)
+            if own is None:
+                continue
+            if isinstance(rule, Nonlinear) and multipliers is not None:
+                if k not in scene.hulls:  # choose
+                    multipliers[k] = rule.slopes(self.kernels, own, inputs, boxes[k])
+                    constant: Any = 0
+                else:
+                    hull = scene.hulls[k]
+                    primal.w[k] = own
+                    constant, primal.y[k], primal.z[k] = hull.best(self.kernels, own, multipliers[k])
+                parts = rule.spread(self.kernels, multipliers[k], inputs)
+            else:
+                parts, constant = rule.backward(self.kernels, own, inputs, boxes[k])
+                if isinstance(rule, Concretized) and not exact(own):
+                    lower, upper = (end[:, None] for end in boxes[k])
+                    primal.y[k] = xp.where(own > 0, upper, lower)
+            total = self._added(total, constant)
+            for i, part in zip(node.inputs, parts, strict=True):
+                if part is not None:
+                    held[i] = self._added(held[i], part) if i in held else part
+        if 0 in held:
+            total = self._added(total, concretize(self.kernels, held[0], boxes[0]))
+            lower, upper = (end[:, None] for end in boxes[0])
+            primal.pull = held[0]
+            primal.codes = xp.where(held[0] > 0, upper, lower)
+        return total, primal
+
+    def _added(self, a: Any, b: Any) -> Any:
+        """a + b; if exact, both and the sum well inside int64."""
+        result = a + b  # each is below LIMIT = 2**61, so the sum does not wrap before it is measured
+        if hasattr(b, "dtype") and exact(b) and max(magnitude(self.kernels, v) for v in (b, result)) >= LIMIT:
+            raise TooLarge
+        return result
+
+    def follow(self, primal: Primal, last: int, count: tuple[int, int]) -> list[Array]:
+        """Every value up to `last` if linear nodes take the maximizers before them: int32 [N * R, *shape]. A value that no
+        maximizer reaches is None."""
+        xp = self.kernels.xp
+        rows = count[0] * count[1]
+
+        def flat(x: Array) -> Array:
+            return xp.broadcast_to(x, (*count, *x.shape[2:])).reshape(rows, *x.shape[2:]).astype(xp.int32)
+
+        values: list[Any] = [None if primal.codes is None else flat(primal.codes)]
+        for k, node in enumerate(self.network.nodes[:last], 1):
+            if k in primal.y:
+                values.append(flat(primal.y[k]))
+            elif isinstance(self.rules[k - 1], Nonlinear | Concretized) or any(values[i] is None for i in node.inputs):
+                values.append(None)
+            else:
+                values.append(node.op.run(self.kernels, *(values[i] for i in node.inputs)))
+        return values
+
+    def argument(self, values: list[Array], k: int) -> Array:
+        """The argument of nonlinear node k at stored network values."""
+        rule = self.rules[k - 1]
+        assert isinstance(rule, Nonlinear)
+        return rule.argument(self.kernels, *(values[i] for i in self.network.nodes[k - 1].inputs))

@@ -1,0 +1,240 @@
+"""The unsafe set as regions: conjunctions of linear inequalities between network integers.
+
+A row of a property speaks of output values. Where an output is a monotone function of a code, and the code a staircase of
+an accumulator, a row over one or two outputs is turned into conditions on the accumulators themselves, exactly at ties and
+at both clips: in the plane of the two accumulators the row holds on a set bounded by steps. Its first and last steps,
+where one code is saturated, become regions of their own ("this accumulator alone is beyond its threshold"); the steps
+between lie on a line, and together they become one region of three inequalities. Any other row is taken as one inequality
+over the outputs' integers (`Line`), up to a remainder.
+
+Sound: every (input, output) pair for which a case's rows hold satisfies all inequalities of one of the case's regions.
+So a case is refuted where all of its regions are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from math import lcm
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify.ops.relax import Staircase
+from qverify.property import Case, Row
+
+IntArray = npt.NDArray[np.int64]
+COEFFICIENT = 2**24  # rows with larger integer coefficients are not compiled
+WIDEST = 2**20  # coefficients of a compiled inequality: larger ones are rounded, the error goes to the constant
+MOST = 64  # regions of a case; beyond, rows with several regions are taken as lines
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """Output elements as lines over value v: Y[i] = (slope[i] * v.flat[i] + e) * 2**unit, lower[i] <= e <= upper[i]."""
+
+    value: int
+    slope: IntArray
+    lower: IntArray
+    upper: IntArray
+    unit: int
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """Output elements as codes: Y[i] = levels[code - low] for the code at value.flat[index[i]]; `levels` is monotone."""
+
+    value: int
+    index: npt.NDArray[np.int64]  # [size]
+    low: int
+    levels: npt.NDArray[np.float64]  # [K], exact float32 or integers
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What is known of one output tensor of `size` elements."""
+
+    size: int
+    line: Line | None
+    levels: Levels | None
+
+
+@dataclass(frozen=True)
+class Inequality:
+    """sum of coefficient * (value).flat[index] + constant >= 0, all integers. `terms` maps (value, index)."""
+
+    terms: tuple[tuple[int, int, int], ...]  # (value, index, coefficient)
+    constant: int
+
+
+Region = tuple[Inequality, ...]
+Ends = Callable[[int], tuple[IntArray, IntArray]]  # value -> its bounds over the root box, flat
+
+
+@dataclass(frozen=True, eq=False)
+class Compiler:
+    """Turns rows into regions. `staircase` gives the rule and the accumulator behind a code value, if it has one; `ends`
+    bounds of any value; `sizes` how far a value's integers reach in magnitude."""
+
+    outputs: Sequence[Output]
+    staircase: Callable[[int], tuple[Staircase, int] | None]
+    ends: Ends
+    reach: Callable[[int], int]
+
+    def regions(self, case: Case) -> list[Region] | None:
+        """Regions that cover a case; None if no row of it can be expressed (then nothing is known)."""
+        options = [found for row in case if (found := self._of_row(row)) is not None]
+        if not options:
+            return None
+        if np.prod([float(len(o)) for o in options]) > MOST:
+            lines = [self._line(row) for row in case]
+            options = [[(line,)] for line in lines if line is not None]
+            if not options:
+                return None
+        return [tuple(inequality for part in parts for inequality in part) for parts in product(*options)]
+
+    def _of_row(self, row: Row) -> list[Region] | None:
+        if row.x:
+            return None
+        if not row.y:
+            return [()] if row.rhs > 0 or (row.rhs == 0 and not row.strict) else []
+        steps = [self._steps(index, c) for index, c in row.y] if len(row.y) <= 2 else [None]
+        known = [s for s in steps if s is not None]
+        if len(known) == len(row.y) and len({(s.value, s.index) for s in known}) == len(known):
+            return _one(row, known[0]) if len(known) == 1 else _two(row, known[0], known[1])
+        line = self._line(row)
+        return None if line is None else [(line,)]
+
+    def _steps(self, index: int, coefficient: Fraction) -> _Steps | None:
+        """Output `index` as steps in the direction in which coefficient * Y falls."""
+        part, at = self._part(index)
+        levels = self.outputs[part].levels
+        found = None if levels is None else self.staircase(levels.value)
+        if levels is None or found is None:
+            return None
+        rule, accumulator = found
+        element = int(levels.index[at])
+        thresholds = rule.thresholds[int(rule.which.reshape(-1)[element])]
+        low, high = (int(end[element]) for end in self.ends(levels.value))
+        rising = levels.levels[-1] >= levels.levels[0]
+        codes = np.arange(low, high + 1)
+        values = levels.levels[codes - levels.low]
+        begin = thresholds[codes - rule.low].astype(np.int64)  # [n]; the first is not needed
+        if rising == (coefficient < 0):
+            return _Steps(accumulator, element, 1, values, begin)
+        # Against the codes: u counts down from high, b = -a, and u reaches code k when a <= threshold[k + 1] - 1.
+        above = thresholds[codes + 1 - rule.low].astype(np.int64)
+        return _Steps(accumulator, element, -1, values[::-1], 1 - above[::-1])
+
+    def _part(self, index: int) -> tuple[int, int]:
+        for part, output in enumerate(self.outputs):
+            if index < output.size:
+                return part, index
+            index -= output.size
+        raise IndexError(index)
+
+    def _line(self, row: Row) -> Inequality | None:
+        """A row as one inequality over the outputs' integers; None if it is not supported."""
+        if row.x or not row.y:
+            return None
+        parts = [(self._part(index), c) for index, c in row.y]
+        lines = [self.outputs[part].line for (part, _), _ in parts]
+        known = [line for line in lines if line is not None]
+        if len(known) < len(lines) or max(line.unit for line in known) - min(line.unit for line in known) > 40:
+            return None
+        unit, scale = min(line.unit for line in known), lcm(*(c.denominator for _, c in row.y))
+        terms: dict[tuple[int, int], int] = {}
+        constant = 0
+        for ((_, at), c), line in zip(parts, known, strict=True):
+            factor = int(c * scale) << (line.unit - unit)
+            if abs(int(c * scale)) > COEFFICIENT:
+                return None
+            key = (line.value, at)
+            terms[key] = terms.get(key, 0) - factor * int(line.slope[at])
+            constant += max(-factor * int(line.lower[at]), -factor * int(line.upper[at]))
+        # -(row value) <= sum terms + constant, in units; the row needs -(row value) >= -limit (or >).
+        limit = row.rhs * scale / Fraction(2) ** unit
+        least = limit.numerator // limit.denominator if not row.strict else -(-limit.numerator // limit.denominator) - 1
+        return self._rounded(terms, constant + least)
+
+    def _rounded(self, terms: Mapping[tuple[int, int], int], constant: int) -> Inequality:
+        """Coefficients of at most about WIDEST; what rounding can lose is added to the constant."""
+        shift = max(0, max((abs(c).bit_length() for c in terms.values()), default=0) - WIDEST.bit_length())
+        rounded = {key: (c + (1 << shift >> 1)) >> shift for key, c in terms.items()}
+        loss = sum(abs(c - (rounded[key] << shift)) * self.reach(key[0]) for key, c in terms.items())
+        kept = tuple((value, index, c) for (value, index), c in sorted(rounded.items()) if c)
+        return Inequality(kept, -(-(constant + loss) >> shift))
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """An output along u = 0, 1, ..., in which coefficient * Y does not rise: Y = values[u], and u is at least k > 0 iff
+    sign * accumulator >= begin[k]. (begin[0] is not used: u is never below 0.)"""
+
+    value: int
+    index: int
+    sign: int
+    values: npt.NDArray[np.float64]
+    begin: IntArray
+
+    def at_least(self, k: int) -> Inequality:
+        """u >= k."""
+        return Inequality(((self.value, self.index, self.sign),), -int(self.begin[k]))
+
+
+def _holds(total: Fraction, row: Row) -> bool:
+    return total < row.rhs if row.strict else total <= row.rhs
+
+
+def _least(row: Row, c: Fraction, steps: _Steps, rest: Fraction) -> int:
+    """The least u for which c * Y + rest satisfies the row; one past the end if there is none."""
+    begin, end = 0, len(steps.values)
+    while begin < end:
+        middle = (begin + end) // 2
+        if _holds(c * Fraction(float(steps.values[middle])) + rest, row):
+            end = middle
+        else:
+            begin = middle + 1
+    return begin
+
+
+def _one(row: Row, steps: _Steps) -> list[Region]:
+    k = _least(row, row.y[0][1], steps, Fraction(0))
+    if k == len(steps.values):
+        return []
+    return [() if k == 0 else (steps.at_least(k),)]
+
+
+def _two(row: Row, first: _Steps, second: _Steps) -> list[Region]:
+    """Regions of a row over two outputs: corner k says "second is at least k and first at least what that needs"."""
+    (_, c1), (_, c2) = row.y
+    corners: list[tuple[int, int]] = []  # (k of first, k of second), only where `first` needs less than before
+    for k in range(len(second.values)):
+        need = _least(row, c1, first, c2 * Fraction(float(second.values[k])))
+        if need < len(first.values) and (not corners or need < corners[-1][0]):
+            corners.append((need, k))
+    result: list[Region] = []
+    if any(corner == (0, 0) for corner in corners):
+        return [()]
+    if corners and corners[0][1] == 0:
+        result.append((first.at_least(corners.pop(0)[0]),))
+    if corners and corners[-1][0] == 0:
+        result.append((second.at_least(corners.pop()[1]),))
+    if not corners:
+        return result
+    x = np.array([first.begin[k] for k, _ in corners], np.int64)  # falling
+    y = np.array([second.begin[k] for _, k in corners], np.int64)  # rising
+    ends = (first.at_least(corners[-1][0]), second.at_least(corners[0][1]))
+    if len(corners) == 1:
+        return [*result, ends]
+    wide, high = int(x[0] - x[-1]), int(y[-1] - y[0])
+    one = other = 1
+    if abs(wide - high) > max(wide, high) / 256 + 2:  # not the same scale
+        one, other = max(1, (high << 12) // max(wide, high)), max(1, (wide << 12) // max(wide, high))
+    least = int((one * x + other * y).min())
+    slope = Inequality(
+        ((first.value, first.index, one * first.sign), (second.value, second.index, other * second.sign)), -least
+    )
+    return [*result, (slope, *ends)]

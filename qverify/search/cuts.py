@@ -1,0 +1,303 @@
+"""Branch and bound on neurons: one region of the unsafe set at a time, refuted by the dual, split by integer cuts.
+
+A subproblem is a region, an interval for every cut value (input codes, accumulators, ...), and the multipliers it starts
+from. It is closed when its intervals hold no point, or when the dual refutes the region on it in exact integers. Otherwise
+one interval is parted into at most t - 1 and at least t.
+
+Sound: both parts together are the whole; bounds that hold in the root box hold in each of its parts.
+
+Complete (the lemma): every split parts an interval of at least two integers into two that are not empty, and the
+intervals of a subproblem are finite in number and size. A subproblem that no neuron can be cut in is split on an input
+code. On a single code vector interval bounds are exact, so that the region is refuted there, or the vector is evaluated:
+it is a counterexample, or it is safe. So every path ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify.bounds.cover import Cover, proved
+from qverify.bounds.dual import Dual, Primal
+from qverify.bounds.improve import Objective, Point, evaluate, improve
+from qverify.kernels import Array
+from qverify.ops import Interval
+from qverify.ops.relax import Nonlinear
+from qverify.result import Stats
+from qverify.search.problem import Candidate, Problem
+
+ROOT = ((20, 0.1), (100, 1.0))  # rounds and rate of every phase; a phase goes on with what the one before left open
+PHASES = ((12, 0.1), (80, 2.0))
+BATCH_BYTES = {"cpu": 24 << 20, "cuda": 8 << 30}
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the ends of every cut value lie in one flat row: value 0 (the input codes) first."""
+
+    values: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+    size: int
+
+    @staticmethod
+    def make(dual: Dual, last: int) -> Layout:
+        values = [0]
+        for k, (node, rule) in enumerate(zip(dual.network.nodes[:last], dual.rules, strict=False), 1):
+            if isinstance(rule, Nonlinear) and rule.cuts != "none":
+                value = node.inputs[0] if rule.cuts == "input" else k
+                if value not in values:
+                    values.append(value)
+        shapes = tuple(dual.network.type_of(v).shape for v in values)
+        starts = np.cumsum([0, *(int(np.prod(s, dtype=np.int64)) for s in shapes)])
+        return Layout(tuple(values), shapes, tuple(int(s) for s in starts[:-1]), int(starts[-1]))
+
+    def part(self, flat: Array, value: int) -> Array:
+        """A value's own part of flat rows [N, size]: [N, *shape]."""
+        i = self.values.index(value)
+        size = int(np.prod(self.shapes[i], dtype=np.int64))
+        return flat[:, self.starts[i] : self.starts[i] + size].reshape(len(flat), *self.shapes[i])
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes:
+    """N open subproblems, as arrays of one machine."""
+
+    lower: Array  # int32 [N, size of the layout]
+    upper: Array
+    region: npt.NDArray[np.int64]  # [N], on the host
+    mix: Array  # float32 [N, K]
+    multipliers: Array  # float32 [N, all of them]
+    bound: npt.NDArray[np.float64]  # [N], on the host; a guide
+    branch: Array  # int64 [N]: the entry to cut
+    threshold: Array  # int32 [N]: into at most threshold - 1 and at least threshold
+
+    def take(self, rows: Any) -> Nodes:
+        """Some of them."""
+        return Nodes(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+@dataclass(eq=False)
+class CutSearch:
+    """The regions left of one query, over the root box."""
+
+    problem: Problem
+    dual: Dual
+    cover: Cover
+    known: dict[int, Interval]  # bounds of values over the root box [1, *shape], ends of every value
+    layout: Layout
+    stats: Stats
+    waiting: list[Nodes]
+
+    @staticmethod
+    def make(problem: Problem, dual: Dual, cover: Cover, root: list[Interval], stats: Stats) -> CutSearch:
+        layout = Layout.make(dual, cover.last)
+        return CutSearch(problem, dual, cover, dict(enumerate(root)), layout, stats, [])
+
+    @property
+    def open(self) -> int:
+        """How many subproblems wait."""
+        return sum(len(nodes.region) for nodes in self.waiting)
+
+    def batch(self) -> int:
+        """How many subproblems fit a batch."""
+        widest = sum(int(np.prod(t.type.shape, dtype=np.int64)) for t in self.dual.network.nodes)
+        return int(np.clip(BATCH_BYTES[self.problem.kernels.name] // (64 * widest), 2, 256))
+
+    def root(self, regions: Sequence[int]) -> Candidate | None:
+        """Bound the regions on the root box; what is left waits."""
+        xp = self.problem.kernels.xp
+        flat = [
+            xp.concatenate([self.known[v][end].reshape(1, -1) for v in self.layout.values], axis=1).astype(xp.int32)
+            for end in (0, 1)
+        ]
+        step = self.batch()
+        for start in range(0, len(regions), step):
+            own = np.asarray(regions[start : start + step], np.int64)
+            n = len(own)
+            lower, upper = (xp.repeat(end, n, axis=0) for end in flat)
+            found = self._bound(lower, upper, own, None, None, ROOT)
+            if found is not None:
+                return found
+        return None
+
+    def step(self) -> Candidate | None:
+        """Split a batch of subproblems and bound their children; a counterexample, if one is met."""
+        xp = self.problem.kernels.xp
+        nodes = self._pop(self.batch() // 2 or 1)
+        rows = xp.arange(len(nodes.region))
+        left, right = nodes.upper.copy(), nodes.lower.copy()
+        left[rows, nodes.branch] = nodes.threshold - 1
+        right[rows, nodes.branch] = nodes.threshold
+        lower, upper = xp.concatenate([nodes.lower, right]), xp.concatenate([left, nodes.upper])
+        both = [xp.concatenate([a, a]) for a in (nodes.mix, nodes.multipliers)]
+        return self._bound(lower, upper, np.concatenate([nodes.region] * 2), both[0], both[1], PHASES)
+
+    def _pop(self, count: int) -> Nodes:
+        nodes = self.waiting.pop()
+        if len(nodes.region) > count:
+            self.waiting.append(nodes.take(slice(None, -count)))
+            nodes = nodes.take(slice(-count, None))
+        return nodes
+
+    def _boxes(self, lower: Array, upper: Array) -> tuple[list[Interval], Array]:
+        """Intervals of every value for flat ends. What only depends on an input box that is still the root's is not
+        computed again."""
+        clamps = {v: (self.layout.part(lower, v), self.layout.part(upper, v)) for v in self.layout.values[1:]}
+        x = self.layout.part(lower, 0), self.layout.part(upper, 0)
+        whole = bool(((x[0] == self.known[0][0]) & (x[1] == self.known[0][1])).all())
+        known = {v: self.known[v] for v in self._linear_in_input()} if whole else None
+        return self.dual.network.boxes(self.dual.kernels, *x, clamps, known)
+
+    def _linear_in_input(self) -> list[int]:
+        """Values that no cut can tighten, other than a cut on an input."""
+        free = {0}
+        for k, (node, rule) in enumerate(zip(self.dual.network.nodes, self.dual.rules, strict=True), 1):
+            if not isinstance(rule, Nonlinear) and set(node.inputs) <= free:
+                free.add(k)
+        return sorted(free - {0})
+
+    def _bound(
+        self,
+        lower: Array,
+        upper: Array,
+        region: npt.NDArray[np.int64],
+        mix: Array | None,
+        multipliers: Array | None,
+        phases: Sequence[tuple[int, float]],
+    ) -> Candidate | None:
+        """Bound subproblems; the open ones are pushed, with what to cut next."""
+        kernels, xp, dual = self.problem.kernels, self.problem.kernels.xp, self.dual
+        self.stats.subproblems += len(region)
+        boxes, possible = self._boxes(lower, upper)
+        if not bool(possible.all()):
+            keep = kernels.to_host(xp.flatnonzero(possible))
+            self.stats.proved += len(region) - len(keep)
+            if not len(keep):
+                return None
+            at = kernels.asarray(keep)
+            lower, upper, region = lower[at], upper[at], region[keep]
+            boxes = [(a[at], b[at]) for a, b in boxes]
+            if mix is not None and multipliers is not None:
+                mix, multipliers = mix[at], multipliers[at]
+        objective = self.cover.objective(dual, region.tolist())
+        point = self._start(boxes, objective, mix, multipliers)
+        exact = dual.scene(boxes, self.cover.last)
+        for rounds, rate in phases:
+            guide = exact.as_guide(kernels)
+            point = improve(dual, guide, objective, point, rounds, rate)
+            done, _ = proved(dual, exact, objective, point, self.cover.precision())
+            left = kernels.to_host(xp.flatnonzero(~done))
+            self.stats.proved += len(region) - len(left)
+            if not len(left):
+                return None
+            at = kernels.asarray(left)
+            lower, upper, region = lower[at], upper[at], region[left]
+            exact, objective, point = exact.take(at), objective.take(at), point.take(at)
+        guide = exact.as_guide(kernels)
+        primal = evaluate(dual, guide, objective, point)
+        return self._push(lower, upper, region, exact.boxes, point, primal)
+
+    def _start(self, boxes: list[Interval], objective: Objective, mix: Array | None, flat: Array | None) -> Point:
+        """The parent's multipliers, or edges of the hulls."""
+        xp = self.dual.kernels.xp
+        n, count = objective.constants.shape
+        if mix is None or flat is None:
+            mix = xp.zeros((n, count))
+            mix[:, 0] = 1
+            multipliers = self.dual.edge_multipliers(boxes, objective.weights(mix))
+            self._sizes = {k: tuple(m.shape[1:]) for k, m in multipliers.items()}
+            return Point(mix, multipliers, xp.full(n, xp.inf))
+        multipliers, start = {}, 0
+        for k, shape in self._sizes.items():
+            size = int(np.prod(shape, dtype=np.int64))
+            multipliers[k] = flat[:, start : start + size].reshape(n, *shape).astype(xp.float64)
+            start += size
+        return Point(mix.astype(xp.float64), multipliers, xp.full(n, xp.inf))
+
+    def _push(
+        self,
+        lower: Array,
+        upper: Array,
+        region: npt.NDArray[np.int64],
+        boxes: list[Interval],
+        point: Point,
+        primal: Primal,
+    ) -> Candidate | None:
+        """Keep open subproblems, easiest last, with what to cut in each; try the maximizers as counterexamples."""
+        kernels, xp = self.problem.kernels, self.problem.kernels.xp
+        n = len(region)
+        values = self.dual.follow(primal, self.cover.last, (n, 1))
+        found = self._try(values[0])
+        if found is not None:
+            return found
+        branch, threshold, possible = self._choose(lower, upper, boxes, point, primal, values)
+        bound = kernels.to_host(point.bound)
+        flat = xp.concatenate([m.reshape(n, -1) for m in point.multipliers.values()], axis=1).astype(xp.float32)
+        nodes = Nodes(lower, upper, region, point.mix.astype(xp.float32), flat, bound, branch, threshold)
+        left = kernels.to_host(xp.flatnonzero(possible))
+        self.stats.leaves += n - len(left)  # single code vectors: tried above, and no counterexample
+        if len(left):
+            self.waiting.append(nodes.take(left[np.argsort(-bound[left], kind="stable")]))
+        return None
+
+    def _try(self, codes: Array) -> Candidate | None:
+        """Evaluate code vectors exactly."""
+        problem = self.problem
+        self.stats.attack_points += len(codes)
+        y = problem.decoder.decode(problem.kernels.to_host(problem.network.run(problem.kernels, codes)))
+        return problem.find_unsafe(codes, y)
+
+    def _choose(
+        self,
+        lower: Array,
+        upper: Array,
+        boxes: list[Interval],
+        point: Point,
+        primal: Primal,
+        values: list[Array],
+    ) -> tuple[Array, Array, Array]:
+        """What to cut: the entry, the threshold, and whether anything can be cut, each [N].
+
+        The neuron where cutting the node loose gains most: by how much its own maximum exceeds what it gives at its
+        argument followed from the earlier maximizers. Where no neuron gains, the input with the largest share of the
+        bound."""
+        xp, dual = self.dual.kernels.xp, self.dual
+        n = len(lower)
+        score = xp.full((n, self.layout.size), -xp.inf)
+        threshold = xp.zeros((n, self.layout.size), dtype=xp.int32)
+        for k, y in primal.y.items():
+            rule = dual.rules[k - 1]
+            if not isinstance(rule, Nonlinear) or rule.cuts == "none":
+                continue
+            node = dual.network.nodes[k - 1]
+            inputs = tuple(boxes[i] for i in node.inputs)
+            followed = [xp.clip(values[i], *boxes[i]) for i in node.inputs]
+            z = dual.argument(values, k)
+            w, m = primal.w[k][:, 0], point.multipliers[k][:, 0]
+            gap = w * y[:, 0] - m * primal.z[k][:, 0] - (w * node.op.run(dual.kernels, *followed) - m * z)
+            t, possible = rule.cut(dual.kernels, z, inputs, boxes[k])
+            value = node.inputs[0] if rule.cuts == "input" else k
+            start = self.layout.starts[self.layout.values.index(value)]
+            size = int(np.prod(t.shape[1:], dtype=np.int64))
+            score[:, start : start + size] = xp.where(possible, gap, -xp.inf).reshape(n, size)
+            threshold[:, start : start + size] = t.reshape(n, size)
+        best = score.argmax(axis=1)
+        rows = xp.arange(n)
+        t = threshold[rows, best]
+        none = score[rows, best] <= 0
+        width = self.layout.part(upper, 0) - self.layout.part(lower, 0)
+        if bool(none.any()):
+            pull = xp.abs(primal.pull[:, 0]) if primal.pull is not None else 1.0
+            share = xp.where(width > 0, width * (pull + 1e-9), -1.0)
+            variable = share.argmax(axis=1)
+            own = none & (share[rows, variable] > 0)
+            best = xp.where(own, variable, best)
+            middle = lower[rows, variable] + (width[rows, variable] + 1) // 2
+            t = xp.where(own, middle, t)
+            none = none & ~own & (score[rows, best] == -xp.inf)
+        return best, t.astype(xp.int32), ~none
