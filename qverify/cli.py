@@ -28,7 +28,7 @@ import click
 from qverify import __version__
 from qverify.errors import QverifyError, SoundnessError, UsageError
 from qverify.options import Options
-from qverify.report import Printer, as_json, check_writable, verdict_text, write_text
+from qverify.report import Printer, as_json, check_writable, verdict_text, write_bytes, write_text
 
 if TYPE_CHECKING:
     from qverify.result import Result
@@ -132,6 +132,7 @@ def cli() -> None:
     "--branch", metavar="RULE", default=Options().branch, show_default=True, help="Rule that picks where to split."
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write verdict, counterexample and statistics as JSON.")
+@click.option("--certificate", "proof_file", metavar="FILE", help="Write what the verdict rests on, for qverify check.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 for every verdict (for competition scripts).")
 @click.pass_obj
 def _verify(
@@ -141,6 +142,7 @@ def _verify(
     spec: str,
     results_file: str | None,
     json_file: str | None,
+    proof_file: str | None,
     exit_zero: bool,
     verbose: bool,
     no_attack: bool,
@@ -150,12 +152,12 @@ def _verify(
     printer.verbose = verbose
     if model.lower().endswith((".vnnlib", ".vnnlib.gz")) and spec.lower().endswith((".onnx", ".onnx.gz")):
         raise UsageError("MODEL and SPEC are swapped: the ONNX file comes first")
-    for path in (results_file, json_file):
-        if path is not None:
-            check_writable(path, model, spec)
-    if results_file and json_file and os.path.realpath(results_file) == os.path.realpath(json_file):
-        raise UsageError("RESULTS_FILE and --json name the same file")
-    options = Options(attack=not no_attack, **chosen)
+    wanted = [path for path in (results_file, json_file, proof_file) if path is not None]
+    for path in wanted:
+        check_writable(path, model, spec)
+    if len({os.path.realpath(path) for path in wanted}) < len(wanted):
+        raise UsageError("RESULTS_FILE, --json and --certificate must name different files")
+    options = Options(attack=not no_attack, certificate=proof_file is not None, **chosen)
     result = _decide(model, spec, options, printer)
 
     printer.answer(verdict_text(result))  # before the files: a full disk must not swallow the verdict
@@ -163,6 +165,8 @@ def _verify(
         write_text(results_file, verdict_text(result))
     if json_file is not None:
         write_text(json_file, as_json(result, model, spec, options))
+    if proof_file is not None and result.certificate is not None:
+        write_bytes(proof_file, result.certificate)
     _explain(result, printer)
     return 0 if exit_zero else _EXIT_CODES[result.verdict.value]
 

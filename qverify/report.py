@@ -118,6 +118,11 @@ def check_writable(path: str, *protected: str) -> None:
 
 
 def write_text(path: str, text: str) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str, data: bytes) -> None:
     """Write a whole file or nothing: a temporary file in the same directory replaces it. UsageError if that fails.
 
     A symbolic link keeps pointing where it did; a device or a pipe (/dev/stdout) is written in place.
@@ -125,13 +130,13 @@ def write_text(path: str, text: str) -> None:
     target = os.path.realpath(path)
     try:
         if os.path.exists(target) and not os.path.isfile(target):
-            with open(target, "w", encoding="utf-8") as stream:
-                stream.write(text)
+            with open(target, "wb") as stream:
+                stream.write(data)
             return
         draft = os.path.join(os.path.dirname(target), f".qverify-{secrets.token_hex(8)}.tmp")
         try:
-            with open(draft, "x", encoding="utf-8") as stream:  # not mkstemp: the user's umask decides who may read
-                stream.write(text)
+            with open(draft, "xb") as stream:  # not mkstemp: the user's umask decides who may read
+                stream.write(data)
             os.replace(draft, target)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):

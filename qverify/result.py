@@ -55,6 +55,7 @@ class Result:
     witness: Witness | None = None
     stats: Stats = field(default_factory=Stats)
     details: dict[str, Any] = field(default_factory=dict)  # versions, device, semantics, warnings, file hashes
+    certificate: bytes | None = field(default=None, repr=False)  # where it was asked for, and there is one
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from qverify import runtime
 from qverify.bounds.dual import Dual
 from qverify.bounds.unsafe import make_unsafe
+from qverify.certificate import certificate
 from qverify.check import NotReplayed, replay
 from qverify.deadline import Deadline
 from qverify.errors import SoundnessError, SpecError, UsageError
@@ -29,6 +31,7 @@ from qverify.result import Progress, Result, Stats, Verdict, Witness
 from qverify.search.bab import Outcome, search
 from qverify.search.branch import RULES
 from qverify.search.problem import Candidate, Problem, Undecided
+from qverify.search.proof import Proof
 
 DEFAULTS = Options()
 
@@ -64,25 +67,49 @@ def verify(
     if read.runtime_version is not None:  # otherwise onnxruntime is not there to compare with
         details["warnings"] += _cross_check(read, encoder, decoder)
     unknown: Outcome | None = None
+    proofs: list[Proof] | None = [] if options.certificate else None
     for query in prop.queries:
         problem = _problem(read, kernels, network, encoder, decoder, query, spec_path)
         problem.dual, problem.described = dual, described
         try:
-            outcome = search(problem, options, deadline, rng, stats, progress)
+            outcome = search(problem, options, deadline, rng, stats, progress, _new_proof(problem, proofs))
         except Undecided as error:
             outcome = Outcome(Verdict.UNKNOWN, str(error))
         stats.seconds = deadline.elapsed()
         if outcome.verdict is Verdict.SAT:
             assert outcome.candidate is not None
-            return _answer_sat(read, query, problem, outcome.candidate, outcome.reason, stats, details, deadline)
+            found = _answer_sat(read, query, problem, outcome.candidate, outcome.reason, stats, details, deadline)
+            return _certified(found, proofs)
         if outcome.verdict is Verdict.TIMEOUT:
             return Result(Verdict.TIMEOUT, outcome.reason, None, stats, details)
         if outcome.verdict is Verdict.UNKNOWN:
             unknown = outcome
+        if proofs is not None:
+            problem.note(proofs[-1])
+            if problem.unrealised:
+                details["warnings"].append("no certificate: the proof meets unsafe codes that no input produces")
+                proofs = None
     stats.seconds = deadline.elapsed()
     if unknown is not None:
         return Result(Verdict.UNKNOWN, unknown.reason, None, stats, details)
-    return Result(Verdict.UNSAT, "every part of the input box is proved", None, stats, details)
+    return _certified(Result(Verdict.UNSAT, "every part of the input box is proved", None, stats, details), proofs)
+
+
+def _new_proof(problem: Problem, proofs: list[Proof] | None) -> Proof | None:
+    """A proof to be filled, if certificates are wanted. UsageError where there can be none."""
+    if proofs is None:
+        return None
+    if problem.unsafe.mixed or not problem.decoder.exact:
+        why = "its conditions mention inputs" if problem.unsafe.mixed else "the model ends in a float sum"
+        raise UsageError(f"there is no certificate for this property: {why}; leave out --certificate")
+    proofs.append(Proof())
+    return proofs[-1]
+
+
+def _certified(result: Result, proofs: list[Proof] | None) -> Result:
+    if proofs is None or result.verdict not in (Verdict.SAT, Verdict.UNSAT):
+        return result
+    return replace(result, certificate=certificate(result, proofs))
 
 
 def _cross_check(read: Model, encoder: Encoder, decoder: Decoder) -> list[str]:

@@ -1,8 +1,9 @@
 """The plan of the house, read off the sources: who may import whom and what, and how large a room may get.
 
-    floor 8   cli
-    floor 7   batch
-    floor 6   verify, inspect, report        the whole story; what was read; what is printed
+    floor 9   cli
+    floor 8   batch
+    floor 7   verify, inspect, report        the whole story; what was read; what is printed
+    floor 6   certificate                    what a verdict rests on, as a file
     floor 5   search, check                  decide; replay
     floor 4   frontend                       files in, integer network out
     floor 3   network, runtime, bounds       what a network means; onnxruntime; the unsafe set
@@ -35,6 +36,7 @@ FLOORS = (
     ("bounds",),
     ("frontend",),
     ("search", "check"),
+    ("certificate",),
     ("verify", "inspect", "report"),
     ("batch",),
     ("cli",),

@@ -312,7 +312,7 @@ def test_json_without_a_counterexample(solver: Any, files: Path, capsys: pytest.
         (["m.onnx"], "overwrite an input"),
         (["./s.vnnlib"], "overwrite an input"),
         (["--json", "m.onnx"], "overwrite an input"),
-        (["r", "--json", "./r"], "same file"),
+        (["r", "--json", "./r"], "different files"),
     ],
 )
 def test_files_are_checked_before_the_run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from qverify.bounds.dual import Dual
@@ -13,9 +15,17 @@ from qverify.ops.relax import Nonlinear, TooLarge
 PRECISION = 16  # multipliers of a single value are multiples of 2**-16
 
 
+@dataclass(frozen=True, eq=False)
+class Inner:
+    """Bounds of values, and whose arguments they were found for: (node, elements), in order."""
+
+    clamps: dict[int, Interval]
+    bounded: list[tuple[int, Array]]
+
+
 def tightened(
     dual: Dual, lower: Array, upper: Array, last: int, deadline: Deadline, rows: int = 256, budget: float = 4e8
-) -> dict[int, Interval]:
+) -> Inner:
     """Bounds [1, *shape] of values up to `last` inside one box ([1, codes] ends) that hold in every part of the box.
 
     Node by node, the arguments that can reach a clip of their nonlinear node (elsewhere a tighter bound gains little) are
@@ -24,6 +34,7 @@ def tightened(
     """
     network = dual.network
     clamps: dict[int, Interval] = {}
+    bounded: list[tuple[int, Array]] = []
     before = network.input_type.size
     for k, (node, rule) in enumerate(zip(network.nodes[:last], dual.rules, strict=False), 1):
         before += node.type.size
@@ -36,7 +47,8 @@ def tightened(
         chosen = np.flatnonzero(dual.kernels.to_host(open_))
         if 2 * len(chosen) * before > budget or deadline.passed():
             continue
-        z = _bounds_of(dual, boxes, k, chosen, rows, deadline)
+        z, done = _bounds_of(dual, boxes, k, chosen, rows, deadline)
+        bounded.append((k, done))
         which, found = rule.narrowed(dual.kernels, z, inputs, boxes[k])
         value = k if which < 0 else node.inputs[which]
         xp = dual.kernels.xp
@@ -44,7 +56,7 @@ def tightened(
         sane = low <= high  # an empty interval can only mean an empty box of the caller's
         low, high = xp.where(sane, low, boxes[value][0]), xp.where(sane, high, boxes[value][1])
         clamps[value] = (low.astype(xp.int32), high.astype(xp.int32))
-    return clamps
+    return Inner(clamps, bounded)
 
 
 def _behind_a_hull(dual: Dual, k: int) -> bool:
@@ -58,8 +70,11 @@ def _behind_a_hull(dual: Dual, k: int) -> bool:
     return False
 
 
-def _bounds_of(dual: Dual, boxes: list[Interval], k: int, chosen: Array, rows: int, deadline: Deadline) -> Interval:
-    """Ends of node k's argument, int64 [1, *shape], for its elements `chosen` (flat, on the host); far apart elsewhere."""
+def _bounds_of(
+    dual: Dual, boxes: list[Interval], k: int, chosen: Array, rows: int, deadline: Deadline
+) -> tuple[Interval, Array]:
+    """Ends of node k's argument, int64 [1, *shape], for its elements `chosen` (flat, on the host), far apart elsewhere;
+    and the elements that were bounded."""
     kernels, xp = dual.kernels, dual.kernels.xp
     node, rule = dual.network.nodes[k - 1], dual.rules[k - 1]
     assert isinstance(rule, Nonlinear)
@@ -67,6 +82,7 @@ def _bounds_of(dual: Dual, boxes: list[Interval], k: int, chosen: Array, rows: i
     size = int(np.prod(shape, dtype=np.int64))
     low, high = xp.full(size, -(1 << 31), dtype=xp.int64), xp.full(size, (1 << 31) - 1, dtype=xp.int64)
     scene = dual.scene(boxes, k - 1)
+    done = [chosen[:0]]
     for start in range(0, len(chosen), rows):
         if deadline.passed():
             break
@@ -83,6 +99,7 @@ def _bounds_of(dual: Dual, boxes: list[Interval], k: int, chosen: Array, rows: i
             bound = dual.upper(scene, objective)[0] >> PRECISION
         except TooLarge:
             continue
+        done.append(own)
         at = kernels.asarray(own)
         high[at], low[at] = xp.minimum(bound[: len(own)], high[at]), xp.maximum(-bound[len(own) :], low[at])
-    return low.reshape(1, *shape), high.reshape(1, *shape)
+    return (low.reshape(1, *shape), high.reshape(1, *shape)), np.concatenate(done)

@@ -97,6 +97,7 @@ class MaxHull(Hull):
 class Largest(Nonlinear):
     """y = max over the last axis; its argument is all of them."""
 
+    name = "max"
     cuts = "result"
     whole = True
 

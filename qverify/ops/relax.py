@@ -132,6 +132,7 @@ class Nonlinear(Relaxation):
 
     `cuts` says which value the search may cut to make the hull smaller: the op's "input", its "result", or "none"."""
 
+    name = ""  # in certificates
     cuts = "none"
     whole = False  # whether the argument has other elements than the result
 
@@ -184,6 +185,7 @@ class Staircase(Nonlinear):
     linear function of k by at most |m| slack, so it is at most its value at the first or the last step plus that.
     """
 
+    name = "staircase"
     cuts = "input"
     thresholds: Array
     which: Array

@@ -126,6 +126,7 @@ class Scanned(Nonlinear):
     """y = values[which, x - low] for any table: the hull's corners are all entries in the range. Sound because none is left
     out."""
 
+    name = "scan"
     cuts = "input"
     values: Array  # [P, K]
     which: Array
@@ -165,6 +166,7 @@ class Sandwiched(Nonlinear):
     largest that can give last.
     """
 
+    name = "sum"
     cuts = "result"
     slope: tuple[int, int]
     begin_most: Array  # [K + 1] int64

@@ -25,6 +25,7 @@ from qverify.search.branch import RULES, Scene, split
 from qverify.search.cuts import CutSearch
 from qverify.search.frontier import Frontier
 from qverify.search.problem import Candidate, Problem
+from qverify.search.proof import Proof
 
 FRONTIER_BYTES = 4 << 30
 PROVED = "every part of the box is proved"
@@ -79,11 +80,12 @@ def search(
     rng: np.random.Generator,
     stats: Stats,
     report: Callable[[Progress], None] | None = None,
+    proof: Proof | None = None,
 ) -> Outcome:
     """Decide one query: bounds and attack on the whole box, then split until nothing is open, a counterexample is found, or
     time is up."""
     kernels = problem.kernels
-    run = Run(problem, options, deadline, stats, report, None)
+    run = Run(problem, options, deadline, stats, report, proof)
     if options.attack:
         run.attack = Attack(problem, rng, stats, options.batch or batch_size(problem))
     lower, upper = kernels.asarray(problem.lower[None]), kernels.asarray(problem.upper[None])
@@ -96,6 +98,8 @@ def search(
     if (status == 0).all():
         stats.subproblems += 1
         stats.proved += 1
+        if proof is not None:
+            proof.close([0])
         return Outcome(Verdict.UNSAT, PROVED)
     return cut_neurons(run, status[0]) if _prefers_cuts(problem, status[0]) else split_boxes(run)
 
@@ -109,7 +113,8 @@ class Run:
     deadline: Deadline
     stats: Stats
     report: Callable[[Progress], None] | None
-    attack: Attack | None
+    proof: Proof | None
+    attack: Attack | None = None
 
     def strike(self) -> Outcome | None:
         """A round of the attack, if its turn has come."""
@@ -117,6 +122,19 @@ class Run:
             return None
         found = self.attack.strike(self.deadline)
         return None if found is None else Outcome(Verdict.SAT, "found by the attack", found)
+
+    def close(self, entries: Any) -> None:
+        """Note boxes that were closed."""
+        if self.proof is not None:
+            self.proof.close(entries)
+
+    def cut(self, entries: Any, lower: Any, upper: Any, variable: Any) -> Any:
+        """Note that boxes are split in the middle of a variable; the children's entries."""
+        if self.proof is None:
+            return 0
+        rows = np.arange(len(variable))
+        low, high = (self.problem.kernels.to_host(end[rows, variable]) for end in (lower, upper))
+        return self.proof.cut(entries, 0, self.problem.kernels.to_host(variable), (low + high) // 2 + 1)
 
     def tell(self, open_: int, proved: float) -> None:
         """Note how many subproblems are open, and report progress."""
@@ -145,8 +163,8 @@ def cut_neurons(run: Run, status: Any) -> Outcome:
     relaxed = problem.relaxed(run.deadline)
     assert relaxed is not None
     lower, upper = (problem.kernels.asarray(end[None]) for end in (problem.lower, problem.upper))
-    root, _ = problem.network.boxes(problem.kernels, lower, upper, relaxed.clamps)
-    tree = CutSearch.make(problem, relaxed.dual, relaxed.cover, root, run.stats)
+    root, _ = problem.network.boxes(problem.kernels, lower, upper, relaxed.inner.clamps)
+    tree = CutSearch.make(problem, relaxed, root, run.stats, run.proof)
     regions = [r for k in np.flatnonzero(status) for r in relaxed.cover.cases[k] or ()]
     found = tree.root(regions)
     while found is None and tree.open:
@@ -177,15 +195,17 @@ def split_boxes(run: Run) -> Outcome:
                 Verdict.TIMEOUT, f"time is up with {frontier.size} boxes open, {proved:.1%} of the box proved"
             )
         lower, upper = frontier.pop(batch)
+        entries = frontier.taken
         status, least = problem.bound(lower, upper)
         stats.subproblems += len(status)
         open_ = (status != 0).any(axis=1)
         closed = np.flatnonzero(~open_)
         proved += _volume_share(kernels, lower, upper, closed, root)
         stats.proved += len(closed)
+        run.close(entries[closed])
         if open_.any():
             at = kernels.asarray(np.flatnonzero(open_))
-            lower, upper, least, status = lower[at], upper[at], least[open_], status[open_]
+            lower, upper, least, status, entries = lower[at], upper[at], least[open_], status[open_], entries[open_]
             points = (lower == upper).all(axis=1)
             if points.any():
                 found = _leaves(problem, lower[points], stats)
@@ -193,7 +213,9 @@ def split_boxes(run: Run) -> Outcome:
                     return Outcome(Verdict.SAT, "found by the search", found)
                 proved += _volume_share(kernels, lower, upper, np.flatnonzero(kernels.to_host(points)), root)
                 wide = ~kernels.to_host(points)
+                run.close(entries[~wide])
                 lower, upper, least, status = lower[~points], upper[~points], least[wide], status[wide]
+                entries = entries[wide]
             if len(least) and (outcome := run.strike()) is not None:
                 return outcome
             if len(least) and pays.now():
@@ -201,13 +223,16 @@ def split_boxes(run: Run) -> Outcome:
                 pays.count(len(left), int((~left).sum()))
                 stats.proved += int((~left).sum())
                 proved += _volume_share(kernels, lower, upper, np.flatnonzero(~left), root)
+                run.close(entries[~left])
                 at = kernels.asarray(np.flatnonzero(left))
-                lower, upper, least = lower[at], upper[at], least[left]
+                lower, upper, least, entries = lower[at], upper[at], least[left], entries[left]
             if len(least):
                 variable, found = _choose(problem, rule, lower, upper, least, stats, run.options.attack)
                 if found is not None:
                     return Outcome(Verdict.SAT, "found by the attack on a part of the box", found)
-                frontier.push(*split(kernels, lower, upper, xp.asarray(variable)))
+                variable = xp.asarray(variable)
+                entries = run.cut(entries, lower, upper, variable)
+                frontier.push(*split(kernels, lower, upper, variable), entries)
         run.tell(frontier.size, proved)
     return run.done()
 

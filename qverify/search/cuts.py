@@ -15,20 +15,21 @@ it is a counterexample, or it is safe. So every path ends.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qverify.bounds.cover import Cover, proved
+from qverify.bounds.cover import Cover, proved, rounded
 from qverify.bounds.dual import Dual, Primal
 from qverify.bounds.improve import Objective, Point, evaluate, improve
 from qverify.kernels import Array
 from qverify.ops import Interval
 from qverify.ops.relax import Nonlinear
 from qverify.result import Stats
-from qverify.search.problem import Candidate, Problem
+from qverify.search.problem import Candidate, Problem, Relaxed
+from qverify.search.proof import Proof
 
 ROOT = ((20, 0.1), (100, 1.0))  # rounds and rate of every phase; a phase goes on with what the one before left open
 PHASES = ((12, 0.1), (80, 2.0))
@@ -70,6 +71,7 @@ class Nodes:
     lower: Array  # int32 [N, size of the layout]
     upper: Array
     region: npt.NDArray[np.int64]  # [N], on the host
+    entry: npt.NDArray[np.int64]  # [N], on the host: numbers in the proof
     mix: Array  # float32 [N, K]
     multipliers: Array  # float32 [N, all of them]
     bound: npt.NDArray[np.float64]  # [N], on the host; a guide
@@ -91,12 +93,14 @@ class CutSearch:
     known: dict[int, Interval]  # bounds of values over the root box [1, *shape], ends of every value
     layout: Layout
     stats: Stats
-    waiting: list[Nodes]
+    proof: Proof | None
+    waiting: list[Nodes] = field(default_factory=list)
 
     @staticmethod
-    def make(problem: Problem, dual: Dual, cover: Cover, root: list[Interval], stats: Stats) -> CutSearch:
-        layout = Layout.make(dual, cover.last)
-        return CutSearch(problem, dual, cover, dict(enumerate(root)), layout, stats, [])
+    def make(problem: Problem, relaxed: Relaxed, root: list[Interval], stats: Stats, proof: Proof | None) -> CutSearch:
+        """A search over the root box, whose intervals are `root`."""
+        dual, cover = relaxed.dual, relaxed.cover
+        return CutSearch(problem, dual, cover, dict(enumerate(root)), Layout.make(dual, cover.last), stats, proof)
 
     @property
     def open(self) -> int:
@@ -116,11 +120,12 @@ class CutSearch:
             for end in (0, 1)
         ]
         step = self.batch()
+        entries = np.zeros(len(regions), np.int64) if self.proof is None else self.proof.part(regions)
         for start in range(0, len(regions), step):
             own = np.asarray(regions[start : start + step], np.int64)
             n = len(own)
             lower, upper = (xp.repeat(end, n, axis=0) for end in flat)
-            found = self._bound(lower, upper, own, None, None, ROOT)
+            found = self._bound(lower, upper, own, entries[start : start + step], None, None, ROOT)
             if found is not None:
                 return found
         return None
@@ -135,7 +140,23 @@ class CutSearch:
         right[rows, nodes.branch] = nodes.threshold
         lower, upper = xp.concatenate([nodes.lower, right]), xp.concatenate([left, nodes.upper])
         both = [xp.concatenate([a, a]) for a in (nodes.mix, nodes.multipliers)]
-        return self._bound(lower, upper, np.concatenate([nodes.region] * 2), both[0], both[1], PHASES)
+        entries = self._noted(nodes)
+        region = np.concatenate([nodes.region] * 2)
+        return self._bound(lower, upper, region, entries, both[0], both[1], PHASES)
+
+    def _noted(self, nodes: Nodes) -> npt.NDArray[np.int64]:
+        """Note the cuts in the proof: the entries of the lower children, then of the upper ones."""
+        count = len(nodes.region)
+        result = np.zeros(2 * count, np.int64)
+        if self.proof is not None:
+            branch, threshold = (self.dual.kernels.to_host(a) for a in (nodes.branch, nodes.threshold))
+            part = np.searchsorted(np.array(self.layout.starts), branch, side="right") - 1
+            for i in sorted(set(part.tolist())):
+                at = np.flatnonzero(part == i)
+                elements = branch[at] - self.layout.starts[i]
+                children = self.proof.cut(nodes.entry[at], self.layout.values[i], elements, threshold[at])
+                result[at], result[at + count] = children[: len(at)], children[len(at) :]
+        return result
 
     def _pop(self, count: int) -> Nodes:
         nodes = self.waiting.pop()
@@ -166,6 +187,7 @@ class CutSearch:
         lower: Array,
         upper: Array,
         region: npt.NDArray[np.int64],
+        entry: npt.NDArray[np.int64],
         mix: Array | None,
         multipliers: Array | None,
         phases: Sequence[tuple[int, float]],
@@ -177,10 +199,12 @@ class CutSearch:
         if not bool(possible.all()):
             keep = kernels.to_host(xp.flatnonzero(possible))
             self.stats.proved += len(region) - len(keep)
+            if self.proof is not None:
+                self.proof.close(entry[~kernels.to_host(possible)])
             if not len(keep):
                 return None
             at = kernels.asarray(keep)
-            lower, upper, region = lower[at], upper[at], region[keep]
+            lower, upper, region, entry = lower[at], upper[at], region[keep], entry[keep]
             boxes = [(a[at], b[at]) for a, b in boxes]
             if mix is not None and multipliers is not None:
                 mix, multipliers = mix[at], multipliers[at]
@@ -190,17 +214,30 @@ class CutSearch:
         for rounds, rate in phases:
             guide = exact.as_guide(kernels)
             point = improve(dual, guide, objective, point, rounds, rate)
-            done, _ = proved(dual, exact, objective, point, self.cover.precision())
+            done, precision = proved(dual, exact, objective, point, self.cover.precision())
             left = kernels.to_host(xp.flatnonzero(~done))
+            self._refuted(entry, kernels.to_host(xp.flatnonzero(done)), point, precision)
             self.stats.proved += len(region) - len(left)
             if not len(left):
                 return None
             at = kernels.asarray(left)
-            lower, upper, region = lower[at], upper[at], region[left]
+            lower, upper, region, entry = lower[at], upper[at], region[left], entry[left]
             exact, objective, point = exact.take(at), objective.take(at), point.take(at)
         guide = exact.as_guide(kernels)
         primal = evaluate(dual, guide, objective, point)
-        return self._push(lower, upper, region, exact.boxes, point, primal)
+        return self._push(lower, upper, region, entry, exact.boxes, point, primal)
+
+    def _refuted(self, entry: npt.NDArray[np.int64], rows: Any, point: Point, precision: int) -> None:
+        """Note what refuted some of the subproblems."""
+        if self.proof is None or not len(rows):
+            return
+        mix, multipliers = rounded(self.dual, point.take(self.dual.kernels.asarray(rows)), precision)
+        self.proof.columns = [(k, int(m[0].size)) for k, m in multipliers.items()]
+        flat = np.concatenate(
+            [self.dual.kernels.to_host(m).reshape(len(rows), -1) for m in multipliers.values()], axis=1
+        )
+        for i, row in enumerate(rows):
+            self.proof.refute(int(entry[row]), self.dual.kernels.to_host(mix)[i], flat[i])
 
     def _start(self, boxes: list[Interval], objective: Objective, mix: Array | None, flat: Array | None) -> Point:
         """The parent's multipliers, or edges of the hulls."""
@@ -224,6 +261,7 @@ class CutSearch:
         lower: Array,
         upper: Array,
         region: npt.NDArray[np.int64],
+        entry: npt.NDArray[np.int64],
         boxes: list[Interval],
         point: Point,
         primal: Primal,
@@ -238,9 +276,11 @@ class CutSearch:
         branch, threshold, possible = self._choose(lower, upper, boxes, point, primal, values)
         bound = kernels.to_host(point.bound)
         flat = xp.concatenate([m.reshape(n, -1) for m in point.multipliers.values()], axis=1).astype(xp.float32)
-        nodes = Nodes(lower, upper, region, point.mix.astype(xp.float32), flat, bound, branch, threshold)
+        nodes = Nodes(lower, upper, region, entry, point.mix.astype(xp.float32), flat, bound, branch, threshold)
         left = kernels.to_host(xp.flatnonzero(possible))
         self.stats.leaves += n - len(left)  # single code vectors: tried above, and no counterexample
+        if self.proof is not None:
+            self.proof.close(entry[~kernels.to_host(possible)])
         if len(left):
             self.waiting.append(nodes.take(left[np.argsort(-bound[left], kind="stable")]))
         return None

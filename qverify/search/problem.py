@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from qverify.bounds.cover import Cover, make_cover
 from qverify.bounds.dual import Dual
-from qverify.bounds.inner import tightened
+from qverify.bounds.inner import Inner, tightened
 from qverify.bounds.regions import Output
 from qverify.bounds.unsafe import CERTAIN, OPEN, REFUTED, Unsafe
 from qverify.deadline import Deadline
@@ -21,8 +21,10 @@ from qverify.frontend.boundary import Domain
 from qverify.frontend.outputs import Decoder
 from qverify.kernels import Array, Kernels
 from qverify.network import Network
-from qverify.ops import Interval
+from qverify.ops.relax import Nonlinear
+from qverify.ops.table import Sandwiched
 from qverify.property import Row
+from qverify.search.proof import Proof
 
 BACKWARD_BYTES = 32 << 20  # one array of multipliers of a batch
 
@@ -44,7 +46,7 @@ class Relaxed:
 
     dual: Dual
     cover: Cover
-    clamps: dict[int, Interval]
+    inner: Inner
 
 
 @dataclass(eq=False)
@@ -61,6 +63,7 @@ class Problem:
     runtime: Callable[[Float64Array], Float64Array] | None = None  # inputs -> the runtime's outputs, both flat
     dual: Dual | None = None  # where the dual's bounds are wanted
     described: Sequence[Output] = ()  # the outputs, for it
+    unrealised: bool = False  # whether unsafe code vectors were met that no input produces
     undecided: str = ""  # why some code vector could be neither confirmed nor ruled out
     _relaxed: Relaxed | None = field(default=None, repr=False)
     _cells: Any = field(default=None, repr=False)
@@ -78,6 +81,17 @@ class Problem:
                 self.dual = None
         return self._relaxed
 
+    def note(self, proof: Proof) -> None:
+        """Put into a proof what its bounds rest on, once the search is over."""
+        if self._relaxed is None:
+            return
+        proof.inner = [(k, self.kernels.to_host(elements)) for k, elements in self._relaxed.inner.bounded]
+        for k, rule in enumerate(self._relaxed.dual.host_rules, 1):
+            if isinstance(rule, Nonlinear):
+                proof.rules[k] = rule.name
+                if isinstance(rule, Sandwiched):
+                    proof.slopes[k] = rule.slope
+
     def refute(
         self, lower: Array, upper: Array, status: npt.NDArray[np.int8], deadline: Deadline
     ) -> npt.NDArray[np.int8]:
@@ -90,7 +104,7 @@ class Problem:
         step = max(1, BACKWARD_BYTES // each)
         for start in range(0, len(status), step):
             part = slice(start, start + step)
-            boxes, _ = self.network.boxes(self.kernels, lower[part], upper[part], relaxed.clamps)
+            boxes, _ = self.network.boxes(self.kernels, lower[part], upper[part], relaxed.inner.clamps)
             result[part][relaxed.cover.refuted(relaxed.dual, boxes)] = REFUTED
         return result
 
@@ -135,6 +149,7 @@ class Problem:
                 continue
             if found is not None:
                 return found
+            self.unrealised = True
         return None
 
     def _candidate(

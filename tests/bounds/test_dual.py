@@ -40,7 +40,7 @@ def test_inner_bounds_hold_and_are_no_looser(lowered, radius: int) -> None:
     network = lowered.network
     dual = Dual.make(network, CPU)
     lower, upper = random_box(network.input_type.size, radius, radius)
-    clamps = tightened(dual, lower, upper, len(network.nodes), Deadline.after(None))
+    clamps = tightened(dual, lower, upper, len(network.nodes), Deadline.after(None)).clamps
     rng = np.random.default_rng(1)
     x = rng.integers(lower[0], upper[0], size=(300, lower.shape[1]), endpoint=True, dtype=np.int32)
     x[:100] = np.where(rng.random((100, lower.shape[1])) < 0.5, lower, upper)
@@ -94,7 +94,7 @@ def test_a_refuted_row_never_holds(lowered) -> None:
     boxes, _ = network.boxes(CPU, lower, upper)
     cover = make_cover(network, dual, described_outputs(lowered), [(row,) for row in rows], boxes)
     assert all(own is not None for own in cover.cases)
-    clamps = tightened(dual, lower, upper, cover.last, Deadline.after(None))
+    clamps = tightened(dual, lower, upper, cover.last, Deadline.after(None)).clamps
     refuted = cover.refuted(dual, network.boxes(CPU, lower, upper, clamps)[0])[0]
     for row in np.flatnonzero(refuted):
         value = min(sum((v * Fraction(point[i]) for i, v in rows[row].y), Fraction(0)) for point in y)

@@ -1,0 +1,70 @@
+"""What a search leaves behind for a certificate: the tree of cuts, and how every leaf was closed.
+
+The entries and what they mean are those of `specs/certificate.md`; numbers are given out as the search goes on.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+CUT, CLOSED, REGIONS, DUAL = range(4)
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(eq=False)
+class Proof:
+    """The tree of one query; entry 0 is the root box. An entry is open (-1) until it is said what closed it."""
+
+    kind: array[int] = field(default_factory=lambda: array("b", [-1]))
+    first: array[int] = field(default_factory=lambda: array("q", [0]))
+    value: array[int] = field(default_factory=lambda: array("q", [0]))
+    element: array[int] = field(default_factory=lambda: array("q", [0]))
+    threshold: array[int] = field(default_factory=lambda: array("q", [0]))
+    data: array[int] = field(default_factory=lambda: array("q", [0]))
+    regions: list[int] = field(default_factory=list)
+    mix: list[IntArray] = field(default_factory=list)  # [K] each
+    multipliers: list[IntArray] = field(default_factory=list)  # [M] each
+    inner: list[tuple[int, IntArray]] = field(default_factory=list)  # (node, elements)
+    columns: list[tuple[int, int]] = field(default_factory=list)  # (node, size)
+    rules: dict[int, str] = field(default_factory=dict)
+    slopes: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def _grow(self, count: int) -> int:
+        start = len(self.kind)
+        self.kind.extend([-1] * count)
+        for own in (self.first, self.value, self.element, self.threshold, self.data):
+            own.extend([0] * count)
+        return start
+
+    def cut(self, entries: Any, value: int, elements: Any, thresholds: Any) -> IntArray:
+        """Cut entries [N], each at its own element of `value`; their children, first all lower, then all upper: [2 N]."""
+        start = self._grow(2 * len(entries))
+        for i, (entry, element, threshold) in enumerate(zip(entries, elements, thresholds, strict=True)):
+            self.kind[entry], self.first[entry], self.value[entry] = CUT, start + 2 * i, value
+            self.element[entry], self.threshold[entry] = int(element), int(threshold)
+        lower = start + 2 * np.arange(len(entries), dtype=np.int64)
+        return np.concatenate([lower, lower + 1])
+
+    def close(self, entries: Any) -> None:
+        """Entries that intervals or edges refute, or that hold no point."""
+        for entry in entries:
+            self.kind[entry] = CLOSED
+
+    def part(self, regions: Sequence[int]) -> IntArray:
+        """One child of the root for each region."""
+        start = self._grow(len(regions))
+        self.kind[0], self.first[0], self.data[0] = REGIONS, start, len(regions)
+        self.regions = list(regions)
+        return np.arange(start, start + len(regions), dtype=np.int64)
+
+    def refute(self, entry: int, mix: IntArray, multipliers: IntArray) -> None:
+        """A region's entry, refuted by this combination with these multipliers."""
+        self.kind[entry], self.data[entry] = DUAL, len(self.mix)
+        self.mix.append(mix)
+        self.multipliers.append(multipliers)
