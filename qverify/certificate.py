@@ -37,18 +37,33 @@ def _query(proof: Proof, prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> di
     own: dict[str, npt.NDArray[Any]] = {"kind": np.array(proof.kind, np.int8)}
     for name in ("first", "value", "element", "threshold", "data", "regions"):
         own[name] = np.array(getattr(proof, name), np.int64)
-    elements = [e for _, e in proof.inner]
-    own["inner"] = np.concatenate(elements) if elements else np.zeros(0, np.int64)
+    inner = []
+    for j, step in enumerate(proof.inner):
+        own[f"inner{j}"] = np.asarray(step.elements, np.int64)
+        entry: dict[str, Any] = {"node": step.node}
+        if step.multipliers is not None:
+            entry |= {
+                "precision": step.precision,
+                "columns": [[k, int(m[0].size)] for k, m in step.multipliers.items()],
+            }
+            own[f"given{j}"] = np.concatenate([_flat(m) for m in step.multipliers.values()], axis=1)
+        inner.append(entry)
     own["mix"], own["multipliers"] = (
         np.stack(rows) if rows else np.zeros((0, 0), np.int64) for rows in (proof.mix, proof.multipliers)
     )
     arrays |= {f"{prefix}.{name}": array for name, array in own.items()}
     return {
-        "inner": [[node, len(e)] for node, e in proof.inner],
+        "inner": inner,
         "columns": [list(pair) for pair in proof.columns],
         "rules": {str(node): rule for node, rule in proof.rules.items()},
         "slopes": {str(node): list(pair) for node, pair in proof.slopes.items()},
     }
+
+
+def _flat(multipliers: Any) -> npt.NDArray[np.int64]:
+    """[N, ...] of any machine as int64 [N, size] on the host."""
+    host = multipliers.get() if hasattr(multipliers, "get") else multipliers
+    return np.asarray(host, np.int64).reshape(len(host), -1)
 
 
 def _zip(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:

@@ -24,3 +24,8 @@ class Deadline:
 
     def elapsed(self) -> float:
         return time.monotonic() - self.start
+
+    def share(self, part: float) -> Deadline:
+        """A deadline when this part of the time left is over."""
+        now = time.monotonic()
+        return Deadline(self.start, now + part * (self.end - now))

@@ -7,14 +7,14 @@ says that it does not hold anywhere in the box.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from qverify.bounds.dual import Dual, Multipliers, Scene
-from qverify.bounds.improve import Objective, Point
+from qverify.bounds.dual import Dual, Scene
+from qverify.bounds.improve import Objective, Point, rounded
 from qverify.bounds.regions import Compiler, Ends, Inequality, Output, Region
 from qverify.kernels import Array
 from qverify.network import Network
@@ -59,11 +59,10 @@ class Cover:
         return terms, constants
 
     def objective(self, dual: Dual, regions: Sequence[int]) -> Objective:
-        """Some regions as an objective in float64, on the dual's machine."""
+        """Some regions as an objective in int64, on the dual's machine."""
         terms, constants = self.rows([self.regions[r] for r in regions])
         kernels = dual.kernels
-        floats = {value: kernels.asarray(own.astype(np.float64)) for value, own in terms.items()}
-        return Objective(floats, kernels.asarray(constants.astype(np.float64)))
+        return Objective({v: kernels.asarray(own) for v, own in terms.items()}, kernels.asarray(constants))
 
     def refuted(self, dual: Dual, boxes: list[Interval]) -> BoolArray:
         """Which cases some single inequality per region refutes, with multipliers at the hulls' edges: [N, cases]."""
@@ -118,38 +117,19 @@ def make_cover(
     return Cover(network, tuple(numbers), tuple(regions), tuple(covered))
 
 
-@dataclass(frozen=True, eq=False)
-class Proof:
-    """Multiples of 2**-precision that refuted a region: mix [K] and multipliers per node, flat."""
-
-    precision: int
-    mix: npt.NDArray[np.int64]
-    multipliers: Mapping[int, npt.NDArray[np.int64]]
-
-
 def proved(dual: Dual, scene: Scene, objective: Objective, point: Point, precision: int) -> tuple[Array, int]:
     """Which regions the point refutes, in exact integers: bool [N], and the precision at which it was found out.
 
-    `scene` has int64 hulls, `objective` holds integers in float64."""
-    xp = dual.kernels.xp
-    terms = {value: own.astype(xp.int64) for value, own in objective.terms.items()}
-    constants = objective.constants.astype(xp.int64)
+    `scene` and `objective` hold int64."""
+    xp, terms, constants = dual.kernels.xp, objective.terms, objective.constants
     while precision >= LEAST_PRECISION:
         mix, multipliers = rounded(dual, point, precision)
-        exact = Objective(terms, constants)
         try:
             reach = max(magnitude(dual.kernels, own) for own in (constants, *terms.values()))
             if magnitude(dual.kernels, mix) * reach * mix.shape[1] >= LIMIT:
                 raise TooLarge
-            total = dual.upper(scene, exact.weights(mix), multipliers)[:, 0]
+            total = dual.upper(scene, objective.weights(mix), multipliers)[:, 0]
             return total + (mix * constants).sum(axis=1) < 0, precision
         except TooLarge:
             precision -= 4
     return xp.zeros(len(point.mix), dtype=xp.bool_), precision
-
-
-def rounded(dual: Dual, point: Point, precision: int) -> tuple[Array, Multipliers]:
-    """The point in multiples of 2**-precision, int64; the mix is not negative."""
-    xp, unit = dual.kernels.xp, float(2**precision)
-    multipliers = {k: xp.rint(m * unit).astype(xp.int64) for k, m in point.multipliers.items()}
-    return xp.rint(xp.maximum(point.mix, 0) * unit).astype(xp.int64), multipliers

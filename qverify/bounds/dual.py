@@ -24,6 +24,7 @@ from qverify.network import Network
 from qverify.ops import Interval
 from qverify.ops.base import moved
 from qverify.ops.relax import (
+    GUIDE,
     LIMIT,
     Concretized,
     Hull,
@@ -46,8 +47,10 @@ class Scene:
     hulls: dict[int, Hull]
 
     def as_guide(self, kernels: Kernels) -> Scene:
-        """The same with hulls in float64."""
-        return Scene(self.boxes, {k: hull.as_guide(kernels) for k, hull in self.hulls.items()})
+        """The same with input box and hulls in the guide's type."""
+        codes = (self.boxes[0][0].astype(GUIDE), self.boxes[0][1].astype(GUIDE))
+        hulls = {k: hull.as_guide(kernels) for k, hull in self.hulls.items()}
+        return Scene([codes, *self.boxes[1:]], hulls)
 
     def take(self, rows: Array) -> Scene:
         """Some of the subproblems."""
@@ -92,7 +95,8 @@ class Dual:
         return Scene(boxes, hulls)
 
     def edge_multipliers(self, boxes: list[Interval], weights: Mapping[int, Array]) -> Multipliers:
-        """Multipliers to start from, float64: edges of the hulls, from the back to the front (CROWN's choice)."""
+        """Multipliers to start from, in the weights' type: edges of the hulls, from the back to the front (CROWN's
+        choice)."""
         chosen: Multipliers = {}
         self._walk(Scene(boxes, {}), weights, chosen)
         return chosen
@@ -105,13 +109,13 @@ class Dual:
         return self._walk(scene, weights, multipliers)[0]
 
     def guide(self, scene: Scene, weights: Mapping[int, Array], multipliers: Multipliers) -> tuple[Array, Primal]:
-        """The bound in float64 [N, R] (not sound), and where the maxima were taken."""
+        """The bound in the guide's type [N, R] (not sound), and where the maxima were taken."""
         return self._walk(scene, weights, multipliers)
 
     def _walk(
         self, scene: Scene, weights: Mapping[int, Array], multipliers: Multipliers | None
     ) -> tuple[Array, Primal]:
-        xp, boxes = self.kernels.xp, scene.boxes
+        boxes = scene.boxes
         held: dict[int, Array] = dict(weights)
         primal = Primal()
         total: Any = 0
@@ -122,7 +126,7 @@ class Dual:
                 continue
             if isinstance(rule, Nonlinear) and multipliers is not None:
                 if k not in scene.hulls:  # choose
-                    multipliers[k] = rule.slopes(self.kernels, own, inputs, boxes[k])
+                    multipliers[k] = rule.slopes(self.kernels, own, inputs, boxes[k]).astype(own.dtype)
                     constant: Any = 0
                 else:
                     hull = scene.hulls[k]
@@ -132,17 +136,15 @@ class Dual:
             else:
                 parts, constant = rule.backward(self.kernels, own, inputs, boxes[k])
                 if isinstance(rule, Concretized) and not exact(own):
-                    lower, upper = (end[:, None] for end in boxes[k])
-                    primal.y[k] = xp.where(own > 0, upper, lower)
+                    primal.y[k] = concretize(self.kernels, own, boxes[k])[1]
             total = self._added(total, constant)
             for i, part in zip(node.inputs, parts, strict=True):
                 if part is not None:
                     held[i] = self._added(held[i], part) if i in held else part
         if 0 in held:
-            total = self._added(total, concretize(self.kernels, held[0], boxes[0]))
-            lower, upper = (end[:, None] for end in boxes[0])
+            constant, primal.codes = concretize(self.kernels, held[0], boxes[0])
+            total = self._added(total, constant)
             primal.pull = held[0]
-            primal.codes = xp.where(held[0] > 0, upper, lower)
         return total, primal
 
     def _added(self, a: Any, b: Any) -> Any:
@@ -152,23 +154,22 @@ class Dual:
             raise TooLarge
         return result
 
-    def follow(self, primal: Primal, last: int, count: tuple[int, int]) -> list[Array]:
-        """Every value up to `last` if linear nodes take the maximizers before them: int32 [N * R, *shape]. A value that no
-        maximizer reaches is None."""
-        xp = self.kernels.xp
-        rows = count[0] * count[1]
+    def follow(self, primal: Primal, last: int) -> list[Array]:
+        """Every value up to `last` if linear nodes take the maximizers before them: [N * R, *shape] in the guide's type. A
+        value that no maximizer reaches is None."""
 
         def flat(x: Array) -> Array:
-            return xp.broadcast_to(x, (*count, *x.shape[2:])).reshape(rows, *x.shape[2:]).astype(xp.int32)
+            return x.reshape(-1, *x.shape[2:])
 
         values: list[Any] = [None if primal.codes is None else flat(primal.codes)]
         for k, node in enumerate(self.network.nodes[:last], 1):
+            rule = self.rules[k - 1]
             if k in primal.y:
                 values.append(flat(primal.y[k]))
-            elif isinstance(self.rules[k - 1], Nonlinear | Concretized) or any(values[i] is None for i in node.inputs):
+            elif isinstance(rule, Nonlinear | Concretized) or any(values[i] is None for i in node.inputs):
                 values.append(None)
             else:
-                values.append(node.op.run(self.kernels, *(values[i] for i in node.inputs)))
+                values.append(rule.forward(self.kernels, *(values[i] for i in node.inputs)))
         return values
 
     def argument(self, values: list[Array], k: int) -> Array:

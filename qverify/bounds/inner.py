@@ -2,61 +2,110 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from qverify.bounds.dual import Dual
+from qverify.bounds.dual import Dual, Multipliers
+from qverify.bounds.improve import Objective, Point, improve, rounded
 from qverify.deadline import Deadline
 from qverify.kernels import Array
 from qverify.ops import Interval
-from qverify.ops.relax import Nonlinear, TooLarge
+from qverify.ops.relax import GUIDE, Nonlinear, TooLarge
 
 PRECISION = 16  # multipliers of a single value are multiples of 2**-16
+ROUNDS, RATE = 60, 0.5
+CHUNK = 128  # elements improved at a time
+BUDGET = 1.5e9  # elements touched while a node's bounds are improved
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Bounds of some elements of a node's argument, and how they were found: by edges, or with given multipliers in
+    units of 2**-precision: int64 [2 elements, size] per node, rows for the upper ends, then for the lower ends."""
+
+    node: int
+    elements: Array
+    precision: int = 0
+    multipliers: Multipliers | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Inner:
-    """Bounds of values, and whose arguments they were found for: (node, elements), in order."""
+    """Bounds of values that hold in a whole box ([1, *shape] ends), and the steps that led to them, in order."""
 
     clamps: dict[int, Interval]
-    bounded: list[tuple[int, Array]]
+    steps: list[Step]
 
 
 def tightened(
     dual: Dual, lower: Array, upper: Array, last: int, deadline: Deadline, rows: int = 256, budget: float = 4e8
 ) -> Inner:
-    """Bounds [1, *shape] of values up to `last` inside one box ([1, codes] ends) that hold in every part of the box.
+    """Bounds of values up to `last` inside one box ([1, codes] ends).
 
     Node by node, the arguments that can reach a clip of their nonlinear node (elsewhere a tighter bound gains little) are
-    bounded by the dual with multipliers at the hulls' edges, behind the first nonlinear nodes. A node whose bounds
-    would touch more than `budget` elements is left out, and so is what the deadline leaves no time for.
+    bounded by the dual with multipliers at the hulls' edges, behind the first nonlinear nodes. A node whose bounds would
+    touch more than `budget` elements is left out, and so is what the deadline leaves no time for.
     """
+    inner = Inner({}, [])
+    for k, chosen, before in _open_nodes(dual, last):
+        boxes, _ = dual.network.boxes(dual.kernels, lower, upper, inner.clamps)
+        elements = chosen(boxes)
+        if 2 * len(elements) * before > budget or deadline.passed():
+            continue
+        z, done = _by_edges(dual, boxes, k, elements, rows, deadline)
+        _narrow(dual, boxes, k, z, inner, Step(k, done))
+    return inner
+
+
+def sharpened(dual: Dual, lower: Array, upper: Array, last: int, inner: Inner, deadline: Deadline) -> Inner:
+    """`inner` with better bounds where that is cheap: multipliers improved for every element by itself."""
+    inner = Inner(dict(inner.clamps), list(inner.steps))
+    for k, chosen, before in _open_nodes(dual, last):
+        boxes, _ = dual.network.boxes(dual.kernels, lower, upper, inner.clamps)
+        elements = chosen(boxes)
+        if 2 * len(elements) * before * ROUNDS > BUDGET or not len(elements):
+            continue
+        for start in range(0, len(elements), CHUNK):
+            if deadline.passed():
+                return inner
+            own = elements[start : start + CHUNK]
+            z, multipliers, precision = _by_improving(dual, boxes, k, own)
+            if multipliers:
+                _narrow(dual, boxes, k, z, inner, Step(k, own, precision, multipliers))
+    return inner
+
+
+def _open_nodes(dual: Dual, last: int) -> Iterator[tuple[int, Callable[[list[Interval]], Array], int]]:
+    """The nodes whose arguments deserve bounds: (number, what picks the elements, elements of all values up to there)."""
     network = dual.network
-    clamps: dict[int, Interval] = {}
-    bounded: list[tuple[int, Array]] = []
     before = network.input_type.size
     for k, (node, rule) in enumerate(zip(network.nodes[:last], dual.rules, strict=False), 1):
         before += node.type.size
-        if not isinstance(rule, Nonlinear) or rule.whole or not _behind_a_hull(dual, k):
+        if not isinstance(rule, Nonlinear) or rule.cuts == "none" or rule.whole or not _behind_a_hull(dual, k):
             continue  # intervals are exact for a linear function of the input box
-        boxes, _ = network.boxes(dual.kernels, lower, upper, clamps)
-        inputs = tuple(boxes[i] for i in node.inputs)
-        first, end = boxes[k]
-        open_ = (first < end) & ((first == node.type.low) | (end == node.type.high))
-        chosen = np.flatnonzero(dual.kernels.to_host(open_))
-        if 2 * len(chosen) * before > budget or deadline.passed():
-            continue
-        z, done = _bounds_of(dual, boxes, k, chosen, rows, deadline)
-        bounded.append((k, done))
-        which, found = rule.narrowed(dual.kernels, z, inputs, boxes[k])
-        value = k if which < 0 else node.inputs[which]
-        xp = dual.kernels.xp
-        low, high = xp.maximum(found[0], boxes[value][0]), xp.minimum(found[1], boxes[value][1])
-        sane = low <= high  # an empty interval can only mean an empty box of the caller's
-        low, high = xp.where(sane, low, boxes[value][0]), xp.where(sane, high, boxes[value][1])
-        clamps[value] = (low.astype(xp.int32), high.astype(xp.int32))
-    return Inner(clamps, bounded)
+
+        def chosen(boxes: list[Interval], k: int = k, low: int = node.type.low, high: int = node.type.high) -> Array:
+            first, last = boxes[k]
+            return np.flatnonzero(dual.kernels.to_host((first < last) & ((first == low) | (last == high))))
+
+        yield k, chosen, before
+
+
+def _narrow(dual: Dual, boxes: list[Interval], k: int, z: Interval, inner: Inner, step: Step) -> None:
+    """Let bounds of node k's argument into the clamps, and the step into the steps."""
+    xp, node, rule = dual.kernels.xp, dual.network.nodes[k - 1], dual.rules[k - 1]
+    assert isinstance(rule, Nonlinear)
+    which, found = rule.narrowed(dual.kernels, z, tuple(boxes[i] for i in node.inputs), boxes[k])
+    value = k if which < 0 else node.inputs[which]
+    own = inner.clamps.get(value, boxes[value])
+    own = xp.maximum(own[0], boxes[value][0]), xp.minimum(own[1], boxes[value][1])
+    low, high = xp.maximum(found[0], own[0]), xp.minimum(found[1], own[1])
+    sane = low <= high  # an empty interval can only mean an empty box of the caller's
+    low, high = xp.where(sane, low, own[0]), xp.where(sane, high, own[1])
+    inner.clamps[value] = (low.astype(xp.int32), high.astype(xp.int32))
+    inner.steps.append(step)
 
 
 def _behind_a_hull(dual: Dual, k: int) -> bool:
@@ -70,7 +119,7 @@ def _behind_a_hull(dual: Dual, k: int) -> bool:
     return False
 
 
-def _bounds_of(
+def _by_edges(
     dual: Dual, boxes: list[Interval], k: int, chosen: Array, rows: int, deadline: Deadline
 ) -> tuple[Interval, Array]:
     """Ends of node k's argument, int64 [1, *shape], for its elements `chosen` (flat, on the host), far apart elsewhere;
@@ -87,15 +136,8 @@ def _bounds_of(
         if deadline.passed():
             break
         own = chosen[start : start + rows]
-        weights = np.zeros((1, 2 * len(own), size), np.int64)
-        weights[0, np.arange(len(own)), own] = 1 << PRECISION
-        weights[0, len(own) + np.arange(len(own)), own] = -(1 << PRECISION)
         try:
-            parts = rule.spread(kernels, kernels.asarray(weights.reshape(1, -1, *shape)), inputs)
-            objective: dict[int, Array] = {}
-            for i, part in zip(node.inputs, parts, strict=True):
-                if part is not None:
-                    objective[i] = objective[i] + part if i in objective else part
+            objective = _units(dual, k, own, 1 << PRECISION, inputs)
             bound = dual.upper(scene, objective)[0] >> PRECISION
         except TooLarge:
             continue
@@ -103,3 +145,46 @@ def _bounds_of(
         at = kernels.asarray(own)
         high[at], low[at] = xp.minimum(bound[: len(own)], high[at]), xp.maximum(-bound[len(own) :], low[at])
     return (low.reshape(1, *shape), high.reshape(1, *shape)), np.concatenate(done)
+
+
+def _units(dual: Dual, k: int, elements: Array, unit: int, inputs: tuple[Interval, ...]) -> dict[int, Array]:
+    """The weights of + and of - unit times some elements of node k's argument: per input value int64 [1, 2 elements,
+    *shape]."""
+    node, rule, count = dual.network.nodes[k - 1], dual.rules[k - 1], len(elements)
+    assert isinstance(rule, Nonlinear)
+    weights = np.zeros((1, 2 * count, node.type.size), np.int64)
+    weights[0, np.arange(count), elements] = unit
+    weights[0, count + np.arange(count), elements] = -unit
+    parts = rule.spread(dual.kernels, dual.kernels.asarray(weights.reshape(1, -1, *node.type.shape)), inputs)
+    objective: dict[int, Array] = {}
+    for i, part in zip(node.inputs, parts, strict=True):
+        if part is not None:
+            objective[i] = objective[i] + part if i in objective else part
+    return objective
+
+
+def _by_improving(dual: Dual, boxes: list[Interval], k: int, elements: Array) -> tuple[Interval, Multipliers, int]:
+    """Ends of node k's argument, int64 [1, *shape], far apart but for `elements`; the multipliers that prove them, and
+    their precision. No multipliers where exact arithmetic would leave its types."""
+    kernels, xp, node = dual.kernels, dual.kernels.xp, dual.network.nodes[k - 1]
+    shape, count = node.type.shape, len(elements)
+    low, high = xp.full(shape, -(1 << 31), dtype=xp.int64), xp.full(shape, (1 << 31) - 1, dtype=xp.int64)
+    units = _units(dual, k, elements, 1, tuple(boxes[i] for i in node.inputs))
+    objective = Objective(
+        {v: xp.moveaxis(own, 1, 0) for v, own in units.items()}, xp.zeros((2 * count, 1), dtype=xp.int64)
+    )  # every function as a subproblem of its own, over the one box
+    scene, guide = dual.scene(boxes, k - 1), objective.as_guide()
+    mix = xp.ones((2 * count, 1), dtype=GUIDE)
+    point = Point(mix, dual.edge_multipliers(boxes, guide.weights(mix)), mix[:, 0])
+    point = improve(dual, scene.as_guide(kernels), guide, point, ROUNDS, RATE, enough=-np.inf)
+    for precision in (PRECISION, PRECISION - 4, PRECISION - 8):
+        mix, multipliers = rounded(dual, point, precision)
+        try:
+            bound = dual.upper(scene, objective.weights(mix), multipliers)[:, 0] >> precision
+        except TooLarge:
+            continue
+        at = kernels.asarray(elements)
+        high.reshape(-1)[at] = xp.minimum(bound[:count], (1 << 31) - 1)
+        low.reshape(-1)[at] = xp.maximum(-bound[count:], -(1 << 31))
+        return (low[None], high[None]), multipliers, precision
+    return (low[None], high[None]), {}, 0

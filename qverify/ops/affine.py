@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
 from qverify.ops.base import INT32_MAX, INT32_MIN, AbstractOp, Interval, Type, unbroadcast
-from qverify.ops.relax import LIMIT, Concretized, Relaxation, TooLarge, exact, magnitude, summed
+from qverify.ops.relax import GUIDE, LIMIT, Concretized, Relaxation, TooLarge, exact, magnitude, summed
 
 IntArray = npt.NDArray[np.int64]
 
@@ -156,7 +156,7 @@ class Dense(AbstractOp):
             return Concretized()
         weight = kernels.asarray(self.weight.T.astype(np.float64))
         column = float(np.abs(self.weight).sum(axis=1).max(initial=0))
-        return Summed(weight, kernels.asarray(self.bias), column)
+        return Summed(weight, weight.astype(GUIDE), kernels.asarray(self.bias), column)
 
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         weight = kernels.asarray(self.weight, dtype=kernels.xp.float32)
@@ -259,7 +259,8 @@ class Conv(AbstractOp):
         flat = self.weight.reshape(self.groups, self.weight.shape[0] // self.groups, -1)
         # An input element meets each output channel of its group at most once per tap.
         column = float(np.abs(flat).sum(axis=1).sum(axis=1).max(initial=0))
-        return Convolved(self, kernels.asarray(flat.astype(np.float64)), kernels.asarray(self.bias), column)
+        weight = kernels.asarray(flat.astype(np.float64))
+        return Convolved(self, weight, weight.astype(GUIDE), kernels.asarray(self.bias), column)
 
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         xp = kernels.xp
@@ -303,8 +304,12 @@ class Summed(Relaxation):
     """weights . (x W + b) = (weights Wᵀ) . x + weights . b. Exact: float64 holds every partial sum (checked)."""
 
     weight: Array  # [M, K] float64
+    guide: Array  # the same in the guide's type
     bias: Array
     column: float  # the largest sum of |W| that one input meets
+
+    def forward(self, kernels: Kernels, *xs: Array) -> Array:
+        return kernels.xp.matmul(xs[0], self.guide.T) + self.bias.astype(GUIDE)
 
     def backward(
         self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
@@ -314,8 +319,10 @@ class Summed(Relaxation):
             size = magnitude(kernels, weights)
             if size * self.column >= 2.0**53 or size * (magnitude(kernels, self.bias) + 1) * own[0][0].size >= LIMIT:
                 raise TooLarge
-        multipliers = xp.matmul(weights.astype(xp.float64), self.weight).astype(weights.dtype)
-        return (multipliers,), summed(weights * self.bias)
+            multipliers = xp.matmul(weights.astype(xp.float64), self.weight).astype(xp.int64)
+        else:
+            multipliers = xp.matmul(weights, self.guide)
+        return (multipliers,), summed(weights * self.bias.astype(weights.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,13 +331,20 @@ class Convolved(Relaxation):
 
     op: Conv
     weight: Array  # [groups, M/groups, C/groups*prod(kernel)] float64
+    guide: Array  # the same in the guide's type
     bias: Array  # [M]
     column: float
+
+    def forward(self, kernels: Kernels, *xs: Array) -> Array:
+        n, batch = xs[0].shape[:2]
+        columns, output = self.op._columns(kernels, xs[0].reshape(n * batch, *xs[0].shape[2:]), self.op.pad_value)
+        sums = kernels.xp.matmul(columns, self.guide.swapaxes(1, 2))
+        sums = sums.swapaxes(2, 3).reshape(n, batch, -1, *output)
+        return sums + self.op._per_channel(self.bias.astype(GUIDE))
 
     def backward(
         self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
-        xp = kernels.xp
         n, r = weights.shape[:2]
         shape = (n * r, *boxes[0][0].shape[1:])
         if exact(weights):
@@ -338,11 +352,12 @@ class Convolved(Relaxation):
             reach = (magnitude(kernels, self.bias) + abs(self.op.pad_value) * self.column + 1) * own[0][0].size
             if size * self.column >= 2.0**53 or size * reach >= LIMIT:
                 raise TooLarge
-        upstream = weights.reshape(n * r, *weights.shape[2:]).astype(xp.float64)
-        inner, padded = transposed(self.op, kernels, upstream, self.weight, shape)
-        multipliers = inner.astype(weights.dtype).reshape(n, r, *boxes[0][0].shape[1:])
+        weight = self.weight if exact(weights) else self.guide
+        upstream = weights.reshape(n * r, *weights.shape[2:]).astype(weight.dtype, copy=False)
+        inner, padded = transposed(self.op, kernels, upstream, weight, shape)
+        multipliers = inner.astype(weights.dtype, copy=False).reshape(n, r, *boxes[0][0].shape[1:])
         per_channel = weights.reshape(n, r, weights.shape[2], weights.shape[3], -1).sum(axis=(2, 4))
-        constant = (per_channel * self.bias).sum(axis=2)
+        constant = (per_channel * self.bias.astype(weights.dtype)).sum(axis=2)
         if self.op.pad_value and any(self.op.pads):
             everywhere = padded.astype(weights.dtype).reshape(n, r, -1).sum(axis=2)
             outside = everywhere - multipliers.reshape(n, r, -1).sum(axis=2)

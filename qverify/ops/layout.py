@@ -75,6 +75,9 @@ class Moved(Relaxation):
 
     op: Layout
 
+    def forward(self, kernels: Kernels, *xs: Array) -> Array:
+        return self.op.run(kernels, *xs)
+
     def backward(
         self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:

@@ -55,7 +55,8 @@ class Max(AbstractOp):
 
 @dataclass(frozen=True, eq=False)
 class MaxHull(Hull):
-    """Of y = max z_i over the last axis: ends of every z_i, `z` [2, N, 1, *shape, K], and of y, `y` [2, N, 1, *shape].
+    """Of y = max z_i over the last axis: ends of every z_i, `z` [1, 2, N, 1, *shape, K], and of y, `y` [1, 2, N, 1,
+    *shape].
 
     Sound because some z_j is the maximum t, which lies between y's lower end and the least of z_j's and y's upper ends, and
     every other z_i is at most t: for multipliers m the rest is largest at z_i's lower end (m_i >= 0), or at the least
@@ -65,7 +66,7 @@ class MaxHull(Hull):
 
     def best(self, kernels: Kernels, weights: Array, multipliers: Array) -> tuple[Array, Array, Array]:
         xp = kernels.xp
-        lower, upper, size = self.z[0], self.z[1], self.z.shape[-1]
+        (lower, upper), (first, last), size = self.z[0], self.y[0], self.z.shape[-1]
         if exact(weights):
             reach = magnitude(kernels, self.z) + magnitude(kernels, self.y)
             total = magnitude(kernels, weights) + size * magnitude(kernels, multipliers)
@@ -74,7 +75,7 @@ class MaxHull(Hull):
         falls = multipliers < 0
         best, y, z = None, None, None
         for spot in range(size + 2):
-            t = self.y[0] if spot == 0 else self.y[1] if spot == 1 else xp.clip(upper[..., spot - 2], *self.y)
+            t = first if spot == 0 else last if spot == 1 else xp.clip(upper[..., spot - 2], first, last)
             others = xp.where(falls, xp.maximum(xp.minimum(t[..., None], upper), lower), lower)  # [N, R, *shape, K]
             rest = -multipliers * others
             total = rest.sum(axis=-1)
@@ -106,7 +107,7 @@ class Largest(Nonlinear):
         lower, upper = (end.astype(xp.int64)[:, None] for end in boxes[0])
         first, last = (end.astype(xp.int64)[:, None] for end in own)
         upper = xp.maximum(xp.minimum(upper, last[..., None]), lower)
-        return MaxHull(xp.stack([lower, upper]), xp.stack([first, last]), None)
+        return MaxHull(xp.stack([lower, upper])[None], xp.stack([first, last])[None], None)
 
     def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
         """All of the weight on the element whose ends add up to most (the first of them)."""

@@ -9,7 +9,7 @@ Linear ops have one answer, an equality. A `Nonlinear` op has a choice: any mult
 constant is then the maximum of what is left, taken over the op's `Hull`. So floats may choose the multipliers.
 
 Every rule is written once for two number types. On int64 arrays everything is exact, and `TooLarge` is raised where int64
-(or a float64 product, 2**53) could be left; the caller then does without this bound. On float64 arrays the same
+(or a float64 product, 2**53) could be left; the caller then does without this bound. On float32 arrays the same
 formulas are a guide for the choice of multipliers, and nothing is checked.
 
 This is CROWN (Zhang et al., NeurIPS 2018) read as the Lagrangian dual of Dvijotham et al. (UAI 2018), on integers.
@@ -27,8 +27,9 @@ import numpy as np
 from qverify.kernels import Array, Kernels
 
 if TYPE_CHECKING:
-    from qverify.ops.base import Interval, Type
+    from qverify.ops.base import AbstractOp, Interval, Type
 
+GUIDE = np.float32  # the number type of what only guides
 LIMIT = 2.0**61  # magnitudes are measured in float64 and kept well inside int64
 
 
@@ -37,7 +38,7 @@ class TooLarge(Exception):
 
 
 def exact(array: Array) -> bool:
-    """Whether an array's arithmetic is to be exact (int64), not a guide (float64)."""
+    """Whether an array's arithmetic is to be exact (int64), not a guide (float32)."""
     return bool(array.dtype.kind == "i")
 
 
@@ -51,19 +52,25 @@ def summed(x: Array) -> Array:
     return x.reshape(*x.shape[:2], -1).sum(axis=2)
 
 
-def concretize(kernels: Kernels, weights: Array, box: Interval) -> Array:
-    """max of sum weights * x over x in `box` ([N, *shape] ends): [N, R] of the weights' type."""
+def concretize(kernels: Kernels, weights: Array, box: Interval) -> tuple[Array, Array]:
+    """(max of sum weights * x over x in `box` ([N or 1, *shape] ends) [N, R], where it is taken [N, R, *shape])."""
     xp = kernels.xp
-    lower, upper = (end.astype(weights.dtype)[:, None] for end in box)
+    lower, upper = (end.astype(weights.dtype, copy=False)[:, None] for end in box)
     if exact(weights):
         reach = max(magnitude(kernels, box[0]), magnitude(kernels, box[1]))
         if magnitude(kernels, weights) * reach * max(1, box[0][0].size) >= LIMIT:
             raise TooLarge
-    return summed(xp.maximum(weights * lower, weights * upper))
+    best = xp.where(weights > 0, upper, lower)
+    n, r = weights.shape[:2]
+    return xp.einsum("nk,nk->n", weights.reshape(n * r, -1), best.reshape(n * r, -1)).reshape(n, r), best
 
 
 class Relaxation(ABC):
     """The backward rule of one op with given input types; arrays are on the network's machine."""
+
+    def forward(self, kernels: Kernels, *xs: Array) -> Array:
+        """The result of a linear op for `xs` in the guide's type [N, *shape]."""
+        raise NotImplementedError(f"{type(self).__name__} is not linear")
 
     @abstractmethod
     def backward(
@@ -79,34 +86,35 @@ class Concretized(Relaxation):
     def backward(
         self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
-        return (None,) * len(boxes), concretize(kernels, weights, own)
+        return (None,) * len(boxes), concretize(kernels, weights, own)[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Hull:
-    """What a nonlinear op can do on given boxes, element by element: every pair (z, y) of argument and result lies in the
-    convex hull of the C corners, up to `slack` along z (None: none). Corners are pairs that really occur, or lie outside
-    of the occurring ones."""
+    """What a nonlinear op can do on given boxes, element by element: pairs (z, y) of argument and result.
 
-    z: Array  # [C, N, 1, *shape]
-    y: Array  # [C, N, 1, *shape]
-    slack: Array | None  # [N, 1, *shape]
+    Of `z` and `y` [2, C, N, 1, *shape], row 0 holds the C corners that matter where z has a multiplier m >= 0, row 1 those
+    for m < 0; [1, C, ...] where they are the same. For every multiplier, no pair that occurs exceeds the best of its
+    corners by more than |m| `slack` [N, 1, *shape] (None: by nothing)."""
+
+    z: Array
+    y: Array
+    slack: Array | None
 
     def as_guide(self, kernels: Kernels) -> Hull:
-        """The same in float64."""
-        xp = kernels.xp
-        slack = None if self.slack is None else self.slack.astype(xp.float64)
-        return replace(self, z=self.z.astype(xp.float64), y=self.y.astype(xp.float64), slack=slack)
+        """The same in the guide's type."""
+        slack = None if self.slack is None else self.slack.astype(GUIDE)
+        return replace(self, z=self.z.astype(GUIDE), y=self.y.astype(GUIDE), slack=slack)
 
     def take(self, rows: Array) -> Hull:
         """Some of the subproblems."""
         slack = None if self.slack is None else self.slack[rows]
-        return replace(self, z=self.z[:, rows], y=self.y[:, rows], slack=slack)
+        return replace(self, z=self.z[:, :, rows], y=self.y[:, :, rows], slack=slack)
 
     def best(self, kernels: Kernels, weights: Array, multipliers: Array) -> tuple[Array, Array, Array]:
         """(max of weights * y - multipliers * z [N, R], the corner's y and z [N, R, *shape]).
 
-        Sound because a linear function takes its maximum over a hull at a corner; slack along z costs |multiplier| each.
+        Sound because a linear function takes its maximum over a set at one of its corners; slack costs |multiplier| each.
         """
         xp = kernels.xp
         if exact(weights):
@@ -114,14 +122,19 @@ class Hull:
             along = magnitude(kernels, self.z) + (0.0 if self.slack is None else magnitude(kernels, self.slack))
             if (size + magnitude(kernels, multipliers) * along) * max(1, weights[0, 0].size) >= LIMIT:
                 raise TooLarge
-        y, z = self.y[0], self.z[0]
-        best = weights * y - multipliers * z
-        y, z = xp.broadcast_to(y, best.shape), xp.broadcast_to(z, best.shape)
-        for k in range(1, len(self.y)):
-            value = weights * self.y[k] - multipliers * self.z[k]
-            better = value > best
-            best = xp.where(better, value, best)
-            y, z = xp.where(better, self.y[k], y), xp.where(better, self.z[k], z)
+        rising = multipliers >= 0
+        best, y, z = None, None, None
+        for k in range(self.z.shape[1]):
+            own_y = self.y[0, k] if len(self.y) == 1 else xp.where(rising, self.y[0, k], self.y[1, k])
+            own_z = self.z[0, k] if len(self.z) == 1 else xp.where(rising, self.z[0, k], self.z[1, k])
+            value = weights * own_y
+            value -= multipliers * own_z
+            if best is None:
+                best, y, z = value, xp.broadcast_to(own_y, value.shape), xp.broadcast_to(own_z, value.shape)
+            else:
+                better = value > best
+                best = xp.maximum(best, value)
+                y, z = xp.where(better, own_y, y), xp.where(better, own_z, z)
         if self.slack is not None:
             best = best + xp.abs(multipliers) * self.slack
         return summed(best), y, z
@@ -142,12 +155,16 @@ class Nonlinear(Relaxation):
 
     @abstractmethod
     def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
-        """A multiplier per function and element to start from (float64, a guide): weights times an edge of the hull."""
+        """A multiplier per function and element to start from: weights times an edge of the hull, in float64."""
 
     def cut(self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, Array]:
         """Where to cut near arguments z [N, *shape]: thresholds t that part the op's `cuts` value into at most t - 1 and at
         least t, and where that is possible: both [N, *shape]. Never: for an op without cuts."""
         return z, kernels.xp.zeros(z.shape, dtype=kernels.xp.bool_)
+
+    def value(self, kernels: Kernels, op: AbstractOp, z: Array) -> Array:
+        """The result of the op at arguments z int32 [N, *shape] (a guide)."""
+        return op.run(kernels, z)
 
     def narrowed(
         self, kernels: Kernels, z: Interval, boxes: tuple[Interval, ...], own: Interval
@@ -209,7 +226,8 @@ class Staircase(Nonlinear):
         a, b, first, last = self._ends(kernels, boxes, own)
         z, y, interior = corners(kernels, a, b, first, last, self.low, lambda code: self.begin(kernels, code))
         slack = kernels.xp.where(interior, kernels.xp.take(self.slack, self.which), 0)
-        return Hull(kernels.xp.stack(z), kernels.xp.stack(y), slack)
+        shape = (2, 3, *a.shape)
+        return Hull(kernels.xp.stack(z).reshape(shape), kernels.xp.stack(y).reshape(shape), slack)
 
     def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
         a, b, first, last = self._ends(kernels, boxes, own)
@@ -236,24 +254,25 @@ class Staircase(Nonlinear):
 def corners(
     kernels: Kernels, a: Array, b: Array, first: Array, last: Array, low: int, begin: Callable[[Array], Array]
 ) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
-    """The six corners (z, y) of a staircase with codes `first`..`last` on [a, b], and where it has more than two steps.
+    """The corners (z, y) of a staircase with codes `first`..`last` on [a, b], and where it has more than two steps.
 
-    They are the left and right ends of the first, the second, the last but one and the last step; `begin` says where a step
-    begins (for codes above `low`). Where there is one step, its two ends are repeated."""
+    They are the left ends of the first, the second and the last step, then the right ends of the last, the first and
+    the last but one; `begin` says where a step begins (for codes above `low`). Where there is one step, its ends are
+    repeated."""
     xp = kernels.xp
     steps = last > first
     entry = xp.where(steps, begin(xp.where(steps, first + 1, low + 1)), a)
     top = xp.where(steps, begin(xp.where(steps, last, low + 1)), a)
-    z = (a, b, entry, top, xp.where(steps, entry - 1, a), xp.where(steps, top - 1, a))
-    y = (first, last, xp.where(steps, first + 1, first), last, first, xp.where(steps, last - 1, first))
+    z = (a, entry, top, b, xp.where(steps, entry - 1, b), xp.where(steps, top - 1, b))
+    y = (first, xp.where(steps, first + 1, first), last, last, first, xp.where(steps, last - 1, first))
     return z, y, last > first + 1
 
 
 def edges(
     kernels: Kernels, a: Array, b: Array, first: Array, last: Array, low: int, begin: Callable[[Array], Array]
 ) -> tuple[Array, Array]:
-    """Slopes to start from: an edge of the concave hull of a staircase, and one of its convex hull (or 0, where the
-    lowest step is the longer part); float64."""
+    """Slopes to start from (float64): an edge of the concave hull of a staircase, and one of its convex hull (or 0,
+    where the lowest step is the longer part)."""
     xp = kernels.xp
     steps = last > first
     entry = begin(xp.where(steps, first + 1, low + 1))

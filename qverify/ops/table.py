@@ -141,7 +141,7 @@ class Scanned(Nonlinear):
         a, b = (end.astype(xp.int64)[:, None] for end in boxes[0])
         count = int((b - a).max()) + 1 if a.size else 1
         z = xp.minimum(a[None] + xp.arange(count).reshape(-1, *([1] * a.ndim)), b[None])
-        return Hull(z, self._at(kernels, z), None)
+        return Hull(z[None], self._at(kernels, z)[None], None)
 
     def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
         """The chord over the range."""
@@ -213,6 +213,9 @@ class Sandwiched(Nonlinear):
         )
         return a, b, ma, mb, la, lb
 
+    def value(self, kernels: Kernels, op: AbstractOp, z: Array) -> Array:
+        return kernels.xp.take(self.most, kernels.xp.clip(z - self.z_low, 0, len(self.most) - 1))
+
     def narrowed(
         self, kernels: Kernels, z: Interval, boxes: tuple[Interval, ...], own: Interval
     ) -> tuple[int, Interval]:
@@ -226,7 +229,12 @@ class Sandwiched(Nonlinear):
         z, y, more = corners(kernels, a, b, ma, mb, self.low, lambda k: xp.take(self.begin_most, k - self.low))
         z2, y2, more2 = corners(kernels, a, b, la, lb, self.low, lambda k: xp.take(self.begin_least, k - self.low))
         slack = xp.maximum(xp.where(more, self.slack[0], 0), xp.where(more2, self.slack[1], 0))
-        return Hull(xp.stack((*z, *z2)), xp.stack((*y, *y2)), slack)
+        shape = (2, 6, *a.shape)  # the left ends of both, then the right ends of both
+        return Hull(
+            xp.stack((*z[:3], *z2[:3], *z[3:], *z2[3:])).reshape(shape),
+            xp.stack((*y[:3], *y2[:3], *y[3:], *y2[3:])).reshape(shape),
+            slack,
+        )
 
     def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
         xp = kernels.xp

@@ -162,11 +162,15 @@ def cut_neurons(run: Run, status: Any) -> Outcome:
     problem = run.problem
     relaxed = problem.relaxed(run.deadline)
     assert relaxed is not None
-    lower, upper = (problem.kernels.asarray(end[None]) for end in (problem.lower, problem.upper))
-    root, _ = problem.network.boxes(problem.kernels, lower, upper, relaxed.inner.clamps)
-    tree = CutSearch.make(problem, relaxed, root, run.stats, run.proof)
     regions = [r for k in np.flatnonzero(status) for r in relaxed.cover.cases[k] or ()]
-    found = tree.root(regions)
+    entries = np.zeros(len(regions), np.int64) if run.proof is None else run.proof.part(regions)
+    tree = _rooted(run)
+    found = tree.root(np.array(regions, np.int64), entries)
+    if found is None and tree.open:  # it takes more: better bounds of inner values, and the rest of the regions again
+        problem.sharpen(run.deadline.share(0.25))
+        rest = tree.waiting
+        tree = _rooted(run)
+        found = tree.root(*(np.concatenate([getattr(n, name) for n in rest]) for name in ("region", "entry")))
     while found is None and tree.open:
         if run.deadline.passed():
             return Outcome(Verdict.TIMEOUT, f"time is up with {tree.open} subproblems open")
@@ -176,6 +180,15 @@ def cut_neurons(run: Run, status: Any) -> Outcome:
         found = tree.step()
         run.tell(tree.open, 0.0)
     return run.done() if found is None else Outcome(Verdict.SAT, "found by the search", found)
+
+
+def _rooted(run: Run) -> CutSearch:
+    """A search by cuts, with the bounds of inner values that are known by now."""
+    problem, relaxed = run.problem, run.problem.relaxed(run.deadline)
+    assert relaxed is not None
+    lower, upper = (problem.kernels.asarray(end[None]) for end in (problem.lower, problem.upper))
+    root, _ = problem.network.boxes(problem.kernels, lower, upper, relaxed.inner.clamps)
+    return CutSearch.make(problem, relaxed, root, run.stats, run.proof)
 
 
 def split_boxes(run: Run) -> Outcome:

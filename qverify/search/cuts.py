@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.bounds.cover import Cover, proved, rounded
+from qverify.bounds.cover import Cover, proved
 from qverify.bounds.dual import Dual, Primal
-from qverify.bounds.improve import Objective, Point, evaluate, improve
+from qverify.bounds.improve import Objective, Point, evaluate, improve, rounded
 from qverify.kernels import Array
 from qverify.ops import Interval
-from qverify.ops.relax import Nonlinear
+from qverify.ops.relax import GUIDE, Nonlinear
 from qverify.result import Stats
 from qverify.search.problem import Candidate, Problem, Relaxed
 from qverify.search.proof import Proof
@@ -112,20 +112,17 @@ class CutSearch:
         widest = sum(int(np.prod(t.type.shape, dtype=np.int64)) for t in self.dual.network.nodes)
         return int(np.clip(BATCH_BYTES[self.problem.kernels.name] // (64 * widest), 2, 256))
 
-    def root(self, regions: Sequence[int]) -> Candidate | None:
-        """Bound the regions on the root box; what is left waits."""
+    def root(self, regions: npt.NDArray[np.int64], entries: npt.NDArray[np.int64]) -> Candidate | None:
+        """Bound the regions, whose numbers in the proof are `entries`, on the root box; what is left waits."""
         xp = self.problem.kernels.xp
         flat = [
             xp.concatenate([self.known[v][end].reshape(1, -1) for v in self.layout.values], axis=1).astype(xp.int32)
             for end in (0, 1)
         ]
-        step = self.batch()
-        entries = np.zeros(len(regions), np.int64) if self.proof is None else self.proof.part(regions)
-        for start in range(0, len(regions), step):
-            own = np.asarray(regions[start : start + step], np.int64)
-            n = len(own)
-            lower, upper = (xp.repeat(end, n, axis=0) for end in flat)
-            found = self._bound(lower, upper, own, entries[start : start + step], None, None, ROOT)
+        for start in range(0, len(regions), self.batch()):
+            part = slice(start, start + self.batch())
+            lower, upper = (xp.repeat(end, len(regions[part]), axis=0) for end in flat)
+            found = self._bound(lower, upper, regions[part], entries[part], None, None, ROOT)
             if found is not None:
                 return found
         return None
@@ -209,11 +206,11 @@ class CutSearch:
             if mix is not None and multipliers is not None:
                 mix, multipliers = mix[at], multipliers[at]
         objective = self.cover.objective(dual, region.tolist())
-        point = self._start(boxes, objective, mix, multipliers)
+        point = self._start(boxes, objective.as_guide(), mix, multipliers)
         exact = dual.scene(boxes, self.cover.last)
         for rounds, rate in phases:
             guide = exact.as_guide(kernels)
-            point = improve(dual, guide, objective, point, rounds, rate)
+            point = improve(dual, guide, objective.as_guide(), point, rounds, rate)
             done, precision = proved(dual, exact, objective, point, self.cover.precision())
             left = kernels.to_host(xp.flatnonzero(~done))
             self._refuted(entry, kernels.to_host(xp.flatnonzero(done)), point, precision)
@@ -224,7 +221,7 @@ class CutSearch:
             lower, upper, region, entry = lower[at], upper[at], region[left], entry[left]
             exact, objective, point = exact.take(at), objective.take(at), point.take(at)
         guide = exact.as_guide(kernels)
-        primal = evaluate(dual, guide, objective, point)
+        primal = evaluate(dual, guide, objective.as_guide(), point)
         return self._push(lower, upper, region, entry, exact.boxes, point, primal)
 
     def _refuted(self, entry: npt.NDArray[np.int64], rows: Any, point: Point, precision: int) -> None:
@@ -244,7 +241,7 @@ class CutSearch:
         xp = self.dual.kernels.xp
         n, count = objective.constants.shape
         if mix is None or flat is None:
-            mix = xp.zeros((n, count))
+            mix = xp.zeros((n, count), dtype=GUIDE)
             mix[:, 0] = 1
             multipliers = self.dual.edge_multipliers(boxes, objective.weights(mix))
             self._sizes = {k: tuple(m.shape[1:]) for k, m in multipliers.items()}
@@ -252,9 +249,9 @@ class CutSearch:
         multipliers, start = {}, 0
         for k, shape in self._sizes.items():
             size = int(np.prod(shape, dtype=np.int64))
-            multipliers[k] = flat[:, start : start + size].reshape(n, *shape).astype(xp.float64)
+            multipliers[k] = flat[:, start : start + size].reshape(n, *shape)
             start += size
-        return Point(mix.astype(xp.float64), multipliers, xp.full(n, xp.inf))
+        return Point(mix, multipliers, xp.full(n, xp.inf))
 
     def _push(
         self,
@@ -269,14 +266,13 @@ class CutSearch:
         """Keep open subproblems, easiest last, with what to cut in each; try the maximizers as counterexamples."""
         kernels, xp = self.problem.kernels, self.problem.kernels.xp
         n = len(region)
-        values = self.dual.follow(primal, self.cover.last, (n, 1))
-        found = self._try(values[0])
+        found = self._try(primal.codes[:, 0].astype(xp.int32))
         if found is not None:
             return found
-        branch, threshold, possible = self._choose(lower, upper, boxes, point, primal, values)
+        branch, threshold, possible = self._choose(lower, upper, boxes, point, primal)
         bound = kernels.to_host(point.bound)
-        flat = xp.concatenate([m.reshape(n, -1) for m in point.multipliers.values()], axis=1).astype(xp.float32)
-        nodes = Nodes(lower, upper, region, entry, point.mix.astype(xp.float32), flat, bound, branch, threshold)
+        flat = xp.concatenate([m.reshape(n, -1) for m in point.multipliers.values()], axis=1)
+        nodes = Nodes(lower, upper, region, entry, point.mix, flat, bound, branch, threshold)
         left = kernels.to_host(xp.flatnonzero(possible))
         self.stats.leaves += n - len(left)  # single code vectors: tried above, and no counterexample
         if self.proof is not None:
@@ -299,7 +295,6 @@ class CutSearch:
         boxes: list[Interval],
         point: Point,
         primal: Primal,
-        values: list[Array],
     ) -> tuple[Array, Array, Array]:
         """What to cut: the entry, the threshold, and whether anything can be cut, each [N].
 
@@ -316,11 +311,13 @@ class CutSearch:
                 continue
             node = dual.network.nodes[k - 1]
             inputs = tuple(boxes[i] for i in node.inputs)
-            followed = [xp.clip(values[i], *boxes[i]) for i in node.inputs]
-            z = dual.argument(values, k)
+            z = point.arguments[k][:, 0]
+            spot = xp.rint(z).astype(xp.int32)
             w, m = primal.w[k][:, 0], point.multipliers[k][:, 0]
-            gap = w * y[:, 0] - m * primal.z[k][:, 0] - (w * node.op.run(dual.kernels, *followed) - m * z)
-            t, possible = rule.cut(dual.kernels, z, inputs, boxes[k])
+            passed = m * (z - primal.z[k][:, 0])
+            gap = w * (y[:, 0] - rule.value(dual.kernels, node.op, spot))
+            gap = gap + (passed.sum(axis=-1) if rule.whole else passed)
+            t, possible = rule.cut(dual.kernels, spot, inputs, boxes[k])
             value = node.inputs[0] if rule.cuts == "input" else k
             start = self.layout.starts[self.layout.values.index(value)]
             size = int(np.prod(t.shape[1:], dtype=np.int64))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from qverify.bounds.cover import Cover, make_cover
 from qverify.bounds.dual import Dual
-from qverify.bounds.inner import Inner, tightened
+from qverify.bounds.inner import Inner, sharpened, tightened
 from qverify.bounds.regions import Output
 from qverify.bounds.unsafe import CERTAIN, OPEN, REFUTED, Unsafe
 from qverify.deadline import Deadline
@@ -81,11 +81,19 @@ class Problem:
                 self.dual = None
         return self._relaxed
 
+    def sharpen(self, deadline: Deadline) -> None:
+        """Better bounds of inner values over the root box, for what is still open."""
+        if self._relaxed is not None:
+            lower, upper = (self.kernels.asarray(end[None]) for end in (self.lower, self.upper))
+            own = self._relaxed
+            inner = sharpened(own.dual, lower, upper, own.cover.last, own.inner, deadline)
+            self._relaxed = replace(own, inner=inner)
+
     def note(self, proof: Proof) -> None:
         """Put into a proof what its bounds rest on, once the search is over."""
         if self._relaxed is None:
             return
-        proof.inner = [(k, self.kernels.to_host(elements)) for k, elements in self._relaxed.inner.bounded]
+        proof.inner = self._relaxed.inner.steps
         for k, rule in enumerate(self._relaxed.dual.host_rules, 1):
             if isinstance(rule, Nonlinear):
                 proof.rules[k] = rule.name

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qverify.bounds.inner import Step
+
 CUT, CLOSED, REGIONS, DUAL = range(4)
 IntArray = npt.NDArray[np.int64]
 
@@ -30,7 +32,7 @@ class Proof:
     regions: list[int] = field(default_factory=list)
     mix: list[IntArray] = field(default_factory=list)  # [K] each
     multipliers: list[IntArray] = field(default_factory=list)  # [M] each
-    inner: list[tuple[int, IntArray]] = field(default_factory=list)  # (node, elements)
+    inner: list[Step] = field(default_factory=list)
     columns: list[tuple[int, int]] = field(default_factory=list)  # (node, size)
     rules: dict[int, str] = field(default_factory=dict)
     slopes: dict[int, tuple[int, int]] = field(default_factory=dict)
