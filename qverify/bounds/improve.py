@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qverify.bounds.dual import Dual, Multipliers, Primal, Scene
+from qverify.deadline import Deadline
 from qverify.kernels import Array
 from qverify.ops.relax import GUIDE
 
@@ -104,10 +105,17 @@ class _Adam:
 
 
 def improve(
-    dual: Dual, scene: Scene, objective: Objective, start: Point, rounds: int, rate: float, enough: float = -0.5
+    dual: Dual,
+    scene: Scene,
+    objective: Objective,
+    start: Point,
+    rounds: int,
+    rate: float,
+    deadline: Deadline,
+    enough: float = -0.5,
 ) -> Point:
     """The best point found in `rounds` steps from `start`; scene and objective in the guide's type. A subproblem whose
-    bound is below `enough` is left alone from then on."""
+    bound is below `enough` is left alone from then on; at the deadline the steps end."""
     xp, last = dual.kernels.xp, max(objective.terms)
     best = Point(start.mix, dict(start.multipliers), xp.full(len(start.mix), xp.inf, dtype=GUIDE))
     point, rows = Point(start.mix, dict(start.multipliers), best.bound), None
@@ -117,7 +125,7 @@ def improve(
         primal = evaluate(dual, scene, objective, point)
         _keep(xp, best, point, rows)
         closed = point.bound < enough
-        if bool(closed.all()):
+        if bool(closed.all()) or (t and deadline.passed()):
             break
         if t % 8 == 7 and int(closed.sum()) * 4 > len(closed):
             left = xp.flatnonzero(~closed)

@@ -71,7 +71,7 @@ def sharpened(dual: Dual, lower: Array, upper: Array, last: int, inner: Inner, d
             if deadline.passed():
                 return inner
             own = elements[start : start + CHUNK]
-            z, multipliers, precision = _by_improving(dual, boxes, k, own)
+            z, multipliers, precision = _by_improving(dual, boxes, k, own, deadline)
             if multipliers:
                 _narrow(dual, boxes, k, z, inner, Step(k, own, precision, multipliers))
     return inner
@@ -163,7 +163,9 @@ def _units(dual: Dual, k: int, elements: Array, unit: int, inputs: tuple[Interva
     return objective
 
 
-def _by_improving(dual: Dual, boxes: list[Interval], k: int, elements: Array) -> tuple[Interval, Multipliers, int]:
+def _by_improving(
+    dual: Dual, boxes: list[Interval], k: int, elements: Array, deadline: Deadline
+) -> tuple[Interval, Multipliers, int]:
     """Ends of node k's argument, int64 [1, *shape], far apart but for `elements`; the multipliers that prove them, and
     their precision. No multipliers where exact arithmetic would leave its types."""
     kernels, xp, node = dual.kernels, dual.kernels.xp, dual.network.nodes[k - 1]
@@ -176,7 +178,7 @@ def _by_improving(dual: Dual, boxes: list[Interval], k: int, elements: Array) ->
     scene, guide = dual.scene(boxes, k - 1), objective.as_guide()
     mix = xp.ones((2 * count, 1), dtype=GUIDE)
     point = Point(mix, dual.edge_multipliers(boxes, guide.weights(mix)), mix[:, 0])
-    point = improve(dual, scene.as_guide(kernels), guide, point, ROUNDS, RATE, enough=-np.inf)
+    point = improve(dual, scene.as_guide(kernels), guide, point, ROUNDS, RATE, deadline, enough=-np.inf)
     for precision in (PRECISION, PRECISION - 4, PRECISION - 8):
         mix, multipliers = rounded(dual, point, precision)
         try:

@@ -52,7 +52,7 @@ class Layout(AbstractOp):
         return self.run(kernels, *(b[0] for b in boxes)), self.run(kernels, *(b[1] for b in boxes))
 
     def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
-        return Moved(self)
+        return Moved(self, self.index is not None and len(np.unique(self.index)) == len(self.index))
 
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         n = xs[0].shape[0]
@@ -74,6 +74,7 @@ class Moved(Relaxation):
     """Each multiplier goes back to the element it came from; those of one element add up. Exact: equality holds."""
 
     op: Layout
+    once: bool  # whether no element is used twice
 
     def forward(self, kernels: Kernels, *xs: Array) -> Array:
         return self.op.run(kernels, *xs)
@@ -92,7 +93,10 @@ class Moved(Relaxation):
         if exact(weights) and magnitude(kernels, weights) * max(1, len(self.op.index)) * 256 >= LIMIT:
             raise TooLarge
         total = xp.zeros((n * r, sum(sizes) + extra), dtype=weights.dtype)
-        kernels.scatter_add(total, self.op.index, weights.reshape(n * r, -1))
+        if self.once:
+            total[:, self.op.index] = weights.reshape(n * r, -1)
+        else:
+            kernels.scatter_add(total, self.op.index, weights.reshape(n * r, -1))
         parts, start = [], 0
         for box, size in zip(boxes, sizes, strict=True):
             parts.append(total[:, start : start + size].reshape(n, r, *box[0].shape[1:]))

@@ -58,40 +58,41 @@ class MaxHull(Hull):
     """Of y = max z_i over the last axis: ends of every z_i, `z` [1, 2, N, 1, *shape, K], and of y, `y` [1, 2, N, 1,
     *shape].
 
-    Sound because some z_j is the maximum t, which lies between y's lower end and the least of z_j's and y's upper ends, and
-    every other z_i is at most t: for multipliers m the rest is largest at z_i's lower end (m_i >= 0), or at the least
-    of t and z_i's upper end. That is concave and piecewise linear in t, so its maximum is at an end of t or at a z_i's
-    upper end.
+    Sound, for w >= 0: some z_j is y, so that with its multiplier m_j >= 0 it gives (w - m_j) y, largest at an end of y
+    or of z_j; every other term is at most what an end of its z_i gives. For w < 0: every z_i is at most y, so that for
+    m_i <= 0 the sum is at most w y + sum |m_i| min(y, upper_i), which grows by at most sum |m_i| - |w| for each unit
+    above y's lower end; terms with m_i > 0 are at most what z_i's lower end gives.
     """
 
     def best(self, kernels: Kernels, weights: Array, multipliers: Array) -> tuple[Array, Array, Array]:
         xp = kernels.xp
-        (lower, upper), (first, last), size = self.z[0], self.y[0], self.z.shape[-1]
+        (lower, upper), (first, last) = self.z[0], self.y[0]
         if exact(weights):
             reach = magnitude(kernels, self.z) + magnitude(kernels, self.y)
-            total = magnitude(kernels, weights) + size * magnitude(kernels, multipliers)
+            total = magnitude(kernels, weights) + 2 * self.z.shape[-1] * magnitude(kernels, multipliers)
             if total * reach * weights[0, 0].size >= LIMIT:
                 raise TooLarge
-        falls = multipliers < 0
-        best, y, z = None, None, None
-        for spot in range(size + 2):
-            t = first if spot == 0 else last if spot == 1 else xp.clip(upper[..., spot - 2], first, last)
-            others = xp.where(falls, xp.maximum(xp.minimum(t[..., None], upper), lower), lower)  # [N, R, *shape, K]
-            rest = -multipliers * others
-            total = rest.sum(axis=-1)
-            for j in range(size):
-                value = weights * t + total - rest[..., j] - multipliers[..., j] * t
-                value = xp.where(
-                    (lower[..., j] <= t) & (t <= upper[..., j]), value, -xp.inf if not exact(value) else -(1 << 62)
-                )
-                point = xp.where(xp.arange(size) == j, t[..., None], others)
-                if best is None:
-                    best, y, z = value, xp.broadcast_to(t, value.shape), xp.broadcast_to(point, multipliers.shape)
-                else:
-                    better = value > best
-                    best, y = xp.where(better, value, best), xp.where(better, t, y)
-                    z = xp.where(better[..., None], point, z)
-        return summed(best), y, z
+        rises, falls = xp.maximum(multipliers, 0), xp.maximum(-multipliers, 0)
+        floor = rises * lower
+        # w >= 0
+        left = weights[..., None] - rises
+        gain = xp.maximum(left * first[..., None], left * upper) + floor
+        gain = xp.where(upper >= first[..., None], gain, gain.min(axis=-1, keepdims=True))
+        at = gain.argmax(axis=-1)[..., None]
+        upwards = (falls * upper - floor).sum(axis=-1) + gain.max(axis=-1)
+        # w < 0
+        beside = xp.minimum(first[..., None], upper)
+        excess = xp.maximum(falls.sum(axis=-1) + weights, 0)
+        downwards = weights * first + (falls * beside - floor).sum(axis=-1) + excess * (last - first)
+        best = xp.where(weights >= 0, upwards, downwards)
+        if exact(weights):
+            return summed(best), first, lower
+        chosen = xp.take_along_axis(xp.broadcast_to(upper, left.shape), at, axis=-1)
+        top = xp.where(xp.take_along_axis(left, at, axis=-1) > 0, chosen, first[..., None])
+        y = xp.where(weights[..., None] >= 0, top, xp.where(excess > 0, last, first)[..., None])
+        z = xp.where(falls > 0, xp.minimum(y, upper), lower)
+        z = xp.where((weights[..., None] >= 0) & (xp.arange(upper.shape[-1]) == at), y, z)
+        return summed(best), y[..., 0], z
 
 
 @dataclass(frozen=True, eq=False)

@@ -188,7 +188,7 @@ def _rooted(run: Run) -> CutSearch:
     assert relaxed is not None
     lower, upper = (problem.kernels.asarray(end[None]) for end in (problem.lower, problem.upper))
     root, _ = problem.network.boxes(problem.kernels, lower, upper, relaxed.inner.clamps)
-    return CutSearch.make(problem, relaxed, root, run.stats, run.proof)
+    return CutSearch.make(problem, relaxed, root, run.stats, run.proof, run.deadline)
 
 
 def split_boxes(run: Run) -> Outcome:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from qverify.bounds.cover import Cover, proved
 from qverify.bounds.dual import Dual, Primal
 from qverify.bounds.improve import Objective, Point, evaluate, improve, rounded
+from qverify.deadline import Deadline
 from qverify.kernels import Array
 from qverify.ops import Interval
 from qverify.ops.relax import GUIDE, Nonlinear
@@ -94,13 +95,22 @@ class CutSearch:
     layout: Layout
     stats: Stats
     proof: Proof | None
+    deadline: Deadline
     waiting: list[Nodes] = field(default_factory=list)
 
     @staticmethod
-    def make(problem: Problem, relaxed: Relaxed, root: list[Interval], stats: Stats, proof: Proof | None) -> CutSearch:
+    def make(
+        problem: Problem,
+        relaxed: Relaxed,
+        root: list[Interval],
+        stats: Stats,
+        proof: Proof | None,
+        deadline: Deadline,
+    ) -> CutSearch:
         """A search over the root box, whose intervals are `root`."""
         dual, cover = relaxed.dual, relaxed.cover
-        return CutSearch(problem, dual, cover, dict(enumerate(root)), Layout.make(dual, cover.last), stats, proof)
+        layout = Layout.make(dual, cover.last)
+        return CutSearch(problem, dual, cover, dict(enumerate(root)), layout, stats, proof, deadline)
 
     @property
     def open(self) -> int:
@@ -210,7 +220,7 @@ class CutSearch:
         exact = dual.scene(boxes, self.cover.last)
         for rounds, rate in phases:
             guide = exact.as_guide(kernels)
-            point = improve(dual, guide, objective.as_guide(), point, rounds, rate)
+            point = improve(dual, guide, objective.as_guide(), point, rounds, rate, self.deadline)
             done, precision = proved(dual, exact, objective, point, self.cover.precision())
             left = kernels.to_host(xp.flatnonzero(~done))
             self._refuted(entry, kernels.to_host(xp.flatnonzero(done)), point, precision)
