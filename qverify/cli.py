@@ -3,6 +3,7 @@
     qverify MODEL SPEC [RESULTS_FILE] [OPTIONS]   decide one property
     qverify batch INSTANCES.csv [OPTIONS]         run a VNN-COMP instances file
     qverify inspect MODEL                         show the integer network read from an ONNX file
+    qverify check MODEL SPEC CERTIFICATE          check a certificate: accepted (exit code 0) or rejected (1)
 
 Standard output: the first line is sat, unsat, unknown or timeout, and a counterexample follows sat. Everything else
 goes to standard error. Exit codes:
@@ -21,6 +22,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -28,7 +30,15 @@ import click
 from qverify import __version__
 from qverify.errors import QverifyError, SoundnessError, UsageError
 from qverify.options import Options
-from qverify.report import Printer, as_json, check_writable, verdict_text, write_bytes, write_text
+from qverify.report import (
+    Printer,
+    as_json,
+    check_writable,
+    read_counterexample,
+    verdict_text,
+    write_bytes,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from qverify.result import Result
@@ -96,6 +106,7 @@ class _DefaultVerify(click.Group):
         formatter.write_usage("qverify", "MODEL SPEC [RESULTS_FILE] [OPTIONS]")
         formatter.write_usage("qverify", "batch INSTANCES.csv [OPTIONS]", prefix="       ")
         formatter.write_usage("qverify", "inspect MODEL", prefix="       ")
+        formatter.write_usage("qverify", "check MODEL SPEC CERTIFICATE", prefix="       ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Show the options of `verify` as well: they are what a first look at --help is for."""
@@ -133,6 +144,7 @@ def cli() -> None:
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write verdict, counterexample and statistics as JSON.")
 @click.option("--certificate", "proof_file", metavar="FILE", help="Write what the verdict rests on, for qverify check.")
+@click.option("--watch-point", "watch_file", metavar="FILE", help="A counterexample nothing may lose (for debugging).")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 for every verdict (for competition scripts).")
 @click.pass_obj
 def _verify(
@@ -143,6 +155,7 @@ def _verify(
     results_file: str | None,
     json_file: str | None,
     proof_file: str | None,
+    watch_file: str | None,
     exit_zero: bool,
     verbose: bool,
     no_attack: bool,
@@ -157,7 +170,8 @@ def _verify(
         check_writable(path, model, spec)
     if len({os.path.realpath(path) for path in wanted}) < len(wanted):
         raise UsageError("RESULTS_FILE, --json and --certificate must name different files")
-    options = Options(attack=not no_attack, certificate=proof_file is not None, **chosen)
+    watch = None if watch_file is None else _watched(watch_file, spec)
+    options = Options(attack=not no_attack, certificate=proof_file is not None, watch=watch, **chosen)
     result = _decide(model, spec, options, printer)
 
     printer.answer(verdict_text(result))  # before the files: a full disk must not swallow the verdict
@@ -169,6 +183,13 @@ def _verify(
         write_bytes(proof_file, result.certificate)
     _explain(result, printer)
     return 0 if exit_zero else _EXIT_CODES[result.verdict.value]
+
+
+def _watched(path: str, spec: str) -> tuple[float, ...]:
+    """The inputs in a counterexample file for the property `spec`."""
+    from qverify.frontend.vnnlib import read_property
+
+    return read_counterexample(path, read_property(Path(spec)))
 
 
 def _decide(model: str, spec: str, options: Options, printer: Printer) -> Result:
@@ -251,6 +272,32 @@ def _inspect(printer: Printer, /, model: str, verbose: bool) -> int:
 
     printer.verbose = verbose
     printer.answer(describe(model).rstrip("\n") + "\n")
+    return 0
+
+
+@cli.command("check", short_help="Check a certificate.")
+@click.argument("model")
+@click.argument("spec")
+@click.argument("certificate")
+@click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
+@click.pass_obj
+def _check(printer: Printer, /, model: str, spec: str, certificate: str, verbose: bool) -> int:
+    """Check that CERTIFICATE proves its verdict for the network MODEL and the property SPEC, independently of the solver.
+
+    Prints `accepted` and exits with 0, or prints `rejected` with the reason and exits with 1; with 2 where a file cannot be
+    read.
+    """
+    from qverify.checker import Rejected, check
+
+    printer.verbose = verbose
+    try:
+        report = check(Path(model), Path(spec), Path(certificate))
+    except Rejected as reason:
+        printer.answer(f"rejected: {reason}\n")
+        return 1
+    printer.answer("accepted\n")
+    what = f"{report.leaves} leaves, {report.inner} inner bounds" if report.verdict == "unsat" else "the counterexample"
+    printer.line(f"{report.verdict}: checked {what} in {report.seconds:.2f} s")
     return 0
 
 

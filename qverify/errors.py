@@ -5,6 +5,7 @@
     ├── ModelError        the ONNX file is broken or contradicts itself
     │   └── UnsupportedModel   it is valid, but some node has no integer rule here
     ├── SpecError         the VNN-LIB file is broken or is for another model
+    ├── CertificateError  the certificate's file is broken or is no certificate
     ├── DeviceError       the device asked for cannot be used
     └── SoundnessError    a self-check failed: the verdict is withheld (our fault, please report)
 
@@ -30,6 +31,10 @@ class UnsupportedModel(ModelError):
 
 class SpecError(QverifyError):
     """The VNN-LIB file is broken or does not fit the model."""
+
+
+class CertificateError(QverifyError):
+    """The file of a certificate is broken, or is no certificate."""
 
 
 class DeviceError(QverifyError):

@@ -14,7 +14,8 @@ class Options:
     `batch` is the number of boxes bounded at once (None: chosen from the network's size). `branch` names the rule that
     picks where to split (`qverify.search.branch.RULES`). `attack` switches the counterexample search off for
     debugging, and `backward` the backward linear bounds: the verdict must not depend on them. `certificate` asks for
-    what the verdict rests on (`Result.certificate`).
+    what the verdict rests on (`Result.certificate`). `watch` is an input (flat) that nothing may lose: whatever the
+    search prunes is held against it, and SoundnessError says what was pruned wrongly (for debugging).
     """
 
     timeout: float | None = None
@@ -25,3 +26,4 @@ class Options:
     attack: bool = True
     backward: bool = True
     certificate: bool = False
+    watch: tuple[float, ...] | None = None

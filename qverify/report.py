@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import re
 import secrets
 import sys
 import tempfile
@@ -50,6 +51,31 @@ def _typed_blocks(variables: tuple[Variable, ...], texts: tuple[str, ...]) -> It
     for variable in variables:
         yield f"{variable.name} {variable.dtype} [{','.join(map(str, variable.shape))}]"
         yield from itertools.islice(values, math.prod(variable.shape))
+
+
+def read_counterexample(path: str, spec: Property) -> tuple[float, ...]:
+    """Return the inputs (flat) of a file as `counterexample` writes it, after a first line `sat` or without."""
+    wanted = sum(math.prod(variable.shape) for variable in spec.inputs)
+    text = Path(path).read_text(encoding="utf-8", errors="replace").strip().removeprefix("sat").strip()
+    if text.startswith("("):
+        found = {int(i): value for i, value in re.findall(r"\(\s*X_(\d+)\s+([^\s()]+)\s*\)", text)}
+        words = [found.get(i, "") for i in range(wanted)] if set(found) <= set(range(wanted)) else []
+    else:
+        blocks: dict[str, list[str]] = {}
+        for line in filter(None, map(str.strip, text.splitlines())):
+            name, *more = line.split()
+            if more:
+                own = blocks.setdefault(name, [])
+            elif blocks:
+                own.append(line)
+        words = [word for variable in spec.inputs for word in blocks.get(variable.name, [])]
+    try:
+        values = tuple(float(word) for word in words)
+    except ValueError:
+        values = ()
+    if len(values) != wanted:
+        raise UsageError(f"{path}: it holds no counterexample with the {wanted} inputs of the specification")
+    return values
 
 
 def verdict_text(result: Result) -> str:

@@ -32,6 +32,7 @@ from qverify.search.bab import Outcome, search
 from qverify.search.branch import RULES
 from qverify.search.problem import Candidate, Problem, Undecided
 from qverify.search.proof import Proof
+from qverify.search.watch import Watch
 
 DEFAULTS = Options()
 
@@ -71,6 +72,7 @@ def verify(
     for query in prop.queries:
         problem = _problem(read, kernels, network, encoder, decoder, query, spec_path)
         problem.dual, problem.described = dual, described
+        problem.watch = _watch(problem, options.watch)
         try:
             outcome = search(problem, options, deadline, rng, stats, progress, _new_proof(problem, proofs))
         except Undecided as error:
@@ -84,6 +86,8 @@ def verify(
             return Result(Verdict.TIMEOUT, outcome.reason, None, stats, details)
         if outcome.verdict is Verdict.UNKNOWN:
             unknown = outcome
+        elif problem.watch is not None:
+            problem.watch.unsat()
         if proofs is not None:
             problem.note(proofs[-1])
             if problem.unrealised:
@@ -151,6 +155,21 @@ def _problem(
     unsafe = make_unsafe(query, len(encoder.is_float), decoder.grid)
     ask = None if decoder.exact or not runtime.available() else _runtime(read)
     return Problem(kernels, network, domain, decoder, unsafe, lower, upper, ask)
+
+
+def _watch(problem: Problem, point: tuple[float, ...] | None) -> Watch | None:
+    """What `Options.watch` asks for. UsageError where the model has no such inputs."""
+    if point is None:
+        return None
+    is_float, flat = problem.domain.encoder.is_float, np.array(point, np.float64)
+    if len(flat) != len(is_float):
+        raise UsageError(f"the point to watch has {len(flat)} values, but the model has {len(is_float)} input elements")
+    if not np.isfinite(flat).all() or (flat != np.rint(flat))[~is_float].any():
+        raise UsageError("the point to watch has a value that its input cannot take")
+    with np.errstate(over="ignore"):
+        flat = np.where(is_float, flat.astype(np.float32).astype(np.float64), flat)
+    own = problem
+    return Watch.make(own.kernels, own.network, own.domain, own.decoder, own.unsafe, own.runtime, flat)
 
 
 def _runtime(read: Model) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:

@@ -37,7 +37,7 @@ FLOORS = (
     ("frontend",),
     ("search", "check"),
     ("certificate",),
-    ("verify", "inspect", "report"),
+    ("verify", "inspect", "report", "checker"),
     ("batch",),
     ("cli",),
     ("__main__",),

@@ -17,7 +17,7 @@ from qverify.deadline import Deadline
 from qverify.kernels import Array
 from qverify.ops.relax import GUIDE
 
-MEMORY = 0.1  # the share of the last step in the averages of arguments
+MEMORY = 0.05  # the share of the last step in the averages of arguments
 FADE = 0.03  # the last step's rate over the first's
 
 

@@ -16,6 +16,7 @@ from qverify.ops.relax import GUIDE, Nonlinear, TooLarge
 
 PRECISION = 16  # multipliers of a single value are multiples of 2**-16
 ROUNDS, RATE = 60, 0.5
+CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}  # one array of a chunk of functions: on a CPU what caches hold
 CHUNK = 128  # elements improved at a time
 BUDGET = 1.5e9  # elements touched while a node's bounds are improved
 
@@ -39,9 +40,7 @@ class Inner:
     steps: list[Step]
 
 
-def tightened(
-    dual: Dual, lower: Array, upper: Array, last: int, deadline: Deadline, rows: int = 256, budget: float = 4e8
-) -> Inner:
+def tightened(dual: Dual, lower: Array, upper: Array, last: int, deadline: Deadline, budget: float = 4e8) -> Inner:
     """Bounds of values up to `last` inside one box ([1, codes] ends).
 
     Node by node, the arguments that can reach a clip of their nonlinear node (elsewhere a tighter bound gains little) are
@@ -54,7 +53,7 @@ def tightened(
         elements = chosen(boxes)
         if 2 * len(elements) * before > budget or deadline.passed():
             continue
-        z, done = _by_edges(dual, boxes, k, elements, rows, deadline)
+        z, done = _by_edges(dual, boxes, k, elements, deadline)
         _narrow(dual, boxes, k, z, inner, Step(k, done))
     return inner
 
@@ -119,9 +118,7 @@ def _behind_a_hull(dual: Dual, k: int) -> bool:
     return False
 
 
-def _by_edges(
-    dual: Dual, boxes: list[Interval], k: int, chosen: Array, rows: int, deadline: Deadline
-) -> tuple[Interval, Array]:
+def _by_edges(dual: Dual, boxes: list[Interval], k: int, chosen: Array, deadline: Deadline) -> tuple[Interval, Array]:
     """Ends of node k's argument, int64 [1, *shape], for its elements `chosen` (flat, on the host), far apart elsewhere;
     and the elements that were bounded."""
     kernels, xp = dual.kernels, dual.kernels.xp
@@ -132,6 +129,8 @@ def _by_edges(
     low, high = xp.full(size, -(1 << 31), dtype=xp.int64), xp.full(size, (1 << 31) - 1, dtype=xp.int64)
     scene = dual.scene(boxes, k - 1)
     done = [chosen[:0]]
+    widest = max(n.type.size for n in dual.network.nodes[:k])
+    rows = int(np.clip(CHUNK_BYTES[kernels.name] // (16 * widest), 4, 256))
     for start in range(0, len(chosen), rows):
         if deadline.passed():
             break

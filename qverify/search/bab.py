@@ -151,7 +151,7 @@ class Run:
 def _prefers_cuts(problem: Problem, status: Any) -> bool:
     """Whether to cut neurons: where all open cases can be expressed, and the box is too wide to be split along its
     inputs."""
-    relaxed = problem.relaxed(Deadline.after(None))
+    relaxed = problem.relaxed()
     if relaxed is None or any(relaxed.cover.cases[k] is None for k in np.flatnonzero(status)):
         return False
     return int((problem.upper > problem.lower).sum()) > SPLITTABLE
@@ -160,14 +160,14 @@ def _prefers_cuts(problem: Problem, status: Any) -> bool:
 def cut_neurons(run: Run, status: Any) -> Outcome:
     """Refute the regions of the open cases (`status` [cases] on the whole box) by cuts on neurons."""
     problem = run.problem
-    relaxed = problem.relaxed(run.deadline)
+    relaxed = problem.relaxed()
     assert relaxed is not None
     regions = [r for k in np.flatnonzero(status) for r in relaxed.cover.cases[k] or ()]
     entries = np.zeros(len(regions), np.int64) if run.proof is None else run.proof.part(regions)
     tree = _rooted(run)
     found = tree.root(np.array(regions, np.int64), entries)
     if found is None and tree.open:  # it takes more: better bounds of inner values, and the rest of the regions again
-        problem.sharpen(run.deadline.share(0.25))
+        problem.bound_inner(run.deadline.share(0.25))
         rest = tree.waiting
         tree = _rooted(run)
         found = tree.root(*(np.concatenate([getattr(n, name) for n in rest]) for name in ("region", "entry")))
@@ -184,10 +184,11 @@ def cut_neurons(run: Run, status: Any) -> Outcome:
 
 def _rooted(run: Run) -> CutSearch:
     """A search by cuts, with the bounds of inner values that are known by now."""
-    problem, relaxed = run.problem, run.problem.relaxed(run.deadline)
+    problem, relaxed = run.problem, run.problem.relaxed()
     assert relaxed is not None
     lower, upper = (problem.kernels.asarray(end[None]) for end in (problem.lower, problem.upper))
-    root, _ = problem.network.boxes(problem.kernels, lower, upper, relaxed.inner.clamps)
+    clamps = relaxed.inner.clamps if relaxed.inner is not None else {}
+    root, _ = problem.network.boxes(problem.kernels, lower, upper, clamps)
     return CutSearch.make(problem, relaxed, root, run.stats, run.proof, run.deadline)
 
 

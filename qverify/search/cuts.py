@@ -32,8 +32,8 @@ from qverify.result import Stats
 from qverify.search.problem import Candidate, Problem, Relaxed
 from qverify.search.proof import Proof
 
-ROOT = ((20, 0.1), (100, 1.0))  # rounds and rate of every phase; a phase goes on with what the one before left open
-PHASES = ((12, 0.1), (80, 2.0))
+ROOT = ((20, 0.1), (150, 0.6))  # rounds and rate of every phase; a phase goes on with what the one before left open
+PHASES = ((12, 0.1), (120, 0.6))
 BATCH_BYTES = {"cpu": 24 << 20, "cuda": 8 << 30}
 
 
@@ -203,6 +203,8 @@ class CutSearch:
         kernels, xp, dual = self.problem.kernels, self.problem.kernels.xp, self.dual
         self.stats.subproblems += len(region)
         boxes, possible = self._boxes(lower, upper)
+        if self.problem.watch is not None:
+            self.problem.watch.parts(self._ends(lower, upper), boxes, possible)
         if not bool(possible.all()):
             keep = kernels.to_host(xp.flatnonzero(possible))
             self.stats.proved += len(region) - len(keep)
@@ -223,6 +225,7 @@ class CutSearch:
             point = improve(dual, guide, objective.as_guide(), point, rounds, rate, self.deadline)
             done, precision = proved(dual, exact, objective, point, self.cover.precision())
             left = kernels.to_host(xp.flatnonzero(~done))
+            self._watched(lower, upper, region, done)
             self._refuted(entry, kernels.to_host(xp.flatnonzero(done)), point, precision)
             self.stats.proved += len(region) - len(left)
             if not len(left):
@@ -234,15 +237,24 @@ class CutSearch:
         primal = evaluate(dual, guide, objective.as_guide(), point)
         return self._push(lower, upper, region, entry, exact.boxes, point, primal)
 
+    def _ends(self, lower: Array, upper: Array) -> dict[int, Interval]:
+        """Flat ends as the ends of every cut value."""
+        return {v: (self.layout.part(lower, v), self.layout.part(upper, v)) for v in self.layout.values}
+
+    def _watched(self, lower: Array, upper: Array, region: npt.NDArray[np.int64], done: Array) -> None:
+        """Hold the subproblems refuted, `done` [N], against the watched point, if there is one."""
+        if self.problem.watch is not None:
+            ends = self._ends(lower[done], upper[done])
+            self.problem.watch.refuted(self.cover, region[self.dual.kernels.to_host(done)], ends)
+
     def _refuted(self, entry: npt.NDArray[np.int64], rows: Any, point: Point, precision: int) -> None:
         """Note what refuted some of the subproblems."""
         if self.proof is None or not len(rows):
             return
         mix, multipliers = rounded(self.dual, point.take(self.dual.kernels.asarray(rows)), precision)
         self.proof.columns = [(k, int(m[0].size)) for k, m in multipliers.items()]
-        flat = np.concatenate(
-            [self.dual.kernels.to_host(m).reshape(len(rows), -1) for m in multipliers.values()], axis=1
-        )
+        host = [self.dual.kernels.to_host(m).reshape(len(rows), -1) for m in multipliers.values()]
+        flat = np.concatenate([np.zeros((len(rows), 0), np.int64), *host], axis=1)
         for i, row in enumerate(rows):
             self.proof.refute(int(entry[row]), self.dual.kernels.to_host(mix)[i], flat[i])
 
@@ -276,14 +288,18 @@ class CutSearch:
         """Keep open subproblems, easiest last, with what to cut in each; try the maximizers as counterexamples."""
         kernels, xp = self.problem.kernels, self.problem.kernels.xp
         n = len(region)
-        found = self._try(primal.codes[:, 0].astype(xp.int32))
+        codes = boxes[0][0] if primal.codes is None else primal.codes[:, 0]  # None: an op without a rule stands between
+        found = self._try(codes.astype(xp.int32))
         if found is not None:
             return found
         branch, threshold, possible = self._choose(lower, upper, boxes, point, primal)
         bound = kernels.to_host(point.bound)
-        flat = xp.concatenate([m.reshape(n, -1) for m in point.multipliers.values()], axis=1)
+        none = xp.zeros((n, 0), dtype=GUIDE)
+        flat = xp.concatenate([none, *(m.reshape(n, -1) for m in point.multipliers.values())], axis=1)
         nodes = Nodes(lower, upper, region, entry, point.mix, flat, bound, branch, threshold)
         left = kernels.to_host(xp.flatnonzero(possible))
+        if self.problem.watch is not None and not self.problem.undecided:
+            self.problem.watch.safe(self._ends(lower[~possible], upper[~possible]))
         self.stats.leaves += n - len(left)  # single code vectors: tried above, and no counterexample
         if self.proof is not None:
             self.proof.close(entry[~kernels.to_host(possible)])
@@ -308,9 +324,9 @@ class CutSearch:
     ) -> tuple[Array, Array, Array]:
         """What to cut: the entry, the threshold, and whether anything can be cut, each [N].
 
-        The neuron where cutting the node loose gains most: by how much its own maximum exceeds what it gives at its
-        argument followed from the earlier maximizers. Where no neuron gains, the input with the largest share of the
-        bound."""
+        The neuron where cutting the node loose gains most: by how much the bound takes it to exceed what it gives at its
+        argument, followed from the earlier maximizers and averaged over the last steps. Where no neuron gains, the input
+        with the largest share of the bound."""
         xp, dual = self.dual.kernels.xp, self.dual
         n = len(lower)
         score = xp.full((n, self.layout.size), -xp.inf)
@@ -321,7 +337,7 @@ class CutSearch:
                 continue
             node = dual.network.nodes[k - 1]
             inputs = tuple(boxes[i] for i in node.inputs)
-            z = point.arguments[k][:, 0]
+            z = (point.arguments[k] if k in point.arguments else primal.z[k])[:, 0]  # absent where no step was made
             spot = xp.rint(z).astype(xp.int32)
             w, m = primal.w[k][:, 0], point.multipliers[k][:, 0]
             passed = m * (z - primal.z[k][:, 0])

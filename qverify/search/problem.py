@@ -25,6 +25,7 @@ from qverify.ops.relax import Nonlinear
 from qverify.ops.table import Sandwiched
 from qverify.property import Row
 from qverify.search.proof import Proof
+from qverify.search.watch import Watch
 
 BACKWARD_BYTES = 32 << 20  # one array of multipliers of a batch
 
@@ -46,7 +47,7 @@ class Relaxed:
 
     dual: Dual
     cover: Cover
-    inner: Inner
+    inner: Inner | None  # None: nothing but intervals yet
 
 
 @dataclass(eq=False)
@@ -63,37 +64,44 @@ class Problem:
     runtime: Callable[[Float64Array], Float64Array] | None = None  # inputs -> the runtime's outputs, both flat
     dual: Dual | None = None  # where the dual's bounds are wanted
     described: Sequence[Output] = ()  # the outputs, for it
+    watch: Watch | None = None  # an input that nothing may lose, for debugging
     unrealised: bool = False  # whether unsafe code vectors were met that no input produces
     undecided: str = ""  # why some code vector could be neither confirmed nor ruled out
     _relaxed: Relaxed | None = field(default=None, repr=False)
     _cells: Any = field(default=None, repr=False)
 
-    def relaxed(self, deadline: Deadline) -> Relaxed | None:
-        """The dual of this query, made on the first call: it bounds the network's inner values over the root box. None
-        where it is not wanted or can say nothing about any case."""
+    def relaxed(self) -> Relaxed | None:
+        """The dual of this query, made on the first call. None where it is not wanted or can say nothing about any case."""
         if self._relaxed is None and self.dual is not None:
             lower, upper = (self.kernels.asarray(end[None]) for end in (self.lower, self.upper))
             boxes, _ = self.dual.network.boxes(self.kernels, lower, upper)
             cover = make_cover(self.network, self.dual, self.described, self.unsafe.case_rows, boxes)
             if any(own is not None for own in cover.cases):
-                self._relaxed = Relaxed(self.dual, cover, tightened(self.dual, lower, upper, cover.last, deadline))
+                self._relaxed = Relaxed(self.dual, cover, None)
+                if self.watch is not None:
+                    self.watch.cover(cover)
             else:
                 self.dual = None
         return self._relaxed
 
-    def sharpen(self, deadline: Deadline) -> None:
-        """Better bounds of inner values over the root box, for what is still open."""
-        if self._relaxed is not None:
+    def bound_inner(self, deadline: Deadline) -> None:
+        """Bounds of inner values over the root box; better ones with every call, up to the second."""
+        own = self._relaxed
+        if own is not None:
             lower, upper = (self.kernels.asarray(end[None]) for end in (self.lower, self.upper))
-            own = self._relaxed
-            inner = sharpened(own.dual, lower, upper, own.cover.last, own.inner, deadline)
+            if own.inner is None:
+                inner = tightened(own.dual, lower, upper, own.cover.last, deadline)
+            else:
+                inner = sharpened(own.dual, lower, upper, own.cover.last, own.inner, deadline)
             self._relaxed = replace(own, inner=inner)
+            if self.watch is not None:
+                self.watch.bounds(inner.clamps, "inner bounds")
 
     def note(self, proof: Proof) -> None:
         """Put into a proof what its bounds rest on, once the search is over."""
         if self._relaxed is None:
             return
-        proof.inner = self._relaxed.inner.steps
+        proof.inner = [] if self._relaxed.inner is None else self._relaxed.inner.steps
         for k, rule in enumerate(self._relaxed.dual.host_rules, 1):
             if isinstance(rule, Nonlinear):
                 proof.rules[k] = rule.name
@@ -104,15 +112,27 @@ class Problem:
         self, lower: Array, upper: Array, status: npt.NDArray[np.int8], deadline: Deadline
     ) -> npt.NDArray[np.int8]:
         """`status` [N, cases] of boxes, with cases refuted by the dual, where there are any."""
-        relaxed = self.relaxed(deadline)
+        relaxed = self.relaxed()
         if relaxed is None:
             return status
+        result = self._by_edges(relaxed, lower, upper, status)
+        if relaxed.inner is None and result.any() and not deadline.passed():
+            self.bound_inner(deadline)
+            return self.refute(lower, upper, result, deadline)
+        if self.watch is not None:
+            self.watch.boxes(lower, upper, result, "edges")
+        return result
+
+    def _by_edges(
+        self, relaxed: Relaxed, lower: Array, upper: Array, status: npt.NDArray[np.int8]
+    ) -> npt.NDArray[np.int8]:
+        clamps = relaxed.inner.clamps if relaxed.inner is not None else {}
         result = status.copy()
         each = 8 * max(1, len(relaxed.cover.inequalities)) * max(node.type.size for node in self.network.nodes)
         step = max(1, BACKWARD_BYTES // each)
         for start in range(0, len(status), step):
             part = slice(start, start + step)
-            boxes, _ = self.network.boxes(self.kernels, lower[part], upper[part], relaxed.inner.clamps)
+            boxes, _ = self.network.boxes(self.kernels, lower[part], upper[part], clamps)
             result[part][relaxed.cover.refuted(relaxed.dual, boxes)] = REFUTED
         return result
 
@@ -135,7 +155,10 @@ class Problem:
         if not (np.isfinite(y[0]).all() and np.isfinite(y[1]).all()):
             raise Undecided("an output can overflow float32: the rows of the property say nothing about an infinity")
         x = self.input_ends(lower, upper)
-        return self.unsafe.status(y, x), self.unsafe.ends(y, x)[0]
+        status = self.unsafe.status(y, x)
+        if self.watch is not None:
+            self.watch.boxes(lower, upper, status, "intervals")
+        return status, self.unsafe.ends(y, x)[0]
 
     def around(self, y: Float64Array) -> tuple[Float64Array, Float64Array]:
         """The outputs that the runtime may give where the network decodes to `y`."""
@@ -158,6 +181,8 @@ class Problem:
             if found is not None:
                 return found
             self.unrealised = True
+        if self.watch is not None and not self.undecided:
+            self.watch.safe({0: (points, points)})
         return None
 
     def _candidate(

@@ -1,0 +1,168 @@
+"""Random integer networks that are small enough for every code vector to be run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qverify.kernels import open_kernels
+from qverify.network import Network, Node
+from qverify.ops import AbstractOp, Conv, Dense, FloatProgram, Layout, Max, Pairwise, Requantize, Table, Type
+
+CPU = open_kernels("cpu")
+Rng = np.random.Generator
+
+
+class Maker:
+    """A network under construction. Every method returns the number of the value it made."""
+
+    def __init__(self, rng: Rng, inputs: int, high: int = 7) -> None:
+        self.rng, self.input, self.nodes = rng, Type((inputs,), 0, high), list[Node]()
+
+    def type(self, value: int) -> Type:
+        return self.input if value == 0 else self.nodes[value - 1].type
+
+    def add(self, op: AbstractOp, *inputs: int) -> int:
+        self.nodes.append(Node(op, inputs, op.output_type(*(self.type(i) for i in inputs)), f"n{len(self.nodes)}"))
+        return len(self.nodes)
+
+    def network(self, *outputs: int) -> Network:
+        result = Network(self.input, tuple(self.nodes), outputs)
+        result.validate()
+        return result
+
+    def flat(self, x: int) -> int:
+        return self.move(x, (self.type(x).size,))
+
+    def move(self, x: int, shape: tuple[int, ...], index: Any = None) -> int:
+        return self.add(Layout(shape, None if index is None else np.asarray(index, np.int64)), x)
+
+    def dense(self, x: int, width: int) -> int:
+        x, rng = self.flat(x), self.rng
+        weight = rng.integers(-9, 10, (self.type(x).size, width)) * (rng.random((self.type(x).size, width)) < 0.8)
+        return self.add(Dense(weight, rng.integers(-30, 31, width), self.type(x).low, self.type(x).high), x)
+
+    def conv(self, x: int, positions: int = 0) -> int:
+        """A convolution of rank 1 or 2 over the moved value; with `positions` 1, of a single output position."""
+        x, rng = self.flat(x), self.rng
+        size, t = self.type(x).size, self.type(x)
+        shape = [(1, 1, size), (1, size, 1), (1, 1, size, 1), (1, 1, 1, size)][rng.integers(4)]
+        x = self.move(x, shape)
+        rank, filters = len(shape) - 2, int(rng.integers(1, 4))
+        kernel = [int(rng.integers(1, 4)) for _ in range(rank)]
+        dilations = [int(rng.integers(1, 3)) for _ in range(rank)]
+        before = [int(v) for v in rng.integers(0, 3, rank)]
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+        after = [max(0, r - n - p) + int(rng.integers(0, 2)) for r, n, p in zip(reach, shape[2:], before, strict=True)]
+        full = [n + p + q for n, p, q in zip(shape[2:], before, after, strict=True)]
+        strides = [f if positions == 1 else int(rng.integers(1, 3)) for f in full]
+        weight = rng.integers(-9, 10, (filters, shape[1], *kernel))
+        pad = int(rng.integers(t.low - 2, t.high + 3))
+        ends = min(t.low, pad), max(t.high, pad)
+        bias = rng.integers(-30, 31, filters)
+        return self.add(
+            Conv(weight, bias, tuple(strides), (*before, *after), tuple(dilations), 1, pad, *ends), self.widen(x, *ends)
+        )
+
+    def widen(self, x: int, low: int, high: int) -> int:
+        """The value itself; ops check ranges against their own."""
+        assert low <= self.type(x).low and self.type(x).high <= high
+        return x
+
+    def requantize(self, x: int, channels: bool = True) -> int:
+        """To 3 or 4 bits, such that most of the range is used; steps are even, but for rounding."""
+        rng, t = self.rng, self.type(x)
+        low, high = ((0, 7), (-4, 3), (0, 15), (-8, 7))[rng.integers(4)]
+        count = t.shape[-1] if channels and t.shape and rng.random() < 0.4 else 1
+        scale = (high - low) / max(t.count, 2) * rng.uniform(0.8, 4, count) * (-1 if rng.random() < 0.1 else 1)
+        zero = rng.integers(low, high + 1, count)
+        if count == 1:
+            scale, zero = scale[0], zero[0]
+        program = FloatProgram().then("mul", scale)
+        if rng.random() < 0.2:
+            program = program.then("add", float(rng.normal()))
+        return self.add(Requantize(program, np.asarray(zero, np.int32), low, high), x)
+
+    def table(self, x: int) -> int:
+        rng, t = self.rng, self.type(x)
+        values = rng.integers(-8, 9, (1, t.count))
+        kind = rng.integers(4)
+        if kind < 2:
+            values = np.sort(values, axis=1)
+        if kind == 1:
+            values = values[:, ::-1]
+        if kind == 2:
+            values = np.rint(np.arange(t.count) * rng.uniform(-1, 1)).astype(np.int64)[None]
+        return self.add(Table(np.ascontiguousarray(values, np.int32), t.low), x)
+
+    def clip(self, x: int) -> int:
+        t = self.type(x)
+        a, b = np.sort(self.rng.integers(t.low - 1, t.high + 2, 2))
+        return self.add(Table(np.clip(np.arange(t.low, t.high + 1), a, b).astype(np.int32)[None], t.low), x)
+
+    def two(self, a: int, b: int) -> int:
+        """A sum, a difference or a product of two values that fit."""
+        rng, ta, tb = self.rng, self.type(a), self.type(b)
+        x, y = np.arange(ta.low, ta.high + 1)[:, None], np.arange(tb.low, tb.high + 1)[None]
+        p, q, shift = rng.uniform(-1.5, 1.5, 3)
+        values = p * x + q * y + shift * 4 if rng.random() < 0.75 else 0.2 * (x - 2) * (y - 1)
+        values = np.clip(np.rint(values), -8, 7)
+        return self.add(Pairwise(np.ascontiguousarray(values, np.int32), ta.low, tb.low), a, b)
+
+    def maximum(self, x: int) -> int:
+        x = self.flat(x)
+        size = self.type(x).size
+        width = min(int(self.rng.integers(1, 5)), size)
+        return self.add(Max(), self.move(x, (size // width, width), np.arange(size // width * width)))
+
+    def shuffle(self, x: int) -> int:
+        size = self.type(x).size
+        return self.move(x, (size,), self.rng.permutation(size))
+
+    def join(self, a: int, b: int) -> int:
+        """Some elements of two values and a constant."""
+        total = self.type(a).size + self.type(b).size + 1
+        index = self.rng.integers(0, total, int(self.rng.integers(2, 5)))
+        own = self.rng.integers(-4, 4, 1).astype(np.int32)
+        return self.add(Layout((len(index),), index, own), a, b)
+
+
+def random_network(rng: Rng, inputs: int = 0, layers: int = 4) -> Network:
+    """Layers of all kinds of ops; the last value is an output, sometimes with an earlier one. `inputs`: 0 is 2 to 4."""
+    maker = Maker(rng, inputs or int(rng.integers(2, 5)), int(rng.choice([3, 7])))
+    x, earlier = 0, 0
+    for _ in range(int(rng.integers(1, layers + 1))):
+        before = x
+        kind = rng.integers(10)
+        if kind < 4:
+            x = maker.requantize(maker.dense(x, int(rng.integers(1, 5))))
+        elif kind == 4:
+            x = maker.requantize(maker.conv(x), channels=False)
+        elif kind == 5:
+            x = maker.table(x)
+        elif kind == 6:
+            x = maker.flat(x)
+            x = maker.two(x, x if rng.random() < 0.3 else maker.shuffle(x))
+        elif kind == 7:
+            x = maker.maximum(x)
+        elif kind == 8:
+            x = maker.join(x, earlier)
+        else:
+            x = maker.clip(maker.shuffle(x))
+        if maker.type(x).size > 8:
+            x = maker.move(x, (6,), np.arange(6))
+        earlier = before
+    end = rng.integers(3)
+    if end == 0:
+        x = maker.dense(x, int(rng.integers(1, 3)))
+    elif end == 1:
+        x = maker.requantize(maker.dense(x, int(rng.integers(1, 4))))
+    outputs = (x, earlier) if rng.random() < 0.2 else (x,)
+    return maker.network(*outputs)
+
+
+def all_points(lower: Any, upper: Any) -> Any:
+    """Every code vector of a box [codes], int32 [N, codes]."""
+    axes = [np.arange(a, b + 1) for a, b in zip(lower, upper, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes)).astype(np.int32)
