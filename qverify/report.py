@@ -227,7 +227,7 @@ class Printer:
         """Show a snapshot of a search; this is what `verify` calls back."""
         self.progress(
             progress.seconds,
-            f"{progress.seconds:.1f} s: {progress.subproblems:,} boxes bounded, {progress.open:,} open, "
+            f"{progress.seconds:.1f} s: {progress.subproblems:,} parts bounded, {progress.open:,} open, "
             f"{100 * progress.proved:.4g} % proved",
         )
 

@@ -40,10 +40,10 @@ class Stats:
     seconds: float = 0.0
     load_seconds: float = 0.0
     attack_points: int = 0  # exact evaluations made by the attack
-    subproblems: int = 0  # boxes that were bounded
-    proved: int = 0  # boxes closed by bounds
+    subproblems: int = 0  # parts (boxes, regions of the property in parts of the box) that were bounded
+    proved: int = 0  # of them closed by bounds
     leaves: int = 0  # single code vectors decided by exact evaluation
-    max_open: int = 0  # most boxes open at once
+    max_open: int = 0  # most parts open at once
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Progress:
     """A snapshot of a running search, for the progress line."""
 
     seconds: float  # since the verification began
-    subproblems: int  # boxes bounded so far
-    open: int  # boxes waiting
-    proved: float  # share of the input box (by volume in code vectors) closed so far, 0 to 1
+    subproblems: int  # bounded so far
+    open: int  # waiting
+    proved: (
+        float  # share closed so far, 0 to 1: of the box by volume in code vectors, or of cuts if each halves its part
+    )

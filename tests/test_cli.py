@@ -411,7 +411,7 @@ def test_progress_on_a_terminal_is_one_line_that_goes_away(solver: Any, monkeypa
     assert cli.main(["m.onnx", "s.vnnlib"]) == 0
     text = terminal.getvalue()
     assert "\r1.0 s" not in text  # short runs stay quiet
-    assert "\r24.0 s: 24,000 boxes bounded, 5 open, 24 % proved" in text
+    assert "\r24.0 s: 24,000 parts bounded, 5 open, 24 % proved" in text
     live, final = text[: text.rindex("\r") + 1], text[text.rindex("\r") + 1 :]
     assert "\n" not in live and live.endswith("  \r")
     assert final.startswith("qverify: unsat in ") and final.endswith("\n")
@@ -423,7 +423,7 @@ def test_progress_elsewhere_is_a_line_every_ten_seconds(solver: Any, capsys: pyt
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines[:-1]] == ["10.0", "20.0"]
     cli.main(["-v", "m.onnx", "s.vnnlib"])
-    assert "qverify: 0.0 s: 0 boxes bounded, 5 open, 0 % proved" in capsys.readouterr().err
+    assert "qverify: 0.0 s: 0 parts bounded, 5 open, 0 % proved" in capsys.readouterr().err
 
 
 def test_losing_standard_error_does_not_stop_a_run(solver: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from qverify.options import Options
 from qverify.result import Progress, Stats, Verdict
 from qverify.search.attack import Attack, corners, slack_gradient
 from qverify.search.branch import RULES, Scene, split
-from qverify.search.cuts import CutSearch
+from qverify.search.cuts import CutSearch, Origin
 from qverify.search.frontier import Frontier
 from qverify.search.problem import Candidate, Problem
 from qverify.search.proof import Proof
@@ -165,12 +165,13 @@ def cut_neurons(run: Run, status: Any) -> Outcome:
     regions = [r for k in np.flatnonzero(status) for r in relaxed.cover.cases[k] or ()]
     entries = np.zeros(len(regions), np.int64) if run.proof is None else run.proof.part(regions)
     tree = _rooted(run)
-    found = tree.root(np.array(regions, np.int64), entries)
+    found = tree.root(Origin(np.array(regions, np.int64), entries, np.full(len(regions), 1 / len(regions))))
     if found is None and tree.open:  # it takes more: better bounds of inner values, and the rest of the regions again
+        run.tell(tree.open, 1 - tree.open_share)
         problem.bound_inner(run.deadline.share(0.25))
-        rest = tree.waiting
+        rest = Origin.joined([nodes.origin for nodes in tree.waiting])
         tree = _rooted(run)
-        found = tree.root(*(np.concatenate([getattr(n, name) for n in rest]) for name in ("region", "entry")))
+        found = tree.root(rest)
     while found is None and tree.open:
         if run.deadline.passed():
             return Outcome(Verdict.TIMEOUT, f"time is up with {tree.open} subproblems open")
@@ -178,7 +179,7 @@ def cut_neurons(run: Run, status: Any) -> Outcome:
         if outcome is not None:
             return outcome
         found = tree.step()
-        run.tell(tree.open, 0.0)
+        run.tell(tree.open, 1 - tree.open_share)
     return run.done() if found is None else Outcome(Verdict.SAT, "found by the search", found)
 
 

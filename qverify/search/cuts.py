@@ -66,13 +66,32 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False)
+class Origin:
+    """What N subproblems are parts of; on the host."""
+
+    region: npt.NDArray[np.int64]
+    entry: npt.NDArray[np.int64]  # numbers in the proof
+    share: npt.NDArray[np.float64]  # of the whole search, halved by every cut (for progress only)
+
+    def __len__(self) -> int:
+        return len(self.region)
+
+    def __getitem__(self, rows: Any) -> Origin:
+        return Origin(self.region[rows], self.entry[rows], self.share[rows])
+
+    @staticmethod
+    def joined(parts: Sequence[Origin]) -> Origin:
+        """All of some."""
+        return Origin(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("region", "entry", "share")))
+
+
+@dataclass(frozen=True, eq=False)
 class Nodes:
     """N open subproblems, as arrays of one machine."""
 
     lower: Array  # int32 [N, size of the layout]
     upper: Array
-    region: npt.NDArray[np.int64]  # [N], on the host
-    entry: npt.NDArray[np.int64]  # [N], on the host: numbers in the proof
+    origin: Origin
     mix: Array  # float32 [N, K]
     multipliers: Array  # float32 [N, all of them]
     bound: npt.NDArray[np.float64]  # [N], on the host; a guide
@@ -115,24 +134,29 @@ class CutSearch:
     @property
     def open(self) -> int:
         """How many subproblems wait."""
-        return sum(len(nodes.region) for nodes in self.waiting)
+        return sum(len(nodes.origin) for nodes in self.waiting)
+
+    @property
+    def open_share(self) -> float:
+        """The part of the search that waits, if every cut halves it."""
+        return float(sum(nodes.origin.share.sum() for nodes in self.waiting))
 
     def batch(self) -> int:
         """How many subproblems fit a batch."""
         widest = sum(int(np.prod(t.type.shape, dtype=np.int64)) for t in self.dual.network.nodes)
         return int(np.clip(BATCH_BYTES[self.problem.kernels.name] // (64 * widest), 2, 256))
 
-    def root(self, regions: npt.NDArray[np.int64], entries: npt.NDArray[np.int64]) -> Candidate | None:
-        """Bound the regions, whose numbers in the proof are `entries`, on the root box; what is left waits."""
+    def root(self, origin: Origin) -> Candidate | None:
+        """Bound regions on the root box; what is left waits."""
         xp = self.problem.kernels.xp
         flat = [
             xp.concatenate([self.known[v][end].reshape(1, -1) for v in self.layout.values], axis=1).astype(xp.int32)
             for end in (0, 1)
         ]
-        for start in range(0, len(regions), self.batch()):
-            part = slice(start, start + self.batch())
-            lower, upper = (xp.repeat(end, len(regions[part]), axis=0) for end in flat)
-            found = self._bound(lower, upper, regions[part], entries[part], None, None, ROOT)
+        for start in range(0, len(origin), self.batch()):
+            part = origin[start : start + self.batch()]
+            lower, upper = (xp.repeat(end, len(part), axis=0) for end in flat)
+            found = self._bound(lower, upper, part, None, None, ROOT)
             if found is not None:
                 return found
         return None
@@ -141,19 +165,18 @@ class CutSearch:
         """Split a batch of subproblems and bound their children; a counterexample, if one is met."""
         xp = self.problem.kernels.xp
         nodes = self._pop(self.batch() // 2 or 1)
-        rows = xp.arange(len(nodes.region))
+        rows = xp.arange(len(nodes.origin))
         left, right = nodes.upper.copy(), nodes.lower.copy()
         left[rows, nodes.branch] = nodes.threshold - 1
         right[rows, nodes.branch] = nodes.threshold
         lower, upper = xp.concatenate([nodes.lower, right]), xp.concatenate([left, nodes.upper])
         both = [xp.concatenate([a, a]) for a in (nodes.mix, nodes.multipliers)]
-        entries = self._noted(nodes)
-        region = np.concatenate([nodes.region] * 2)
-        return self._bound(lower, upper, region, entries, both[0], both[1], PHASES)
+        origin = Origin(np.tile(nodes.origin.region, 2), self._noted(nodes), np.tile(nodes.origin.share / 2, 2))
+        return self._bound(lower, upper, origin, both[0], both[1], PHASES)
 
     def _noted(self, nodes: Nodes) -> npt.NDArray[np.int64]:
         """Note the cuts in the proof: the entries of the lower children, then of the upper ones."""
-        count = len(nodes.region)
+        count = len(nodes.origin)
         result = np.zeros(2 * count, np.int64)
         if self.proof is not None:
             branch, threshold = (self.dual.kernels.to_host(a) for a in (nodes.branch, nodes.threshold))
@@ -161,13 +184,13 @@ class CutSearch:
             for i in sorted(set(part.tolist())):
                 at = np.flatnonzero(part == i)
                 elements = branch[at] - self.layout.starts[i]
-                children = self.proof.cut(nodes.entry[at], self.layout.values[i], elements, threshold[at])
+                children = self.proof.cut(nodes.origin.entry[at], self.layout.values[i], elements, threshold[at])
                 result[at], result[at + count] = children[: len(at)], children[len(at) :]
         return result
 
     def _pop(self, count: int) -> Nodes:
         nodes = self.waiting.pop()
-        if len(nodes.region) > count:
+        if len(nodes.origin) > count:
             self.waiting.append(nodes.take(slice(None, -count)))
             nodes = nodes.take(slice(-count, None))
         return nodes
@@ -193,31 +216,30 @@ class CutSearch:
         self,
         lower: Array,
         upper: Array,
-        region: npt.NDArray[np.int64],
-        entry: npt.NDArray[np.int64],
+        origin: Origin,
         mix: Array | None,
         multipliers: Array | None,
         phases: Sequence[tuple[int, float]],
     ) -> Candidate | None:
         """Bound subproblems; the open ones are pushed, with what to cut next."""
         kernels, xp, dual = self.problem.kernels, self.problem.kernels.xp, self.dual
-        self.stats.subproblems += len(region)
+        self.stats.subproblems += len(origin)
         boxes, possible = self._boxes(lower, upper)
         if self.problem.watch is not None:
             self.problem.watch.parts(self._ends(lower, upper), boxes, possible)
         if not bool(possible.all()):
             keep = kernels.to_host(xp.flatnonzero(possible))
-            self.stats.proved += len(region) - len(keep)
+            self.stats.proved += len(origin) - len(keep)
             if self.proof is not None:
-                self.proof.close(entry[~kernels.to_host(possible)])
+                self.proof.close(origin.entry[~kernels.to_host(possible)])
             if not len(keep):
                 return None
             at = kernels.asarray(keep)
-            lower, upper, region, entry = lower[at], upper[at], region[keep], entry[keep]
+            lower, upper, origin = lower[at], upper[at], origin[keep]
             boxes = [(a[at], b[at]) for a, b in boxes]
             if mix is not None and multipliers is not None:
                 mix, multipliers = mix[at], multipliers[at]
-        objective = self.cover.objective(dual, region.tolist())
+        objective = self.cover.objective(dual, origin.region.tolist())
         point = self._start(boxes, objective.as_guide(), mix, multipliers)
         exact = dual.scene(boxes, self.cover.last)
         for rounds, rate in phases:
@@ -225,17 +247,17 @@ class CutSearch:
             point = improve(dual, guide, objective.as_guide(), point, rounds, rate, self.deadline)
             done, precision = proved(dual, exact, objective, point, self.cover.precision())
             left = kernels.to_host(xp.flatnonzero(~done))
-            self._watched(lower, upper, region, done)
-            self._refuted(entry, kernels.to_host(xp.flatnonzero(done)), point, precision)
-            self.stats.proved += len(region) - len(left)
+            self._watched(lower, upper, origin.region, done)
+            self._refuted(origin.entry, kernels.to_host(xp.flatnonzero(done)), point, precision)
+            self.stats.proved += len(origin) - len(left)
             if not len(left):
                 return None
             at = kernels.asarray(left)
-            lower, upper, region, entry = lower[at], upper[at], region[left], entry[left]
+            lower, upper, origin = lower[at], upper[at], origin[left]
             exact, objective, point = exact.take(at), objective.take(at), point.take(at)
         guide = exact.as_guide(kernels)
         primal = evaluate(dual, guide, objective.as_guide(), point)
-        return self._push(lower, upper, region, entry, exact.boxes, point, primal)
+        return self._push(lower, upper, origin, exact.boxes, point, primal)
 
     def _ends(self, lower: Array, upper: Array) -> dict[int, Interval]:
         """Flat ends as the ends of every cut value."""
@@ -279,15 +301,14 @@ class CutSearch:
         self,
         lower: Array,
         upper: Array,
-        region: npt.NDArray[np.int64],
-        entry: npt.NDArray[np.int64],
+        origin: Origin,
         boxes: list[Interval],
         point: Point,
         primal: Primal,
     ) -> Candidate | None:
         """Keep open subproblems, easiest last, with what to cut in each; try the maximizers as counterexamples."""
         kernels, xp = self.problem.kernels, self.problem.kernels.xp
-        n = len(region)
+        n = len(origin)
         codes = boxes[0][0] if primal.codes is None else primal.codes[:, 0]  # None: an op without a rule stands between
         found = self._try(codes.astype(xp.int32))
         if found is not None:
@@ -296,13 +317,13 @@ class CutSearch:
         bound = kernels.to_host(point.bound)
         none = xp.zeros((n, 0), dtype=GUIDE)
         flat = xp.concatenate([none, *(m.reshape(n, -1) for m in point.multipliers.values())], axis=1)
-        nodes = Nodes(lower, upper, region, entry, point.mix, flat, bound, branch, threshold)
+        nodes = Nodes(lower, upper, origin, point.mix, flat, bound, branch, threshold)
         left = kernels.to_host(xp.flatnonzero(possible))
         if self.problem.watch is not None and not self.problem.undecided:
             self.problem.watch.safe(self._ends(lower[~possible], upper[~possible]))
         self.stats.leaves += n - len(left)  # single code vectors: tried above, and no counterexample
         if self.proof is not None:
-            self.proof.close(entry[~kernels.to_host(possible)])
+            self.proof.close(origin.entry[~kernels.to_host(possible)])
         if len(left):
             self.waiting.append(nodes.take(left[np.argsort(-bound[left], kind="stable")]))
         return None
