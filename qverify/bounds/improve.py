@@ -169,7 +169,7 @@ def _keep(xp: Any, best: Point, point: Point, rows: Array | None) -> None:
         if bool(better.all()):
             best.bound, best.mix, best.multipliers = point.bound, point.mix, dict(point.multipliers)
             return
-        own, at = xp.flatnonzero(better), xp.flatnonzero(better)
+        own = at = xp.flatnonzero(better)
     else:
         own = xp.flatnonzero(point.bound < best.bound[rows])
         at = rows[own]
