@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from qverify import __version__
-from qverify.errors import QverifyError, SoundnessError, UsageError
+from qverify.errors import CertificateError, QverifyError, SoundnessError, UsageError
 from qverify.options import Options
 from qverify.report import (
     Printer,
@@ -174,7 +174,7 @@ def _verify(
         raise UsageError("MODEL and SPEC are swapped: the ONNX file comes first")
     wanted = [path for path in (results_file, json_file, proof_file) if path is not None]
     for path in wanted:
-        check_writable(path, model, spec)
+        check_writable(path, model, spec, *filter(None, [watch_file]))
     if len({os.path.realpath(path) for path in wanted}) < len(wanted):
         raise UsageError("RESULTS_FILE, --json and --certificate must name different files")
     watch = None if watch_file is None else _watched(watch_file, spec)
@@ -306,6 +306,8 @@ def _check(printer: Printer, /, model: str, spec: str, certificate: str, verbose
     except Rejected as reason:
         printer.answer(f"rejected: {reason}\n")
         return 1
+    except MemoryError:
+        raise CertificateError(f"{certificate}: it is too large for the memory at hand") from None
     printer.answer(f"accepted {report.verdict}\n")
     what = f"{report.leaves} leaves, {report.inner} inner bounds" if report.verdict == "unsat" else "the counterexample"
     printer.line(f"checked {what} in {report.seconds:.2f} s")
@@ -344,7 +346,8 @@ def _our_fault(error: Exception, printer: Printer) -> int:
 
         printer.block("".join(traceback.format_exception(error)))
     name = type(error).__name__
-    printer.line(f"internal error: {name}: {error}; please report it with the model and the specification")
+    please = "" if "please report" in str(error) else "; please report it with the model and the specification"
+    printer.line(f"internal error: {name}: {error}{please}")
     return 4
 
 

@@ -73,6 +73,8 @@ class Cover:
         if not terms:
             return result
         shift = self.precision()
+        if max(magnitude(dual.kernels, own) for own in (constants, *terms.values())) * 2.0**shift >= LIMIT:
+            return result
         try:
             weights = {
                 value: dual.kernels.xp.broadcast_to(dual.kernels.asarray(own << shift), (n, *own.shape[1:]))

@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from qverify.kernels import Array, Kernels
 from qverify.network import Network
 from qverify.ops import Interval
@@ -112,6 +114,7 @@ class Dual:
         """The bound in the guide's type [N, R] (not sound), and where the maxima were taken."""
         return self._walk(scene, weights, multipliers)
 
+    @np.errstate(over="ignore", invalid="ignore")  # of guides; nothing exact is computed in floats that could overflow
     def _walk(
         self, scene: Scene, weights: Mapping[int, Array], multipliers: Multipliers | None
     ) -> tuple[Array, Primal]:

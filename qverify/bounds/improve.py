@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from qverify.bounds.dual import Dual, Multipliers, Primal, Scene
 from qverify.deadline import Deadline
 from qverify.kernels import Array
@@ -104,6 +106,7 @@ class _Adam:
         return (rate * self.size) * self.first / scale
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what only guides may lose its meaning
 def improve(
     dual: Dual,
     scene: Scene,

@@ -28,6 +28,7 @@ from qverify.property import Case, Row
 IntArray = npt.NDArray[np.int64]
 COEFFICIENT = 2**24  # rows with larger integer coefficients are not compiled
 WIDEST = 2**20  # coefficients of a compiled inequality: larger ones are rounded, the error goes to the constant
+REACH = 2**61  # lines that could get so large are not compiled
 MOST = 64  # regions of a case; beyond, rows with several regions are taken as lines
 
 
@@ -89,8 +90,7 @@ class Compiler:
         if not options:
             return None
         if np.prod([float(len(o)) for o in options]) > MOST:
-            lines = [self._line(row) for row in case]
-            options = [[(line,)] for line in lines if line is not None]
+            options = [found for row in case if (found := self._as_line(row)) is not None]
             if not options:
                 return None
         return [tuple(inequality for part in parts for inequality in part) for parts in product(*options)]
@@ -104,8 +104,18 @@ class Compiler:
         known = [s for s in steps if s is not None]
         if len(known) == len(row.y) and len({(s.value, s.index) for s in known}) == len(known):
             return _one(row, known[0]) if len(known) == 1 else _two(row, known[0], known[1])
+        return self._as_line(row)
+
+    def _as_line(self, row: Row) -> list[Region] | None:
+        """The regions of a row taken as a line: itself, or the one without inequalities if it always holds, or none if it
+        never does; None if it is not supported."""
         line = self._line(row)
-        return None if line is None else [(line,)]
+        if line is None:
+            return None
+        reach = sum(abs(c) * self.reach(value) for value, _, c in line.terms)
+        if reach >= REACH:
+            return None
+        return [(line,)] if -reach <= line.constant < reach else [()] if line.constant >= reach else []
 
     def _steps(self, index: int, coefficient: Fraction) -> _Steps | None:
         """Output `index` as steps in the direction in which coefficient * Y falls."""

@@ -189,6 +189,7 @@ class Proof:
         self.values = sorted({v for own in self.inequalities for v, _, _ in own.terms})
         self.sizes = np.array([t.size for t in self.net.types])
         self.leaves = self.inner = 0
+        self.bare, self.at_root = root, np.zeros(len(query.cases), np.bool_)
 
     def check(self) -> None:
         """Everything in turn."""
@@ -200,6 +201,9 @@ class Proof:
             return  # no point meets the inner bounds
         self.known = list(self.root.ends)
         self._read_tree()
+        if self.kind[0] == REGIONS or (self.kind == CLOSED).any():
+            # What is refuted in the whole box is so in every part. (Edges need not be better where bounds are.)
+            self.at_root = (self._closed_cases(self.bare) | self._closed_cases(self.root))[0]
         if self.kind[0] == REGIONS:
             self._check_root()
         step = max(1, min(256, BATCH // max(int(self.sizes.sum()), 1)))
@@ -378,17 +382,21 @@ class Proof:
         """The root's children stand for regions; a case that has another one must be closed."""
         named = set(self.regions.tolist())
         left = [i for i, own in enumerate(self.cover.cases) if own is None or not named.issuperset(own)]
-        if left and not self._closed_cases(self.root)[0, left].all():
+        if not self.at_root[left].all():
             raise Rejected("a region of the property is missing, and its case is not refuted")
 
     def _check_closed(self, entries: Ints) -> None:
-        """Parts without a point, or in which every case is refuted."""
-        part, possible, _ = self._part(entries)
+        """Parts without a point, or in which every case is refuted: of a part that is about a region, the region's case."""
+        part, possible, region = self._part(entries)
         rows = np.flatnonzero(possible)
-        if len(rows) and not (closed := self._closed_cases(part.take(rows)).all(axis=1)).all():
-            raise Rejected(
-                f"entry {entries[rows[closed.argmin()]]} of its tree is not closed: a case is not refuted there"
-            )
+        if len(rows):
+            closed = self._closed_cases(part.take(rows)) | self.at_root
+            for i, own in enumerate(region[rows].tolist()):
+                closed[i] |= own >= 0 and np.array([own not in (case or ()) for case in self.cover.cases])
+            if not (every := closed.all(axis=1)).all():
+                raise Rejected(
+                    f"entry {entries[rows[every.argmin()]]} of its tree is not closed: a case is not refuted there"
+                )
         self.leaves += len(entries)
 
     def _check_dual(self, entries: Ints, step: int) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from qverify.errors import CertificateError
 
 FORMAT, VERSION = "qverify certificate", 1
-MOST_BYTES = 2**32  # of an array that is read at once
+MOST_BYTES = 2**32  # of an array that is read at once, as int64
 MOST_HEADER = 2**28
 _NPY = re.compile(rb"\{'descr': '(?:<i([248])|\|i(1))', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n")
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
@@ -132,6 +132,6 @@ class Rows:
         """The next `count` rows."""
         shape = (count, *self.shape[1:])
         size = int(np.prod(shape, dtype=object)) * self._type.itemsize
-        if size > MOST_BYTES:
+        if size // self._type.itemsize * 8 > MOST_BYTES:
             raise self._archive.fault(f"{self._name} is too large")
         return np.frombuffer(self._read(size), self._type).reshape(shape).astype(np.int64)

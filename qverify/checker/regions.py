@@ -25,6 +25,7 @@ from qverify.property import Case, Row
 MOST = 64  # regions of a case; with more, every row is taken as a line
 LARGEST = 2**24  # of a row's integer coefficients, taken as a line
 BITS = 21  # of a line's coefficients
+REACH = 2**61  # what a line stays below
 APART = 40  # powers of two between the units of a row's lines
 
 
@@ -96,7 +97,7 @@ class Compiler:
         """The regions of one case, or None if none of its rows can be expressed."""
         options = [found for row in case if (found := self.row(row)) is not None]
         if prod(len(found) for found in options) > MOST:
-            options = [[(line,)] for row in case if (line := self.line(row)) is not None]
+            options = [found for row in case if (found := self.as_line(row)) is not None]
         return [tuple(own for region in one for own in region) for one in product(*options)] if options else None
 
     def row(self, row: Row) -> list[Region] | None:
@@ -107,8 +108,23 @@ class Compiler:
             steps = [own for j, c in row.y if (own := self.along(j, c)) is not None]
             if len({(own.value, own.element) for own in steps}) == len(row.y):
                 return _one(row, *steps) if len(steps) == 1 else _two(row, *steps)
+        return self.as_line(row)
+
+    def as_line(self, row: Row) -> list[Region] | None:
+        """The regions of a row that is taken as a line: none where it never holds, one without inequalities where it always
+        does."""
         line = self.line(row)
-        return None if line is None else [(line,)]
+        far = 0 if line is None else sum(abs(factor) * self.reach(value) for value, _, factor in line.terms)
+        if line is None or far >= REACH:
+            return None
+        if line.constant < -far:
+            return []
+        return [()] if line.constant >= far else [(line,)]
+
+    def reach(self, value: int) -> int:
+        """The largest magnitude in a value's type."""
+        own = self.network.type_of(value)
+        return max(abs(own.low), abs(own.high))
 
     def output(self, j: int) -> tuple[Any, int]:
         """The tensor of output element j, and its place there."""
@@ -164,8 +180,7 @@ class Compiler:
         shift = max(0, max(abs(c).bit_length() for c in terms.values()) - BITS)
         rounded = {key: (c + (1 << shift >> 1)) >> shift for key, c in terms.items()}
         for (value, at), exact in terms.items():  # what rounding can lose
-            ends = self.network.type_of(value)
-            constant += abs(exact - (rounded[value, at] << shift)) * max(abs(ends.low), abs(ends.high))
+            constant += abs(exact - (rounded[value, at] << shift)) * self.reach(value)
         kept = tuple((value, at, factor) for (value, at), factor in sorted(rounded.items()) if factor)
         return Inequality(kept, -(-constant >> shift))
 

@@ -90,8 +90,10 @@ class Moved(Relaxation):
         sizes = [box[0][0].size for box in boxes]
         constants = self.op.constants
         extra = 0 if constants is None else len(constants)
-        if exact(weights) and magnitude(kernels, weights) * max(1, len(self.op.index)) * 256 >= LIMIT:
-            raise TooLarge
+        if exact(weights):
+            reach = 1.0 if constants is None or not extra else 1.0 + magnitude(kernels, constants) * extra
+            if magnitude(kernels, weights) * max(1, len(self.op.index)) * reach >= LIMIT:
+                raise TooLarge
         total = xp.zeros((n * r, sum(sizes) + extra), dtype=weights.dtype)
         if self.once:
             total[:, self.op.index] = weights.reshape(n * r, -1)

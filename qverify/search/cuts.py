@@ -118,6 +118,11 @@ class CutSearch:
     deadline: Deadline
     waiting: list[Nodes] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._case = np.zeros(len(self.cover.regions), np.int64)  # of every region
+        for k, regions in enumerate(self.cover.cases):
+            self._case[list(regions or ())] = k
+
     @staticmethod
     def make(
         problem: Problem,
@@ -229,6 +234,10 @@ class CutSearch:
         boxes, possible = self._boxes(lower, upper)
         if self.problem.watch is not None:
             self.problem.watch.parts(self._ends(lower, upper), boxes, possible)
+        refuted = self.problem.refuted_by(boxes)[np.arange(len(origin)), self._case[origin.region]]
+        if self.problem.watch is not None:
+            self._watched(lower, upper, origin.region, kernels.asarray(refuted))
+        possible &= kernels.asarray(~refuted)
         if not bool(possible.all()):
             keep = kernels.to_host(xp.flatnonzero(possible))
             self.stats.proved += len(origin) - len(keep)
@@ -338,6 +347,7 @@ class CutSearch:
         y = problem.decoder.decode(problem.kernels.to_host(problem.network.run(problem.kernels, codes)))
         return problem.find_unsafe(codes, y)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _choose(
         self,
         lower: Array,
@@ -366,7 +376,7 @@ class CutSearch:
             w, m = primal.w[k][:, 0], point.multipliers[k][:, 0]
             passed = m * (z - primal.z[k][:, 0])
             gap = w * (y[:, 0] - rule.value(dual.kernels, node.op, spot))
-            gap = gap + (passed.sum(axis=-1) if rule.whole else passed)
+            gap = xp.nan_to_num(gap + (passed.sum(axis=-1) if rule.whole else passed))
             t, possible = rule.cut(dual.kernels, spot, inputs, boxes[k])
             value = node.inputs[0] if rule.cuts == "input" else k
             start = self.layout.starts[self.layout.values.index(value)]
@@ -376,15 +386,13 @@ class CutSearch:
         best = score.argmax(axis=1)
         rows = xp.arange(n)
         t = threshold[rows, best]
-        none = score[rows, best] <= 0
         width = self.layout.part(upper, 0) - self.layout.part(lower, 0)
-        if bool(none.any()):
-            pull = xp.abs(primal.pull[:, 0]) if primal.pull is not None else 1.0
-            share = xp.where(width > 0, width * (pull + 1e-9), -1.0)
+        wide = (width > 0).any(axis=1)  # a part with one code vector is the only leaf, whatever the floats say
+        own = wide & (score[rows, best] <= 0)
+        if bool(own.any()):
+            pull = xp.nan_to_num(xp.abs(primal.pull[:, 0])) if primal.pull is not None else xp.ones(width.shape)
+            share = xp.where(width > 0, width * (pull.astype(xp.float64) + 1e-9), -1.0)
             variable = share.argmax(axis=1)
-            own = none & (share[rows, variable] > 0)
             best = xp.where(own, variable, best)
-            middle = lower[rows, variable] + (width[rows, variable] + 1) // 2
-            t = xp.where(own, middle, t)
-            none = none & ~own & (score[rows, best] == -xp.inf)
-        return best, t.astype(xp.int32), ~none
+            t = xp.where(own, lower[rows, variable] + (width[rows, variable] + 1) // 2, t)
+        return best, t.astype(xp.int32), wide | (score[rows, best] > -xp.inf)

@@ -21,6 +21,7 @@ from qverify.frontend.boundary import Domain
 from qverify.frontend.outputs import Decoder
 from qverify.kernels import Array, Kernels
 from qverify.network import Network
+from qverify.ops import Interval
 from qverify.ops.relax import Nonlinear
 from qverify.ops.table import Sandwiched
 from qverify.property import Row
@@ -149,16 +150,26 @@ class Problem:
         """Interval bounds: the status of every case [N, cases], and the rows' least values [N, rows] (a guide).
 
         Raises Undecided where an output may be infinite: no real number stands for it in a row."""
-        z = self.network.intervals(self.kernels, lower, upper)
-        with np.errstate(over="ignore", invalid="ignore"):
-            y = self.decoder.decode_box(*(self.kernels.to_host(end) for end in z))
-        if not (np.isfinite(y[0]).all() and np.isfinite(y[1]).all()):
-            raise Undecided("an output can overflow float32: the rows of the property say nothing about an infinity")
+        y = self._decoded(*self.network.intervals(self.kernels, lower, upper))
         x = self.input_ends(lower, upper)
         status = self.unsafe.status(y, x)
         if self.watch is not None:
             self.watch.boxes(lower, upper, status, "intervals")
         return status, self.unsafe.ends(y, x)[0]
+
+    def _decoded(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array]:
+        """Bounds of the outputs, from those of the network's. Undecided where one may be infinite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = self.decoder.decode_box(self.kernels.to_host(lower), self.kernels.to_host(upper))
+        if not (np.isfinite(y[0]).all() and np.isfinite(y[1]).all()):
+            raise Undecided("an output can overflow float32: the rows of the property say nothing about an infinity")
+        return y
+
+    def refuted_by(self, boxes: list[Interval]) -> npt.NDArray[np.bool_]:
+        """Which cases the intervals of all values refute: bool [N, cases]."""
+        ends = (self.network.flat_outputs(self.kernels, [box[i] for box in boxes]) for i in (0, 1))
+        found: npt.NDArray[np.bool_] = self.unsafe.status(self._decoded(*ends), self.input_ends(*boxes[0])) == REFUTED
+        return found
 
     def around(self, y: Float64Array) -> tuple[Float64Array, Float64Array]:
         """The outputs that the runtime may give where the network decodes to `y`."""

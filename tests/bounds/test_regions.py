@@ -242,7 +242,9 @@ def test_three_outputs_are_a_line() -> None:
 
 @pytest.mark.parametrize("unit", [0, -20, 5])
 def test_lines_with_remainders_cover(unit: int) -> None:
-    """Y = (slope v + e) 2^unit with any e within its ends, over one to three elements and every v in a range."""
+    """Y = (slope v + e) 2^unit with any e within its ends, over one to three elements and every v in a range. A row that
+    holds everywhere has one region without inequalities, one that holds nowhere has none."""
+    kinds = set()
     for seed in range(60 * ROUNDS):
         rng = np.random.default_rng([7, seed])
         count = int(rng.integers(1, 4))
@@ -262,10 +264,33 @@ def test_lines_with_remainders_cover(unit: int) -> None:
         r = Row((), terms, total[rng.integers(len(total))], bool(rng.random() < 0.5))
         found = compiler.regions((r,))
         assert found is not None
+        true = [bool(t < r.rhs if r.strict else t <= r.rhs) for t in total]
+        kinds.add((len(found), sum(map(len, found))))
+        if not found or not found[0]:
+            assert not any(true) if not found else len(found) == 1
+            continue
         ((inequality,),) = found
         left = sum((c * v[:, i] for _, i, c in inequality.terms), np.zeros(len(v), object)) + inequality.constant
-        assert all(q >= 0 for q, t in zip(left, total, strict=True) if (t < r.rhs if r.strict else t <= r.rhs))
+        assert all(q >= 0 for q, t in zip(left, true, strict=True) if t)
+        assert abs(inequality.constant) <= 6 * sum(abs(c) for _, _, c in inequality.terms)
         assert all(abs(c) <= 2**21 for _, _, c in inequality.terms)
+    assert (1, 1) in kinds and len(kinds) > 1
+
+
+@pytest.mark.parametrize("rhs", [10**8, 2**62, 10**40, -(10**40)])
+def test_rows_far_from_every_value_leave_no_constant(rhs: int) -> None:
+    """A row with "no limit", or an absurd one: its constant would leave int64."""
+    output = Output(2, Line(ACCUMULATORS, np.ones(2, np.int64), np.zeros(2, np.int64), np.zeros(2, np.int64), 0), None)
+    compiler = Compiler([output], lambda v: None, lambda v: (NOTHING, NOTHING), lambda v: 1000)
+    near, far = Row((), ((0, Fraction(1)),), Fraction(3), False), Row((), ((1, Fraction(1)),), Fraction(rhs), False)
+    alone, both = compiler.regions((far,)), compiler.regions((near, far))
+    assert (alone, both) == (([()], compiler.regions((near,))) if rhs > 0 else ([], []))
+
+
+def test_lines_beyond_all_types_are_not_taken() -> None:
+    output = Output(1, Line(ACCUMULATORS, np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64), 0), None)
+    compiler = Compiler([output], lambda v: None, lambda v: (NOTHING, NOTHING), lambda v: 2**61)
+    assert compiler.regions((Row((), ((0, Fraction(1)),), Fraction(3), False),)) is None
 
 
 def test_rows_without_outputs() -> None:

@@ -15,11 +15,14 @@ import pytest
 
 from qverify import Options, Result, Verdict, verify
 from qverify.bounds import cover
+from qverify.checker import check
 from qverify.errors import UnsupportedModel
+from qverify.ops import relax
 from qverify.search import bab, cuts, watch
 from qverify.search.problem import Problem
 from qverify.search.proof import Proof
-from tests.graphs import ROUNDS, write
+from tests.graphs import ROUNDS, Graph, write
+from tests.networks import CPU
 from tests.search.queries import asked
 from tests.test_brute_force import Row, check_witness, network, points_of, random_box, random_case, specification
 
@@ -160,3 +163,81 @@ def hobble(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     monkeypatch.setattr(cuts, "proved", sometimes)
     monkeypatch.setattr(cuts, "ROOT", ((1, 0.1),))
     monkeypatch.setattr(cuts, "PHASES", ((1, 0.1),))
+
+
+# -- what once gave a wrong `unsat` ------------------------------------------------------------------------------------
+
+
+def needle(folder: Path, inputs: int, looked_at: int, deep: int) -> tuple[Path, list[float], float]:
+    """A network of 8 bits whose first output is large at one vector of `looked_at` codes only, behind `deep` layers of one
+    steep neuron each; that vector as inputs; and the output there."""
+    g, rng = Graph(), np.random.default_rng(1)
+    x = g.quantize(g.input((1, inputs)), 0.05, np.asarray(128, np.uint8))
+    at = rng.integers(-15, 15, looked_at)
+    w, b = np.zeros((inputs, 2 * looked_at), np.int8), np.zeros(2 * looked_at, np.int32)
+    for i, t in enumerate(at):
+        w[i, 2 * i] = w[i, 2 * i + 1] = 1
+        b[2 * i], b[2 * i + 1] = 1 - t, -t
+
+    def layer(x: str, zero: int, weight: Any, bias: Any, *ends: str) -> str:
+        codes, weights = g.const(np.asarray(zero, np.uint8)), g.const(np.asarray(weight, np.int8))
+        zero_weight = g.const(np.asarray(0, np.int8))
+        return g.node(
+            "QGemm",
+            x,
+            g.f32(0.01),
+            codes,
+            weights,
+            g.f32(0.01),
+            zero_weight,
+            g.const(np.asarray(bias, np.int32)),
+            *ends,
+        )
+
+    steep = g.f32(0.01 / 300 * 0.01), g.const(np.asarray(0, np.uint8))
+    h = layer(x, 128, w, b, *steep)
+    h = layer(h, 0, np.tile([[1], [-1]], (looked_at, 1)), [1 - 255 * looked_at], *steep)
+    for _ in range(deep):
+        h = layer(h, 0, [[127]], [0], *steep)
+    y = layer(h, 0, [[127, 1]], [0, 0])
+    model = write(g.model(y), folder / "needle.onnx")
+    point = [*(float(v) * 0.05 for v in at), *[0.0] * (inputs - looked_at)]
+    return model, point, 255 * 127 * 1e-4
+
+
+def needle_spec(folder: Path, inputs: int, box: float, rows: str) -> Path:
+    declared = [f"(declare-const X_{i} Real)" for i in range(inputs)] + [
+        f"(declare-const Y_{i} Real)" for i in range(2)
+    ]
+    ends = [f"(assert (>= X_{i} -{box}))\n(assert (<= X_{i} {box}))" for i in range(inputs)]
+    spec = folder / "needle.vnnlib"
+    spec.write_text("\n".join([*declared, *ends, rows]))
+    return spec
+
+
+@pytest.mark.parametrize("deep", [0, 12])
+def test_floats_without_a_meaning_prove_nothing(deep: int, tmp_path: Path) -> None:
+    """Behind many steep neurons the multipliers overflow float32: a part whose guides are NaN is no leaf."""
+    model, point, top = needle(tmp_path, 14, 3, deep)
+    spec = needle_spec(tmp_path, 14, 1.0, f"(assert (>= Y_0 {top - 0.1}))")
+    options = Options(device="cpu", timeout=10, attack=False, watch=tuple(point))
+    assert verify(model, spec, options).verdict in (Verdict.SAT, Verdict.TIMEOUT)
+
+
+@pytest.mark.parametrize("far", ["1e2", "1e7", "1e8", "5e8", "1e9", "1e30"])
+def test_a_row_without_a_meaning_changes_nothing(far: str, tmp_path: Path) -> None:
+    """`Y_1 <= far` always holds; its constant must not wrap around and refute the case."""
+    model, point, top = needle(tmp_path, 14, 3, 0)
+    spec = needle_spec(tmp_path, 14, 1.0, f"(assert (>= Y_0 {top - 0.1}))\n(assert (<= Y_1 {far}))")
+    options = Options(device="cpu", timeout=10, attack=False, watch=tuple(point))
+    assert verify(model, spec, options).verdict in (Verdict.SAT, Verdict.TIMEOUT)
+    hopeless = needle_spec(tmp_path, 14, 1.0, f"(assert (>= Y_0 {top + 1}))\n(assert (<= Y_1 {far}))")
+    found = verify(model, hopeless, Options(device="cpu", timeout=10, certificate=True))
+    assert found.verdict is Verdict.UNSAT and found.certificate is not None
+    (tmp_path / "proof").write_bytes(found.certificate)
+    assert check(model, hopeless, tmp_path / "proof").verdict == "unsat"
+
+
+def test_multipliers_beyond_int64_are_no_multipliers() -> None:
+    assert relax.magnitude(CPU, np.array([-(2**63), 5])) == 2.0**63
+    assert CPU.whole(np.array([np.nan, np.inf, -np.inf, 2.0**62, -(2.0**63), -3.5])).tolist() == [0, 0, 0, 0, 0, -4]
