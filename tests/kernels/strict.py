@@ -22,7 +22,10 @@ TINY = np.finfo(np.float32).tiny
 
 # name -> keywords that may be given; the functions in ARITHMETIC compute with floats, the others move them
 ARITHMETIC: dict[str, set[str]] = {
-    **{name: set() for name in ("abs", "clip", "exp", "fmin", "maximum", "minimum", "rint", "sign", "sqrt")},
+    **{
+        name: set()
+        for name in ("abs", "clip", "exp", "fmin", "maximum", "minimum", "nan_to_num", "rint", "sign", "sqrt")
+    },
     "add": set(),
     "matmul": set(),  # through cuBLAS; of integers by a slow kernel: refused here
 }
