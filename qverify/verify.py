@@ -26,6 +26,7 @@ from qverify.frontend.vnnlib import read_property
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Network
 from qverify.options import Options
+from qverify.propagate import make_propagator
 from qverify.property import Property, Query, Variable
 from qverify.result import Progress, Result, Stats, Verdict, Witness
 from qverify.search.bab import Outcome, search
@@ -63,6 +64,7 @@ def verify(
     network = read.lowered.network.on(kernels)
     dual = Dual.make(read.lowered.network, kernels) if options.backward else None
     described = described_outputs(read.lowered)
+    propagator = make_propagator(network, kernels)
     rng = np.random.default_rng(options.seed)
     details = _details(read, prop, spec_path, kernels)
     if read.runtime_version is not None:  # otherwise onnxruntime is not there to compare with
@@ -71,7 +73,7 @@ def verify(
     proofs: list[Proof] | None = [] if options.certificate else None
     for query in prop.queries:
         problem = _problem(read, kernels, network, encoder, decoder, query, spec_path)
-        problem.dual, problem.described = dual, described
+        problem.dual, problem.described, problem.propagator = dual, described, propagator
         problem.watch = _watch(problem, options.watch)
         try:
             outcome = search(problem, options, deadline, rng, stats, progress, _new_proof(problem, proofs))

@@ -23,6 +23,7 @@ from qverify.kernels import Array, Kernels
 from qverify.network import Network
 from qverify.ops.relax import Nonlinear
 from qverify.ops.table import Sandwiched
+from qverify.propagate import Propagator
 from qverify.property import Row
 from qverify.search.proof import Proof
 from qverify.search.watch import Watch
@@ -64,6 +65,7 @@ class Problem:
     runtime: Callable[[Float64Array], Float64Array] | None = None  # inputs -> the runtime's outputs, both flat
     dual: Dual | None = None  # where the dual's bounds are wanted
     described: Sequence[Output] = ()  # the outputs, for it
+    propagator: Propagator | None = None  # a faster `network.intervals`
     watch: Watch | None = None  # an input that nothing may lose, for debugging
     unrealised: bool = False  # whether unsafe code vectors were met that no input produces
     undecided: str = ""  # why some code vector could be neither confirmed nor ruled out
@@ -149,7 +151,8 @@ class Problem:
         """Interval bounds: the status of every case [N, cases], and the rows' least values [N, rows] (a guide).
 
         Raises Undecided where an output may be infinite: no real number stands for it in a row."""
-        z = self.network.intervals(self.kernels, lower, upper)
+        fast = self.propagator
+        z = fast.intervals(lower, upper) if fast else self.network.intervals(self.kernels, lower, upper)
         with np.errstate(over="ignore", invalid="ignore"):
             y = self.decoder.decode_box(*(self.kernels.to_host(end) for end in z))
         if not (np.isfinite(y[0]).all() and np.isfinite(y[1]).all()):
