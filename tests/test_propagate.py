@@ -1,4 +1,4 @@
-"""The fast bounds: bit for bit those of `Network.intervals`, refused where kernels do not compute exactly, and not needed."""
+"""The fast bounds: those of `Network.intervals` bit for bit, refused where kernels are not exact, and not needed."""
 
 from __future__ import annotations
 

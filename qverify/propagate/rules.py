@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -307,8 +308,16 @@ class Rules:
             value = self.int32(constants[0]) if low is None else self.uint8(constants[0] - low)
             ends = self.graph.constant([0, 0, 0, 0, 0, 1], np.int64)
             name = self.node("Pad", name, ends, value)
-        moved = self.node("Gather", name, self.int32(np.minimum(index, total)), axis=2)
-        return Held(result, low, {(2, len(index)): moved})
+        exchange = _transposition(index, op.shape, total) if len(xs) == 1 and not len(constants) else None
+        if exchange is not None:
+            split, order = exchange
+            name = self.node("Transpose", self.pair(xs[0], 2, *split), perm=[0, 1, *(2 + k for k in order)])
+            return Held(result, low, {(2, *(split[k] for k in order)): name})
+        # Elements are copied for all boxes at once, since Gather is slow where pieces are small.
+        name = self.node(
+            "Gather", self.node("Transpose", name, perm=[2, 0, 1]), self.int32(np.minimum(index, total)), axis=0
+        )
+        return Held(result, low, {(2, len(index)): self.node("Transpose", name, perm=[1, 2, 0])})
 
     def table(self, op: Table, x: Held, result: Type) -> Held:
         """An increasing table is looked up; one that only clips needs no table."""
@@ -342,11 +351,10 @@ class Rules:
         return self.node("Add", name, self.int32(offset)) if np.any(offset) else name
 
     def _looked_up(self, values: npt.NDArray[np.int32], index: str, result: Type) -> Held:
-        narrow = result.count <= 256
-        flat = values.reshape(-1)
+        narrow, flat, axes = result.count <= 256, values.reshape(-1), (2, *result.shape)
         entries = self.uint8(flat - result.low) if narrow else self.int32(flat)
-        name = self.node("Gather", entries, index, axis=0)
-        return Held(result, result.low if narrow else None, {(2, *result.shape): name})
+        name = self.node("GatherElements", entries, self.reshaped(index))  # Gather is eight times as slow (measured)
+        return Held(result, result.low if narrow else None, {axes: self.reshaped(name, *axes)})
 
 
 def _zero(rules: Rules, weight: npt.NDArray[Any], zero: int) -> str:
@@ -368,6 +376,24 @@ def _doubled(weight: IntArray) -> IntArray:
     positive, negative = np.maximum(weight, 0), np.minimum(weight, 0)
     rows = [np.concatenate(parts, axis=1) for parts in ((positive, negative), (negative, positive))]
     return np.concatenate(rows, axis=0)
+
+
+def _transposition(index: IntArray, shape: tuple[int, ...], size: int) -> tuple[list[int], list[int]] | None:
+    """Where `index` only exchanges axes of a source of that size: these axes, and their order in the result."""
+    axes: list[tuple[int, int]] = []  # length and step of the result's, neighbours joined where they step alike
+    for k, n in enumerate(shape):
+        if n > 1:
+            step = int(index[prod(shape[k + 1 :])] - index[0])
+            if axes and axes[-1][1] == n * step:
+                axes[-1] = axes[-1][0] * n, step
+            else:
+                axes.append((n, step))
+    order = sorted(range(len(axes)), key=lambda k: -axes[k][1])
+    split = [axes[k][0] for k in order]
+    places = [order.index(k) for k in range(len(axes))]
+    if prod(split) != size or not np.array_equal(np.arange(size).reshape(split).transpose(places).reshape(-1), index):
+        return None
+    return split, places
 
 
 def _dense_bias(op: Dense) -> IntArray:
