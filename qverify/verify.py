@@ -80,6 +80,7 @@ def verify(
         except Undecided as error:
             outcome = Outcome(Verdict.UNKNOWN, str(error))
         stats.seconds = deadline.elapsed()
+        details["intervals_by"] = propagator.name
         if outcome.verdict is Verdict.SAT:
             assert outcome.candidate is not None
             found = _answer_sat(read, query, problem, outcome.candidate, outcome.reason, stats, details, deadline)

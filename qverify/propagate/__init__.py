@@ -72,7 +72,7 @@ class Propagator:
         """As `Network.intervals`: the outputs' bounds, int32 [N, output_size] each, over boxes of code vectors [N, n]."""
         if self._waiting and self._spent >= self._patience:
             self._build()
-        if self._steps is not None and len(lower):
+        if self._steps is not None:
             try:
                 return self._run(self._steps, lower, upper)
             except ModelError:
