@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qverify import propagate, runtime
-from qverify.errors import ModelError
+from qverify.errors import ModelError, SoundnessError
 from qverify.frontend.model import read_model
 from qverify.network import Network, Node
 from qverify.ops import AbstractOp, Conv, Dense, FloatProgram, Interval, Layout, Max, Requantize, Table, Type
@@ -282,6 +282,30 @@ def test_a_failure_while_running_falls_back() -> None:
     fast._steps = [replace(step, function=fails) if isinstance(step, Stretch) else step for step in fast._steps]
     assert all((a == b).all() for a, b in zip(expected, fast.intervals(lower, upper), strict=True))
     assert fast.name == "NumPy"
+
+
+def test_a_later_difference_ends_the_search() -> None:
+    rng = np.random.default_rng(0)
+    network = ordinary_network(rng)
+    fast = Propagator(network, CPU, patience=0)
+    lower, upper = boxes(rng, network.input_type)
+    fast.intervals(lower, upper)
+    assert fast._steps is not None
+
+    def last_is_wrong(function: Compiled) -> Compiled:
+        def other(inputs: dict[str, Any]) -> list[Any]:
+            (values,) = function(inputs)
+            values[-1] ^= 1
+            return [values]
+
+        return other
+
+    fast._steps = [
+        replace(step, function=last_is_wrong(step.function)) if isinstance(step, Stretch) else step
+        for step in fast._steps
+    ]
+    with pytest.raises(SoundnessError, match="report"):
+        fast.intervals(lower, upper)
 
 
 def test_another_machine_keeps_its_own_kernels() -> None:
