@@ -146,12 +146,12 @@ def test_rounded_convolutions(groups: int, rank: int, channels: bool) -> None:
 @pytest.mark.parametrize(("inner", "outer"), [(7, 5), (rules.LONG, rules.WIDE)])
 @pytest.mark.parametrize("low", [-128, 0])
 def test_dense_layers(rows: int, inner: int, outer: int, low: int) -> None:
-    """In both forms, with int8 and with uint8 weights that have a zero point, and rows of several vectors."""
+    """In both forms, with int8 and with uint8 weights that have one or more zero points, and rows of several vectors."""
     rng = np.random.default_rng(inner + rows)
     maker = Maker(rng, rows * inner, 255)
     x = maker.add(Table(np.arange(low, low + 256, dtype=np.int32)[None], 0), maker.move(0, (rows, inner)))
-    for ends, channels in (((-128, 127), False), ((-50, 200), True)):
-        weight = rng.integers(*ends, (maker.type(x).shape[-1], outer), endpoint=True)
+    for ends, channels, shift in (((-128, 127), False, 0), ((-50, 200), True, 0), ((-50, 200), False, 150)):
+        weight = rng.integers(*ends, (maker.type(x).shape[-1], outer), endpoint=True) - shift * np.arange(outer) % 151
         x = maker.add(Dense(weight, rng.integers(-999, 999, outer), low, low + 255), x)
         factor = rng.uniform(100, 900, outer if channels else ()) / maker.type(x).count
         x = maker.add(Requantize(FloatProgram().then("mul", factor), np.array(low + 3, np.int32), low, low + 255), x)

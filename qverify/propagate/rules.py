@@ -24,7 +24,7 @@ from qverify.ops import AbstractOp, Conv, Dense, Layout, Max, Pairwise, Requanti
 from qverify.runtime import IntegerGraph
 
 IntArray = npt.NDArray[np.int64]
-Codes = tuple[npt.NDArray[Any], int]  # 8-bit weights and their zero point
+Codes = tuple[npt.NDArray[Any], IntArray]  # 8-bit weights and their zero point, [] or one for each column
 
 UINT8, INT32, FLOAT = 2, 6, 1  # ONNX's numbers of types
 LONG, WIDE = (
@@ -145,7 +145,9 @@ class Rules:
     def dense(self, op: Dense, x: Held, result: Type) -> Held:
         """Accumulators by three products."""
         x, bias = self.codes(x), _dense_bias(op)
-        weights = [_stored(part) for part in (op.weight, np.minimum(op.weight, 0), np.maximum(op.weight, 0))]
+        weights = [
+            _stored(part, columns=True) for part in (op.weight, np.minimum(op.weight, 0), np.maximum(op.weight, 0))
+        ]
         bias = _folded(op.weight, bias, x.low or 0)
         lower, upper = self.ends(x)
         one, zero = self.float32(1), self.uint8(0)
@@ -169,8 +171,9 @@ class Rules:
         if inner >= LONG and outer >= WIDE:
             raise Inexpressible
         scale, y_zero = _scale(rounding, result.shape, len(result.shape) - 1), _output_zero(rounding)
-        weight, zero = _stored(_doubled(op.weight))
+        weight, zero = _stored(_doubled(op.weight), columns=True)
         bias = np.tile(_folded(op.weight, bias, x.low or 0), 2)
+        factor, zero = np.broadcast_arrays(_twice(scale), zero)  # onnxruntime wants as many of both
         if x.type.size == inner:
             joined = self.pair(x, 2 * inner)
         else:
@@ -178,8 +181,7 @@ class Rules:
         name = self.node(
             "QGemm",
             *(joined, self.float32(1), self.uint8(0)),
-            *(self.graph.constant(weight, weight.dtype), self.float32(_twice(scale))),
-            self.graph.constant(np.full_like(_twice(scale), zero), weight.dtype),
+            *(self.graph.constant(weight, weight.dtype), self.float32(factor), self.graph.constant(zero, weight.dtype)),
             *(self.int32(bias), self.float32(1), self.uint8(y_zero)),
         )
         name = self.limited(name, rounding)
@@ -357,18 +359,20 @@ class Rules:
         return Held(result, result.low if narrow else None, {axes: self.reshaped(name, *axes)})
 
 
-def _zero(rules: Rules, weight: npt.NDArray[Any], zero: int) -> str:
+def _zero(rules: Rules, weight: npt.NDArray[Any], zero: IntArray) -> str:
     return rules.graph.constant(zero, weight.dtype)
 
 
-def _stored(weight: IntArray) -> Codes:
-    """Weights as int8, or as uint8 with a zero point."""
+def _stored(weight: IntArray, columns: bool = False) -> Codes:
+    """Weights as int8, or as uint8 with a zero point, where that helps with one for each of the `columns`."""
     low, high = int(weight.min(initial=0)), int(weight.max(initial=0))
     if low >= -128 and high <= 127:
-        return weight.astype(np.int8), 0
-    if high - low > 255:
+        return weight.astype(np.int8), np.zeros((), np.int64)
+    axis = 0 if columns and high - low > 255 else None
+    least, most = weight.min(axis=axis, initial=0), weight.max(axis=axis, initial=0)
+    if (most - least).max() > 255 or least.min() < -255:
         raise Inexpressible
-    return (weight - low).astype(np.uint8), -low
+    return (weight - least).astype(np.uint8), -np.asarray(least)
 
 
 def _doubled(weight: IntArray) -> IntArray:
