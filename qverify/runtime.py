@@ -132,9 +132,9 @@ class IntegerGraph:
         return name
 
     def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
-        """The names of a new node's outputs; ops that onnx does not know are Microsoft's."""
+        """The names of a new node's outputs. QGemm, QLinearAdd and QLinearConv are Microsoft's."""
         names = [f"n{len(self._nodes)}_{k}" for k in range(outputs)]
-        domain = "com.microsoft" if op in ("QGemm", "QLinearAdd") else ""
+        domain = "com.microsoft" if op in ("QGemm", "QLinearAdd", "QLinearConv") else ""
         self._nodes.append(helper.make_node(op, inputs, names, domain=domain, **attributes))
         return names
 

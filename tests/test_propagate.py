@@ -258,7 +258,7 @@ def test_the_worst_case_reaches_every_kernel() -> None:
 def test_different_bounds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison before the first use, should a rule be wrong."""
     assert product_option() is not None
-    monkeypatch.setattr(rules, "_doubled", lambda weight: np.concatenate([np.concatenate([weight] * 2, 1)] * 2))
+    monkeypatch.setattr(rules, "doubled", lambda weight: np.concatenate([np.concatenate([weight] * 2, 1)] * 2))
     rng = np.random.default_rng(0)
     network = ordinary_network(rng)
     fast = Propagator(network, CPU, patience=0)

@@ -21,7 +21,8 @@ from qverify.errors import ModelError, QverifyError, SoundnessError
 from qverify.kernels import Array, Kernels, open_kernels
 from qverify.network import Network, Node
 from qverify.ops import AbstractOp, Conv, Dense, FloatProgram, Interval, Layout, Requantize, Type
-from qverify.propagate.rules import Held, Inexpressible, Rules
+from qverify.propagate.rules import Held, Rules
+from qverify.propagate.weights import Inexpressible
 
 PATIENCE = 0.05  # seconds of NumPy's before a graph is built
 WORTH_IT: tuple[type[AbstractOp], ...] = (Dense, Conv)  # without one, passing values back and forth costs more

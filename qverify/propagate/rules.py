@@ -14,17 +14,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qverify.ops import AbstractOp, Conv, Dense, Layout, Max, Pairwise, Requantize, Table, Type
+from qverify.propagate.weights import (
+    Codes,
+    Inexpressible,
+    IntArray,
+    dense_bias,
+    doubled,
+    folded,
+    output_zero,
+    scale_of,
+    stored,
+    transposition,
+    twice,
+)
 from qverify.runtime import IntegerGraph
-
-IntArray = npt.NDArray[np.int64]
-Codes = tuple[npt.NDArray[Any], IntArray]  # 8-bit weights and their zero point, [] or one for each column
 
 UINT8, INT32, FLOAT = 2, 6, 1  # ONNX's numbers of types
 LONG, WIDE = (
@@ -34,20 +43,18 @@ LONG, WIDE = (
 STEPS = {"mul": "Mul", "add": "Add", "sub": "Sub", "div": "Div", "max": "Max", "min": "Min"}
 
 
-class Inexpressible(Exception):
-    """The graph cannot express an op with these parameters."""
-
-
 @dataclass(eq=False)
 class Held:
     """The ends of a value in a graph. `low`: codes are the value minus this; None for int32. `pairs` names tensors
     [N, *axes] by their axes, whose product is twice the value's size (a value and its reshapes share it); `ends` names two
-    tensors [N, size]. Where there is neither yet, the value is an input: `source` is its name."""
+    tensors [N, size]; `last` names one [N, *spatial, channels of both ends], for a value [1, C, *spatial]. Where there is
+    none yet, the value is an input: `source` is its name."""
 
     type: Type
     low: int | None
     pairs: dict[tuple[int, ...], str] = field(default_factory=dict)
     ends: tuple[str, str] | None = None
+    last: str = ""
     source: str = ""
 
 
@@ -82,7 +89,11 @@ class Rules:
 
     def pair(self, x: Held, *axes: int) -> str:
         """Both ends in one tensor [N, *axes]."""
-        if not x.pairs and x.ends is None:
+        if not x.pairs and x.last:
+            channels, *spatial = x.type.shape[1:]
+            order = [0, len(spatial) + 1, *range(1, len(spatial) + 1)]
+            x.pairs[(2 * channels, *spatial)] = self.node("Transpose", x.last, perm=order)
+        elif not x.pairs and x.ends is None:
             self.inputs[x.source] = axes
             x.pairs[axes] = self.graph.input(x.source, np.int32 if x.low is None else np.uint8, axes)
         elif not x.pairs and x.ends is not None:
@@ -144,18 +155,24 @@ class Rules:
 
     def dense(self, op: Dense, x: Held, result: Type) -> Held:
         """Accumulators by three products."""
-        x, bias = self.codes(x), _dense_bias(op)
+        x, bias = self.codes(x), dense_bias(op)
         weights = [
-            _stored(part, columns=True) for part in (op.weight, np.minimum(op.weight, 0), np.maximum(op.weight, 0))
+            stored(part, columns=True) for part in (op.weight, np.minimum(op.weight, 0), np.maximum(op.weight, 0))
         ]
-        bias = _folded(op.weight, bias, x.low or 0)
+        bias = folded(op.weight, bias, x.low or 0)
         lower, upper = self.ends(x)
         one, zero = self.float32(1), self.uint8(0)
         radius = self.node("QLinearAdd", upper, one, zero, lower, self.float32(-1), zero, one, zero)
         if x.type.size != len(op.weight):
             lower, radius = (self.reshaped(end, len(op.weight)) for end in (lower, radius))
         base, below, above = (
-            self.node("MatMulInteger", end, self.graph.constant(weight, weight.dtype), zero, _zero(self, weight, low))
+            self.node(
+                "MatMulInteger",
+                end,
+                self.graph.constant(weight, weight.dtype),
+                zero,
+                self.graph.constant(low, weight.dtype),
+            )
             for end, (weight, low) in zip((lower, radius, radius), weights, strict=True)
         )
         base = self.node("Add", base, self.int32(bias))
@@ -166,14 +183,14 @@ class Rules:
 
     def rounded_dense(self, op: Dense, rounding: Requantize, x: Held, result: Type) -> Held:
         """Codes by a doubled product."""
-        x, bias = self.codes(x), _dense_bias(op)
+        x, bias = self.codes(x), dense_bias(op)
         inner, outer = op.weight.shape
         if inner >= LONG and outer >= WIDE:
             raise Inexpressible
-        scale, y_zero = _scale(rounding, result.shape, len(result.shape) - 1), _output_zero(rounding)
-        weight, zero = _stored(_doubled(op.weight), columns=True)
-        bias = np.tile(_folded(op.weight, bias, x.low or 0), 2)
-        factor, zero = np.broadcast_arrays(_twice(scale), zero)  # onnxruntime wants as many of both
+        scale, y_zero = scale_of(rounding, result.shape, len(result.shape) - 1), output_zero(rounding)
+        weight, zero = stored(doubled(op.weight), columns=True)
+        bias = np.tile(folded(op.weight, bias, x.low or 0), 2)
+        factor, zero = np.broadcast_arrays(twice(scale), zero)  # onnxruntime wants as many of both
         if x.type.size == inner:
             joined = self.pair(x, 2 * inner)
         else:
@@ -197,17 +214,24 @@ class Rules:
         pad = op.pad_value - (x.low or 0)
         if x.type.shape[0] != 1 or not 0 <= pad <= 255:
             raise Inexpressible
-        scale, zero = _scale(rounding, result.shape, 1), _output_zero(rounding)
+        scale, zero = scale_of(rounding, result.shape, 1), output_zero(rounding)
         filters, (channels, *spatial) = len(op.weight), x.type.shape[1:]
-        bias = _folded(op.weight.reshape(filters, -1).T, op.bias, op.pad_value)
-        stored = _stored(_doubled(op.weight) if op.groups == 1 else op.weight)
+        bias = folded(op.weight.reshape(filters, -1).T, op.bias, op.pad_value)
+        doubled_weight = stored(doubled(op.weight)) if op.groups == 1 else None
 
         def convolution(name: str, weight: Codes, scale: Any, bias: IntArray, front: tuple[int, ...]) -> str:
             codes, low = weight
             name = self.node(
                 "QLinearConv",
                 *(name, self.float32(1), self.uint8(pad), self.graph.constant(codes, codes.dtype)),
-                *(self.float32(scale), _zero(self, codes, low), self.float32(1), self.uint8(zero), self.int32(bias)),
+                *(
+                    self.float32(scale),
+                    self.graph.constant(low, codes.dtype),
+                    self.float32(1),
+                    self.uint8(zero),
+                    self.int32(bias),
+                ),
+                channels_last=int(not front),
                 group=op.groups,
                 strides=[*front, *op.strides],
                 dilations=[*front, *op.dilations],
@@ -215,18 +239,25 @@ class Rules:
             )
             return self.limited(name, rounding)
 
-        if op.groups == 1:
-            joined = self.pair(x, 2 * channels, *spatial)
-            name = convolution(joined, stored, _twice(scale), np.tile(bias, 2), ())
-            return Held(result, rounding.low, {(2 * filters, *result.shape[2:]): name})
+        if doubled_weight is not None:
+            name = convolution(self.channels_last(x), doubled_weight, twice(scale), np.tile(bias, 2), ())
+            return Held(result, rounding.low, last=name)
         parts = np.maximum(op.weight, 0), np.minimum(op.weight, 0)
         order = (0, 2, 1, *range(3, 3 + len(spatial)))
         joined = self.node("Transpose", self.pair(x, 2, channels, *spatial), perm=order)
         low, high = (
-            self.reshaped(convolution(joined, _stored(np.stack(both, axis=2)), scale, bias, (1,)), result.size)
+            self.reshaped(convolution(joined, stored(np.stack(both, axis=2)), scale, bias, (1,)), result.size)
             for both in (parts, parts[::-1])
         )
         return Held(result, rounding.low, ends=(low, high))
+
+    def channels_last(self, x: Held) -> str:
+        """A value [1, C, *spatial] as [N, *spatial, 2 C], as the kernels of convolutions want it."""
+        if not x.last:
+            channels, *spatial = x.type.shape[1:]
+            order = [0, *range(2, len(spatial) + 2), 1]
+            x.last = self.node("Transpose", self.pair(x, 2 * channels, *spatial), perm=order)
+        return x.last
 
     def limited(self, name: str, rounding: Requantize) -> str:
         """Codes clipped to a type of less than 8 bits."""
@@ -292,7 +323,9 @@ class Rules:
         """A reshape is another name; other moves gather elements."""
         index, sizes = op.index, [x.type.size for x in xs]
         if index is None or (len(xs) == 1 and np.array_equal(index, np.arange(sizes[0]))):
-            return Held(result, xs[0].low, xs[0].pairs, xs[0].ends, xs[0].source)
+            if xs[0].last:
+                self.pair(xs[0], 2 * xs[0].type.size)
+            return Held(result, xs[0].low, xs[0].pairs, xs[0].ends, source=xs[0].source)
         total = sum(sizes)
         constants = (
             np.zeros(0, np.int32) if op.constants is None else op.constants[np.unique(index[index >= total]) - total]
@@ -310,7 +343,7 @@ class Rules:
             value = self.int32(constants[0]) if low is None else self.uint8(constants[0] - low)
             ends = self.graph.constant([0, 0, 0, 0, 0, 1], np.int64)
             name = self.node("Pad", name, ends, value)
-        exchange = _transposition(index, op.shape, total) if len(xs) == 1 and not len(constants) else None
+        exchange = transposition(index, op.shape, total) if len(xs) == 1 and not len(constants) else None
         if exchange is not None:
             split, order = exchange
             name = self.node("Transpose", self.pair(xs[0], 2, *split), perm=[0, 1, *(2 + k for k in order)])
@@ -357,88 +390,3 @@ class Rules:
         entries = self.uint8(flat - result.low) if narrow else self.int32(flat)
         name = self.node("GatherElements", entries, self.reshaped(index))  # Gather is eight times as slow (measured)
         return Held(result, result.low if narrow else None, {axes: self.reshaped(name, *axes)})
-
-
-def _zero(rules: Rules, weight: npt.NDArray[Any], zero: IntArray) -> str:
-    return rules.graph.constant(zero, weight.dtype)
-
-
-def _stored(weight: IntArray, columns: bool = False) -> Codes:
-    """Weights as int8, or as uint8 with a zero point, where that helps with one for each of the `columns`."""
-    low, high = int(weight.min(initial=0)), int(weight.max(initial=0))
-    if low >= -128 and high <= 127:
-        return weight.astype(np.int8), np.zeros((), np.int64)
-    axis = 0 if columns and high - low > 255 else None
-    least, most = weight.min(axis=axis, initial=0), weight.max(axis=axis, initial=0)
-    if (most - least).max() > 255 or least.min() < -255:
-        raise Inexpressible
-    return (weight - least).astype(np.uint8), -np.asarray(least)
-
-
-def _doubled(weight: IntArray) -> IntArray:
-    """Weights [A, B, ...] from both ends to both ends: [2 A, 2 B, ...]."""
-    positive, negative = np.maximum(weight, 0), np.minimum(weight, 0)
-    rows = [np.concatenate(parts, axis=1) for parts in ((positive, negative), (negative, positive))]
-    return np.concatenate(rows, axis=0)
-
-
-def _transposition(index: IntArray, shape: tuple[int, ...], size: int) -> tuple[list[int], list[int]] | None:
-    """Where `index` only exchanges axes of a source of that size: these axes, and their order in the result."""
-    axes: list[tuple[int, int]] = []  # length and step of the result's, neighbours joined where they step alike
-    for k, n in enumerate(shape):
-        if n > 1:
-            step = int(index[prod(shape[k + 1 :])] - index[0])
-            if axes and axes[-1][1] == n * step:
-                axes[-1] = axes[-1][0] * n, step
-            else:
-                axes.append((n, step))
-    order = sorted(range(len(axes)), key=lambda k: -axes[k][1])
-    split = [axes[k][0] for k in order]
-    places = [order.index(k) for k in range(len(axes))]
-    if prod(split) != size or not np.array_equal(np.arange(size).reshape(split).transpose(places).reshape(-1), index):
-        return None
-    return split, places
-
-
-def _dense_bias(op: Dense) -> IntArray:
-    """The bias [M] of a product with one matrix."""
-    if op.weight.ndim != 2 or op.bias.size not in (1, op.bias.shape[-1] if op.bias.ndim else 1):
-        raise Inexpressible
-    return np.broadcast_to(op.bias.reshape(-1), op.weight.shape[1:])
-
-
-def _folded(weight: IntArray, bias: IntArray, low: int) -> IntArray:
-    """The bias [M] for codes above `low`, with weights [K, M]."""
-    folded: IntArray = bias + low * weight.sum(axis=0)
-    if int((255 * np.abs(weight).sum(axis=0) + np.abs(folded)).max(initial=0)) >= 2**31:
-        raise Inexpressible
-    return folded
-
-
-def _scale(rounding: Requantize, shape: tuple[int, ...], axis: int) -> npt.NDArray[np.float32]:
-    """The factor of a rounding that only multiplies: [] or one along `axis`."""
-    steps = rounding.program.steps
-    if rounding.program.ordinal or len(steps) != 1 or steps[0].kind != "mul":
-        raise Inexpressible
-    factor = steps[0].operand
-    if not (np.isfinite(factor) & (factor >= 0)).all():
-        raise Inexpressible
-    if factor.size == 1:
-        return factor.reshape(())
-    if factor.size != factor.shape[len(factor.shape) - len(shape) + axis]:
-        raise Inexpressible
-    return factor.reshape(-1)
-
-
-def _twice(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return np.tile(scale, 2) if scale.ndim else scale
-
-
-def _output_zero(rounding: Requantize) -> int:
-    """The zero point of a rounding's codes."""
-    if rounding.zero_point.size != 1 or rounding.high - rounding.low > 255:
-        raise Inexpressible
-    zero = int(rounding.zero_point.reshape(())) - rounding.low
-    if not 0 <= zero <= 255:
-        raise Inexpressible
-    return zero
