@@ -159,6 +159,21 @@ def test_dense_layers(rows: int, inner: int, outer: int, low: int) -> None:
     assert same_as_defined(maker.network(x), rng) == len(maker.nodes)
 
 
+def test_factors_of_other_axes_than_the_channels() -> None:
+    """A convolution's rounding by factors of its columns is no channel's, though they be as many."""
+    rng = np.random.default_rng(0)
+    maker = Maker(rng, 3 * 9, 255)
+    x = maker.add(
+        Conv(rng.integers(-99, 99, (3, 3, 1, 1)), np.zeros(3, np.int64), (1, 1), (0,) * 4, (1, 1), 1, 0, 0, 255),
+        maker.move(0, (1, 3, 3, 3)),
+    )
+    for shape in ((3,), (1, 3), (3, 1)):
+        program = FloatProgram().then("mul", rng.uniform(50, 900, shape) / maker.type(x).count)
+        y = maker.add(Requantize(program, np.array(99, np.int32), 0, 255), x)
+        assert same_as_defined(maker.network(y), rng) == 0
+        maker.nodes.pop()
+
+
 def test_what_has_no_rule_is_computed_by_the_op() -> None:
     """A convolution without rounding, a table that is not monotone, a mean: graphs before, between and after."""
     rng = np.random.default_rng(0)
@@ -249,8 +264,8 @@ def test_the_worst_case_reaches_every_kernel() -> None:
     ops = [node.op for node in network.nodes if isinstance(node.op, Dense | Conv)]
     assert len(ops) == len(network.outputs)
     points = np.full((1, network.input_type.size), 255, np.int32)
-    for op in ops:  # pairs of 255 * 127 and of 255 * -128 lie beyond int16
-        assert {127, -128} <= set(op.weight.reshape(-1).tolist())
+    for op in ops:  # 127 and -128 as stored, or 255 and 0: pairs of products with 255 lie beyond int16
+        assert np.ptp(op.weight) == 255
     low, high = network.intervals(CPU, points, points)
     assert (low == high).all() and len(np.unique(low)) > 3
 

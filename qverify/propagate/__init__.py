@@ -300,8 +300,10 @@ def worst_case() -> Network:
         rows = np.stack([np.full(size, 127), np.full(size, -128), np.resize([127, 127, -128, -128], size)])
         return np.resize(rows, (shape[0], size)).reshape(shape)
 
-    dense = Dense(weight(72, 512).T, np.zeros(72, np.int64), 0, 255)
-    outputs = [add(dense, 0), rounded(add(dense, 0))]
+    outputs = []
+    for shift in (0, 73):  # int8, and uint8 with a zero point
+        dense = Dense(weight(72, 512).T - shift, np.zeros(72, np.int64), 0, 255)
+        outputs += [add(dense, 0), rounded(add(dense, 0))]
     image = add(Layout((1, 32, 4, 4)), 0)
     for filters, groups, kernel in ((32, 1, 1), (32, 1, 3), (32, 32, 3), (32, 4, 3)):
         shape = (filters, 32 // groups, kernel, kernel)

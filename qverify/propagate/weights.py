@@ -80,7 +80,8 @@ def scale_of(rounding: Requantize, shape: tuple[int, ...], axis: int) -> npt.NDA
         raise Inexpressible
     if factor.size == 1:
         return factor.reshape(())
-    if factor.size != factor.shape[len(factor.shape) - len(shape) + axis]:
+    place = len(factor.shape) - len(shape) + axis
+    if place < 0 or factor.size != factor.shape[place]:
         raise Inexpressible
     return factor.reshape(-1)
 
