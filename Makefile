@@ -1,6 +1,6 @@
 # make demo    verify two shipped examples          make test    what CI runs: lint, types, tests
 # make lint    ruff and mypy only                   make clean   remove the virtual environment and caches
-# make gpu     on a machine with an NVIDIA GPU: the tests marked `gpu` and a benchmark
+# make gpu     on a machine with an NVIDIA GPU: the tests marked `gpu` and a benchmark, results in OUT
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -53,8 +53,11 @@ gpu:
 	@$(GPU_PYTHON) -c "import sys; \
 	    sys.excepthook = lambda kind, error, trace: print('make gpu:', error, file=sys.stderr); \
 	    from qverify.kernels import open_kernels; print(open_kernels('cuda').description)"
-	$(GPU_PYTHON) -m pytest -m gpu
-	$(GPU_PYTHON) benchmarks/ibp_vs_inference.py --device cuda --out "$(OUT)/ibp_vs_inference_cuda.csv"
+	@mkdir -p "$(OUT)"
+	failed=0; \
+	$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider --durations=20 --junitxml="$(OUT)/gpu_tests.xml" || failed=1; \
+	$(GPU_PYTHON) benchmarks/ibp_vs_inference.py --device cuda --out "$(OUT)/ibp_vs_inference_cuda.csv" || failed=1; \
+	exit $$failed
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -84,7 +84,7 @@ def read_instances(path: str, timeout: float | None = None) -> list[Instance]:
         if not any(fields) or fields[0].startswith("#"):
             continue
         if len(fields) != 3 and not (len(fields) == 2 and timeout is not None):
-            raise UsageError(f"{path}, line {reader.line_num}: not a row `onnx,vnnlib,timeout`")
+            raise UsageError(f"{path}, line {reader.line_num}: not a row `onnx,vnnlib,timeout` (and no header, please)")
         limit = timeout if timeout is not None else _limit(fields[2], f"{path}, line {reader.line_num}")
         onnx, vnnlib = (field.removeprefix("./") for field in fields[:2])
         instances.append(Instance(category, onnx, vnnlib, str(folder), limit))
@@ -95,7 +95,7 @@ def _limit(text: str, place: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 < float(text) < math.inf:
             return float(text)
-    raise UsageError(f"{place}: the timeout {text!r} is not a positive number of seconds")
+    raise UsageError(f"{place}: the timeout {text!r} is not a positive number of seconds (a header? remove it)")
 
 
 class ResultsFile:
@@ -121,13 +121,12 @@ class ResultsFile:
         if torn:
             os.truncate(self.path, len(head + newline))
 
-    def append(self, instance: Instance, answer: Answer) -> None:
-        """Write the counterexample, then the row. UsageError if that fails."""
+    def append(self, instance: Instance, answer: Answer, name: str) -> None:
+        """Write the counterexample under this name, then the row. UsageError if that fails."""
         if answer.counterexample:
             folder = self.path.with_name(f"{self.path.stem}_counterexamples")
             folder.mkdir(exist_ok=True)
-            name = f"{_stem(instance.onnx)}_{_stem(instance.vnnlib)}.counterexample"
-            write_text(str(folder / name), answer.counterexample)
+            write_text(str(folder / f"{name}.counterexample"), answer.counterexample)
         row = [*instance.key, "0.0", answer.verdict, f"{answer.seconds:.3f}"]
         try:
             csv.writer(self._stream, lineterminator="\n").writerow(row)
@@ -150,6 +149,18 @@ def _stem(path: str) -> str:
     return Path(path.removesuffix(".gz")).stem
 
 
+def names(instances: Sequence[Instance]) -> dict[tuple[str, str, str], str]:
+    """A file name without ending for every instance: the stems of its files, with a number where others have the same."""
+    result: dict[tuple[str, str, str], str] = {}
+    used: Counter[str] = Counter()
+    for entry in instances:
+        if entry.key not in result:
+            name = f"{_stem(entry.onnx)}_{_stem(entry.vnnlib)}"
+            used[name] += 1
+            result[entry.key] = name if used[name] == 1 else f"{name}_{used[name]}"
+    return result
+
+
 def run(
     instances: Sequence[Instance],
     results: str,
@@ -170,14 +181,19 @@ def run(
     todo = [entry for entry in instances if not _take(present, entry.key)]
     skipped = len(instances) - len(todo)
     if skipped:
-        printer.line(f"{skipped} of {len(instances)} instances are in {results} already")
+        old = Counter(row[4] for row in file.rows if (row[0], row[1], row[2]) in wanted)
+        tally = ", ".join(f"{old[verdict]} {verdict}" for verdict in VERDICTS if old[verdict])
+        printer.line(
+            f"{skipped} of {len(instances)} instances are in {results} already ({tally}) and are not run again"
+        )
     counts: Counter[str] = Counter()
+    named = names(instances)
     try:
         with _sigterm_unwinds(), contextlib.closing(pool(todo, options, jobs, load or load_verifier)) as events:
             for event in events:
                 if event is not None:
                     instance, answer = event
-                    file.append(instance, answer)
+                    file.append(instance, answer, named[instance.key])
                     counts[answer.verdict] += 1
                     _show(instance, answer, printer)
                 tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])

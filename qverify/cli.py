@@ -3,7 +3,8 @@
     qverify MODEL SPEC [RESULTS_FILE] [OPTIONS]   decide one property
     qverify batch INSTANCES.csv [OPTIONS]         run a VNN-COMP instances file
     qverify inspect MODEL                         show the integer network read from an ONNX file
-    qverify check MODEL SPEC CERTIFICATE          check a certificate: accepted (exit code 0) or rejected (1)
+    qverify check MODEL SPEC CERTIFICATE          check a certificate: accepted, with its verdict (exit code 0), or
+    rejected (1)
 
 Standard output: the first line is sat, unsat, unknown or timeout, and a counterexample follows sat. Everything else
 goes to standard error. Exit codes:
@@ -35,6 +36,7 @@ from qverify.report import (
     as_json,
     check_writable,
     read_counterexample,
+    remove_old,
     verdict_text,
     write_bytes,
     write_text,
@@ -144,7 +146,12 @@ def cli() -> None:
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write verdict, counterexample and statistics as JSON.")
 @click.option("--certificate", "proof_file", metavar="FILE", help="Write what the verdict rests on, for qverify check.")
-@click.option("--watch-point", "watch_file", metavar="FILE", help="A counterexample nothing may lose (for debugging).")
+@click.option(
+    "--watch-point",
+    "watch_file",
+    metavar="FILE",
+    help="For debugging: a counterexample as printed after `sat`; an error says if the search ever discards it.",
+)
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 for every verdict (for competition scripts).")
 @click.pass_obj
 def _verify(
@@ -171,6 +178,8 @@ def _verify(
     if len({os.path.realpath(path) for path in wanted}) < len(wanted):
         raise UsageError("RESULTS_FILE, --json and --certificate must name different files")
     watch = None if watch_file is None else _watched(watch_file, spec)
+    for path in wanted:
+        remove_old(path)  # whatever happens from here on, no answer to an earlier question stays behind
     options = Options(attack=not no_attack, certificate=proof_file is not None, watch=watch, **chosen)
     result = _decide(model, spec, options, printer)
 
@@ -181,6 +190,8 @@ def _verify(
         write_text(json_file, as_json(result, model, spec, options))
     if proof_file is not None and result.certificate is not None:
         write_bytes(proof_file, result.certificate)
+    elif proof_file is not None:
+        printer.line(f"no certificate is written to {proof_file}: the verdict {result.verdict.value} has none here")
     _explain(result, printer)
     return 0 if exit_zero else _EXIT_CODES[result.verdict.value]
 
@@ -284,8 +295,8 @@ def _inspect(printer: Printer, /, model: str, verbose: bool) -> int:
 def _check(printer: Printer, /, model: str, spec: str, certificate: str, verbose: bool) -> int:
     """Check that CERTIFICATE proves its verdict for the network MODEL and the property SPEC, independently of the solver.
 
-    Prints `accepted` and exits with 0, or prints `rejected` with the reason and exits with 1; with 2 where a file cannot be
-    read.
+    Prints `accepted` with the verdict that is proved (`unsat`, or `sat`: the property is violated) and exits with 0; or
+    prints `rejected` with the reason and exits with 1; with 2 where a file cannot be read.
     """
     from qverify.checker import Rejected, check
 
@@ -295,9 +306,9 @@ def _check(printer: Printer, /, model: str, spec: str, certificate: str, verbose
     except Rejected as reason:
         printer.answer(f"rejected: {reason}\n")
         return 1
-    printer.answer("accepted\n")
+    printer.answer(f"accepted {report.verdict}\n")
     what = f"{report.leaves} leaves, {report.inner} inner bounds" if report.verdict == "unsat" else "the counterexample"
-    printer.line(f"{report.verdict}: checked {what} in {report.seconds:.2f} s")
+    printer.line(f"checked {what} in {report.seconds:.2f} s")
     return 0
 
 

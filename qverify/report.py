@@ -74,8 +74,19 @@ def read_counterexample(path: str, spec: Property) -> tuple[float, ...]:
     except ValueError:
         values = ()
     if len(values) != wanted:
-        raise UsageError(f"{path}: it holds no counterexample with the {wanted} inputs of the specification")
+        raise UsageError(
+            f"{path}: it holds no counterexample with the property's {wanted} inputs, as printed after `sat`"
+        )
     return values
+
+
+def remove_old(path: str) -> None:
+    """Remove a file that an earlier run has written; anything but a regular file stays. UsageError if that fails."""
+    try:
+        if os.path.isfile(path) and not os.path.islink(path):
+            os.remove(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def verdict_text(result: Result) -> str:

@@ -54,6 +54,8 @@ def verify(
         raise UsageError(f"no branching rule '{options.branch}': use one of {', '.join(RULES)}")
     if options.batch is not None and options.batch < 1:
         raise UsageError(f"a batch of {options.batch} boxes is not possible: use at least 1")
+    if options.timeout is not None and not options.timeout > 0:
+        raise UsageError(f"a time limit of {options.timeout} seconds is not possible: use a positive number")
     path, spec_path = Path(model), Path(spec)
     kernels = open_kernels(options.device)
     read = read_model(path)
@@ -75,6 +77,9 @@ def verify(
         problem = _problem(read, kernels, network, encoder, decoder, query, spec_path)
         problem.dual, problem.described, problem.propagator = dual, described, propagator
         problem.watch = _watch(problem, options.watch)
+        if options.watch is not None and (problem.watch is None or not problem.watch.holds.any()):
+            why = "lies outside the box" if problem.watch is None else "is no counterexample"
+            details["warnings"].append(f"the watched point {why}" + (" of a query" if len(prop.queries) > 1 else ""))
         try:
             outcome = search(problem, options, deadline, rng, stats, progress, _new_proof(problem, proofs))
         except Undecided as error:
@@ -269,9 +274,18 @@ def _details(read: Model, prop: Property, spec: Path, kernels: Kernels) -> dict[
         "x86_without_vnni": f"may saturate in {len(saturable)} node(s)" if saturable else "computes the same integers",
         "model_sha256": read.sha256,
         "spec_sha256": hashlib.sha256(_spec_file(spec).read_bytes()).hexdigest(),
-        "warnings": list(read.warnings),
+        "warnings": [*read.warnings, *_doubts(prop)],
         "property": prop,
     }
+
+
+def _doubts(prop: Property) -> list[str]:
+    """What is odd about a property, and hardly meant."""
+    if any(not any(row.y for row in case) for query in prop.queries for case in query.cases):
+        return [
+            "the property calls some inputs unsafe whatever the outputs are: is a condition on the outputs missing?"
+        ]
+    return []
 
 
 def _spec_file(spec: Path) -> Path:

@@ -153,7 +153,7 @@ ROW = "acasxu,onnx/a.onnx,vnnlib/1.vnnlib,0.0,unsat,1.500\n"
 def test_a_torn_last_line_is_cut_off(torn: str, folder: Path) -> None:
     Path("r.csv").write_text(ROW + torn)
     file = ResultsFile("r.csv", "acasxu")
-    file.append(Instance("acasxu", "o", "v", str(folder), 1), Answer("timeout", 2))
+    file.append(Instance("acasxu", "o", "v", str(folder), 1), Answer("timeout", 2), "o_v")
     file.close()
     assert Path("r.csv").read_text() == ROW + "acasxu,o,v,0.0,timeout,2.000\n"
 
@@ -265,7 +265,15 @@ def test_every_instance_gets_a_row(
     text = Path("results.csv").read_text()
     assert """acasxu,"[('f', 'a'), ('g', 'b')]",v,0.0,error,0.000\n""" in text
     assert len(rows) == len(entries)
-    assert "5 of 8 instances are in results.csv already" in capfd.readouterr().err
+    assert "5 of 8 instances are in results.csv already (" in capfd.readouterr().err
+
+
+def test_counterexamples_of_equal_stems_have_names_of_their_own() -> None:
+    entries = [
+        Instance("c", onnx, spec, ".", 1.0) for onnx, spec in [("m.onnx", "a/x.vnnlib"), ("m.onnx", "b/x.vnnlib")]
+    ]
+    found = batch.names([*entries, entries[0], Instance("c", "m.onnx", "y.vnnlib", ".", 1.0)])
+    assert list(found.values()) == ["m_x", "m_x_2", "m_y"]
 
 
 def test_cores_are_shared_among_workers(

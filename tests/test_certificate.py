@@ -654,11 +654,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     capsys.readouterr()
     assert main(["check", str(own.model), str(own.spec), str(path)]) == 0
     out, err = capsys.readouterr()
-    assert out == "accepted\n"
-    assert re.fullmatch(r"qverify: unsat: checked \d+ leaves, 0 inner bounds in [\d.]+ s\n", err)
+    assert out == "accepted unsat\n"
+    assert re.fullmatch(r"qverify: checked \d+ leaves, 0 inner bounds in [\d.]+ s\n", err)
     assert main(["check", str(own.model), str(VNNLIB / "tiny_unsafe.vnnlib"), str(path)]) == 1
     out, err = capsys.readouterr()
-    assert (out, err) == ("rejected: it is about another property\n", "")
+    assert out.startswith("rejected: it is about another property: SHA-256 ") and not err
 
 
 def damaged() -> Iterator[tuple[str, bytes]]:

@@ -326,7 +326,29 @@ def test_files_are_checked_before_the_run(
     assert (files / "m.onnx").read_bytes() == b"model"
 
 
-def test_full_disk_keeps_the_old_file_and_still_says_the_verdict(
+def test_no_answer_to_an_earlier_question_stays_behind(
+    solver: Any, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("r.txt", "r.json", "r.zip")
+    arguments = ["m.onnx", "s.vnnlib", "r.txt", "--json", "r.json", "--certificate", "r.zip"]
+    for name in names:
+        (files / name).write_text("old")
+
+    def broken(*_: Any) -> Result:
+        raise SpecError("s.vnnlib, line 3: no such operator")
+
+    solver(broken)
+    assert cli.main(arguments) == 2
+    assert sorted(os.listdir(files)) == ["m.onnx", "s.vnnlib"]
+    (files / "r.zip").write_text("old")
+    capsys.readouterr()
+    solver(Result(Verdict.TIMEOUT, "time is up"))
+    assert cli.main(arguments) == 3
+    assert "no certificate is written to r.zip" in capsys.readouterr().err
+    assert sorted(os.listdir(files)) == ["m.onnx", "r.json", "r.txt", "s.vnnlib"]
+
+
+def test_full_disk_leaves_no_file_and_still_says_the_verdict(
     solver: Any, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     solver(UNSAT)
@@ -340,8 +362,7 @@ def test_full_disk_keeps_the_old_file_and_still_says_the_verdict(
     out, err = capsys.readouterr()
     assert out == "unsat\n"
     assert err == "qverify: error: cannot write r.txt: No space left on device\n"
-    assert (files / "r.txt").read_text() == "old"
-    assert sorted(os.listdir(files)) == ["m.onnx", "r.txt", "s.vnnlib"]
+    assert sorted(os.listdir(files)) == ["m.onnx", "s.vnnlib"]
 
 
 def test_a_link_keeps_pointing_where_it_did(files: Path) -> None:

@@ -1,4 +1,5 @@
-"""Bit for bit: every op and whole networks on an NVIDIA GPU compute the integers of the CPU, and verdicts agree.
+"""Bit for bit: every op, every rule and whole networks on an NVIDIA GPU compute the integers of the CPU, and verdicts
+agree. What only guides is about equal.
 
 `make gpu` runs the tests marked `gpu` alone; without a GPU they are skipped and say why. The same tests also run on the
 strict machine (tests/kernels/strict.py), which is NumPy, but keeps host and device arrays apart as CuPy does.
@@ -6,6 +7,8 @@ strict machine (tests/kernels/strict.py), which is NumPy, but keeps host and dev
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +16,30 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from qverify import Options, runtime, verify
+from qverify import Options, Verdict, runtime, verify
+from qverify.bounds.cover import make_cover, proved
+from qverify.bounds.dual import Dual
+from qverify.bounds.improve import Point, evaluate, improve, rounded
+from qverify.bounds.inner import Inner, sharpened, tightened
+from qverify.checker import check
+from qverify.deadline import Deadline
 from qverify.errors import DeviceError
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import make_decoder
+from qverify.frontend.outputs import described_outputs, make_decoder
 from qverify.kernels import Kernels, gpu, open_kernels
-from qverify.ops import Type
+from qverify.network import Network
+from qverify.ops import FloatProgram, Type
+from qverify.ops.base import moved
+from qverify.ops.relax import GUIDE, Concretized, Nonlinear, TooLarge, concretize
+from qverify.property import Row
+from qverify.search import bab
 from qverify.search.branch import RULES, Scene, split
 from qverify.search.frontier import Frontier
+from qverify.search.problem import Problem
+from qverify.search.proof import Proof
 from tests.kernels.strict import open_strict
 from tests.ops.cases import CASES, Case
+from tests.search.queries import asked
 
 EXAMPLES = Path(__file__).parents[1] / "specs" / "examples"
 CPU = open_kernels("cpu")
@@ -61,6 +78,30 @@ def same(cpu: Any, gpu: Any, kernels: Kernels) -> None:
     assert np.array_equal(cpu, host)
 
 
+def about(cpu: Any, gpu: Any, kernels: Kernels, share: float = 1e-3) -> None:
+    """Equal shape, and values within a share of the largest."""
+    host = kernels.to_host(gpu)
+    assert (cpu.dtype, cpu.shape) == (host.dtype, host.shape)
+    scale = float(np.abs(cpu).max(initial=0.0))
+    assert np.allclose(cpu, host, rtol=share, atol=share * scale)
+
+
+def alike(ours: Any, theirs: Any, compare: Callable[[Any, Any], None]) -> None:
+    """Compare arrays inside tuples, lists and dicts; what is no array is equal."""
+    if isinstance(ours, tuple | list):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            alike(a, b, compare)
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            alike(ours[key], theirs[key], compare)
+    elif isinstance(ours, np.ndarray):
+        compare(ours, theirs)
+    else:
+        assert ours == theirs
+
+
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -89,6 +130,168 @@ def test_every_gradient_works(case: Case, cuda: Kernels) -> None:
         assert host.shape == a.shape
         scale = float(np.abs(a[np.isfinite(a)]).max(initial=0.0))
         assert np.allclose(a, host, rtol=1e-3, atol=1e-4 * scale + 1e-30, equal_nan=True)
+
+
+def test_float32_steps_keep_subnormals(cuda: Kernels) -> None:
+    """CuPy's own arithmetic flushes them to zero; a verdict must not rest on it."""
+    rng = np.random.default_rng(6)
+    bits = rng.integers(0, 0x01000000, (2, 4000)) | rng.integers(0, 2, (2, 4000)) << 31  # half of them subnormal
+    x, y = bits.astype(np.uint32).view(np.float32)
+    for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum"):
+        a, b = (x * np.float32(2e19) if name == "multiply" else x), np.where(y == 0, np.float32(1), y)
+        if name == "multiply":
+            b = b * np.float32(2e19)
+        for c, d in ((a, b), (x, np.float32(0.3) * np.ones_like(x))):
+            same(getattr(np, name)(c, d), getattr(cuda.ieee, name)(cuda.asarray(c), cuda.asarray(d)), cuda)
+    program = FloatProgram().then("mul", 1e-42).then("add", 3e-41).then("div", 1e-41).then("sub", 2.5)
+    acc = np.arange(-300, 300, dtype=np.int32)[:, None]
+    same(program.run(CPU, acc), moved(program, cuda).run(cuda, cuda.asarray(acc)), cuda)
+
+
+def test_the_machine_s_own_functions(cuda: Kernels) -> None:
+    """Products in all forms, with sums that just fit; scattered sums; windows; whole numbers."""
+    rng = np.random.default_rng(7)
+    for dtype, reach in ((np.float32, 2**24 // 300), (np.float64, 2**53 // 300)):
+        for shapes in (
+            ((70, 300), (300, 40)),
+            ((5, 6, 300), (300, 7)),
+            ((4, 9, 300), (4, 300, 5)),
+            ((8, 1, 3, 300), (2, 300, 5)),
+        ):
+            limit = int(np.sqrt(reach)) - 1
+            x, w = (rng.integers(-limit, limit, shape) for shape in shapes)
+            x, w = x.astype(np.int32), w.astype(dtype)
+            exactly = np.matmul(x.astype(np.int64), w.astype(np.int64)).astype(dtype)
+            same(exactly, cuda.matmul(cuda.asarray(x), cuda.asarray(w)), cuda)
+    index = rng.integers(0, 20, 500)
+    for kind in (np.int64, np.float32):
+        target, values = np.zeros((30, 20), kind), rng.integers(-(2**20), 2**20, (30, 500)).astype(kind)
+        there = cuda.asarray(target)
+        cuda.scatter_add(there, cuda.asarray(index), cuda.asarray(values))
+        CPU.scatter_add(target, index, values)
+        same(target, there, cuda) if kind is np.int64 else about(target, there, cuda)
+    a, b = rng.integers(-(2**28), 2**28, (2, 70_000, 3))
+    same(CPU.row_products(a, b), cuda.row_products(cuda.asarray(a), cuda.asarray(b)), cuda)
+
+
+@every_case
+def test_every_rule_is_alike(case: Case, cuda: Kernels) -> None:
+    rng = np.random.default_rng(8)
+    count = 12
+    rule, there = case.op.relaxation(CPU, *case.inputs), moved(case.op.relaxation(cuda, *case.inputs), cuda)
+    inputs = boxes(rng, case.inputs, count)
+    own = case.op.interval(CPU, *inputs)
+    shape = own[0].shape[1:]
+    on = [(cuda.asarray(a), cuda.asarray(b)) for a, b in inputs], tuple(cuda.asarray(end) for end in own)
+
+    def exactly(ours: Any, theirs: Any) -> None:
+        alike(ours, theirs, lambda a, b: same(a, b, cuda))
+
+    def nearly(ours: Any, theirs: Any) -> None:
+        alike(ours, theirs, lambda a, b: about(a, b, cuda))
+
+    for scale in (1, 1000, 2**20):
+        weights = rng.integers(-scale, scale, size=(count, 2, *shape), endpoint=True)
+        try:
+            expected = rule.backward(CPU, weights, inputs, own)
+        except TooLarge:
+            with pytest.raises(TooLarge):
+                there.backward(cuda, cuda.asarray(weights), tuple(on[0]), on[1])
+            continue
+        exactly(expected, there.backward(cuda, cuda.asarray(weights), tuple(on[0]), on[1]))
+        exactly(concretize(CPU, weights, own), concretize(cuda, cuda.asarray(weights), on[1]))
+    guide = rng.normal(size=weights.shape).astype(GUIDE)
+    if not isinstance(rule, Nonlinear):
+        nearly(
+            rule.backward(CPU, guide, inputs, own)[0], there.backward(cuda, cuda.asarray(guide), tuple(on[0]), on[1])[0]
+        )
+        if not isinstance(rule, Concretized):
+            at = [a.astype(GUIDE) for a, _ in inputs]
+            nearly(rule.forward(CPU, *at), there.forward(cuda, *(cuda.asarray(x) for x in at)))
+        return
+    assert isinstance(there, Nonlinear)
+    hull, far = rule.hull(CPU, inputs, own), there.hull(cuda, tuple(on[0]), on[1])
+    exactly((hull.z, hull.y, hull.slack), (far.z, far.y, far.slack))
+    rows = np.array([3, 0, 7])
+    exactly(hull.take(rows).z, far.take(cuda.asarray(rows)).z)
+    slopes = rule.slopes(CPU, weights, inputs, own)
+    exactly(slopes, there.slopes(cuda, cuda.asarray(weights), tuple(on[0]), on[1]))
+    nearly(rule.slopes(CPU, guide, inputs, own), there.slopes(cuda, cuda.asarray(guide), tuple(on[0]), on[1]))
+    multipliers = CPU.whole(slopes) if scale == 1 else rng.integers(-900, 900, slopes.shape)
+    small = rng.integers(-900, 900, weights.shape)
+    exactly(hull.best(CPU, small, multipliers), far.best(cuda, cuda.asarray(small), cuda.asarray(multipliers)))
+    spread = rule.spread(CPU, multipliers, inputs)
+    exactly(spread, there.spread(cuda, cuda.asarray(multipliers), tuple(on[0])))
+    m = multipliers.astype(GUIDE)
+    ours, theirs = (h.as_guide(k).best(k, k.asarray(guide), k.asarray(m))[0] for k, h in ((CPU, hull), (cuda, far)))
+    nearly(ours, theirs)
+    z = rule.argument(CPU, *(a for a, _ in inputs))
+    z_there = there.argument(cuda, *(a for a, _ in on[0]))
+    exactly(z, z_there)
+    exactly(rule.cut(CPU, z, inputs, own), there.cut(cuda, z_there, tuple(on[0]), on[1]))
+    exactly(rule.value(CPU, case.op, z), there.value(cuda, case.op.on(cuda), z_there))
+    ends, ends_there = (z, z + 1), (z_there, z_there + 1)
+    exactly(rule.narrowed(CPU, ends, inputs, own), there.narrowed(cuda, ends_there, tuple(on[0]), on[1]))
+
+
+def dual_of(network: Network, kernels: Kernels, low: Ints, high: Ints) -> tuple[Dual, list[Any], Any, Any]:
+    dual = Dual.make(network, kernels)
+    lower, upper = kernels.asarray(low), kernels.asarray(high)
+    return dual, dual.network.boxes(kernels, lower, upper)[0], lower, upper
+
+
+@pytest.mark.parametrize("name", ["mnist_mlp_qop", "mnist_cnn_qop"])
+def test_the_dual_is_alike(name: str, cuda: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scenes, bounds at edges and at multipliers, proofs and inner bounds; then the steps that improve multipliers."""
+    lowered, rng = read_model(EXAMPLES / "onnx" / f"{name}.onnx").lowered, np.random.default_rng(9)
+    network, never = lowered.network, Deadline.after(None)
+    centre = rng.integers(0, 255, size=(1, network.input_type.size), dtype=np.int32)
+    ends = np.maximum(centre - 3, 0), np.minimum(centre + 3, 255)
+    (ours, boxes_, *box), (theirs, boxes_there, *box_there) = (dual_of(network, k, *ends) for k in (CPU, cuda))
+    y = make_decoder(lowered).decode(network.run(CPU, centre))[0]
+    rows = [
+        Row((), ((0, Fraction(1)), (i, Fraction(-1))), Fraction(float(y[0] - y[i])) - 1, False) for i in range(1, 5)
+    ]
+    covers = [
+        make_cover(network, d, described_outputs(lowered), [(row,) for row in rows], b)
+        for d, b in ((ours, boxes_), (theirs, boxes_there))
+    ]
+    assert (covers[0].inequalities, covers[0].regions) == (covers[1].inequalities, covers[1].regions)
+    cover, regions = covers[0], range(min(4, len(covers[0].regions)))
+    assert np.array_equal(cover.refuted(ours, boxes_), covers[1].refuted(theirs, boxes_there))
+    found = []
+    for dual, own, kernels in ((ours, boxes_, CPU), (theirs, boxes_there, cuda)):
+        own = [tuple(kernels.xp.repeat(end, len(regions), axis=0) for end in pair) for pair in own]
+        objective, scene = cover.objective(dual, regions), dual.scene(own, cover.last)
+        guide, far = objective.as_guide(), scene.as_guide(kernels)
+        mix = kernels.asarray(
+            np.where(np.arange(objective.constants.shape[1]) == 0, 1, 0.25)[None].repeat(len(regions), 0).astype(GUIDE)
+        )
+        start = Point(mix, dual.edge_multipliers(own, guide.weights(mix)), mix[:, 0])
+        found.append((dual, kernels, objective, scene, guide, far, start))
+    host = found[0][-1]
+    shared = {k: np.rint(m * 64) / 64 for k, m in host.multipliers.items()}
+    exactly, nearly = [], []
+    for dual, kernels, objective, scene, guide, far, start in found:
+        point = Point(start.mix, {k: kernels.asarray(m.astype(GUIDE)) for k, m in shared.items()}, start.bound)
+        mix, whole = rounded(dual, point, 12)
+        done, precision = proved(dual, scene, objective, point, cover.precision())
+        bound = dual.upper(scene, objective.weights(mix), whole)
+        exactly.append([*(kernels.to_host(a) for a in (mix, bound, done, *whole.values())), precision])
+        primal = evaluate(dual, far, guide, point)
+        better = improve(dual, far, guide, start, 12, 0.1, never)
+        nearly.append([start.multipliers, point.bound, primal.pull, better.bound])
+    alike(exactly[0], exactly[1], lambda a, b: same(a, b, CPU))
+    alike(nearly[0], nearly[1], lambda a, b: about(a, b, cuda, 0.1))  # steps make noise larger
+    inner = [tightened(d, b[0], b[1], cover.last, never, 4e7) for d, b in ((ours, box), (theirs, box_there))]
+    alike(inner[0].clamps, inner[1].clamps, lambda a, b: same(a, b, cuda))
+    monkeypatch.setattr("qverify.bounds.inner.ROUNDS", 3)
+    monkeypatch.setattr("qverify.bounds.inner.BUDGET", 4e7)
+    for start_, d, b in zip(inner, (ours, theirs), (box, box_there), strict=True):
+        sharper = sharpened(d, b[0], b[1], cover.last, Inner(start_.clamps, start_.steps), never)
+        for k, (low, high) in sharper.clamps.items():
+            one = d.kernels.to_host
+            assert (one(low) >= one(start_.clamps[k][0])).all() and (one(high) <= one(start_.clamps[k][1])).all()
 
 
 @pytest.mark.parametrize("path", sorted((EXAMPLES / "onnx").glob("*.onnx")), ids=lambda path: path.stem)
@@ -139,3 +342,49 @@ def test_verdicts_are_the_cpu_s(spec: str, options: Options, cuda: Kernels) -> N
     assert on_gpu.verdict == on_cpu.verdict
     assert (on_gpu.witness is None) == (on_cpu.witness is None)
     assert on_gpu.details["device"] == cuda.description
+
+
+def only_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is left to cuts on neurons, however small the box."""
+    monkeypatch.setattr(bab, "SPLITTABLE", 0)
+    monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status, deadline: status)
+
+
+def test_trees_of_cuts_are_right(cuda: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small random queries, decided by brute force: with a proof, with a watched point, and with few steps."""
+    only_cuts(monkeypatch)
+    monkeypatch.setattr("qverify.search.cuts.ROOT", ((3, 0.1),))
+    monkeypatch.setattr("qverify.search.cuts.PHASES", ((3, 0.1),))
+    verdicts = set()
+    for seed in range(12):
+        rng = np.random.default_rng([10, seed])
+        own = asked(rng, 60)
+        verdicts.add(own.expected)
+        for watched in (None, own.watched(rng)):
+            assert own.searched(watched, Proof(), cuda).verdict == own.expected, seed
+    assert len(verdicts) == 2
+
+
+@pytest.mark.parametrize(
+    "name,spec,edges",
+    [
+        ("mnist_mlp_qop", "mnist_33_eps_4", False),
+        ("mnist_cnn_qop", "mnist_8_eps_4", False),
+        ("mnist_cnn_qop", "mnist_8_eps_4", True),
+        ("mnist_cnn_qop", "mnist_18_eps_2", True),
+    ],
+)
+def test_whole_queries_with_cuts_and_certificates(
+    name: str, spec: str, edges: bool, cuda: Kernels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not edges:
+        only_cuts(monkeypatch)
+    model, path = EXAMPLES / "onnx" / f"{name}.onnx", EXAMPLES / "vnnlib" / f"{spec}.vnnlib"
+    expected = verify(model, path, Options(device="cpu", timeout=60))
+    if expected.verdict is Verdict.SAT and not runtime.available():
+        pytest.skip("a counterexample needs onnxruntime")
+    result = verify(model, path, Options(device="cuda", timeout=60, certificate=True))
+    assert result.verdict == expected.verdict and result.certificate is not None
+    certificate = tmp_path / "certificate.zip"
+    certificate.write_bytes(result.certificate)
+    assert check(model, path, certificate).verdict == expected.verdict.value

@@ -109,6 +109,20 @@ def test_without_the_attack_a_counterexample_is_never_proved_away(model: str, sp
     assert result.witness is None or result.verdict is Verdict.SAT
 
 
+def test_a_property_without_conditions_on_outputs_is_a_warning(tmp_path: Path) -> None:
+    spec = tmp_path / "p.vnnlib"
+    spec.write_text(UNSAFE.read_text().partition("(assert (or")[0])
+    found = verify(QOP, spec, CPU)
+    assert found.verdict is Verdict.SAT and "whatever the outputs are" in found.details["warnings"][0]
+    assert not verify(QOP, UNSAFE, CPU).details["warnings"]
+
+
+@pytest.mark.parametrize("timeout", [0.0, -3.0, float("nan")])
+def test_a_time_limit_is_positive(timeout: float) -> None:
+    with pytest.raises(UsageError, match="time limit"):
+        verify(QOP, UNSAFE, Options(device="cpu", timeout=timeout))
+
+
 def test_the_lists_of_the_examples_agree() -> None:
     instances, expected = rows_of("instances.csv"), rows_of("expected.csv")
     assert [row[:2] for row in instances] == [row[:2] for row in expected]

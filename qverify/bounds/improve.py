@@ -169,7 +169,7 @@ def _keep(xp: Any, best: Point, point: Point, rows: Array | None) -> None:
         if bool(better.all()):
             best.bound, best.mix, best.multipliers = point.bound, point.mix, dict(point.multipliers)
             return
-        own, at = xp.flatnonzero(better), xp.flatnonzero(better)
+        own = at = xp.flatnonzero(better)
     else:
         own = xp.flatnonzero(point.bound < best.bound[rows])
         at = rows[own]
@@ -184,6 +184,6 @@ def _keep(xp: Any, best: Point, point: Point, rows: Array | None) -> None:
 
 def rounded(dual: Dual, point: Point, precision: int) -> tuple[Array, Multipliers]:
     """The point in multiples of 2**-precision, int64; the mix is not negative."""
-    xp, unit = dual.kernels.xp, float(2**precision)
-    multipliers = {k: xp.rint(m.astype(xp.float64) * unit).astype(xp.int64) for k, m in point.multipliers.items()}
-    return xp.rint(xp.maximum(point.mix, 0).astype(xp.float64) * unit).astype(xp.int64), multipliers
+    xp, unit, whole = dual.kernels.xp, float(2**precision), dual.kernels.whole
+    multipliers = {k: whole(m.astype(xp.float64) * unit) for k, m in point.multipliers.items()}
+    return whole(xp.maximum(point.mix, 0).astype(xp.float64) * unit), multipliers

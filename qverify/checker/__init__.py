@@ -61,13 +61,16 @@ def check(model: Path, spec: Path, certificate: Path) -> Report:
     try:
         verdict = archive.field(archive.header, "verdict", str)
         read, prop = read_model(model), read_property(spec)
-        text = (spec if spec.exists() else spec.with_name(spec.name + ".gz")).read_bytes()
+        text = (spec if spec.exists() else spec.with_name(spec.name + ".gz")).read_bytes()  # as the reader does
         for key, what, digest in (
             ("model", "model", read.sha256),
             ("spec", "property", hashlib.sha256(text).hexdigest()),
         ):
-            if archive.field(archive.header, f"{key}_sha256", str) != digest:
-                raise Rejected(f"it is about another {what}")
+            wanted = archive.field(archive.header, f"{key}_sha256", str)
+            if wanted != digest:
+                raise Rejected(
+                    f"it is about another {what}: SHA-256 {wanted[:16]!r}..., this file has {digest[:16]!r}..."
+                )
         _check_fit(prop, read.lowered, spec)
         if any(row.x for query in prop.queries for case in query.cases for row in case):
             raise Rejected("no certificate is possible where conditions mention inputs")

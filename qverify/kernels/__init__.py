@@ -4,7 +4,19 @@ Everything above this floor is written once, against `Kernels`: `xp` for element
 whose spelling or speed depends on the machine. An array of network values is int32, batch axis first.
 
 Bit-for-bit: both machines compute the same integers because every operation used is exact in integers, or a single
-IEEE-754 float32 operation (never a fused pair), or a float64 sum of integers proved to stay below 2**53.
+IEEE-754 float32 operation (never a fused pair), or a float64 sum of integers proved to stay below 2**53. In detail:
+
+- Products of matrices of integers whose partial sums, in magnitudes, stay below 2**24 (float32) or 2**53 (float64) are
+  exact in any order of addition: blocks, split K, fused multiply-adds and float64 tensor cores do no harm. Rounding the
+  factors (TF32) or slicing them (cuBLAS's emulated modes) can; `gpu.open_cuda` refuses a device that does.
+- Float32 arithmetic that a verdict rests on goes through `ieee`. CuPy compiles its own kernels to flush subnormals to
+  zero, which is another function: `xp`'s float32 arithmetic is for guides, and where a subnormal cannot matter (a clip
+  between integers and `rint`). Moving a float (`take`, `where`, `view`, assignment) keeps its bits.
+- Division is correctly rounded; CuPy's kernels are one operation each, so no product is fused with a sum. Float64
+  arithmetic has its subnormals. Conversions of integers round to nearest.
+- Conversions of floats to integers agree inside the integers' range only: `whole` keeps to it.
+- Integer sums wrap alike; shifts of negative integers are arithmetic and `//` rounds down on both.
+- Sums of floats (a reduction's order, atomic additions) differ from machine to machine, and from run to run: guides only.
 """
 
 from __future__ import annotations
@@ -24,6 +36,7 @@ class Kernels:
     name: str  # "cpu" or "cuda"
     description: str  # for the user, e.g. "NumPy 2.4.6"
     xp: Any
+    ieee: Any  # add, subtract, multiply, divide, maximum, minimum of float32 (not of NaN), subnormals included
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """`values` (host or device) as an array of this machine."""
@@ -43,7 +56,22 @@ class Kernels:
         Exact because the caller chose `weight`'s dtype so that every partial sum of |x||w| stays below 2**24 (float32)
         or 2**53 (float64): all intermediate values are then representable, in whatever order they are added.
         """
-        return self.xp.matmul(x.astype(weight.dtype), weight)
+        x = x.astype(weight.dtype, copy=False)
+        if weight.ndim > 2 or x.ndim <= 2:
+            return self.xp.matmul(x, weight)
+        rows = self.xp.matmul(x.reshape(-1, x.shape[-1]), weight)  # one large product instead of a batch of small ones
+        return rows.reshape(*x.shape[:-1], weight.shape[-1])
+
+    def row_products(self, a: Array, b: Array) -> Array:
+        """sum_k a[n, k] * b[n, k] of two arrays of the same type: [N]."""
+        if self.name == "cpu":
+            return self.xp.einsum("nk,nk->n", a, b)
+        return (a * b).sum(axis=1)  # CuPy's einsum of integers is a matrix product in tiles of 128 x 128
+
+    def whole(self, values: Array) -> Array:
+        """The nearest int64 of floats; 0 for NaN and what is 2**62 or more, which every machine converts differently."""
+        values = self.xp.rint(values)
+        return self.xp.where(self.xp.abs(values) < 2.0**62, values, 0).astype(self.xp.int64)
 
     def windows(self, x: Array, kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...]) -> Array:
         """A view [N, C, *output, *kernel] of `x` [N, C, *spatial]; nothing is copied."""
@@ -63,6 +91,8 @@ class Kernels:
 
     def scatter_add(self, target: Array, index: Array, values: Array) -> None:
         """`target[:, index] += values`, repeated indices added up. `target` [N, n], `index` [m], `values` [N, m]."""
+        if target.dtype == self.xp.int64 and self.name != "cpu":  # CuPy 13 has no int64 here; both types wrap alike
+            target, values = target.view(self.xp.uint64), values.view(self.xp.uint64)
         self.xp.add.at(target, (slice(None), index), values)
 
 
@@ -85,4 +115,4 @@ def open_kernels(device: str) -> Kernels:
 def _cpu() -> Kernels:
     import numpy
 
-    return Kernels("cpu", f"NumPy {numpy.__version__}", numpy)
+    return Kernels("cpu", f"NumPy {numpy.__version__}", numpy, numpy)

@@ -309,19 +309,18 @@ class Summed(Relaxation):
     column: float  # the largest sum of |W| that one input meets
 
     def forward(self, kernels: Kernels, *xs: Array) -> Array:
-        return kernels.xp.matmul(xs[0], self.guide.T) + self.bias.astype(GUIDE)
+        return kernels.matmul(xs[0], self.guide.T) + self.bias.astype(GUIDE)
 
     def backward(
         self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
-        xp = kernels.xp
         if exact(weights):
             size = magnitude(kernels, weights)
             if size * self.column >= 2.0**53 or size * (magnitude(kernels, self.bias) + 1) * own[0][0].size >= LIMIT:
                 raise TooLarge
-            multipliers = xp.matmul(weights.astype(xp.float64), self.weight).astype(xp.int64)
+            multipliers = kernels.matmul(weights, self.weight).astype(weights.dtype)
         else:
-            multipliers = xp.matmul(weights, self.guide)
+            multipliers = kernels.matmul(weights, self.guide)
         return (multipliers,), summed(weights * self.bias.astype(weights.dtype))
 
 

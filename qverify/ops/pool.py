@@ -156,8 +156,8 @@ class Mean(AbstractOp):
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:
         v = kernels.xp.take(self.values, xs[0] - self.low)
-        total = _sequential_sum(v) if self.order == "sequential" else _eigen_sum(kernels, v)
-        return ordinals(kernels, total / self.divisor)
+        total = _sequential_sum(kernels, v) if self.order == "sequential" else _eigen_sum(kernels, v)
+        return ordinals(kernels, kernels.ieee.divide(total, self.divisor))
 
     def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
         return self.run(kernels, boxes[0][0]), self.run(kernels, boxes[0][1])
@@ -169,11 +169,11 @@ class Mean(AbstractOp):
         return (xp.broadcast_to(share[..., None], xs[0].shape).astype(xp.float32),)
 
 
-def _sequential_sum(v: Array) -> Array:
+def _sequential_sum(kernels: Kernels, v: Array) -> Array:
     """((v0 + v1) + v2) + ... in float32."""
     total = v[..., 0]
     for k in range(1, v.shape[-1]):
-        total = total + v[..., k]
+        total = kernels.ieee.add(total, v[..., k])
     return total
 
 
@@ -187,29 +187,29 @@ def _eigen_sum(kernels: Kernels, v: Array) -> Array:
     result = xp.empty((v.shape[0], rows), dtype=xp.float32)
     for offset in sorted(set(lead.tolist())):
         at = kernels.asarray(np.flatnonzero(lead == offset))
-        result[:, at] = _eigen_row(flat[:, at], min(offset, size))
+        result[:, at] = _eigen_row(kernels, flat[:, at], min(offset, size))
     return result.reshape(v.shape[:-1])
 
 
-def _eigen_row(v: Array, start: int) -> Array:
+def _eigen_row(kernels: Kernels, v: Array, start: int) -> Array:
     """One alignment class of `_eigen_sum`: `v` [N, rows, T], the first aligned element is `start`."""
-    size = v.shape[-1]
+    add, size = kernels.ieee.add, v.shape[-1]
     packets, pairs = (size - start) // 4, (size - start) // 8
 
     def packet(k: int) -> Array:
         return v[..., start + 4 * k : start + 4 * k + 4]
 
     if packets == 0:
-        return _sequential_sum(v)
+        return _sequential_sum(kernels, v)
     lanes = packet(0)
     if packets > 1:
         odd = packet(1)
         for k in range(1, pairs):
-            lanes, odd = lanes + packet(2 * k), odd + packet(2 * k + 1)
-        lanes = lanes + odd
+            lanes, odd = add(lanes, packet(2 * k)), add(odd, packet(2 * k + 1))
+        lanes = add(lanes, odd)
         if packets > 2 * pairs:
-            lanes = lanes + packet(2 * pairs)
-    total = (lanes[..., 0] + lanes[..., 2]) + (lanes[..., 1] + lanes[..., 3])
+            lanes = add(lanes, packet(2 * pairs))
+    total = add(add(lanes[..., 0], lanes[..., 2]), add(lanes[..., 1], lanes[..., 3]))
     for k in (*range(start), *range(start + 4 * packets, size)):
-        total = total + v[..., k]
+        total = add(total, v[..., k])
     return total

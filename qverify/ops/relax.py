@@ -62,7 +62,7 @@ def concretize(kernels: Kernels, weights: Array, box: Interval) -> tuple[Array, 
             raise TooLarge
     best = xp.where(weights > 0, upper, lower)
     n, r = weights.shape[:2]
-    return xp.einsum("nk,nk->n", weights.reshape(n * r, -1), best.reshape(n * r, -1)).reshape(n, r), best
+    return kernels.row_products(weights.reshape(n * r, -1), best.reshape(n * r, -1)).reshape(n, r), best
 
 
 class Relaxation(ABC):
@@ -184,7 +184,7 @@ class Nonlinear(Relaxation):
     def backward(
         self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
-        multipliers = kernels.xp.rint(self.slopes(kernels, weights, boxes, own)).astype(weights.dtype)
+        multipliers = kernels.whole(self.slopes(kernels, weights, boxes, own)).astype(weights.dtype)
         value, _, _ = self.hull(kernels, boxes, own).best(kernels, weights, multipliers)
         return self.spread(kernels, multipliers, boxes), value
 
@@ -240,7 +240,7 @@ class Staircase(Nonlinear):
         a, b = boxes[0]
         first, last = own
         steps = last > first
-        share = (z - a) / xp.maximum(b - a, 1)
+        share = xp.clip((z - a) / xp.maximum(b - a, 1), 0.0, 1.0)
         guess = first + xp.rint(share * (last - first)).astype(first.dtype)
         below = xp.clip(guess, first + 1, xp.maximum(last, first + 1))
         begin = self.begin(kernels, xp.where(steps, below, self.low + 1))

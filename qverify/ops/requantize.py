@@ -28,22 +28,22 @@ class Step:
     operand: FloatArray
 
     def apply(self, kernels: Kernels, v: Array) -> Array:
-        xp, c = kernels.xp, self.operand
+        ieee, c = kernels.ieee, self.operand
         match self.kind:
             case "mul":
-                return v * c
+                return ieee.multiply(v, c)
             case "add":
-                return v + c
+                return ieee.add(v, c)
             case "sub":
-                return v - c
+                return ieee.subtract(v, c)
             case "rsub":
-                return c - v
+                return ieee.subtract(c, v)
             case "div":
-                return v / c
+                return ieee.divide(v, c)
             case "max":
-                return xp.maximum(v, c)
+                return ieee.maximum(v, c)
             case "min":
-                return xp.minimum(v, c)
+                return ieee.minimum(v, c)
         raise ValueError(f"no float step '{self.kind}'")
 
     def chain(self, slope: Any) -> Any:

@@ -68,7 +68,7 @@ class Softmax(AbstractOp):
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:
         terms = self._terms(kernels, xs[0], xs[0].max(axis=-1, keepdims=True))
-        return self._quotient(kernels, terms, _running_sum(terms))
+        return self._quotient(kernels, terms, _running_sum(kernels, terms))
 
     def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
         lower, upper = boxes[0]
@@ -76,8 +76,8 @@ class Softmax(AbstractOp):
         least = self._terms(kernels, lower, most_top)
         most = self._terms(kernels, upper, least_top)
         return (
-            self._quotient(kernels, least, _running_sum(most)),
-            self._quotient(kernels, most, kernels.xp.maximum(_running_sum(least), self._table[255])),
+            self._quotient(kernels, least, _running_sum(kernels, most)),
+            self._quotient(kernels, most, kernels.xp.maximum(_running_sum(kernels, least), self._table[255])),
         )
 
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
@@ -89,9 +89,9 @@ class Softmax(AbstractOp):
         return (p * (upstream - inner) * xp.float32(self.scale / self.y_scale),)
 
 
-def _running_sum(terms: Array) -> Array:
+def _running_sum(kernels: Kernels, terms: Array) -> Array:
     """Sum over the last axis, left to right in float32, kept as an axis of one."""
     total = terms[..., :1]
     for k in range(1, terms.shape[-1]):
-        total = total + terms[..., k : k + 1]
+        total = kernels.ieee.add(total, terms[..., k : k + 1])
     return total

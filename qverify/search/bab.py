@@ -132,7 +132,7 @@ class Run:
         """Note that boxes are split in the middle of a variable; the children's entries."""
         if self.proof is None:
             return 0
-        rows = np.arange(len(variable))
+        rows = self.problem.kernels.xp.arange(len(variable))
         low, high = (self.problem.kernels.to_host(end[rows, variable]) for end in (lower, upper))
         return self.proof.cut(entries, 0, self.problem.kernels.to_host(variable), (low + high) // 2 + 1)
 

@@ -98,9 +98,10 @@ class Nodes:
     branch: Array  # int64 [N]: the entry to cut
     threshold: Array  # int32 [N]: into at most threshold - 1 and at least threshold
 
-    def take(self, rows: Any) -> Nodes:
-        """Some of them."""
-        return Nodes(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+    def take(self, rows: Any, there: Any) -> Nodes:
+        """Some of them: a slice, or numbers on the host, and `there` the same on the machine."""
+        host = ("origin", "bound")
+        return Nodes(*(getattr(self, name)[rows if name in host else there] for name in self.__dataclass_fields__))
 
 
 @dataclass(eq=False)
@@ -191,8 +192,9 @@ class CutSearch:
     def _pop(self, count: int) -> Nodes:
         nodes = self.waiting.pop()
         if len(nodes.origin) > count:
-            self.waiting.append(nodes.take(slice(None, -count)))
-            nodes = nodes.take(slice(-count, None))
+            rest, top = slice(None, -count), slice(-count, None)
+            self.waiting.append(nodes.take(rest, rest))
+            nodes = nodes.take(top, top)
         return nodes
 
     def _boxes(self, lower: Array, upper: Array) -> tuple[list[Interval], Array]:
@@ -275,10 +277,10 @@ class CutSearch:
             return
         mix, multipliers = rounded(self.dual, point.take(self.dual.kernels.asarray(rows)), precision)
         self.proof.columns = [(k, int(m[0].size)) for k, m in multipliers.items()]
-        host = [self.dual.kernels.to_host(m).reshape(len(rows), -1) for m in multipliers.values()]
+        mix, *host = (self.dual.kernels.to_host(m).reshape(len(rows), -1) for m in (mix, *multipliers.values()))
         flat = np.concatenate([np.zeros((len(rows), 0), np.int64), *host], axis=1)
         for i, row in enumerate(rows):
-            self.proof.refute(int(entry[row]), self.dual.kernels.to_host(mix)[i], flat[i])
+            self.proof.refute(int(entry[row]), mix[i], flat[i])
 
     def _start(self, boxes: list[Interval], objective: Objective, mix: Array | None, flat: Array | None) -> Point:
         """The parent's multipliers, or edges of the hulls."""
@@ -325,7 +327,8 @@ class CutSearch:
         if self.proof is not None:
             self.proof.close(origin.entry[~kernels.to_host(possible)])
         if len(left):
-            self.waiting.append(nodes.take(left[np.argsort(-bound[left], kind="stable")]))
+            order = left[np.argsort(-bound[left], kind="stable")]
+            self.waiting.append(nodes.take(order, kernels.asarray(order)))
         return None
 
     def _try(self, codes: Array) -> Candidate | None:

@@ -36,7 +36,8 @@ def fake_cupy(count: Any) -> types.ModuleType:
     module = types.ModuleType("cupy")
     cuda = types.SimpleNamespace(runtime=runtime, Device=lambda: types.SimpleNamespace(id=0))
     module.__dict__.update(__version__="14.0", cuda=cuda, float32=np.float32, matmul=np.matmul)
-    module.__dict__.update(full=np.full, eye=np.eye)
+    module.__dict__.update(full=np.full, eye=np.eye, float64=np.float64, dtype=np.dtype)
+    module.__dict__["ElementwiseKernel"] = lambda *_: None
     return module
 
 
@@ -83,6 +84,30 @@ def test_a_gpu_that_rounds_products_to_tf32_is_refused(monkeypatch: pytest.Monke
     with pytest.raises(DeviceError, match="TF32"):
         open_kernels("cuda")
     assert open_kernels("auto").name == "cpu"
+
+
+def sliced(x: Any, y: Any) -> Any:
+    """A product of stacks that keeps 32 bits of its factors."""
+    kept = x.view(np.int64) & -(1 << 21) if x.ndim > 2 and x.dtype == np.float64 else None
+    return np.matmul(x if kept is None else kept.view(np.float64), y)
+
+
+def test_a_gpu_that_rounds_the_products_of_stacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = fake_cupy(lambda: 1)
+    module.__dict__["matmul"] = sliced
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    with pytest.raises(DeviceError, match="float64 products are rounded"):
+        open_kernels("cuda")
+
+
+@pytest.mark.parametrize("name", gpu.EMULATED)
+def test_emulated_products_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(lambda: 1))
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(DeviceError, match=name):
+        open_kernels("cuda")
+    monkeypatch.setenv(name, "0")
+    assert open_kernels("cuda").name == "cuda"
 
 
 def test_the_cpu_does_not_ask_for_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +159,19 @@ def test_integers_become_the_nearest_float_with_ties_to_even() -> None:
     assert open_kernels("cpu").as_float32(values).tolist() == expected
 
 
+def test_products_of_stacks_with_one_matrix_are_those_of_matrices() -> None:
+    cpu, x, weight = open_kernels("cpu"), np.arange(24, dtype=np.int64).reshape(2, 3, 4), np.ones((4, 5), np.float64)
+    assert np.array_equal(cpu.matmul(x, weight), np.matmul(x.astype(np.float64), weight))
+    assert np.array_equal(cpu.matmul(x[:, :, 1:3], weight[:2]), np.matmul(x[:, :, 1:3].astype(np.float64), weight[:2]))
+
+
+def test_whole_numbers_are_the_same_on_every_machine() -> None:
+    values = np.array([0.5, 1.5, -2.5, 2.0**61, 2.0**62, -(2.0**70), np.inf, np.nan])
+    expected = [0, 2, -2, 2**61, 0, 0, 0, 0]
+    for machine in (open_kernels("cpu"), open_strict()):
+        assert machine.to_host(machine.whole(machine.asarray(values))).tolist() == expected
+
+
 # -- the strict machine of tests/test_gpu.py -----------------------------------------------------------------------------
 
 
@@ -153,6 +191,39 @@ def test_the_strict_machine_keeps_host_and_device_apart() -> None:
     ):
         with pytest.raises(TypeError):
             mixed()
+
+
+def test_the_strict_machine_refuses_what_cupy_lacks_or_does_otherwise() -> None:
+    machine = open_strict()
+    xp, x, far = machine.xp, machine.asarray(np.arange(6).reshape(2, 3)), machine.asarray(np.array([1e30, 0.5]))
+    for refused in (
+        lambda: xp.searchsorted(x, x),
+        lambda: xp.maximum.accumulate(x),
+        lambda: xp.add.reduceat(x, 0),
+        lambda: xp.add.at(x, 0, x),
+        lambda: xp.take(x, x, mode="clip"),
+        lambda: x.max(initial=0),
+        lambda: x.sum(where=x > 1),
+        lambda: x.argmax(axis=(0, 1)),
+        lambda: xp.matmul(x, x.T),
+        lambda: xp.rint(x),
+        lambda: far.astype(np.int32),
+        lambda: x[0].__setitem__(0, far),
+        lambda: x.tolist(),
+        lambda: x.__iadd__(far),
+    ):
+        with pytest.raises((TypeError, AttributeError, OverflowError, ValueError)):
+            refused()
+
+
+def test_the_strict_machine_flushes_subnormals_unless_asked_for_ieee() -> None:
+    machine = open_strict()
+    small = machine.asarray(np.array([1e-30, 1e-40], np.float32))
+    for flushing in (lambda: small * np.float32(1e-10), lambda: np.float32(1e-10) * small, lambda: abs(small[1:])):
+        assert machine.to_host(flushing())[-1] == 0
+    kept = machine.ieee.multiply(small, machine.asarray(np.float32(1e-5)))
+    assert machine.to_host(kept).tolist() == (np.array([1e-30, 1e-40], np.float32) * np.float32(1e-5)).tolist()
+    assert machine.to_host(machine.xp.take(small, machine.asarray(np.array([1]))))[0] > 0  # moved, not computed
 
 
 # -- what the code asks of an array module -------------------------------------------------------------------------------
@@ -185,7 +256,7 @@ def lookup(module: Any, name: str) -> Any:
 
 def test_the_names_are_found_at_all_and_are_numpy_s() -> None:
     names = array_names()
-    assert {"take", "matmul", "add.at", "lib.stride_tricks.as_strided", "int32"} <= names.keys()
+    assert {"take", "matmul", "add.at", "lib.stride_tricks.as_strided", "int64"} <= names.keys()
     for name in names.keys() - {"asnumpy"}:  # CuPy's way to the host
         lookup(np, name)
 

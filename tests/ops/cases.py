@@ -268,6 +268,7 @@ def means() -> Iterator[Case]:
         for length in (4, 5, 7, 8, 9, 11, 12, 15, 16, 23, 33):
             yield mean(f"of {length}, {order}", u8(3, length), order, step=float(rng.uniform(0.001, 1)))
         yield mean(f"of many rows, {order}", s8(2, 3, 3, 10), order)
+        yield mean(f"of subnormal values, {order}", bits3(2, 3), order, step=1e-39)
         yield mean(f"of wide values, {order}", Type((2, 6), 0, 40), order, step=1e36)
     yield mean("with a divisor for each window", u8(2, 3, 4), "sequential", [[1, 4, 3], [2, 4, 4]])
     steps = np.array([-5, -5, -0.0, 0.0, 1e-30, 7, 7, 8], F32)

@@ -18,6 +18,7 @@ from qverify.frontend.builder import Identity
 from qverify.frontend.lower import Lowered
 from qverify.frontend.outputs import described_outputs, make_decoder
 from qverify.frontend.tensors import Codes
+from qverify.kernels import Kernels
 from qverify.network import Network
 from qverify.ops import Dense, FloatProgram, Layout, Requantize
 from qverify.options import Options
@@ -50,7 +51,7 @@ class Asked:
         """A point: an unsafe one where there is one."""
         return rng.choice(self.points[self.unsafe] if self.unsafe.any() else self.points)
 
-    def problem(self, watch: Any = None) -> Problem:
+    def problem(self, watch: Any = None, kernels: Kernels = CPU) -> Problem:
         size, own = self.network.input_type.size, self.network.input_type
         encoders = (Identity(np.arange(size), own.low, own.high),)
         types = [self.network.type_of(v) for v in self.network.outputs]
@@ -63,17 +64,19 @@ class Asked:
         domain = make_domain(Encoder(encoders, np.zeros(size, np.bool_)), self.query.box)
         lower, upper = domain.code_box()
         unsafe = make_unsafe(self.query, size, decoder.grid)
-        problem = Problem(CPU, self.network, domain, decoder, unsafe, lower, upper)
-        problem.dual, problem.described = Dual.make(self.network, CPU), described_outputs(lowered)
+        problem = Problem(kernels, self.network.on(kernels), domain, decoder, unsafe, lower, upper)
+        problem.dual, problem.described = Dual.make(self.network, kernels), described_outputs(lowered)
         if watch is not None:
-            problem.watch = Watch.make(CPU, self.network, domain, decoder, unsafe, None, watch.astype(np.float64))
+            problem.watch = Watch.make(
+                kernels, problem.network, domain, decoder, unsafe, None, watch.astype(np.float64)
+            )
             assert problem.watch is not None
             assert problem.watch.holds.any() == self.unsafe[(self.points == watch).all(axis=1)][0]
         return problem
 
-    def searched(self, watch: Any = None, proof: Proof | None = None) -> Outcome:
+    def searched(self, watch: Any = None, proof: Proof | None = None, kernels: Kernels = CPU) -> Outcome:
         """How the search ends, without the attack; SoundnessError where the watched point is lost."""
-        problem, stats = self.problem(watch), Stats()
+        problem, stats = self.problem(watch, kernels), Stats()
         outcome = search(
             problem, Options(attack=False), Deadline.after(60), np.random.default_rng(0), stats, None, proof
         )

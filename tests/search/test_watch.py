@@ -63,7 +63,7 @@ def test_a_file_that_does_not_fit_is_an_error(text: str, tmp_path: Path, capsys:
     file = tmp_path / "point.txt"
     file.write_text(text)
     assert cli.main([str(TINY[0]), str(TINY[1]), "--watch-point", str(file)]) == 2
-    assert "holds no counterexample with the 2 inputs" in capsys.readouterr().err
+    assert "holds no counterexample with the property's 2 inputs" in capsys.readouterr().err
     assert cli.main([str(TINY[0]), str(TINY[1]), "--watch-point", str(tmp_path / "none.txt")]) == 2
 
 
@@ -71,6 +71,17 @@ def test_a_file_that_does_not_fit_is_an_error(text: str, tmp_path: Path, capsys:
 def test_a_point_that_no_input_can_be_is_an_error(point: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="point to watch"):
         verify(*TINY, Options(device="cpu", watch=point))
+
+
+def test_a_point_that_tests_nothing_is_a_warning() -> None:
+    safe = EXAMPLES / "vnnlib" / "tiny_safe.vnnlib"
+    for spec, point, word in (
+        (TINY[1], (0.0, 0.0), "lies outside the box"),
+        (safe, (0.5, 0.5), "is no counterexample"),
+    ):
+        found = verify(TINY[0], spec, Options(device="cpu", watch=point)).details["warnings"]
+        assert found == [f"the watched point {word}"]
+    assert not verify(*TINY, Options(device="cpu", watch=WITNESS)).details["warnings"]
 
 
 def test_a_point_outside_the_box_is_never_lost(monkeypatch: pytest.MonkeyPatch) -> None:
