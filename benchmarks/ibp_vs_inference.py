@@ -2,9 +2,15 @@
 
     python benchmarks/ibp_vs_inference.py [--device cpu|cuda] [--rounds 9] [--out benchmarks/results/ibp_vs_inference.csv]
 
-For each network and batch size, rounds alternate between the runtime's inference of a batch and the interval bounds of
-a batch of boxes; the medians of their CPU times (wall times on cuda) are compared, one thread each. Networks have random
-weights and the shapes of `nets()`; before timing, the integer network is checked against the runtime on the batch.
+For each network and batch size, rounds alternate between three tasks: the runtime's inference of a batch, the interval
+bounds of a batch of boxes by the integer ops themselves (`Network.intervals`: NumPy or CuPy), and the same by what the
+search uses (`qverify.propagate`: on a CPU, onnxruntime's kernels). The medians of their CPU times (wall times on cuda) are
+compared, one thread each. Networks have random weights and the shapes of `nets()`; before timing, the integer network is
+checked against the runtime on the batch, and both ways of bounding against each other.
+
+Columns: `machine` and `device` say where; `network`, `batch` what; `inference_us`, `reference_us`, `interval_us` are the
+three times of a whole batch; `by` is what computed the last; `reference_ratio` and `ratio` are the second and the third
+time over the first; `boxes_per_second` belongs to the third.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +41,12 @@ from qverify.frontend.boundary import make_encoder  # noqa: E402
 from qverify.frontend.model import read_model  # noqa: E402
 from qverify.frontend.outputs import make_decoder  # noqa: E402
 from qverify.kernels import open_kernels  # noqa: E402
+from qverify.propagate import Propagator  # noqa: E402
 
-COLUMNS = ("date", "machine", "device", "network", "batch", "inference_us", "interval_us", "ratio", "boxes_per_second")
+COLUMNS = (
+    *("date", "machine", "device", "network", "batch", "inference_us", "reference_us", "interval_us", "by"),
+    *("reference_ratio", "ratio", "boxes_per_second"),
+)
 
 
 class Chain:
@@ -127,8 +138,18 @@ def nets() -> dict[str, tuple[list[int], Callable[[Chain], Chain]]]:
     }
 
 
-def measure(name: str, batch: int, device: str, rounds: int, folder: Path) -> tuple[float, float]:
-    """Median microseconds of one batch: (the runtime's inference, interval bounds)."""
+@dataclass(frozen=True)
+class Times:
+    """Median microseconds of one batch."""
+
+    inference: float
+    reference: float
+    interval: float
+    by: str
+
+
+def measure(name: str, batch: int, device: str, rounds: int, folder: Path) -> Times:
+    """The three times of one network."""
     import onnxruntime as ort
 
     sample, layers = nets()[name]
@@ -144,23 +165,28 @@ def measure(name: str, batch: int, device: str, rounds: int, folder: Path) -> tu
     network = lowered.network.on(kernels)
     rng = np.random.default_rng(1)
     x = rng.random(first, dtype=np.float32)
-    codes = make_encoder(lowered).encode(x.reshape(batch, -1).astype(np.float64))
+    codes = np.ascontiguousarray(make_encoder(lowered).encode(x.reshape(batch, -1).astype(np.float64)))
     expected = np.asarray(session.run(None, {"x": x})[0]).reshape(batch, -1)
     ours = make_decoder(lowered).decode(kernels.to_host(network.run(kernels, kernels.asarray(codes))))
     if (ours != expected).any():
         raise SystemExit(f"{name}: the integer network differs from the runtime")
     lower, upper = kernels.asarray(np.maximum(codes - 2, 0)), kernels.asarray(np.minimum(codes + 2, 255))
+    propagator = Propagator(network, kernels, patience=0)
     clock = time.process_time if device == "cpu" else time.perf_counter
 
-    def bound() -> None:
-        kernels.to_host(network.intervals(kernels, lower, upper)[0])
+    def infer() -> Any:
+        return session.run(None, {"x": x})
 
-    def infer() -> None:
-        session.run(None, {"x": x})
+    def reference() -> Any:
+        return [kernels.to_host(end) for end in network.intervals(kernels, lower, upper)]
 
-    times: dict[Callable[[], None], list[float]] = {infer: [], bound: []}
-    for task in (infer, bound):
-        task()
+    def bound() -> Any:
+        return [kernels.to_host(end) for end in propagator.intervals(lower, upper)]
+
+    infer()
+    if any((a != b).any() for a, b in zip(reference(), bound(), strict=True)):
+        raise SystemExit(f"{name}: the two ways of bounding differ")
+    times: dict[Callable[[], Any], list[float]] = {infer: [], reference: [], bound: []}
     for _ in range(rounds):
         for task, own in times.items():
             repeats, start = 0, clock()
@@ -168,7 +194,17 @@ def measure(name: str, batch: int, device: str, rounds: int, folder: Path) -> tu
                 task()
                 repeats += 1
             own.append((clock() - start) / repeats)
-    return statistics.median(times[infer]) * 1e6, statistics.median(times[bound]) * 1e6
+    return Times(*(statistics.median(own) * 1e6 for own in times.values()), propagator.name)
+
+
+def machine() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{platform.machine()} {(names or [platform.processor() or platform.system()])[0]}"
 
 
 def main() -> int:
@@ -177,31 +213,35 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 1024])
+    parser.add_argument("--networks", nargs="+", choices=list(nets()))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ibp_vs_inference.csv"))
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    machine = f"{platform.machine()} {platform.processor() or platform.system()}".strip()
     with tempfile.TemporaryDirectory() as folder, options.out.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for name in nets():
+        for name in options.networks or nets():
             for batch in options.batches:
-                inference, interval = measure(name, batch, options.device, options.rounds, Path(folder))
+                found = measure(name, batch, options.device, options.rounds, Path(folder))
                 row = {
                     "date": datetime.date.today().isoformat(),
-                    "machine": machine,
+                    "machine": machine(),
                     "device": open_kernels(options.device).description,
                     "network": name,
                     "batch": batch,
-                    "inference_us": f"{inference:.1f}",
-                    "interval_us": f"{interval:.1f}",
-                    "ratio": f"{interval / inference:.2f}",
-                    "boxes_per_second": f"{batch / interval * 1e6:.0f}",
+                    "inference_us": f"{found.inference:.1f}",
+                    "reference_us": f"{found.reference:.1f}",
+                    "interval_us": f"{found.interval:.1f}",
+                    "by": found.by,
+                    "reference_ratio": f"{found.reference / found.inference:.2f}",
+                    "ratio": f"{found.interval / found.inference:.2f}",
+                    "boxes_per_second": f"{batch / found.interval * 1e6:.0f}",
                 }
                 writer.writerow(row)
+                stream.flush()
                 print(
-                    f"{name:32} batch {batch:5}: inference {inference:10.1f} us, intervals {interval:10.1f} us, "
-                    f"ratio {interval / inference:6.2f}"
+                    f"{name:32} batch {batch:5}: inference {found.inference:10.1f} us, reference "
+                    f"{row['reference_ratio']:>6}x, {found.by} {found.interval:10.1f} us, {row['ratio']:>5}x"
                 )
     return 0
 

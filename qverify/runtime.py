@@ -1,5 +1,5 @@
-"""onnxruntime, for three jobs: to write the integer graph it runs for a QDQ file, to fill tables by its own arithmetic,
-and to replay counterexamples. The only module that names onnxruntime; it is imported when first needed.
+"""onnxruntime, for four jobs: to write the integer graph it runs for a QDQ file, to fill tables by its own arithmetic, to
+run graphs of ours, and to replay counterexamples. The only module that names onnxruntime; it is imported when first needed.
 """
 
 from __future__ import annotations
@@ -107,6 +107,66 @@ def saturates() -> bool:
     weight = np.full((64, 16), 127, np.int8)
     product = node_function(node, {"b": weight}, np.uint8, [helper.make_opsetid("", 13)])
     return bool((product(np.full((4, 64), 255, np.uint8)) != 255 * 127 * 64).any())
+
+
+class IntegerGraph:
+    """A graph of ours under construction. Values have a free first axis, the batch."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, dtype: npt.DTypeLike, shape: Sequence[int]) -> str:
+        """A new input [batch, *shape] of that name."""
+        element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self._inputs.append(helper.make_tensor_value_info(name, element, [None, *shape]))
+        return name
+
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
+        """The name of a constant."""
+        name = f"c{len(self._constants)}"
+        self._constants.append(
+            numpy_helper.from_array(np.ascontiguousarray(value, dtype).reshape(np.shape(value)), name)
+        )
+        return name
+
+    def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
+        """The names of a new node's outputs. QGemm, QLinearAdd and QLinearConv are Microsoft's."""
+        names = [f"n{len(self._nodes)}_{k}" for k in range(outputs)]
+        domain = "com.microsoft" if op in ("QGemm", "QLinearAdd", "QLinearConv") else ""
+        self._nodes.append(helper.make_node(op, inputs, names, domain=domain, **attributes))
+        return names
+
+    def compiled(self, outputs: Sequence[str], exactly: bool) -> Callable[[dict[str, npt.NDArray[Any]]], list[Any]]:
+        """The graph as a function of its inputs, run as written (no optimisation) on one thread.
+
+        With `exactly`, onnxruntime is asked for products that do not saturate on x86 without VNNI, at some cost. Raises
+        ModelError if onnxruntime refuses the graph, and so does the function.
+        """
+        ort = _onnxruntime("Interval propagation")
+        results = [onnx.ValueInfoProto(name=name) for name in outputs]
+        graph = helper.make_graph(self._nodes, "bounds", self._inputs, results, self._constants)
+        opsets = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if exactly:
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        session = _create(ort, model.SerializeToString(), options, "a graph of bounds")
+
+        def evaluate(inputs: dict[str, npt.NDArray[Any]]) -> list[Any]:
+            try:
+                values: list[Any] = session.run(None, inputs)
+            except Exception as error:  # such as memory that is not there; the caller has another way
+                text = " ".join(str(error).split())
+                raise ModelError(f"onnxruntime {ort.__version__} cannot run a graph of bounds: {text[:300]}") from None
+            return values
+
+        return evaluate
 
 
 class Session:

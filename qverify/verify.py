@@ -26,6 +26,7 @@ from qverify.frontend.vnnlib import read_property
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Network
 from qverify.options import Options
+from qverify.propagate import make_propagator
 from qverify.property import Property, Query, Variable
 from qverify.result import Progress, Result, Stats, Verdict, Witness
 from qverify.search.bab import Outcome, search
@@ -65,6 +66,7 @@ def verify(
     network = read.lowered.network.on(kernels)
     dual = Dual.make(read.lowered.network, kernels) if options.backward else None
     described = described_outputs(read.lowered)
+    propagator = make_propagator(network, kernels)
     rng = np.random.default_rng(options.seed)
     details = _details(read, prop, spec_path, kernels)
     if read.runtime_version is not None:  # otherwise onnxruntime is not there to compare with
@@ -73,7 +75,7 @@ def verify(
     proofs: list[Proof] | None = [] if options.certificate else None
     for query in prop.queries:
         problem = _problem(read, kernels, network, encoder, decoder, query, spec_path)
-        problem.dual, problem.described = dual, described
+        problem.dual, problem.described, problem.propagator = dual, described, propagator
         problem.watch = _watch(problem, options.watch)
         if options.watch is not None and (problem.watch is None or not problem.watch.holds.any()):
             why = "lies outside the box" if problem.watch is None else "is no counterexample"
@@ -83,6 +85,7 @@ def verify(
         except Undecided as error:
             outcome = Outcome(Verdict.UNKNOWN, str(error))
         stats.seconds = deadline.elapsed()
+        details["intervals_by"] = propagator.name
         if outcome.verdict is Verdict.SAT:
             assert outcome.candidate is not None
             found = _answer_sat(read, query, problem, outcome.candidate, outcome.reason, stats, details, deadline)

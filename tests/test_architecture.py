@@ -33,6 +33,7 @@ FLOORS = (
     ("kernels",),
     ("ops",),
     ("network", "runtime"),
+    ("propagate",),
     ("bounds",),
     ("frontend",),
     ("search", "check"),
@@ -172,6 +173,8 @@ CATCH_ALL = {
     ("runtime.py", "_create"),  # onnxruntime raises its own classes, RuntimeError and others alike
     ("runtime.py", "node_function"),  # the same, from a single node
     ("runtime.py", "call"),
+    ("runtime.py", "compiled"),  # and from a graph of ours
+    ("runtime.py", "evaluate"),
     ("frontend/lower.py", "_fold"),  # onnx's reference evaluator raises whatever NumPy raises
 }
 

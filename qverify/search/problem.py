@@ -24,6 +24,7 @@ from qverify.network import Network
 from qverify.ops import Interval
 from qverify.ops.relax import Nonlinear
 from qverify.ops.table import Sandwiched
+from qverify.propagate import Propagator
 from qverify.property import Row
 from qverify.search.proof import Proof
 from qverify.search.watch import Watch
@@ -65,6 +66,7 @@ class Problem:
     runtime: Callable[[Float64Array], Float64Array] | None = None  # inputs -> the runtime's outputs, both flat
     dual: Dual | None = None  # where the dual's bounds are wanted
     described: Sequence[Output] = ()  # the outputs, for it
+    propagator: Propagator | None = None  # a faster `network.intervals`
     watch: Watch | None = None  # an input that nothing may lose, for debugging
     unrealised: bool = False  # whether unsafe code vectors were met that no input produces
     undecided: str = ""  # why some code vector could be neither confirmed nor ruled out
@@ -150,7 +152,9 @@ class Problem:
         """Interval bounds: the status of every case [N, cases], and the rows' least values [N, rows] (a guide).
 
         Raises Undecided where an output may be infinite: no real number stands for it in a row."""
-        y = self._decoded(*self.network.intervals(self.kernels, lower, upper))
+        fast = self.propagator
+        ends = fast.intervals(lower, upper) if fast else self.network.intervals(self.kernels, lower, upper)
+        y = self._decoded(*ends)
         x = self.input_ends(lower, upper)
         status = self.unsafe.status(y, x)
         if self.watch is not None:
