@@ -106,7 +106,7 @@ def moved(packed: Packed, kernels: Kernels) -> Packed:
     return replace(packed, **changes)
 
 
-def _padded(values: Ints, groups: int, size: int, dtype: Any) -> Any:
+def _padded(values: npt.NDArray[Any], groups: int, size: int, dtype: Any) -> Any:
     """[M] -> [groups * size]: every group's part, followed by zeros."""
     result = np.zeros((groups, size), dtype)
     result[:, : len(values) // groups] = np.asarray(values).reshape(groups, -1)
@@ -178,7 +178,8 @@ def _orders(sparse: bool) -> tuple[Ints, Ints]:
 def _input_of(column: Ints) -> Ints:
     """The input that a column of the compressed operand stands for: columns are numbered by B register, then lane."""
     couple = column >> 1
-    return 2 * (4 * (couple & 3) + (couple >> 2)) + (column & 1)
+    order: Ints = 2 * (4 * (couple & 3) + (couple >> 2)) + (column & 1)
+    return order
 
 
 def _records(variant: Variant, weight: Ints) -> npt.NDArray[np.uint8]:
@@ -230,9 +231,7 @@ class PackedDense:
         return rounded(self.epilogue.neurons, 8)
 
     @staticmethod
-    def make(
-        variant: Variant, weight: Ints, bias: Ints, epilogue: Epilogue, width: int | None = None
-    ) -> PackedDense:
+    def make(variant: Variant, weight: Ints, bias: Ints, epilogue: Epilogue, width: int | None = None) -> PackedDense:
         """`weight` [K, M] in [-128, 127] and `bias` [M], for codes minus the type's low; raises ValueError for a layer
         that the kernels cannot compute exactly. `width` >= K, a multiple of 8: codes in a row of the input."""
         inputs, neurons = weight.shape

@@ -32,8 +32,10 @@ const Entry ENTRIES[] = {
 #if VARIANT == 0
     ENTRY(dense_plain), ENTRY(conv_plain),
 #else
-    ENTRY(dense_wide), ENTRY(dense_narrow), ENTRY(dense_thin), ENTRY(conv_wide),
-    ENTRY(conv_narrow), ENTRY(conv_thin), ENTRY(conv_few_narrow), ENTRY(conv_few_thin),
+    ENTRY(dense_thin), ENTRY(conv_thin), ENTRY(conv_few_thin),
+#ifndef ONLY_THIN
+    ENTRY(dense_wide), ENTRY(dense_narrow), ENTRY(conv_wide), ENTRY(conv_narrow), ENTRY(conv_few_narrow),
+#endif
 #endif
 };
 
