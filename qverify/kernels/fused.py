@@ -191,7 +191,7 @@ class Fused:
         neurons, height, threads = TILES[layer.tile]
         grid = (tiles[0] * (rounded(rows, height) // height), tiles[1])
         stage = neurons // 16 * 2 * RECORD[self.variant] + height * 128
-        shared = max(STAGES[self.variant] * stage, height * (neurons + 8) * 2) + beside
+        shared = STAGES[self.variant] * stage + beside
         self._run(name, grid, threads, shared, (*self._arguments(layer.epilogue, result), *extra))
 
     def _run(self, name: str, grid: tuple[int, int], threads: int, shared: int, arguments: tuple[Any, ...]) -> None:

@@ -135,11 +135,13 @@ __device__ __forceinline__ uint32 counted(const int* sorted, int count, int acc)
     return (uint32)found;
 }
 
-template <int KIND>
-__device__ __forceinline__ uint32 pair_of(const Epilogue& e, int neuron, float multiplier, const int* sorted, int lower,
-                                          int upper) {
-    if (neuron >= e.neurons) return 0;  // spare codes of a padded row
-    if (KIND == SCALE) return scaled(e, lower, multiplier) | scaled(e, upper, multiplier) << 8;
+// The pair of codes of a neuron's accumulators; `at`: its place in the parameter arrays.
+__device__ __forceinline__ uint32 pair_of(const Epilogue& e, int at, int lower, int upper) {
+    if (e.kind == SCALE) {
+        const float multiplier = e.multiplier[at];
+        return scaled(e, lower, multiplier) | scaled(e, upper, multiplier) << 8;
+    }
+    const int* sorted = e.thresholds + (int64)e.threshold_row[at] * e.count;
     return counted(sorted, e.count, lower) | counted(sorted, e.count, upper) << 8;
 }
 
@@ -168,13 +170,7 @@ __device__ __forceinline__ void store_plain(const Epilogue& e, int64 row, int ne
         return;
     }
     uint16* to = (uint16*)((uint8*)e.first + row * e.pitch) + neuron;
-    const bool real = neuron < e.neurons;
-    if (e.kind == SCALE) {
-        *to = (uint16)pair_of<SCALE>(e, neuron, real ? e.multiplier[neuron] : 0.0f, 0, lower, upper);
-    } else {
-        const int* sorted = e.thresholds + (int64)(real ? e.threshold_row[neuron] : 0) * e.count;
-        *to = (uint16)pair_of<THRESHOLDS>(e, neuron, 0.0f, sorted, lower, upper);
-    }
+    *to = neuron < e.neurons ? (uint16)pair_of(e, neuron, lower, upper) : (uint16)0;
 }
 
 // Codes in a row of the output: every spare one is written too.
@@ -321,7 +317,9 @@ struct Tile {
     static constexpr int BM = 16 * TM * WARPS_M, BN = 8 * TN * WARPS_N;
     static constexpr int WEIGHT_BYTES = BM / 16 * 2 * RECORD, STAGE = WEIGHT_BYTES + BN * 128;
     static constexpr int OUT = BM + 8;  // pairs in a row of the output tile; 8 spare against bank conflicts
-    static constexpr int PIPELINE = STAGES * STAGE > BN * OUT * 2 ? STAGES * STAGE : BN * OUT * 2;
+    static constexpr int SLICE = BM + 4;  // sums in a row of a slice
+    static constexpr int PIPELINE = STAGES * STAGE;
+    static_assert(BN * OUT * 2 <= PIPELINE && 8 * WARPS_N * SLICE * 8 <= PIPELINE, "results outgrow the pipeline");
 
     int lower[TM][TN][4], upper[TM][TN][4];
     uint8* memory;
@@ -377,75 +375,91 @@ struct Tile {
         }
     }
 
-    // Codes of the warp's accumulators into the output tile [BN][OUT] of pairs, which takes the pipeline's place.
-    template <int KIND>
-    __device__ __forceinline__ void stage_pairs(const Epilogue& e, int first, int padded) {
+    // The requantized accumulators of the block, as an output tile [BN][OUT] of pairs in the pipeline's place, then in
+    // 16-byte stores to memory.
+    __device__ __forceinline__ void store_scaled(const Epilogue& e, int64 row0, int rows, int first, int last,
+                                                 int padded) {
         uint16* out = (uint16*)memory;
 #pragma unroll
         for (int i = 0; i < TM; i++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int within = (warp_m * TM + i) * 16 + 8 * half + (lane >> 2);
-                const int at = padded + within, neuron = first + within;
-                const int bias = e.bias[at];
-                const float multiplier = KIND == SCALE ? e.multiplier[at] : 0.0f;
-                const int* sorted =
-                    KIND == THRESHOLDS ? e.thresholds + (int64)e.threshold_row[at] * e.count : (const int*)0;
+                const int bias = e.bias[padded + within];
+                const float multiplier = e.multiplier[padded + within];
+                const bool real = first + within < last;  // spare codes of a padded row are zero
 #pragma unroll
                 for (int j = 0; j < TN; j++)
 #pragma unroll
                     for (int c = 0; c < 2; c++) {
                         const int row = (warp_n * TN + j) * 8 + 2 * (lane & 3) + c;
-                        out[row * OUT + within] = (uint16)pair_of<KIND>(
-                            e, neuron, multiplier, sorted, lower[i][j][2 * half + c] + bias,
-                            upper[i][j][2 * half + c] + bias);
+                        const uint32 pair = scaled(e, lower[i][j][2 * half + c] + bias, multiplier) |
+                                            scaled(e, upper[i][j][2 * half + c] + bias, multiplier) << 8;
+                        out[row * OUT + within] = real ? (uint16)pair : (uint16)0;
                     }
             }
+        __syncthreads();  // the tile is complete
+        const int stop = (last + 7) / 8 * 8;
+        for (int q = threadIdx.x; q < BN * (BM / 8); q += THREADS) {
+            const int row = q / (BM / 8), eight = q % (BM / 8) * 8;
+            if (row < rows && first + eight < stop) {
+                *(uint4*)((uint8*)e.first + (row0 + row) * e.pitch + (int64)(first + eight) * 2) =
+                    *(const uint4*)(out + row * OUT + eight);
+            }
+        }
     }
 
-    __device__ __forceinline__ void store_ends(const Epilogue& e, int64 row0, int64 rows, int first, int last,
-                                               int padded) {
+    // Ends and thresholds: the accumulators themselves pass through the pipeline's memory, TN slices of 8 rows per warp,
+    // and are finished in a loop that is short to compile and keeps few registers.
+    __device__ __forceinline__ void store_others(const Epilogue& e, int64 row0, int rows, int first, int last,
+                                                 int padded) {
+        int2* slice = (int2*)memory;
+        const int stop = e.kind == ENDS ? last : (last + 7) / 8 * 8;
+#pragma unroll 1
+        for (int step = 0; step < TN; step++) {
 #pragma unroll
-        for (int i = 0; i < TM; i++)
+            for (int j = 0; j < TN; j++)
+                if (j == step)
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const int within = (warp_m * TM + i) * 16 + 8 * half + (lane >> 2);
-                const int neuron = first + within;
-                const int bias = e.bias[padded + within];
+                    for (int i = 0; i < TM; i++)
 #pragma unroll
-                for (int j = 0; j < TN; j++)
-#pragma unroll
-                    for (int c = 0; c < 2; c++) {
-                        const int64 row = row0 + (warp_n * TN + j) * 8 + 2 * (lane & 3) + c;
-                        if (row < rows && neuron < last) {
-                            ((int*)e.first)[row * e.neurons + neuron] = lower[i][j][2 * half + c] + bias;
-                            e.second[row * e.neurons + neuron] = upper[i][j][2 * half + c] + bias;
+                        for (int c = 0; c < 4; c++) {
+                            const int within = (warp_m * TM + i) * 16 + 8 * (c >> 1) + (lane >> 2);
+                            slice[(warp_n * 8 + 2 * (lane & 3) + (c & 1)) * SLICE + within] =
+                                make_int2(lower[i][j][c], upper[i][j][c]);
                         }
+            __syncthreads();  // the slice is complete
+#pragma unroll 1
+            for (int q = threadIdx.x; q < 8 * WARPS_N * BM; q += THREADS) {
+                const int within = q % BM, neuron = first + within;
+                const int row = (q / BM / 8 * TN + step) * 8 + q / BM % 8;
+                if (row < rows && neuron < stop) {
+                    const int2 sums = slice[q / BM * SLICE + within];
+                    const int bias = e.bias[padded + within];
+                    if (e.kind == ENDS) {
+                        ((int*)e.first)[(row0 + row) * e.neurons + neuron] = sums.x + bias;
+                        e.second[(row0 + row) * e.neurons + neuron] = sums.y + bias;
+                    } else {
+                        ((uint16*)((uint8*)e.first + (row0 + row) * e.pitch))[neuron] =
+                            neuron < last ? (uint16)pair_of(e, padded + within, sums.x + bias, sums.y + bias)
+                                          : (uint16)0;
                     }
+                }
             }
+            __syncthreads();  // the slice is free
+        }
     }
 
     // `first`, `last`: the block's neurons among all; `padded`: where its entries begin in the padded parameter arrays.
-    __device__ __forceinline__ void finish(const Epilogue& e, int64 row0, int64 rows, int first, int last, int padded) {
-        if (e.kind == ENDS) {
-            store_ends(e, row0, rows, first, last, padded);
-            return;
-        }
+    __device__ __forceinline__ void finish(const Epilogue& e, int64 row0, int all_rows, int first, int last,
+                                           int padded) {
         copy_wait<0>();
         __syncthreads();  // every warp is done with the pipeline: its memory is free
+        const int rows = all_rows - row0 < BN ? (int)(all_rows - row0) : BN;
         if (e.kind == SCALE) {
-            stage_pairs<SCALE>(e, first, padded);
+            store_scaled(e, row0, rows, first, last, padded);
         } else {
-            stage_pairs<THRESHOLDS>(e, first, padded);
-        }
-        __syncthreads();  // the tile is complete
-        const int stop = (last + 7) / 8 * 8;  // spare codes of the last group of eight are written as zeros
-        for (int q = threadIdx.x; q < BN * (BM / 8); q += THREADS) {
-            const int row = q / (BM / 8), eight = q % (BM / 8) * 8;
-            if (row0 + row < rows && first + eight < stop) {
-                *(uint4*)((uint8*)e.first + (row0 + row) * e.pitch + (int64)(first + eight) * 2) =
-                    *(const uint4*)((uint16*)memory + row * OUT + eight);
-            }
+            store_others(e, row0, rows, first, last, padded);
         }
     }
 };
@@ -483,7 +497,10 @@ __device__ __forceinline__ void dense(const Epilogue& e, const uint8* x, const u
     const int64 row0 = (int64)(blockIdx.x / m_tiles) * T::BN;
     const int stored = (k_blocks + 1) / 2 * 2;
     const uint8* records = weights + (int64)m0 / 16 * stored * RECORD;
-    const int column = (threadIdx.x & 7) * 16, row_step = T::THREADS / 8, r0 = threadIdx.x >> 3;
+    const int column = (threadIdx.x & 7) * 16, r0 = threadIdx.x >> 3;
+    constexpr int ROW_STEP = T::THREADS / 8;
+    const uint8* from = x + row0 * x_pitch;
+    const int last = rows - row0 < T::BN ? (int)(rows - row0) - 1 : T::BN - 1;
     T tile;
     tile.start(memory);
     run_pipeline(tile, k_blocks, [&](int slot, int k) {
@@ -491,11 +508,10 @@ __device__ __forceinline__ void dense(const Epilogue& e, const uint8* x, const u
         // Bytes past the end of a row meet zero weights, rows past the last are never stored: any valid address will do.
         const int at = k * 128 + column < x_pitch ? k * 128 + column : 0;
         uint8* to = tile.values(slot);
-#pragma unroll
-        for (int q = 0; q < T::BN / row_step; q++) {
-            const int r = r0 + q * row_step;
-            const int64 row = row0 + r < rows ? row0 + r : rows - 1;
-            copy_async<16>(to + swizzled(r, column), x + row * x_pitch + at);
+#pragma unroll 4
+        for (int q = 0; q < T::BN / ROW_STEP; q++) {
+            const int r = r0 + q * ROW_STEP;
+            copy_async<16>(to + swizzled(r, column), from + ((r < last ? r : last) * x_pitch + at));
         }
     });
     tile.finish(e, row0, rows, m0, e.neurons, m0);
@@ -533,7 +549,7 @@ __device__ __forceinline__ void conv(const Epilogue& e, const uint8* x, const ui
         const int2 tap = taps[k * PER_ROW + piece];
         const int dy = tap.x >> 16, dx = (int)(short)(tap.x & 0xffff);
         uint8* to = tile.values(slot);
-#pragma unroll(PIECE == 16 ? T::BN / ROW_STEP : 4)
+#pragma unroll 4
         for (int q = 0; q < T::BN / ROW_STEP; q++) {
             const int r = r0 + q * ROW_STEP;
             const int4 window = windows[r];
@@ -546,6 +562,10 @@ __device__ __forceinline__ void conv(const Epilogue& e, const uint8* x, const ui
     const int group_neurons = e.neurons / groups, begin = group * group_neurons;
     tile.finish(e, row0, rows, begin + m0, begin + group_neurons, padded);
 }
+
+#ifndef NARROW_BLOCKS
+#define NARROW_BLOCKS 2  // of a multiprocessor, which bounds the registers
+#endif
 
 typedef Tile<2, 4, 4, 4> Wide;    // 128 neurons x 128 rows
 typedef Tile<1, 4, 4, 4> Narrow;  // 64 neurons x 128 rows
@@ -562,13 +582,13 @@ typedef Tile<1, 4, 1, 4> Thin;    // 16 neurons x 128 rows
     }
 
 extern "C" __global__ void __launch_bounds__(256) dense_wide DENSE(Wide)
-extern "C" __global__ void __launch_bounds__(128) dense_narrow DENSE(Narrow)
+extern "C" __global__ void __launch_bounds__(128, NARROW_BLOCKS) dense_narrow DENSE(Narrow)
 extern "C" __global__ void __launch_bounds__(128) dense_thin DENSE(Thin)
 extern "C" __global__ void __launch_bounds__(256) conv_wide CONV(Wide, 16)
-extern "C" __global__ void __launch_bounds__(128) conv_narrow CONV(Narrow, 16)
+extern "C" __global__ void __launch_bounds__(128, NARROW_BLOCKS) conv_narrow CONV(Narrow, 16)
 extern "C" __global__ void __launch_bounds__(128) conv_thin CONV(Thin, 16)
 // Few channels: pieces of two pairs, for inputs whose pixels are no multiple of 16 bytes.
-extern "C" __global__ void __launch_bounds__(128) conv_few_narrow CONV(Narrow, 4)
+extern "C" __global__ void __launch_bounds__(128, NARROW_BLOCKS) conv_few_narrow CONV(Narrow, 4)
 extern "C" __global__ void __launch_bounds__(128) conv_few_thin CONV(Thin, 4)
 
 #endif  // VARIANT

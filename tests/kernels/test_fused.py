@@ -362,6 +362,8 @@ BUGS = {
         "",
     ),
     "no barrier before the output tile is read": (Variant.SPARSE, "__syncthreads();  // the tile is complete", ""),
+    "no barrier before a slice is read": (Variant.SPARSE, "__syncthreads();  // the slice is complete", ""),
+    "no barrier before a slice is written": (Variant.SPARSE, "__syncthreads();  // the slice is free", ""),
     "no barrier after the windows": (Variant.SPARSE, "__syncthreads();  // the windows are known", ""),
     "a copy not waited for": (Variant.SPARSE, "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();"),
     "a neighbour's metadata": (Variant.SPARSE, "(record + 512 + lane * 4)", "(record + 512 + (lane ^ 1) * 4)"),

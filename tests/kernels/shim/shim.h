@@ -27,10 +27,11 @@ typedef unsigned short uint16;
 typedef unsigned int uint32;
 typedef long long int64;
 
-struct int2 { int x, y; };
+struct alignas(8) int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) uint4 { uint32 x, y, z, w; };
 struct dim3 { uint32 x, y, z; };
+static inline int2 make_int2(int x, int y) { return int2{x, y}; }
 static inline int4 make_int4(int x, int y, int z, int w) { return int4{x, y, z, w}; }
 
 #define __global__
