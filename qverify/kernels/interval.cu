@@ -342,6 +342,7 @@ struct Tile {
     __device__ __forceinline__ void copy_weights(int slot, const uint8* from, int k, int k_blocks) {
         constexpr int PIECES = 2 * RECORD / 16;
         uint8* to = memory + slot * STAGE;
+#pragma unroll 1  // unrolled, it costs 30 registers
         for (int q = threadIdx.x; q < BM / 16 * PIECES; q += THREADS) {
             const int tile = q / PIECES, piece = q % PIECES;
             copy_async<16>(to + q * 16, from + ((int64)tile * k_blocks + 2 * k) * RECORD + piece * 16);
@@ -353,16 +354,15 @@ struct Tile {
     // One stage: one or two blocks of 32 inputs.
     __device__ __forceinline__ void compute(int slot, int halves) {
         const uint8* weights = memory + slot * STAGE + warp_m * TM * 2 * RECORD;
-        const uint8* rows = values(slot);
         const int g = lane >> 2, t = lane & 3;
+        const uint8* rows = values(slot) + (warp_n * TN * 8 + g) * 128 + t * 16;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             if (half < halves) {
                 uint32 b[TN][4];
 #pragma unroll
                 for (int j = 0; j < TN; j++) {
-                    const int row = (warp_n * TN + j) * 8 + g;
-                    const uint4 v = *(const uint4*)(rows + swizzled(row, half * 64 + t * 16));
+                    const uint4 v = *(const uint4*)(rows + j * 1024 + (half * 64 ^ (g & 1) << 6));  // see `swizzled`
                     b[j][0] = v.x, b[j][1] = v.y, b[j][2] = v.z, b[j][3] = v.w;
                 }
 #pragma unroll
@@ -507,11 +507,11 @@ __device__ __forceinline__ void dense(const Epilogue& e, const uint8* x, const u
         tile.copy_weights(slot, records, k, stored);
         // Bytes past the end of a row meet zero weights, rows past the last are never stored: any valid address will do.
         const int at = k * 128 + column < x_pitch ? k * 128 + column : 0;
-        uint8* to = tile.values(slot);
+        uint8* to = tile.values(slot) + swizzled(r0, column);
 #pragma unroll 4
         for (int q = 0; q < T::BN / ROW_STEP; q++) {
-            const int r = r0 + q * ROW_STEP;
-            copy_async<16>(to + swizzled(r, column), from + ((r < last ? r : last) * x_pitch + at));
+            const int r = r0 + q * ROW_STEP;  // all even or all odd
+            copy_async<16>(to + q * ROW_STEP * 128, from + ((r < last ? r : last) * x_pitch + at));
         }
     });
     tile.finish(e, row0, rows, m0, e.neurons, m0);
@@ -548,23 +548,26 @@ __device__ __forceinline__ void conv(const Epilogue& e, const uint8* x, const ui
         tile.copy_weights(slot, records, k, stored);
         const int2 tap = taps[k * PER_ROW + piece];
         const int dy = tap.x >> 16, dx = (int)(short)(tap.x & 0xffff);
-        uint8* to = tile.values(slot);
+        uint8* to = tile.values(slot) + swizzled(r0, piece * PIECE);
 #pragma unroll 4
         for (int q = 0; q < T::BN / ROW_STEP; q++) {
-            const int r = r0 + q * ROW_STEP;
+            const int r = r0 + q * ROW_STEP;  // all even or all odd
             const int4 window = windows[r];
             const bool inside = (uint32)(window.z + dy) < (uint32)image.height &&
                                 (uint32)(window.w + dx) < (uint32)image.width;
             const int64 offset = ((int64)window.y << 32 | (uint32)window.x) + tap.y;
-            copy_async<PIECE>(to + swizzled(r, piece * PIECE), inside ? x + offset : fill);
+            copy_async<PIECE>(to + q * ROW_STEP * 128, inside ? x + offset : fill);
         }
     });
     const int group_neurons = e.neurons / groups, begin = group * group_neurons;
     tile.finish(e, row0, rows, begin + m0, begin + group_neurons, padded);
 }
 
-#ifndef NARROW_BLOCKS
-#define NARROW_BLOCKS 2  // of a multiprocessor, which bounds the registers
+// Blocks of a multiprocessor, which bound the registers of a thread: 168 of them, or 255.
+#if VARIANT == 1
+#define NARROW_BLOCKS 3
+#else
+#define NARROW_BLOCKS 2
 #endif
 
 typedef Tile<2, 4, 4, 4> Wide;    // 128 neurons x 128 rows
