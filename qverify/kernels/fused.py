@@ -14,7 +14,8 @@ Kernels are launched through a module as `cupy.RawModule` is one: `get_function(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from time import perf_counter
@@ -33,6 +34,7 @@ from qverify.kernels.packing import (
     PackedConv,
     PackedDense,
     PackedEpilogue,
+    PackedNetwork,
     Scale,
     Thresholds,
     Variant,
@@ -44,6 +46,7 @@ from qverify.kernels.packing import (
 Bounds = tuple[Array, Array]
 CAPABILITY = {Variant.PLAIN: 50, Variant.SPARSE: 80, Variant.DENSE: 80, Variant.SMALL: 75}  # from which it compiles
 STAGES = {Variant.SPARSE: 3, Variant.DENSE: 3, Variant.SMALL: 2}
+NETWORKS = {64: (384, 16), 128: (256, 8)}  # by size: threads of a block, rows of a warp
 STATIC = 48 * 1024  # more shared memory than this has to be asked for
 
 
@@ -113,10 +116,42 @@ class Fused:
         """See `PackedConv.make`; on this machine."""
         return moved(PackedConv.make(self.variant, weight, bias, epilogue, window, groups, pad, width), self.kernels)
 
+    def pack_network(self, layers: Sequence[tuple[Ints, Ints, Epilogue]], width: int | None = None) -> PackedNetwork:
+        """See `PackedNetwork.make`; on this machine. Raises ValueError if its shared memory cannot hold the weights."""
+        packed = PackedNetwork.make(self.variant, layers, width)
+        most = self._limit("MaxSharedMemoryPerBlockOptin", 99 * 1024)
+        if self.variant is not Variant.PLAIN and _shared_of(packed) > most:
+            raise ValueError(f"the network needs {_shared_of(packed)} bytes of shared memory, more than {most}")
+        return moved(packed, self.kernels)
+
+    def _limit(self, name: str, otherwise: int) -> int:
+        """An attribute of the device; on a CPU, that of a common one."""
+        return otherwise if self.kernels.name == "cpu" else int(self.kernels.xp.cuda.Device().attributes[name])
+
+    def network(self, packed: PackedNetwork, x: Array) -> Any:
+        """Pairs `x` [N, width, 2] -> what the last layer gives, as from `dense`."""
+        rows = self._expect(packed, x, (packed.width, 2))
+        if self.variant is Variant.PLAIN:
+            for layer in packed.chain:
+                x = self.dense(layer, x)
+            return x
+        result = self._results(packed.kind, packed.neurons, (rows,))
+        first, second = result if packed.kind == 0 else (result, packed.bias)
+        numbers = (packed.kind, len(packed.layers), packed.records.size, rows, 2 * packed.width, packed.neurons)
+        arrays = (packed.records, packed.layers, packed.bias, packed.multiplier, x, first, second)
+        threads, per_warp = NETWORKS[packed.size]
+        per_block = threads // 32 * per_warp
+        blocks = min(
+            rounded(rows, per_block) // per_block, (1 if threads == 384 else 2) * self._limit("MultiProcessorCount", 1)
+        )
+        values = (*numbers, 2 * packed.width_out, packed.between)
+        self._run(f"network_{packed.size}", (blocks, 1), threads, _shared_of(packed), (*arrays, *map(_int, values)))
+        return result
+
     def dense(self, layer: PackedDense, x: Array) -> Any:
         """Pairs `x` [N, width, 2] -> pairs [N, width_out, 2], or with `Ends` int32 (lower, upper) [N, M]."""
         rows = self._expect(layer, x, (layer.width, 2))
-        result = self._results(layer, (rows,))
+        result = self._results(layer.epilogue.kind, layer.epilogue.neurons, (rows,))
         end, pitch = layer.epilogue, 2 * layer.width
         extra: tuple[Any, ...] = (x, layer.weights, _int(rows), _int(pitch))
         if self.variant is Variant.PLAIN:
@@ -134,7 +169,7 @@ class Fused:
         images = self._expect(layer, x, (window.height, window.width, layer.width, 2))
         out_height, out_width = window.output
         rows = images * out_height * out_width
-        result = self._results(layer, (images, out_height, out_width))
+        result = self._results(end.kind, end.neurons, (images, out_height, out_width))
         shape = (window.height, window.width, out_height, out_width, *window.strides, *window.pads[:2], 2 * layer.width)
         place = (_int(rows), *map(_int, shape))
         if self.variant is Variant.PLAIN:
@@ -149,7 +184,7 @@ class Fused:
         self._launch(name, layer, result, rows, (tiles, layer.groups), 16 * TILES[layer.tile][1], extra)
         return result
 
-    def _expect(self, layer: PackedDense | PackedConv, x: Array, shape: tuple[int, ...]) -> int:
+    def _expect(self, layer: PackedDense | PackedConv | PackedNetwork, x: Array, shape: tuple[int, ...]) -> int:
         """The length of the batch; raises ValueError for a value that the layer was not packed for."""
         if layer.variant is not self.variant:
             raise ValueError(f"a layer packed for {layer.variant.name} meets kernels compiled for {self.variant.name}")
@@ -157,12 +192,11 @@ class Fused:
             raise ValueError(f"{x.dtype} pairs {list(x.shape)} do not fit a layer for {['N', *shape]}")
         return int(x.shape[0])
 
-    def _results(self, layer: PackedDense | PackedConv, shape: tuple[int, ...]) -> Any:
+    def _results(self, kind: int, neurons: int, shape: tuple[int, ...]) -> Any:
         xp = self.kernels.xp
-        if layer.epilogue.kind == 0:
-            ends = (*shape, layer.epilogue.neurons)
-            return xp.empty(ends, dtype=xp.int32), xp.empty(ends, dtype=xp.int32)
-        return xp.empty((*shape, layer.width_out, 2), dtype=xp.uint8)
+        if kind == 0:
+            return xp.empty((*shape, neurons), dtype=xp.int32), xp.empty((*shape, neurons), dtype=xp.int32)
+        return xp.empty((*shape, rounded(neurons, 8), 2), dtype=xp.uint8)
 
     def _arguments(self, end: PackedEpilogue, result: Any) -> tuple[Any, ...]:
         """EPILOGUE_PARAMETERS of the source."""
@@ -205,6 +239,12 @@ class Fused:
         function(grid, (threads,), arguments, shared_mem=shared)
 
 
+def _shared_of(packed: PackedNetwork) -> int:
+    """Bytes of shared memory: the weights, and every warp's rows between layers."""
+    threads, per_warp = NETWORKS[packed.size]
+    return int(packed.records.size) + threads // 32 * per_warp * packed.between
+
+
 def _int(value: int) -> np.int32:
     if not -(2**31) <= value < 2**31 - 256:
         raise ValueError(f"{value} does not fit a kernel's int32 parameter: use smaller batches")
@@ -213,17 +253,17 @@ def _int(value: int) -> np.int32:
 
 # -- which variant -------------------------------------------------------------------------------------------------------
 
-Compile = Callable[[Variant], Any]
-
 
 def open_fused(kernels: Kernels) -> Fused:
     """The fastest exact variant on the current CUDA device. Raises DeviceError where none is exact."""
-    capability = int(kernels.xp.cuda.Device().compute_capability)
-    modules = {
-        variant: kernels.xp.RawModule(code=source(), options=options(variant))
-        for variant in Variant
-        if CAPABILITY[variant] <= capability
-    }
+    cuda, modules = kernels.xp.cuda, {}
+    capability = int(cuda.Device().compute_capability)
+    for variant in Variant:
+        if CAPABILITY[variant] <= capability:
+            module = kernels.xp.RawModule(code=source(), options=options(variant))
+            with suppress(cuda.compiler.CompileException):  # an older compiler: the other variants remain
+                module.compile()
+                modules[variant] = module
     return choose(kernels, modules)
 
 
@@ -241,12 +281,14 @@ def choose(kernels: Kernels, modules: Mapping[Variant, Any], size: tuple[int, in
 
 
 def is_exact(fused: Fused) -> bool:
-    """Whether dense and convolutional layers come out bit for bit as NumPy computes them. A launch that fails counts as
-    wrong (CuPy's driver errors are RuntimeErrors)."""
+    """Whether layers that reach every kernel of the variant come out bit for bit as NumPy computes them. A launch that
+    fails counts as wrong (CuPy's driver errors are RuntimeErrors)."""
     rng = np.random.default_rng(20)
     try:
-        return all(_dense_agrees(fused, rng, *size) for size in ((70, 300, 150), (131, 45, 64), (9, 64, 10))) and all(
-            _conv_agrees(fused, rng, channels) for channels in (1, 16)
+        return (
+            all(_dense_agrees(fused, rng, *size) for size in ((70, 300, 126), (131, 45, 64), (9, 64, 10)))
+            and all(_conv_agrees(fused, rng, *size) for size in ((1, 20), (1, 12), (16, 100), (16, 20), (8, 12)))
+            and all(_network_agrees(fused, rng, *widths) for widths in ((70, 50, 20), (33, 128, 9)))
         )
     except RuntimeError:
         return False
@@ -319,7 +361,7 @@ def _dense_agrees(fused: Fused, rng: np.random.Generator, rows: int, inputs: int
     return all(same(fused, e, fused.dense(fused.pack_dense(weight, bias, e), x), ends) for e in epilogues)
 
 
-def _conv_agrees(fused: Fused, rng: np.random.Generator, channels: int, neurons: int = 20) -> bool:
+def _conv_agrees(fused: Fused, rng: np.random.Generator, channels: int, neurons: int) -> bool:
     """3 x 3, stride 2, padding 1 with the byte 9, on images of 6 x 7."""
     kernels, width = fused.kernels, 2 if channels == 1 else channels
     weight, bias, epilogues = _trial(rng, 9 * channels, neurons)
@@ -331,6 +373,19 @@ def _conv_agrees(fused: Fused, rng: np.random.Generator, channels: int, neurons:
     x = interleave(kernels, *box, width)
     layers = [(e, fused.pack_conv(filters, bias, e, window, pad=9, width=width)) for e in epilogues]
     return all(same(fused, e, fused.conv(layer, x), ends) for e, layer in layers)
+
+
+def _network_agrees(fused: Fused, rng: np.random.Generator, inputs: int, middle: int, neurons: int) -> bool:
+    """Two layers in one kernel, on more boxes than a block holds."""
+    weight, bias, epilogues = _trial(rng, inputs, middle)
+    lower, upper = _box(rng, (250, inputs))
+    codes = [coded(epilogues[1], end) for end in expected(weight, bias, lower, upper)]
+    first = (weight, bias, epilogues[1])
+    weight, bias, epilogues = _trial(rng, middle, neurons)
+    ends = expected(weight, bias, *codes)
+    x = interleave(fused.kernels, lower, upper)
+    packed = [(e, fused.pack_network([first, (weight, bias, e)])) for e in epilogues[:3]]
+    return all(same(fused, e, fused.network(p, x), ends) for e, p in packed)
 
 
 def _columns(x: Ints, window: Window, pad: int) -> Ints:

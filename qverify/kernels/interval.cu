@@ -594,4 +594,142 @@ extern "C" __global__ void __launch_bounds__(128) conv_thin CONV(Thin, 16)
 extern "C" __global__ void __launch_bounds__(128, NARROW_BLOCKS) conv_few_narrow CONV(Narrow, 4)
 extern "C" __global__ void __launch_bounds__(128) conv_few_thin CONV(Thin, 4)
 
+// ---- a whole small network -------------------------------------------------------------------------------------------
+
+// Every warp takes 8 TN boxes through all layers; the weights of all layers stay in shared memory, what lies between
+// layers in the warp's own part of it. A layer has at most 16 TM neurons, so that a warp holds all its sums before it
+// writes their codes over its inputs. Nothing but boxes and results passes through device memory.
+struct Network {
+    const uint8* records;     // of all layers, [padded neurons / 16][even k_blocks] each
+    const int* layers;        // [count][8]: k_blocks, tiles of 16 neurons, first byte of the records, first parameter,
+                              // then for a requantized layer least, most (the bits of floats), offset
+    const int* bias;          // of all layers, padded to 16
+    const float* multiplier;  // likewise
+    const uint8* x;           // pairs [rows, x_pitch / 2, 2]
+    void* first;              // as in Epilogue
+    int* second;
+    int kind;  // of the last layer: ENDS or SCALE
+    int count, record_bytes, rows, x_pitch, neurons, pitch;
+    int between;  // bytes from one row to the next of what lies between layers
+};
+
+template <int TM, int TN>
+struct Sums {
+    int lower[TM][TN][4], upper[TM][TN][4];
+
+    // `pairs(j, k)`: the lane's 16 bytes of block k of 32 inputs, of rows 8 j ... 8 j + 7.
+    template <class Pairs>
+    __device__ __forceinline__ void product(const uint8* records, int k_blocks, int tiles, int lane, Pairs pairs) {
+        const int stored = (k_blocks + 1) / 2 * 2;
+#pragma unroll
+        for (int i = 0; i < TM; i++)
+#pragma unroll
+            for (int j = 0; j < TN; j++)
+#pragma unroll
+                for (int c = 0; c < 4; c++) lower[i][j][c] = upper[i][j][c] = 0;
+        uint4 next[TN];
+#pragma unroll
+        for (int j = 0; j < TN; j++) next[j] = pairs(j, 0);
+#pragma unroll 1
+        for (int k = 0; k < k_blocks; k++) {
+            uint32 b[TN][4];
+#pragma unroll
+            for (int j = 0; j < TN; j++) {
+                b[j][0] = next[j].x, b[j][1] = next[j].y, b[j][2] = next[j].z, b[j][3] = next[j].w;
+                if (k + 1 < k_blocks) next[j] = pairs(j, k + 1);
+            }
+#pragma unroll
+            for (int i = 0; i < TM; i++)
+                if (i < tiles) {
+                    const Weights w = load_weights(records + (i * stored + k) * RECORD, lane);
+#pragma unroll
+                    for (int j = 0; j < TN; j++) multiply(lower[i][j], upper[i][j], w, b[j]);
+                }
+        }
+    }
+};
+
+template <int TM, int TN>
+__device__ __forceinline__ void network(const Network& n) {
+    DYNAMIC_SHARED(memory);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    const int g = lane >> 2, t = lane & 3;
+    for (int q = threadIdx.x * 16; q < n.record_bytes; q += blockDim.x * 16) copy_async<16>(memory + q, n.records + q);
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();  // the weights are here; from now on every warp is on its own
+    uint8* own = memory + n.record_bytes + warp * 8 * TN * n.between;
+    for (int64 row0 = ((int64)blockIdx.x * warps + warp) * (8 * TN); row0 < n.rows;
+         row0 += (int64)gridDim.x * warps * (8 * TN)) {
+        const int rows = n.rows - row0 < 8 * TN ? (int)(n.rows - row0) : 8 * TN;
+        for (int l = 0; l < n.count; l++) {
+            const int* layer = n.layers + 8 * l;
+            const int k_blocks = layer[0], tiles = layer[1];
+            const uint8* records = memory + layer[2];
+            Sums<TM, TN> sums;
+            if (l == 0) {
+                const uint8* from = n.x + row0 * n.x_pitch;
+                sums.product(records, k_blocks, tiles, lane, [&](int j, int k) {
+                    const int row = 8 * j + g < rows ? 8 * j + g : rows - 1;
+                    const int at = k * 64 + t * 16 < n.x_pitch ? k * 64 + t * 16 : 0;  // past the end weights are zero
+                    return *(const uint4*)(from + (row * n.x_pitch + at));
+                });
+            } else {
+                const uint8* from = own + g * n.between + t * 16;
+                sums.product(records, k_blocks, tiles, lane, [&](int j, int k) {
+                    return *(const uint4*)(from + (8 * j * n.between + k * 64));
+                });
+            }
+            __syncwarp();  // every lane has read its inputs: codes may take their place
+            const bool ends = l == n.count - 1 && n.kind == ENDS;
+            Epilogue e;
+            e.least = __int_as_float(layer[4]), e.most = __int_as_float(layer[5]), e.offset = layer[6];
+#pragma unroll
+            for (int i = 0; i < TM; i++)
+                if (i < tiles)
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        const int neuron = 16 * i + 8 * half + g;
+                        const int bias = n.bias[layer[3] + neuron];
+                        const float multiplier = n.multiplier[layer[3] + neuron];
+#pragma unroll
+                        for (int j = 0; j < TN; j++)
+#pragma unroll
+                            for (int c = 0; c < 2; c++) {
+                                const int row = 8 * j + 2 * t + c;
+                                const int low = sums.lower[i][j][2 * half + c] + bias;
+                                const int high = sums.upper[i][j][2 * half + c] + bias;
+                                if (!ends) {
+                                    *(uint16*)(own + row * n.between + 2 * neuron) =
+                                        (uint16)(scaled(e, low, multiplier) | scaled(e, high, multiplier) << 8);
+                                } else if (row < rows && neuron < n.neurons) {
+                                    ((int*)n.first)[(row0 + row) * n.neurons + neuron] = low;
+                                    n.second[(row0 + row) * n.neurons + neuron] = high;
+                                }
+                            }
+                    }
+            __syncwarp();  // the codes are here
+        }
+        if (n.kind != ENDS) {
+            for (int q = lane; q < rows * (n.pitch / 2); q += 32) {
+                const int row = q / (n.pitch / 2), neuron = q % (n.pitch / 2);
+                *(uint16*)((uint8*)n.first + (row0 + row) * n.pitch + 2 * neuron) =
+                    neuron < n.neurons ? *(const uint16*)(own + row * n.between + 2 * neuron) : (uint16)0;
+            }
+            __syncwarp();  // the codes are stored
+        }
+    }
+}
+
+#define NETWORK(TM, TN)                                                                                               \
+    (const uint8* records, const int* layers, const int* bias, const float* multiplier, const uint8* x, void* first,  \
+     int* second, int kind, int count, int record_bytes, int rows, int x_pitch, int neurons, int pitch,               \
+     int between) {                                                                                                   \
+        network<TM, TN>(Network{records, layers, bias, multiplier, x, first, second, kind, count, record_bytes, rows, \
+                                x_pitch, neurons, pitch, between});                                                   \
+    }
+
+extern "C" __global__ void __launch_bounds__(384) network_64 NETWORK(4, 2)      // at most 64 neurons in a layer
+extern "C" __global__ void __launch_bounds__(256, 2) network_128 NETWORK(8, 1)  // at most 128
+
 #endif  // VARIANT

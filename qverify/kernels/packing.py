@@ -10,6 +10,7 @@ arithmetic (`Scale`) or a table of its steps (`Thresholds`), which never decreas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from functools import cache
@@ -91,7 +92,7 @@ class PackedEpilogue:
     neurons: int
 
 
-Packed = TypeVar("Packed", bound="PackedEpilogue | PackedDense | PackedConv")
+Packed = TypeVar("Packed", bound="PackedEpilogue | PackedDense | PackedConv | PackedNetwork")
 
 
 def moved(packed: Packed, kernels: Kernels) -> Packed:
@@ -103,6 +104,8 @@ def moved(packed: Packed, kernels: Kernels) -> Packed:
             changes[field.name] = kernels.asarray(value)
         elif isinstance(value, PackedEpilogue):
             changes[field.name] = moved(value, kernels)
+        elif field.name == "chain":
+            changes[field.name] = tuple(moved(layer, kernels) for layer in value)
     return replace(packed, **changes)
 
 
@@ -236,7 +239,7 @@ class PackedDense:
         that the kernels cannot compute exactly. `width` >= K, a multiple of 8: codes in a row of the input."""
         inputs, neurons = weight.shape
         width = rounded(inputs, 8) if width is None else width
-        if width < inputs or width % 8 or not inputs * neurons:
+        if width < inputs or width % 8 or width > 2**22 or not inputs * neurons:
             raise ValueError(f"a layer of {inputs} x {neurons} on rows of {width} codes")
         _admit(weight, bias)
         if variant is Variant.PLAIN:
@@ -245,6 +248,63 @@ class PackedDense:
         tile = _tile(neurons)
         weights, size = _pack_groups(variant, weight[None], tile)
         return PackedDense(variant, tile, inputs, width, weights, _pack_epilogue(epilogue, bias, 1, size))
+
+
+@dataclass(frozen=True, eq=False)
+class PackedNetwork:
+    """Several dense layers that run as one kernel, their weights in shared memory. Input: pairs [N, width, 2]; output:
+    that of the last layer."""
+
+    variant: Variant
+    size: int  # neurons that a layer may have: 64 or 128
+    inputs: int
+    width: int
+    records: Array  # of all layers
+    layers: Array  # int32 [count, 8], see `Network` in the source
+    bias: Array  # int32, of all layers, padded to 16
+    multiplier: Array  # float32, likewise
+    between: int  # bytes of a row between layers
+    kind: int
+    neurons: int
+    chain: tuple[PackedDense, ...]  # PLAIN: the layers one by one
+
+    @property
+    def width_out(self) -> int:
+        return rounded(self.neurons, 8)
+
+    @staticmethod
+    def make(
+        variant: Variant, layers: Sequence[tuple[Ints, Ints, Epilogue]], width: int | None = None
+    ) -> PackedNetwork:
+        """(weight [K, M], bias [M], epilogue) of every layer, M <= 128: `Scale` everywhere, or `Ends` at the end. Raises
+        ValueError for layers that do not follow each other, or that are no such network."""
+        counts = [weight.shape[1] for weight, _, _ in layers]
+        follow = all(weight.shape[0] == m for (weight, _, _), m in zip(layers[1:], counts, strict=False))
+        kinds = [isinstance(epilogue, Scale) for _, _, epilogue in layers]
+        last = isinstance(layers[-1][2], Scale | Ends)
+        if not (layers and follow and last and all(kinds[:-1])) or max(counts) > 128:
+            raise ValueError("not a network of scaled layers of at most 128 neurons")
+        packed = [PackedDense.make(variant, *layers[0], width)]
+        packed += [PackedDense.make(variant, *layer) for layer in layers[1:]]
+        kind, size, between = packed[-1].epilogue.kind, 64 if max(counts) <= 64 else 128, rounded(2 * max(counts), 128)
+        shape = (variant, size, packed[0].inputs, packed[0].width)
+        if variant is Variant.PLAIN:
+            none, real = np.zeros(1, np.int32), np.zeros(1, np.float32)
+            return PackedNetwork(*shape, none, none, none, real, between, kind, counts[-1], tuple(packed))
+        records, rows, bias, multiplier, byte, place = [], [], [], [], 0, 0
+        for (weight, offset, _), layer in zip(layers, packed, strict=True):
+            piece, padded = _pack_groups(variant, weight[None], "thin")
+            end = layer.epilogue
+            bits = np.array([end.least, end.most], np.float32).view(np.int32)
+            rows.append([rounded(weight.shape[0], 32) // 32, padded // 16, byte, place, *bits, end.offset, 0])
+            records.append(piece.reshape(-1))
+            bias.append(_padded(offset, 1, padded, np.int32))
+            scale = end.multiplier[: len(offset)] if end.kind == 1 else np.zeros(len(offset))
+            multiplier.append(_padded(scale, 1, padded, np.float32))
+            byte, place = byte + piece.size, place + padded
+        table = np.array(rows, np.int32)
+        arrays = (np.concatenate(records), table, np.concatenate(bias), np.concatenate(multiplier))
+        return PackedNetwork(*shape, *arrays, between + 64, kind, counts[-1], ())
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,11 @@ the unchanged host code. On an NVIDIA GPU (`-m gpu`): the same cases, compiled b
 from __future__ import annotations
 
 import contextlib
+import re
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,7 @@ from qverify.kernels.packing import (
     Epilogue,
     PackedConv,
     PackedDense,
+    PackedNetwork,
     Scale,
     Thresholds,
     Variant,
@@ -44,6 +48,7 @@ from qverify.kernels.packing import (
 )
 from qverify.ops import Conv, Dense, FloatProgram, Requantize
 from tests.kernels.shim.build import Module, ShimError
+from tests.kernels.strict import Module as StrictModule
 
 CPU = open_kernels("cpu")
 TENSOR = tuple(v for v in Variant if v is not Variant.PLAIN)
@@ -201,6 +206,57 @@ def test_a_layer_as_the_ops_bound_it(low: int, fused: Fused) -> None:
         assert np.array_equal(fused.kernels.to_host(ours) - 128, theirs)
 
 
+NETWORKS = {  # neurons, boxes
+    "5-50-50-5": ((5, 50, 50, 5), 70),
+    "100-64-32-10": ((100, 64, 32, 10), 300),
+    "40-128-7-100": ((40, 128, 7, 100), 150),
+    "one layer": ((33, 65), 3),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("ends", (True, False), ids=("ends", "codes"))
+def test_whole_networks(name: str, ends: bool, fused: Fused) -> None:
+    """All layers in one kernel, with boxes that widen from layer to layer."""
+    widths, rows = NETWORKS[name]
+    rng = np.random.default_rng(len(name))
+    lower = rng.integers(0, 250, (rows, widths[0]))
+    x = interleave(fused.kernels, lower, lower + rng.integers(0, 6, lower.shape))
+    box_of: tuple[Any, Any] = (lower, fused.kernels.to_host(x)[:, : widths[0], 1].astype(np.int64))
+    layers: list[tuple[Any, Any, Epilogue]] = []
+    for inputs, neurons in pairwise(widths):
+        weight, bias = rng.integers(-128, 128, (inputs, neurons)), rng.integers(-5000, 5000, neurons)
+        multiplier = (rng.uniform(0.5, 2, neurons) * 60 / (inputs**0.5 * 128 * 75)).astype(np.float32)
+        last = len(layers) == len(widths) - 2
+        epilogue: Epilogue = Ends() if last and ends else Scale(multiplier, 100, 0, 255 - last, 0)
+        sums = expected(weight, bias, *box_of)
+        layers.append((weight, bias, epilogue))
+        if not last:
+            box_of = (coded(epilogue, sums[0]), coded(epilogue, sums[1]))
+    packed = fused.pack_network(layers)
+    assert same(fused, layers[-1][2], fused.network(packed, x), sums)
+
+
+def test_networks_that_are_refused() -> None:
+    def layer(inputs: int, neurons: int, epilogue: Epilogue) -> tuple[Any, Any, Epilogue]:
+        return np.ones((inputs, neurons), np.int64), np.zeros(neurons, np.int64), epilogue
+
+    scale = Scale(np.full(1, 0.5, np.float32), 0, 0, 255, 0)
+    steps = Thresholds(np.zeros((1, 1), np.int32), np.zeros(1, np.int32))
+    for layers in (
+        [layer(8, 129, Ends())],
+        [layer(8, 8, scale), layer(9, 3, Ends())],
+        [layer(8, 8, Ends()), layer(8, 3, Ends())],
+        [layer(8, 8, steps), layer(8, 3, Ends())],
+    ):
+        with pytest.raises(ValueError, match="not a network"):
+            PackedNetwork.make(Variant.SPARSE, layers)
+    large = [layer(3000, 64, scale), layer(64, 3, Ends())]
+    fused = Fused(CPU, Variant.SPARSE, None)
+    with pytest.raises(ValueError, match="shared memory"):
+        fused.pack_network(large)
+
+
 # -- convolutions --------------------------------------------------------------------------------------------------------
 
 
@@ -334,15 +390,16 @@ def test_values_that_do_not_fit(fused: Fused) -> None:
 # -- the choice, and planted bugs ----------------------------------------------------------------------------------------
 
 
-def planted(variant: Variant, old: str, new: str, seeds: tuple[int, ...] = (2, 3)) -> Fused:
-    """The kernels with one text replaced, thin tiles only: every fault below shows in each tile."""
+def planted(variant: Variant, old: str, new: str) -> Fused:
+    """The kernels with one text replaced; only those of thin tiles, where the fault shows there."""
     text = source()
     assert text.count(old) == 1, f"{old!r} is not in the source once"
-    return Fused(CPU, variant, Module(variant, text.replace(old, new), seeds, only_thin=variant is not Variant.PLAIN))
+    small = variant is not Variant.PLAIN and text.index(old) < text.index("// ---- a whole small network")
+    return Fused(CPU, variant, Module(variant, text.replace(old, new), only_thin=small))
 
 
-def thin(fused: Fused) -> bool:
-    """Whether a thin dense layer and a thin convolution, both of several stages, come out right."""
+def agrees(fused: Fused, network: bool = False) -> bool:
+    """Whether a thin dense layer and a thin convolution, both of several stages, come out right; or a network."""
     from qverify.kernels import fused as module
 
     rng = np.random.default_rng(3)
@@ -351,6 +408,8 @@ def thin(fused: Fused) -> bool:
         lambda: module._conv_agrees(fused, rng, 16, 14),
         lambda: module._conv_agrees(fused, rng, 1, 14),
     )
+    if network:
+        return module._network_agrees(fused, rng, 70, 50, 20)
     return all(check() for check in agree)
 
 
@@ -368,6 +427,7 @@ BUGS = {
     "a copy not waited for": (Variant.SPARSE, "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();"),
     "a neighbour's metadata": (Variant.SPARSE, "(record + 512 + lane * 4)", "(record + 512 + (lane ^ 1) * 4)"),
     "one index not turned": (Variant.SPARSE, "w.indices ^ 0x55555555u", "w.indices ^ 0x55455555u"),
+    "no meeting between layers": (Variant.SPARSE, "__syncwarp();  // the codes are here", ""),
     "upper accumulates lower": (Variant.DENSE, "__byte_perm(pairs, 0, 0x2301)", "pairs"),
     "lower and upper swapped": (
         Variant.PLAIN,
@@ -389,12 +449,12 @@ def test_planted_bugs_are_caught(name: str) -> None:
     variant, old, new = BUGS[name]
     fused = planted(variant, old, new)
     with contextlib.suppress(ShimError):  # the shim itself has seen it
-        assert not thin(fused)
+        assert not agrees(fused, network="codes are here" in old)
 
 
 def test_thin_layers_are_right_without_a_bug() -> None:
     for variant in (Variant.PLAIN, Variant.SPARSE):
-        assert thin(Fused(CPU, variant, Module(variant)))
+        assert agrees(Fused(CPU, variant, Module(variant)))
 
 
 @pytest.mark.parametrize(
@@ -410,7 +470,7 @@ def test_thin_layers_are_right_without_a_bug() -> None:
 def test_the_shim_is_strict(new: str, message: str) -> None:
     fused = planted(Variant.DENSE, "__syncthreads();  // stage k is here, slot `next` is free", new)
     with pytest.raises(ShimError, match=message):
-        thin(fused)
+        agrees(fused)
 
 
 def test_the_choice_drops_what_differs_in_a_bit() -> None:
@@ -421,9 +481,53 @@ def test_the_choice_drops_what_differs_in_a_bit() -> None:
         choose(CPU, {Variant.PLAIN: wrong.module})
 
 
+@pytest.mark.parametrize("variant", Variant)
+def test_the_comparison_reaches_every_kernel(variant: Variant) -> None:
+    fused = Fused(CPU, variant, Module(variant, seeds=(3,)))
+    assert is_exact(fused)
+    kernels = set(re.findall(r'extern "C" __global__ void __launch_bounds__\([^)]*\)\s+(\w+)', source()))
+    assert set(fused._functions) == {k for k in kernels if k.endswith("_plain") == (variant is Variant.PLAIN)}
+
+
 def test_the_choice_takes_the_fastest() -> None:
     chosen = choose(CPU, {v: Module(v, seeds=(2,)) for v in (Variant.SPARSE, Variant.DENSE)}, (64, 64, 64))
     assert chosen.variant in (Variant.SPARSE, Variant.DENSE) and is_exact(chosen)
+
+
+class FakeDevice(StrictModule):
+    """NumPy in the role of CuPy (see strict.py) on a device of compute capability 8.0, which is the shim."""
+
+    class CompileError(Exception):
+        """Stands for cupy.cuda.compiler.CompileException."""
+
+    cuda = types.SimpleNamespace(
+        Device=lambda: types.SimpleNamespace(
+            compute_capability="80", attributes={"MaxSharedMemoryPerBlockOptin": 166912, "MultiProcessorCount": 2}
+        ),
+        compiler=types.SimpleNamespace(CompileException=CompileError),
+    )
+
+    @staticmethod
+    def RawModule(code: str, options: tuple[str, ...]) -> Any:
+        """Refuses one variant, as an old compiler would."""
+        variant = Variant(int(options[0].removeprefix("-DVARIANT=")))
+        if variant is Variant.SMALL:
+            return types.SimpleNamespace(compile=FakeDevice.fail)
+        return Module(variant, code, seeds=(2,))
+
+    @staticmethod
+    def fail() -> None:
+        raise FakeDevice.CompileError
+
+
+def test_opening_a_device_compiles_compares_and_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that mixes host and device arrays as little as CuPy does."""
+    tried: dict[Variant, int] = {}
+    monkeypatch.setattr(
+        "qverify.kernels.fused._seconds", lambda fused, _: tried.setdefault(fused.variant, -fused.variant)
+    )
+    chosen = open_fused(Kernels("cuda", "the shim", FakeDevice()))
+    assert chosen.variant is Variant.DENSE and set(tried) == {Variant.PLAIN, Variant.SPARSE, Variant.DENSE}
 
 
 @pytest.mark.gpu

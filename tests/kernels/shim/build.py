@@ -18,6 +18,7 @@ import pytest
 
 from qverify.kernels.fused import options, source
 from qverify.kernels.packing import Variant
+from tests.kernels.strict import StrictArray
 
 HERE = Path(__file__).parent
 GUARD, POISON = 4096, 0xA5
@@ -35,7 +36,7 @@ def build(variant: Variant, text: str, only_thin: bool = False) -> Path:
     if program is None:
         pytest.skip("no C++ compiler: the CUDA kernels cannot run on this machine's CPU")
     if only_thin:  # a build in half the time, for faults that any tile shows
-        text = re.sub(r'extern "C" .* (DENSE|CONV)\((Wide|Narrow).*', "", text)
+        text = re.sub(r'extern "C" .* (DENSE|CONV|NETWORK)\((Wide|Narrow|4|8).*', "", text)
     flags = ["-O1", "-std=c++17", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-w"]
     flags += [options(variant)[0], *["-DONLY_THIN"] * only_thin]
     own = [(HERE / name).read_text(encoding="utf-8") for name in ("shim.h", "main.cpp")]
@@ -91,7 +92,8 @@ class Function:
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], *, shared_mem: int = 0
     ) -> None:
-        """Every schedule in turn; each must write all of the result, which begins poisoned."""
+        """Every schedule in turn. Arrays are NumPy's, or the strict machine's."""
+        arguments = tuple(argument.held if isinstance(argument, StrictArray) else argument for argument in arguments)
         assert shared_mem <= self.max_dynamic_shared_size_bytes, "more shared memory than was asked for"
         assert len(arguments) == self._count, f"{self._name} takes {self._count} arguments, not {len(arguments)}"
         for seed in self._seeds:
@@ -132,6 +134,9 @@ class Module:
         library: Any = ctypes.CDLL(str(build(variant, source() if text is None else text, only_thin)))
         library.shim_message.restype = ctypes.c_char_p
         self._library, self._seeds = library, seeds
+
+    def compile(self) -> None:
+        """Done already."""
 
     def get_function(self, name: str) -> Function:
         return Function(self._library, name, self._seeds)

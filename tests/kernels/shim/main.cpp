@@ -35,6 +35,7 @@ const Entry ENTRIES[] = {
     ENTRY(dense_thin), ENTRY(conv_thin), ENTRY(conv_few_thin),
 #ifndef ONLY_THIN
     ENTRY(dense_wide), ENTRY(dense_narrow), ENTRY(conv_wide), ENTRY(conv_narrow), ENTRY(conv_few_narrow),
+    ENTRY(network_64), ENTRY(network_128),
 #endif
 #endif
 };

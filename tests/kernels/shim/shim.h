@@ -259,6 +259,11 @@ static inline float __fmul_rn(float a, float b) {
     return product;
 }
 static inline int __float2int_rn(float v) { return (int)nearbyintf(v); }
+static inline float __int_as_float(int bits) {
+    float v;
+    memcpy(&v, &bits, 4);
+    return v;
+}
 static inline uint32 __byte_perm(uint32 x, uint32 y, uint32 selector) {
     const unsigned long long both = (unsigned long long)y << 32 | x;
     uint32 result = 0;
