@@ -97,11 +97,13 @@ class Fused:
     kernels: Kernels
     variant: Variant
     module: Any
-    _functions: dict[str, Any] = field(default_factory=dict, repr=False)
+    _functions: dict[str, tuple[Any, int]] = field(default_factory=dict, repr=False)
 
-    def pack_dense(self, weight: Ints, bias: Ints, epilogue: Epilogue, width: int | None = None) -> PackedDense:
+    def pack_dense(
+        self, weight: Ints, bias: Ints, epilogue: Epilogue, width: int | None = None, tile: str | None = None
+    ) -> PackedDense:
         """See `PackedDense.make`; on this machine."""
-        return moved(PackedDense.make(self.variant, weight, bias, epilogue, width), self.kernels)
+        return moved(PackedDense.make(self.variant, weight, bias, epilogue, width, tile), self.kernels)
 
     def pack_conv(
         self,
@@ -126,7 +128,10 @@ class Fused:
 
     def _limit(self, name: str, otherwise: int) -> int:
         """An attribute of the device; on a CPU, that of a common one."""
-        return otherwise if self.kernels.name == "cpu" else int(self.kernels.xp.cuda.Device().attributes[name])
+        if self.kernels.name == "cpu":
+            return otherwise
+        library = self.kernels.xp
+        return int(library.cuda.Device().attributes[name])
 
     def network(self, packed: PackedNetwork, x: Array) -> Any:
         """Pairs `x` [N, width, 2] -> what the last layer gives, as from `dense`."""
@@ -231,11 +236,10 @@ class Fused:
     def _run(self, name: str, grid: tuple[int, int], threads: int, shared: int, arguments: tuple[Any, ...]) -> None:
         if grid[0] == 0:
             return  # an empty batch
-        function = self._functions.get(name)
-        if function is None:
-            function = self._functions[name] = self.module.get_function(name)
-            if shared > STATIC:
-                function.max_dynamic_shared_size_bytes = shared
+        function, granted = self._functions.get(name) or (self.module.get_function(name), STATIC)
+        if shared > granted:
+            function.max_dynamic_shared_size_bytes = granted = shared
+        self._functions[name] = function, granted
         function(grid, (threads,), arguments, shared_mem=shared)
 
 
@@ -256,12 +260,12 @@ def _int(value: int) -> np.int32:
 
 def open_fused(kernels: Kernels) -> Fused:
     """The fastest exact variant on the current CUDA device. Raises DeviceError where none is exact."""
-    cuda, modules = kernels.xp.cuda, {}
-    capability = int(cuda.Device().compute_capability)
+    library, modules = kernels.xp, {}
+    capability = int(library.cuda.Device().compute_capability)
     for variant in Variant:
         if CAPABILITY[variant] <= capability:
-            module = kernels.xp.RawModule(code=source(), options=options(variant))
-            with suppress(cuda.compiler.CompileException):  # an older compiler: the other variants remain
+            module = library.RawModule(code=source(), options=options(variant))
+            with suppress(library.cuda.compiler.CompileException):  # an older compiler: the other variants remain
                 module.compile()
                 modules[variant] = module
     return choose(kernels, modules)

@@ -69,8 +69,8 @@ class Scale:
 class Thresholds:
     """code - out_low = how many of table[row[m]] are <= acc: any requantization that never decreases, as its steps."""
 
-    table: npt.NDArray[np.int32]  # [rows, T], T <= 255, each row sorted
-    row: npt.NDArray[np.int32]  # [M]
+    table: Ints  # [rows, T], T <= 255, each row sorted; thresholds outside int32 are always or never reached
+    row: Ints  # [M]
 
 
 Epilogue = Ends | Scale | Thresholds
@@ -138,12 +138,11 @@ def _pack_epilogue(epilogue: Epilogue, bias: Ints, groups: int, size: int) -> Pa
             steps, rows = np.asarray(steps), np.broadcast_to(np.asarray(rows), (neurons,))
             if steps.ndim != 2 or steps.shape[1] > 255 or (np.diff(steps.astype(np.int64), axis=1) < 0).any():
                 raise ValueError("thresholds must be sorted rows of at most 255")
-            if steps.size and not -LIMIT <= int(steps.min()) <= int(steps.max()) < LIMIT:
-                raise ValueError("a threshold lies outside int32")
             if rows.min(initial=0) < 0 or rows.max(initial=0) >= len(steps):
                 raise ValueError("a neuron names a row that is not in the table")
             count, row = steps.shape[1], _padded(rows, groups, size, np.int32)
-            table = np.ascontiguousarray(steps, np.int32) if steps.size else table
+            if steps.size:  # no accumulator reaches the largest int32 (`_admit`), so it stands for all that lies beyond
+                table = np.clip(steps.astype(np.int64), -LIMIT, LIMIT - 1).astype(np.int32)
             return PackedEpilogue(packed_bias, one, table, row, 2, count, 0.0, 0.0, 0, neurons)
 
 
@@ -155,7 +154,7 @@ def _admit(weight: Ints, bias: Ints) -> None:
     if weight.size and not -128 <= int(weight.min()) <= int(weight.max()) <= 127:
         raise ValueError(f"a weight in [{weight.min()}, {weight.max()}] does not fit int8")
     reach = np.abs(weight.astype(np.int64)).sum(axis=0) * 255 + np.abs(np.asarray(bias, np.int64))
-    if int(reach.max(initial=0)) >= LIMIT:
+    if int(reach.max(initial=0)) >= LIMIT - 1:
         raise ValueError(f"an accumulator's partial sum can reach {reach.max()}, outside int32")
 
 
@@ -234,9 +233,17 @@ class PackedDense:
         return rounded(self.epilogue.neurons, 8)
 
     @staticmethod
-    def make(variant: Variant, weight: Ints, bias: Ints, epilogue: Epilogue, width: int | None = None) -> PackedDense:
+    def make(
+        variant: Variant,
+        weight: Ints,
+        bias: Ints,
+        epilogue: Epilogue,
+        width: int | None = None,
+        tile: str | None = None,
+    ) -> PackedDense:
         """`weight` [K, M] in [-128, 127] and `bias` [M], for codes minus the type's low; raises ValueError for a layer
-        that the kernels cannot compute exactly. `width` >= K, a multiple of 8: codes in a row of the input."""
+        that the kernels cannot compute exactly. `width` >= K, a multiple of 8: codes in a row of the input; `tile`: one
+        of TILES, chosen by the number of neurons if left out."""
         inputs, neurons = weight.shape
         width = rounded(inputs, 8) if width is None else width
         if width < inputs or width % 8 or width > 2**22 or not inputs * neurons:
@@ -245,7 +252,7 @@ class PackedDense:
         if variant is Variant.PLAIN:
             plain = np.ascontiguousarray(weight, np.int8)
             return PackedDense(variant, "", inputs, width, plain, _pack_epilogue(epilogue, bias, 1, neurons))
-        tile = _tile(neurons)
+        tile = _tile(neurons) if tile is None else tile
         weights, size = _pack_groups(variant, weight[None], tile)
         return PackedDense(variant, tile, inputs, width, weights, _pack_epilogue(epilogue, bias, 1, size))
 

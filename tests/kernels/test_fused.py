@@ -7,6 +7,7 @@ the unchanged host code. On an NVIDIA GPU (`-m gpu`): the same cases, compiled b
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from qverify.kernels.fused import (
     source,
 )
 from qverify.kernels.packing import (
+    TILES,
     Ends,
     Epilogue,
     PackedConv,
@@ -99,7 +101,7 @@ def epilogues(rng: np.random.Generator, neurons: int, reach: int) -> tuple[Epilo
         Scale(multiplier, -128, -128, 127, -128),
         Scale(multiplier, 200, 10, 250, 0),
         Thresholds(table, row),
-        Thresholds(table[:, :17], row),
+        Thresholds(np.concatenate([[[-(2**40)]] * 4, table[:, :17].astype(np.int64), [[2**31]] * 4], axis=1), row),
         Thresholds(np.zeros((1, 0), np.int32), np.zeros(neurons, np.int32)),
     )
 
@@ -147,7 +149,7 @@ def test_extreme_weights(value: int, fused: Fused) -> None:
     weight = np.full((260, 20), value)
     weight[1::2, ::2] = ~value
     lower, upper = np.array([[0] * 260, [255] * 260, [0] * 260]), np.array([[0] * 260, [255] * 260, [255] * 260])
-    bias = np.full(20, -(2**31) + 1 + 260 * 128 * 255)
+    bias = np.full(20, -(2**31) + 2 + 260 * 128 * 255)
     ends = expected(weight, bias, lower, upper)
     result = fused.dense(fused.pack_dense(weight, bias, Ends()), interleave(fused.kernels, lower, upper))
     assert same(fused, Ends(), result, ends)
@@ -162,6 +164,17 @@ def test_every_pattern_of_signs(fused: Fused) -> None:
     ends = expected(weight, np.zeros(256, np.int64), lower, upper)
     layer = fused.pack_dense(weight, np.zeros(256, np.int64), Ends())
     assert same(fused, Ends(), fused.dense(layer, interleave(fused.kernels, lower, upper)), ends)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_any_tile_may_be_asked_for(tile: str, fused: Fused) -> None:
+    rng = np.random.default_rng(9)
+    weight, bias = rng.integers(-128, 128, (70, 40)), rng.integers(-99, 99, 40)
+    lower, upper = box(rng, (150, 70))
+    scale = Scale(np.full(40, 1e-3, np.float32), 0, 0, 255, 0)
+    layer = fused.pack_dense(weight, bias, scale, tile=tile)
+    ends = expected(weight, bias, lower, upper)
+    assert same(fused, scale, fused.dense(layer, interleave(fused.kernels, lower, upper)), ends)
 
 
 def test_an_empty_batch(fused: Fused) -> None:
@@ -235,6 +248,16 @@ def test_whole_networks(name: str, ends: bool, fused: Fused) -> None:
             box_of = (coded(epilogue, sums[0]), coded(epilogue, sums[1]))
     packed = fused.pack_network(layers)
     assert same(fused, layers[-1][2], fused.network(packed, x), sums)
+
+
+def test_a_large_network_after_a_small_one(fused: Fused) -> None:
+    """The second asks for more shared memory than the first."""
+    rng = np.random.default_rng(4)
+    for inputs in (8, 600):
+        weight, bias = rng.integers(-128, 128, (inputs, 60)), rng.integers(-99, 99, 60)
+        lower, upper = box(rng, (3, inputs))
+        result = fused.network(fused.pack_network([(weight, bias, Ends())]), interleave(fused.kernels, lower, upper))
+        assert same(fused, Ends(), result, expected(weight, bias, lower, upper))
 
 
 def test_networks_that_are_refused() -> None:
@@ -528,6 +551,18 @@ def test_opening_a_device_compiles_compares_and_chooses(monkeypatch: pytest.Monk
     )
     chosen = open_fused(Kernels("cuda", "the shim", FakeDevice()))
     assert chosen.variant is Variant.DENSE and set(tried) == {Variant.PLAIN, Variant.SPARSE, Variant.DENSE}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
+@pytest.mark.filterwarnings("ignore")  # CuPy warns where it finds no CUDA
+def test_cupy_has_what_is_asked_of_it() -> None:
+    import cupy
+    import cupy.cuda.compiler
+
+    assert issubclass(cupy.cuda.compiler.CompileException, Exception)
+    assert callable(cupy.RawModule.compile) and callable(cupy.RawModule.get_function)
+    assert hasattr(cupy.RawKernel, "max_dynamic_shared_size_bytes")
+    assert hasattr(cupy.cuda.Device, "compute_capability") and hasattr(cupy.cuda.Device, "attributes")
 
 
 @pytest.mark.gpu

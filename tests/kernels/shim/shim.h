@@ -9,6 +9,10 @@
 //
 // What it cannot show: whether the hardware's layouts are those of the PTX ISA as read here, speed, weak memory.
 #pragma once
+#ifdef __APPLE__
+#define _XOPEN_SOURCE 700  // contexts
+#define _DARWIN_C_SOURCE
+#endif
 #include <setjmp.h>
 #include <ucontext.h>
 
