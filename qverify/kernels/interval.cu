@@ -61,12 +61,8 @@ __device__ __forceinline__ void copy_wait() {}
 #endif
 
 #if VARIANT == 1
-// PTX before 8.5 knows the instruction by the first name only; the metadata here are ordered in either case.
-#ifdef UNORDERED_METADATA
-#define MMA_SPARSE "mma.sp.sync.aligned.m16n8k64.row.col.s32.s8.u8.s32 "
-#else
+// Ordered metadata (the lower index first) is PTX 8.5, CUDA 12.5; with an older compiler variant 2 remains.
 #define MMA_SPARSE "mma.sp::ordered_metadata.sync.aligned.m16n8k64.row.col.s32.s8.u8.s32 "
-#endif
 __device__ __forceinline__ void mma_sparse(int (&d)[4], const uint32 (&a)[4], const uint32 (&b)[4], uint32 indices) {
     asm volatile(MMA_SPARSE "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9,%10,%11}, {%0,%1,%2,%3}, %12, 0x0;"
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
@@ -119,6 +115,8 @@ struct Epilogue {
     }
 
 // rint(clip(float32(acc) * multiplier, least, most)) + offset: one rounding per step, half to even, nothing fused.
+// CuPy compiles with -ftz=true, which changes no code: a product is flushed to zero only if it, or the multiplier, is
+// below 2^-126, so it was below 2^-95 (|acc| < 2^31), and between integer ends that is rounded to the same code as zero.
 __device__ __forceinline__ uint32 scaled(const Epilogue& e, int acc, float multiplier) {
     const float v = __fmul_rn(__int2float_rn(acc), multiplier);
     return (uint32)(__float2int_rn(fminf(fmaxf(v, e.least), e.most)) + e.offset);

@@ -90,7 +90,7 @@ def epilogues(rng: np.random.Generator, neurons: int, reach: int) -> tuple[Epilo
     """Every kind; multipliers that saturate, that leave a code or two, and powers of two, which meet halves."""
     multiplier = (rng.uniform(0.1, 6.0, neurons) * 255 / max(reach, 1)).astype(np.float32)
     multiplier[::5] = 2.0 ** np.round(np.log2(multiplier[::5]))
-    multiplier[1::7] = np.float32(1e-30)
+    multiplier[1::7] = np.float32(1e-40)  # denormal: a GPU may take it for zero
     multiplier[2::7] = np.float32(3e38)
     table = np.sort(rng.integers(-reach, reach + 1, (4, 255)), axis=1).astype(np.int32)
     table[1] = table[1, 7]  # a jump over all codes
