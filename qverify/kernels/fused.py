@@ -193,7 +193,7 @@ class Fused:
         """The length of the batch; raises ValueError for a value that the layer was not packed for."""
         if layer.variant is not self.variant:
             raise ValueError(f"a layer packed for {layer.variant.name} meets kernels compiled for {self.variant.name}")
-        if x.dtype != self.kernels.xp.uint8 or tuple(x.shape[1:]) != shape or not x.flags.c_contiguous:
+        if x.dtype != self.kernels.xp.uint8 or tuple(x.shape[1:]) != shape or not _is_contiguous(x):
             raise ValueError(f"{x.dtype} pairs {list(x.shape)} do not fit a layer for {['N', *shape]}")
         return int(x.shape[0])
 
@@ -241,6 +241,16 @@ class Fused:
             function.max_dynamic_shared_size_bytes = granted = shared
         self._functions[name] = function, granted
         function(grid, (threads,), arguments, shared_mem=shared)
+
+
+def _is_contiguous(x: Array) -> bool:
+    """Whether bytes `x` lie in memory in the order of their indices, without gaps."""
+    step = 1
+    for size, stride in zip(reversed(x.shape), reversed(x.strides), strict=True):
+        if size > 1 and stride != step and x.size:
+            return False
+        step *= size
+    return True
 
 
 def _shared_of(packed: PackedNetwork) -> int:

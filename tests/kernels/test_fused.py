@@ -51,6 +51,7 @@ from qverify.kernels.packing import (
 from qverify.ops import Conv, Dense, FloatProgram, Requantize
 from tests.kernels.shim.build import Module, ShimError
 from tests.kernels.strict import Module as StrictModule
+from tests.kernels.strict import open_strict
 
 CPU = open_kernels("cpu")
 TENSOR = tuple(v for v in Variant if v is not Variant.PLAIN)
@@ -402,7 +403,8 @@ def test_refused_layers(name: str, variant: Variant) -> None:
 def test_values_that_do_not_fit(fused: Fused) -> None:
     layer = fused.pack_dense(np.ones((8, 3), np.int64), np.zeros(3, np.int64), Ends())
     xp = fused.kernels.xp
-    for x in (xp.zeros((2, 16, 2), dtype=xp.uint8), xp.zeros((2, 8, 2), dtype=xp.int8)):
+    gaps = xp.zeros((2, 16, 2), dtype=xp.uint8)[:, :8]
+    for x in (xp.zeros((2, 16, 2), dtype=xp.uint8), xp.zeros((2, 8, 2), dtype=xp.int8), gaps):
         with pytest.raises(ValueError, match="do not fit"):
             fused.dense(layer, x)
     other = Variant.PLAIN if fused.variant is not Variant.PLAIN else Variant.SPARSE
@@ -549,7 +551,7 @@ def test_opening_a_device_compiles_compares_and_chooses(monkeypatch: pytest.Monk
     monkeypatch.setattr(
         "qverify.kernels.fused._seconds", lambda fused, _: tried.setdefault(fused.variant, -fused.variant)
     )
-    chosen = open_fused(Kernels("cuda", "the shim", FakeDevice()))
+    chosen = open_fused(replace(open_strict(), xp=FakeDevice()))
     assert chosen.variant is Variant.DENSE and set(tried) == {Variant.PLAIN, Variant.SPARSE, Variant.DENSE}
 
 
