@@ -1,0 +1,96 @@
+"""Every CUDA kernel compiles for every architecture that its variant supports, without spills or a stack frame.
+
+NVRTC, NVIDIA's compiler as a library, needs no GPU and no driver: it comes with the wheel nvidia-cuda-nvrtc-cu12, which is
+a pin of requirements-dev.txt. The compiler's own report is read (`--ptxas-options=-v`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qverify.kernels.fused import CAPABILITY, options, source
+from qverify.kernels.packing import Variant
+
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# SMALL is meant for sm_75; later architectures compile it too, but have better ones.
+BUILDS = [
+    pytest.param(v, a, id=f"{v.name}-sm_{a}", marks=[pytest.mark.slow] * (v is Variant.SMALL and a > 75))
+    for v in Variant
+    for a in ARCHITECTURES
+    if a >= CAPABILITY[v]
+]
+PROPERTIES = re.compile(
+    r"Function properties for (\w+)\n\D*(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n"
+    r".*Used (\d+) registers"
+)
+REGISTERS = 65536  # of a multiprocessor
+
+
+@functools.cache
+def nvrtc() -> Any:
+    """The library, from the wheel or the system; without it the test is skipped."""
+    names = ["nvrtc64_120_0.dll"] if sys.platform == "win32" else ["libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"]
+    folders = []
+    for package in ("nvidia", "nvidia.cuda_nvrtc"):
+        spec = importlib.util.find_spec(package) if importlib.util.find_spec("nvidia") else None
+        folders += [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    wheels = [path for folder in folders for name in names for path in sorted(folder.rglob(name))]
+    for candidate in (*map(str, wheels), *names):
+        try:
+            return ctypes.CDLL(candidate)
+        except OSError:
+            continue
+    pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12")
+
+
+def text_of(library: Any, program: ctypes.c_void_p, what: str) -> bytes:
+    """What nvrtcGet<what> gives."""
+    size = ctypes.c_size_t()
+    assert getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)) == 0
+    held = ctypes.create_string_buffer(size.value)
+    assert getattr(library, f"nvrtcGet{what}")(program, held) == 0
+    return held.raw
+
+
+def compiled(variant: Variant, architecture: int, more: tuple[str, ...] = ()) -> tuple[str, bytes]:
+    """The compiler's report and the machine code."""
+    library, program = nvrtc(), ctypes.c_void_p()
+    held = source().encode()
+    assert library.nvrtcCreateProgram(ctypes.byref(program), held, b"interval.cu", 0, None, None) == 0
+    words = [*options(variant), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v", *more]
+    array = (ctypes.c_char_p * len(words))(*(word.encode() for word in words))
+    try:
+        code = library.nvrtcCompileProgram(program, len(words), array)
+        report = text_of(library, program, "ProgramLog").rstrip(b"\0").decode()
+        assert code == 0, report
+        return report, text_of(library, program, "CUBIN")
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+@pytest.mark.parametrize(("variant", "architecture"), BUILDS)
+def test_it_compiles_without_spills(variant: Variant, architecture: int) -> None:
+    report, cubin = compiled(variant, architecture)
+    kernels = re.findall(r'extern "C" __global__ void __launch_bounds__\((\d+)[^)]*\)\s+(\w+)', source())
+    wanted = {name: int(threads) for threads, name in kernels if name.endswith("_plain") == (variant is Variant.PLAIN)}
+    found = PROPERTIES.findall(report)
+    assert {name for name, *_ in found} == set(wanted)
+    assert "warning" not in report
+    for name, *bytes_of, registers in found:
+        assert bytes_of == ["0", "0", "0"], f"{name} on sm_{architecture}: {bytes_of} bytes of stack and spills"
+        assert int(registers) * wanted[name] <= REGISTERS, name
+    assert cubin.startswith(b"\x7fELF")
+
+
+def test_it_compiles_with_the_options_that_cupy_adds() -> None:
+    """CuPy 13 and 14 do."""
+    report, _ = compiled(Variant.PLAIN, 80, ("-ftz=true", "--device-as-default-execution-space"))
+    assert "warning" not in report
