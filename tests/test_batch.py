@@ -338,7 +338,7 @@ def test_an_interrupted_run_leaves_rows_and_no_processes(
         os.killpg(process.pid, number)  # what a terminal does on Ctrl-C
     else:
         process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert all(map(gone, pids(folder)))
     assert Path("results.csv").read_text() == "acasxu,unsat_1.onnx,unsat_1.vnnlib,0.0,unsat,0.500\n"
