@@ -1,0 +1,202 @@
+"""A network's bounds by the CUDA kernels: those of `Network.intervals` bit for bit, or not used.
+
+Everywhere: the kernels on a CPU shim (tests/kernels/shim), the rest on the strict machine, which keeps host and device
+apart as CuPy does. On an NVIDIA GPU (`-m gpu`): the same, on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qverify.errors import DeviceError
+from qverify.frontend.model import read_model
+from qverify.kernels import open_kernels
+from qverify.kernels.fused import Fused
+from qverify.kernels.packing import Variant
+from qverify.network import Network
+from qverify.ops import Dense, FloatProgram, Requantize, Table
+from qverify.propagate import device
+from qverify.propagate.device import Plan
+from qverify.propagate.plan import make_plan
+from tests.graphs import ROUNDS
+from tests.kernels.shim.build import Module
+from tests.kernels.strict import open_strict
+from tests.kernels.test_fused import FakeDevice
+from tests.networks import CPU, Maker, Rng, boxes, one_op, random_network
+from tests.ops.cases import CASES, Case
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "specs" / "examples" / "onnx").glob("*.onnx"))
+
+
+def on_shim(variant: Variant) -> Fused:
+    return Fused(replace(open_strict(), xp=FakeDevice()), variant, Module(variant, seeds=(2,)))
+
+
+def on_gpu() -> Fused:
+    """The GPU's kernels; without one the test is skipped, with the reason."""
+    try:
+        return device.opened(open_kernels("cuda"))
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=[*Variant, pytest.param("cuda", marks=pytest.mark.gpu)], ids=str)
+def fused(request: pytest.FixtureRequest) -> Iterator[Fused]:
+    yield on_gpu() if request.param == "cuda" else on_shim(request.param)
+
+
+@pytest.fixture(params=[Variant.SPARSE, pytest.param("cuda", marks=pytest.mark.gpu)], ids=str)
+def one(request: pytest.FixtureRequest) -> Iterator[Fused]:
+    """One variant: where another would show nothing new."""
+    yield on_gpu() if request.param == "cuda" else on_shim(request.param)
+
+
+@pytest.fixture
+def opened(one: Fused, monkeypatch: pytest.MonkeyPatch) -> Fused:
+    """What a propagator finds open."""
+    monkeypatch.setattr(device, "_OPENED", [(one.kernels.xp, one)])
+    return one
+
+
+def planned(network: Network, fused: Fused, rng: Rng, counts: tuple[int, ...] = (24, 1)) -> Plan:
+    """Compare a plan's bounds; the plan."""
+    kernels = fused.kernels
+    plan = make_plan(network.on(kernels), fused)
+    for count in counts:
+        lower, upper = (end[:count] for end in boxes(rng, network.input_type))
+        expected = network.intervals(CPU, lower, upper)
+        found = plan.run(kernels.asarray(lower), kernels.asarray(upper))
+        for a, b in zip(expected, found, strict=True):
+            assert b.dtype == np.int32
+            np.testing.assert_array_equal(a, kernels.to_host(b))
+    return plan
+
+
+def ordinary_network(rng: Rng, widths: tuple[int, ...] = (24, 6), inputs: int = 40) -> Network:
+    maker = Maker(rng, inputs, 255)
+    x = 0
+    for width in widths:
+        x = maker.requantize(maker.dense(x, width), channels=False)
+    return maker.network(x)
+
+
+def scaled(maker: Maker, x: int, channels: bool = False, low: int = 0) -> int:
+    """Rounded to 8 bits by positive factors."""
+    kind = maker.type(x)
+    shape = (kind.shape[1], *[1] * len(kind.shape[2:])) if channels else ()
+    factor = maker.rng.uniform(100, 900, shape) / kind.count
+    return maker.add(Requantize(FloatProgram().then("mul", factor), np.array(low + 9, np.int32), low, low + 255), x)
+
+
+# -- dense layers --------------------------------------------------------------------------------------------------------
+
+
+def test_a_small_network_is_one_launch(fused: Fused) -> None:
+    rng = np.random.default_rng(0)
+    maker = Maker(rng, 60, 255)
+    x = scaled(maker, maker.dense(scaled(maker, maker.dense(0, 33), low=-128), 20), low=-100)
+    plan = planned(maker.network(maker.dense(x, 5)), fused, rng)
+    assert plan.launches() == ["network of 3"]
+
+
+def test_large_layers_run_one_by_one_before_small_ones(one: Fused) -> None:
+    rng = np.random.default_rng(1)
+    maker = Maker(rng, 20, 255)
+    x = scaled(maker, maker.dense(0, 130))
+    x = scaled(maker, maker.dense(scaled(maker, maker.dense(x, 30)), 12))
+    plan = planned(maker.network(x), one, rng)
+    assert plan.launches() == ["dense", "network of 2"]
+
+
+def test_a_value_read_twice_ends_a_launch(one: Fused) -> None:
+    rng = np.random.default_rng(2)
+    maker = Maker(rng, 20, 255)
+    x = scaled(maker, maker.dense(0, 30))
+    y = scaled(maker, maker.dense(x, 9))
+    plan = planned(maker.network(y, x), one, rng)
+    assert plan.launches() == ["dense", "dense"]
+
+
+def test_any_rounding_that_rises_is_fused(fused: Fused) -> None:
+    """Several steps, factors of zero, zero points of channels: by thresholds."""
+    rng = np.random.default_rng(3)
+    maker = Maker(rng, 30, 255)
+    x = maker.dense(0, 12)
+    count = maker.type(x).count
+    program = FloatProgram().then("mul", 700 / count).then("add", rng.normal(size=12)).then("max", 0.3)
+    x = maker.add(Requantize(program, rng.integers(-9, 9, 12).astype(np.int32), -20, 40), x)
+    x = maker.dense(x, 7)
+    factor = 700 / maker.type(x).count * (np.arange(7) % 3)
+    x = maker.add(Requantize(FloatProgram().then("mul", factor), np.array(3, np.int32), -128, 127), x)
+    assert planned(maker.network(x), fused, rng).launches() == ["dense", "dense"]
+
+
+def test_a_rounding_that_falls_is_left_to_the_op(one: Fused) -> None:
+    rng = np.random.default_rng(4)
+    maker = Maker(rng, 30, 255)
+    x = maker.dense(0, 12)
+    factor = 700 / maker.type(x).count * (np.arange(12) % 2 * 2 - 1)
+    x = maker.add(Requantize(FloatProgram().then("mul", factor), np.array(3, np.int32), -128, 127), x)
+    plan = planned(maker.network(maker.dense(x, 3)), one, rng)
+    assert plan.launches() == ["dense", "dense"] and len(plan.steps) > 4
+
+
+def test_weights_beyond_a_byte_are_left_to_the_op(one: Fused) -> None:
+    rng = np.random.default_rng(5)
+    maker = Maker(rng, 10, 255)
+    x = scaled(maker, maker.add(Dense(rng.integers(-300, 300, (10, 6)), rng.integers(-9, 9, 6), 0, 255), 0))
+    plan = planned(maker.network(scaled(maker, maker.dense(x, 4))), one, rng)
+    assert plan.launches() == ["dense"]
+
+
+@pytest.mark.parametrize("low", [-128, 0, 3])
+def test_rows_and_lows(low: int, one: Fused) -> None:
+    """Several rows of a value, and types that do not begin at zero."""
+    rng = np.random.default_rng(low + 128)
+    maker = Maker(rng, 36, 252)
+    x = maker.add(Table(np.arange(low, low + 253, dtype=np.int32)[None], 0), maker.move(0, (2, 3, 6)))
+    for outer in (11, 5):
+        width = maker.type(x).shape[-1]
+        weight = rng.integers(-128, 128, (width, outer))
+        x = scaled(maker, maker.add(Dense(weight, rng.integers(-999, 999, outer), -128, 258), x), low=low)
+    plan = planned(maker.network(x), one, rng)
+    assert plan.launches() == ["dense", "dense"]
+
+
+def test_elements_that_are_used_twice_move_apart(one: Fused) -> None:
+    """x - x is not zero for an interval; a permutation is free."""
+    rng = np.random.default_rng(6)
+    maker = Maker(rng, 16, 255)
+    x = scaled(maker, maker.dense(maker.move(0, (16,), np.arange(16) // 2), 9))
+    plan = planned(maker.network(scaled(maker, maker.dense(maker.shuffle(x), 4))), one, rng)
+    assert plan.launches() == ["network of 2"]
+    assert [step.kernel for step in plan.steps].count("") == 3  # pairs of the input, repeated ones, ends of the output
+
+
+# -- all ops -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_op(case: Case, one: Fused) -> None:
+    planned(one_op(case), one, np.random.default_rng(0), (24,))
+
+
+@pytest.mark.parametrize("seed", range(100 * ROUNDS))
+def test_random_networks(seed: int, one: Fused) -> None:
+    rng = np.random.default_rng(seed)
+    planned(random_network(rng, inputs=int(rng.integers(2, 12))), one, rng)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.stem))
+def test_examples(path: Path, one: Fused) -> None:
+    network = read_model(path).lowered.network
+    plan = planned(network, one, np.random.default_rng(0))
+    if "cnn" in path.stem:
+        assert plan.launches() == ["conv", "conv", "network of 2"]
+    else:
+        assert plan.launches() == ["network of 2" if "tiny" in path.stem else "network of 3"]
