@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from qverify.errors import DeviceError
+from qverify import propagate
+from qverify.errors import DeviceError, SoundnessError
 from qverify.frontend.model import read_model
-from qverify.kernels import open_kernels
+from qverify.kernels import Kernels, open_kernels
 from qverify.kernels.fused import Fused
 from qverify.kernels.packing import Variant
 from qverify.network import Network
-from qverify.ops import Dense, FloatProgram, Requantize, Table
-from qverify.propagate import device
+from qverify.ops import Conv, Dense, FloatProgram, Layout, Max, Pairwise, Requantize, Table
+from qverify.propagate import Propagator, device, make_propagator
+from qverify.propagate import plan as plans
 from qverify.propagate.device import Plan
 from qverify.propagate.plan import make_plan
 from tests.graphs import ROUNDS
@@ -200,3 +203,180 @@ def test_examples(path: Path, one: Fused) -> None:
         assert plan.launches() == ["conv", "conv", "network of 2"]
     else:
         assert plan.launches() == ["network of 2" if "tiny" in path.stem else "network of 3"]
+
+
+# -- convolutions and functions of codes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_convolutions_in_a_row(groups: int, rank: int, fused: Fused) -> None:
+    """One factor, and one for each channel; a type that does not begin at zero; the last one unrounded."""
+    rng = np.random.default_rng(groups + 10 * rank)
+    maker = Maker(rng, 2 * 4 * 7**rank, 255)
+    x = maker.move(0, (2, 4, *[7] * rank))
+    pads, strides, dilations = [1, 0][:rank] + [2, 1][:rank], [2, 1][:rank], [1, 2][:rank]
+    for low, filters in ((-128, 12), (3, 8), (0, 4)):
+        kind = maker.type(x)
+        weight = rng.integers(-128, 128, (filters, kind.shape[1] // groups, *[3, 2][:rank]))
+        pad = int(rng.integers(kind.low, kind.high + 1))
+        window = tuple(strides), tuple(pads), tuple(dilations)
+        x = maker.add(Conv(weight, rng.integers(-999, 999, filters), *window, groups, pad, kind.low, kind.high), x)
+        if low:
+            x = scaled(maker, x, channels=low == 3, low=low)
+    plan = planned(maker.network(x), fused, rng, (24,))
+    assert plan.launches() == ["conv"] * 3
+    assert len(plan.steps) == 6  # pairs, their order, and the order of the ends at the end
+
+
+def test_a_residual_network(one: Fused) -> None:
+    """Images keep their form through sums, maxima, tables and flattening: pairs are gathered once, for the first layer."""
+    rng = np.random.default_rng(7)
+    maker = Maker(rng, 3 * 8 * 8, 255)
+
+    def conv(x: int, filters: int) -> int:
+        weight = rng.integers(-128, 128, (filters, maker.type(x).shape[1], 3, 3))
+        op = Conv(weight, rng.integers(-999, 999, filters), (1, 1), (1,) * 4, (1, 1), 1, 7, 0, 255)
+        return scaled(maker, maker.add(op, x))
+
+    first = conv(maker.move(0, (1, 3, 8, 8)), 16)
+    second = conv(first, 16)
+    codes = np.arange(256)
+    total = np.rint(0.4 * codes[:, None] + 0.5 * codes[None]).astype(np.int32)
+    x = maker.add(Pairwise(total, 0, 0), first, second)
+    x = maker.add(Table(np.maximum(codes - 100, 0).astype(np.int32)[None], 0), x)
+    size = maker.type(x).size
+    windows = np.arange(size).reshape(16, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4)
+    x = maker.add(Max(), maker.move(x, (1, 16, 4, 4, 4), windows.reshape(-1)))
+    x = scaled(maker, maker.dense(maker.flat(conv(x, 8)), 10))
+    plan = planned(maker.network(x), one, rng, (8,))
+    assert plan.launches() == ["conv", "conv", "conv", "dense"]
+    assert len(plan.steps) == 4 + 2 + 3 + 1  # kernels; pairs and their order; the functions; ends
+
+
+def test_values_of_several_types_are_joined(one: Fused) -> None:
+    rng = np.random.default_rng(8)
+    maker = Maker(rng, 12, 100)
+    x = scaled(maker, maker.dense(0, 9), low=-100)
+    y = maker.add(Layout((7,), np.array([3, 21, 0, 14, 20, 22, 2]), np.array([-55, 99], np.int32)), 0, x)
+    assert maker.type(y).count == 256
+    plan = planned(maker.network(scaled(maker, maker.dense(y, 5))), one, rng)
+    assert plan.launches() == ["dense", "dense"]
+
+
+def test_large_batches_are_cut(one: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(9)
+    network = ordinary_network(rng)
+    monkeypatch.setattr(device, "BUDGET", 5 * planned(network, one, rng).per_box)
+    planned(network, one, rng)
+
+
+# -- the propagator ------------------------------------------------------------------------------------------------------
+
+
+def network_and_boxes(fused: Fused) -> tuple[Network, Any, Any]:
+    rng = np.random.default_rng(10)
+    maker = Maker(rng, 40, 255)
+    network = maker.network(maker.dense(scaled(maker, maker.dense(0, 30)), 6))
+    lower, upper = boxes(rng, network.input_type)
+    return network, fused.kernels.asarray(lower), fused.kernels.asarray(upper)
+
+
+def agrees(fast: Propagator, network: Network, kernels: Kernels, lower: Any, upper: Any) -> bool:
+    """Whether the propagator's bounds are the defined ones."""
+    expected = network.intervals(CPU, kernels.to_host(lower), kernels.to_host(upper))
+    found = [kernels.to_host(end) for end in fast.intervals(lower, upper)]
+    return all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_the_propagator_uses_the_kernels_after_some_patience(opened: Fused) -> None:
+    network, lower, upper = network_and_boxes(opened)
+    kernels = opened.kernels
+    fast = Propagator(network.on(kernels), kernels, patience=1e-9)
+    assert agrees(fast, network, kernels, lower, upper) and fast.name == "CuPy"
+    for _ in range(3):
+        assert agrees(fast, network, kernels, lower, upper)
+    assert fast.name == f"CUDA kernels, {opened.variant.name.lower()}" and not fast.disagreed
+
+
+def test_compiling_takes_more_patience_than_planning(one: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, _, _ = network_and_boxes(one)
+    fast = make_propagator(network.on(one.kernels), one.kernels)
+    monkeypatch.setattr(device, "_OPENED", [])
+    assert fast._enough() == propagate.TO_COMPILE
+    monkeypatch.setattr(device, "_OPENED", [(one.kernels.xp, one)])
+    assert fast._enough() == propagate.PATIENCE
+
+
+@pytest.mark.parametrize("failure", [DeviceError, ImportError, OSError, RuntimeError])
+def test_without_exact_kernels(failure: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is exact, or the compiler is missing: asked once, and then it is the ops' own rules."""
+    asked = []
+
+    def fails(kernels: Kernels) -> Fused:
+        asked.append(kernels)
+        raise failure("no kernels")
+
+    fused = on_shim(Variant.PLAIN)
+    kernels = fused.kernels
+    monkeypatch.setattr(device, "_OPENED", [])
+    monkeypatch.setattr(device, "open_fused", fails)
+    network, lower, upper = network_and_boxes(fused)
+    for _ in range(2):
+        fast = Propagator(network.on(kernels), kernels, patience=0)
+        assert agrees(fast, network, kernels, lower, upper) and fast.name == "CuPy" and not fast.disagreed
+    assert len(asked) == 1
+
+
+def test_opening_compiles_and_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way, from nothing open."""
+    monkeypatch.setattr(device, "_OPENED", [])
+    monkeypatch.setattr("qverify.kernels.fused._seconds", lambda fused, _: -fused.variant)
+    kernels = on_shim(Variant.PLAIN).kernels
+    network, lower, upper = network_and_boxes(on_shim(Variant.PLAIN))
+    fast = Propagator(network.on(kernels), kernels, patience=0)
+    assert agrees(fast, network, kernels, lower, upper) and fast.name == "CUDA kernels, dense"
+
+
+def test_a_network_without_a_weighted_sum_needs_no_plan(opened: Fused) -> None:
+    rng = np.random.default_rng(11)
+    maker = Maker(rng, 4, 7)
+    network = maker.network(maker.clip(0))
+    kernels = opened.kernels
+    fast = Propagator(network.on(kernels), kernels, patience=0)
+    lower, upper = (kernels.asarray(end) for end in boxes(rng, network.input_type))
+    assert agrees(fast, network, kernels, lower, upper) and fast.name == "CuPy"
+
+
+def test_different_bounds_are_refused(opened: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison before the first use, should a plan be wrong."""
+    monkeypatch.setattr(plans, "_along", lambda values, shape, axis, count: np.broadcast_to(values, (count,)) + 1)
+    network, lower, upper = network_and_boxes(opened)
+    fast = Propagator(network.on(opened.kernels), opened.kernels, patience=0)
+    assert agrees(fast, network, opened.kernels, lower, upper)
+    assert fast.disagreed and fast.name == "CuPy"
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, MemoryError, ValueError])
+def test_a_failure_while_running_falls_back(failure: type[Exception], opened: Fused) -> None:
+    network, lower, upper = network_and_boxes(opened)
+    fast = Propagator(network.on(opened.kernels), opened.kernels, patience=0)
+    assert agrees(fast, network, opened.kernels, lower, upper) and fast._plan is not None
+
+    def fails(*buffers: Any) -> Any:
+        raise failure("no memory")
+
+    fast._plan = replace(fast._plan, steps=tuple(replace(step, function=fails) for step in fast._plan.steps))
+    assert agrees(fast, network, opened.kernels, lower, upper) and fast.name == "CuPy"
+
+
+def test_a_later_difference_ends_the_search(opened: Fused) -> None:
+    network, lower, upper = network_and_boxes(opened)
+    fast = Propagator(network.on(opened.kernels), opened.kernels, patience=0)
+    fast.intervals(lower, upper)
+    assert fast._plan is not None
+    last = fast._plan.steps[-1]
+    wrong = replace(last, function=lambda *xs: tuple(end + 1 for end in last.function(*xs)))
+    fast._plan = replace(fast._plan, steps=(*fast._plan.steps[:-1], wrong))
+    with pytest.raises(SoundnessError, match="report"):
+        fast.intervals(lower, upper)

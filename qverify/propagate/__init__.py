@@ -172,7 +172,7 @@ class Propagator:
         except DeviceError:
             return
         if self._same(self._network.intervals(self._kernels, lower, upper), fast):
-            self._plan, self.name = plan, f"CUDA kernels, {plan.variant}"
+            self._plan, self.name = plan, f"CUDA kernels, {plan.variant.lower()}"
         else:
             self.disagreed = True
 
