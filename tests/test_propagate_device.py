@@ -6,6 +6,7 @@ apart as CuPy does. On an NVIDIA GPU (`-m gpu`): the same, on the device.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qverify import propagate
+from qverify import Options, Verdict, propagate, verify
 from qverify.errors import DeviceError, SoundnessError
 from qverify.frontend.model import read_model
-from qverify.kernels import Kernels, open_kernels
+from qverify.kernels import Kernels, gpu, open_kernels
 from qverify.kernels.fused import Fused
 from qverify.kernels.packing import Variant
 from qverify.network import Network
@@ -40,6 +41,7 @@ def on_shim(variant: Variant) -> Fused:
     return Fused(replace(open_strict(), xp=FakeDevice()), variant, Module(variant, seeds=(2,)))
 
 
+@functools.cache
 def on_gpu() -> Fused:
     """The GPU's kernels; without one the test is skipped, with the reason."""
     try:
@@ -192,7 +194,7 @@ def test_every_op(case: Case, one: Fused) -> None:
 @pytest.mark.parametrize("seed", range(100 * ROUNDS))
 def test_random_networks(seed: int, one: Fused) -> None:
     rng = np.random.default_rng(seed)
-    planned(random_network(rng, inputs=int(rng.integers(2, 12))), one, rng)
+    planned(random_network(rng, inputs=int(rng.integers(2, 12)), layers=7), one, rng)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.stem))
@@ -380,3 +382,14 @@ def test_a_later_difference_ends_the_search(opened: Fused) -> None:
     fast._plan = replace(fast._plan, steps=(*fast._plan.steps[:-1], wrong))
     with pytest.raises(SoundnessError, match="report"):
         fast.intervals(lower, upper)
+
+
+def test_a_search_by_the_kernels(opened: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same verdict, from the first box on by the kernels."""
+    monkeypatch.setattr(propagate, "PATIENCE", 0)
+    monkeypatch.setattr(gpu, "open_cuda", lambda: opened.kernels)
+    examples = EXAMPLES[0].parents[1]
+    model, path = examples / "onnx" / "tiny_mlp_qop.onnx", examples / "vnnlib" / "tiny_safe.vnnlib"
+    result = verify(model, path, Options(device="cuda", attack=False, backward=False, batch=50))
+    assert result.verdict is Verdict.UNSAT
+    assert result.details["intervals_by"] == f"CUDA kernels, {opened.variant.name.lower()}"

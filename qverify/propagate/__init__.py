@@ -178,7 +178,7 @@ class Propagator:
 
 
 def make_propagator(network: Network, kernels: Kernels) -> Propagator:
-    """The bounds of a network (its arrays on the machine of `kernels`); graphs are built once they are worth it."""
+    """The bounds of a network (its arrays on the machine of `kernels`); graphs or plans are made once they are worth it."""
     return Propagator(network, kernels)
 
 

@@ -1,8 +1,9 @@
 """From an integer network to a plan of fused CUDA kernels, gathers of bytes and the ops' own interval rules.
 
 A weighted sum with its rounding is one kernel, from pairs to pairs; a move of elements costs nothing until a kernel needs
-another order (the rows of a dense weight are put in the order that is there). Increasing functions of codes, and maxima,
-are computed on the bytes. Everything else, and whatever packing refuses, is computed by the op itself, on ends.
+another order (the rows of a dense weight are put in the order that is there). Rising functions of a code, functions of
+two codes and maxima are computed on the bytes. Everything else, and whatever packing refuses, is computed by the op
+itself, on ends.
 
 Sound because each step gives its op's own interval: a kernel computes the same two integer sums and the same rounding
 (see `packing`), an increasing function and a move take ends to ends. Two codes that come from one element are gathered
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from qverify.kernels import Array, open_kernels
-from qverify.kernels.fused import Fused, interleave
+from qverify.kernels.fused import Fused
 from qverify.kernels.packing import Ends, Epilogue, Scale, Thresholds, Window, image_width, rounded
 from qverify.network import Network
 from qverify.ops import Conv, Dense, FloatProgram, Interval, Layout, Max, Pairwise, Requantize, Step, Table, Type
@@ -100,7 +102,7 @@ class _Planner:
                 self._max(k)
             case Table() as op if op.monotone:
                 self._table(op, k)
-            case Pairwise() as op if op.increasing:
+            case Pairwise() as op:
                 self._pairwise(op, k)
             case _:
                 raise _Refused
@@ -120,11 +122,14 @@ class _Planner:
         """The buffer of a value's ends."""
         if value not in self._ends:
             pairs, kind, kernels = self._pairs[value], self._network.type_of(value), self._kernels
-            index = kernels.asarray(pairs.at)
+            in_order = np.array_equal(pairs.at, np.arange(kind.size))
+            index = None if in_order else kernels.asarray(pairs.at)
 
             def separated(x: Array) -> Interval:
-                codes = gathered(kernels, x, index)
-                lower, upper = (codes[:, :, end].astype(kernels.xp.int32) + kind.low for end in (0, 1))
+                codes = x if index is None else gathered(kernels, x, index)
+                lower, upper = (codes[:, : kind.size, end].astype(kernels.xp.int32) for end in (0, 1))
+                if kind.low:
+                    lower, upper = lower + kind.low, upper + kind.low
                 return lower.reshape(-1, *kind.shape), upper.reshape(-1, *kind.shape)
 
             self._ends[value] = self._step(separated, (pairs.buffer,), 12 * kind.size)
@@ -139,8 +144,11 @@ class _Planner:
             codes = rounded(kind.size, 8)
 
             def interleaved(ends: Interval) -> Array:
-                lower, upper = ((end - kind.low).reshape(-1, kind.size) for end in ends)
-                return interleave(kernels, lower, upper, codes)
+                pairs = kernels.xp.empty((len(ends[0]), codes, 2), dtype=kernels.xp.uint8)  # spare codes hold anything
+                for k, end in enumerate(ends):
+                    flat = end.reshape(-1, kind.size)
+                    pairs[:, : kind.size, k] = flat - kind.low if kind.low else flat
+                return pairs
 
             buffer = self._step(interleaved, (self._ends[value],), 2 * codes + 8 * kind.size)
             self._pairs[value] = Pairs(buffer, np.arange(kind.size), codes)
@@ -292,7 +300,7 @@ class _Planner:
         def joined(*values: Array) -> Array:
             own = [x + shift if shift else x for x, shift in zip(values, shifts, strict=True)]
             rows = [kernels.xp.broadcast_to(tail, (len(own[0]), *rest.shape[1:]))] if rest.size else []
-            return kernels.xp.concatenate([*own, *rows], axis=1)
+            return kernels.xp.ascontiguousarray(kernels.xp.concatenate([*own, *rows], axis=1))
 
         buffer = self._step(joined, tuple(part.buffer for part in parts), 4 * codes)
         at = np.concatenate(places)
@@ -347,7 +355,7 @@ class _Planner:
             self._ends[k + 1] = self._step(ends, (held.buffer,), 24 * held.codes)
 
     def _pairwise(self, op: Pairwise, k: int) -> None:
-        """A rising function of two codes, byte by byte."""
+        """A function of two codes, byte by byte; unless it rises, from all corners of the two intervals, as the op does."""
         node, kernels, xp = self._network.nodes[k], self._kernels, self._kernels.xp
         if node.type.count > 256:
             raise _Refused
@@ -370,7 +378,15 @@ class _Planner:
         def looked_up(a: Array, b: Array) -> Array:
             return xp.take(there, a.astype(xp.int32) * 256 + b)
 
-        buffer = self._step(looked_up, (first.buffer, second.buffer), 18 * first.codes)
+        def enclosed(a: Array, b: Array) -> Array:
+            corners = [looked_up(a[:, :, i], b[:, :, j]) for i in (0, 1) for j in (0, 1)]
+            result = xp.empty(a.shape, dtype=xp.uint8)
+            for end, extreme in enumerate((xp.minimum, xp.maximum)):
+                result[:, :, end] = reduce(extreme, corners)
+            return result
+
+        reads, size = (first.buffer, second.buffer), 18 * first.codes
+        buffer = self._step(looked_up if op.increasing else enclosed, reads, size)
         self._pairs[k + 1] = replace(first, buffer=buffer)
 
 
