@@ -266,6 +266,36 @@ def test_values_of_several_types_are_joined(one: Fused) -> None:
     assert plan.launches() == ["dense", "dense"]
 
 
+def test_constants_that_no_element_takes(one: Fused) -> None:
+    """They widen the type all the same."""
+    rng = np.random.default_rng(12)
+    maker = Maker(rng, 8, 100)
+    y = maker.add(Layout((3,), np.array([5, 0, 2]), np.array([-50], np.int32)), 0)
+    planned(maker.network(y, maker.dense(y, 5)), one, rng)
+
+
+def test_factors_of_other_axes_than_the_channels(one: Fused) -> None:
+    """A convolution's rounding by factors of its columns is no channel's, though they be as many."""
+    rng = np.random.default_rng(13)
+    for shape in ((3,), (1, 3), (3, 1), (1, 3, 1), (3, 1, 1)):
+        maker = Maker(rng, 3 * 9, 255)
+        weight = rng.integers(-99, 99, (3, 3, 1, 1))
+        op = Conv(weight, np.zeros(3, np.int64), (1, 1), (0,) * 4, (1, 1), 1, 0, 0, 255)
+        x = maker.add(op, maker.move(0, (1, 3, 3, 3)))
+        program = FloatProgram().then("mul", rng.uniform(50, 900, shape) / maker.type(x).count)
+        plan = planned(maker.network(maker.add(Requantize(program, np.array(99, np.int32), 0, 255), x)), one, rng)
+        rounding_is_fused = len(plan.steps) == 4
+        assert plan.launches() == ["conv"] and rounding_is_fused == (shape == (3, 1, 1))
+
+
+def test_accumulators_that_are_an_output(one: Fused) -> None:
+    rng = np.random.default_rng(14)
+    maker = Maker(rng, 8, 100)
+    x = maker.dense(0, 6)
+    plan = planned(maker.network(scaled(maker, x), x), one, rng)
+    assert plan.launches() == ["dense"]
+
+
 def test_large_batches_are_cut(one: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(9)
     network = ordinary_network(rng)

@@ -72,6 +72,7 @@ class Plan:
     variant: str
     steps: tuple[Step, ...]
     outputs: tuple[int, ...]  # buffers of ends
+    last: dict[int, int]  # for each buffer, the last step that reads it
     per_box: int  # bytes
 
     def run(self, lower: Array, upper: Array) -> Interval:
@@ -87,11 +88,10 @@ class Plan:
 
     def _run(self, lower: Array, upper: Array) -> Interval:
         buffers: dict[int, Any] = {0: (lower, upper)}
-        last = last_reads(self.steps, self.outputs)
         for number, step in enumerate(self.steps):
             buffers[step.writes] = step.function(*(buffers[i] for i in step.reads))
-            for i in {*step.reads, step.writes}:
-                if last.get(i, number) <= number:
+            for i in set(step.reads):
+                if self.last[i] == number:
                     del buffers[i]
         low, high = ([buffers[i][k].reshape(len(lower), -1) for i in self.outputs] for k in (0, 1))
         return self._joined(low, 1), self._joined(high, 1)
@@ -126,7 +126,7 @@ def finished(fused: Fused, steps: list[Step], outputs: tuple[int, ...]) -> Plan:
         live[step.writes] = step.size
         most = max(most, sum(live.values()))
         live = {i: size for i, size in live.items() if last[i] > number}
-    return Plan(fused.kernels, fused.variant.name, tuple(joined), outputs, most)
+    return Plan(fused.kernels, fused.variant.name, tuple(joined), outputs, last, most)
 
 
 def chained(fused: Fused, steps: list[Step], outputs: tuple[int, ...]) -> list[Step]:
