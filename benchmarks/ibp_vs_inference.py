@@ -4,13 +4,18 @@
 
 For each network and batch size, rounds alternate between three tasks: the runtime's inference of a batch, the interval
 bounds of a batch of boxes by the integer ops themselves (`Network.intervals`: NumPy or CuPy), and the same by what the
-search uses (`qverify.propagate`: on a CPU, onnxruntime's kernels). The medians of their CPU times (wall times on cuda) are
-compared, one thread each. Networks have random weights and the shapes of `nets()`; before timing, the integer network is
-checked against the runtime on the batch, and both ways of bounding against each other.
+search uses (`qverify.propagate`: on a CPU, onnxruntime's kernels; on cuda, qverify's own). The medians of their CPU times
+(wall times on cuda) are compared, one thread each. Networks have random weights and the shapes of `nets()`; before timing,
+the integer network is checked against the runtime on the batch, and both ways of bounding against each other.
 
 Columns: `machine` and `device` say where; `network`, `batch` what; `inference_us`, `reference_us`, `interval_us` are the
 three times of a whole batch; `by` is what computed the last; `reference_ratio` and `ratio` are the second and the third
 time over the first; `boxes_per_second` belongs to the third.
+
+On cuda, inference is still the CPU's, so that the two ratios compare different devices. There two more tasks take their
+turns, of which neither is an int8 inference by the GPU: `run_us` is `Network.run` of the batch on the same GPU (the exact
+integer ops, by CuPy's float products), `points_us` the third task on boxes that are points: the same kernels, which
+compute both ends all the same. `over_run` is the third time over the first of these.
 """
 
 from __future__ import annotations
@@ -47,6 +52,7 @@ COLUMNS = (
     *("date", "machine", "device", "network", "batch", "inference_us", "reference_us", "interval_us", "by"),
     *("reference_ratio", "ratio", "boxes_per_second"),
 )
+CUDA_COLUMNS = ("run_us", "points_us", "over_run")  # at the end, with --device cuda
 
 
 class Chain:
@@ -146,10 +152,19 @@ class Times:
     reference: float
     interval: float
     by: str
+    run: float | None = None  # on cuda, this and the next
+    points: float | None = None
+
+    def more(self) -> dict[str, str]:
+        """CUDA_COLUMNS."""
+        if self.run is None or self.points is None:
+            return {}
+        values = f"{self.run:.1f}", f"{self.points:.1f}", f"{self.interval / self.run:.2f}"
+        return dict(zip(CUDA_COLUMNS, values, strict=True))
 
 
 def measure(name: str, batch: int, device: str, rounds: int, folder: Path) -> Times:
-    """The three times of one network."""
+    """The times of one network."""
     import onnxruntime as ort
 
     sample, layers = nets()[name]
@@ -183,10 +198,19 @@ def measure(name: str, batch: int, device: str, rounds: int, folder: Path) -> Ti
     def bound() -> Any:
         return [kernels.to_host(end) for end in propagator.intervals(lower, upper)]
 
+    points = kernels.asarray(codes)
+
+    def run() -> Any:
+        return kernels.to_host(network.run(kernels, points))
+
+    def bound_points() -> Any:
+        return [kernels.to_host(end) for end in propagator.intervals(points, points)]
+
     infer()
     if any((a != b).any() for a, b in zip(reference(), bound(), strict=True)):
         raise SystemExit(f"{name}: the two ways of bounding differ")
-    times: dict[Callable[[], Any], list[float]] = {infer: [], reference: [], bound: []}
+    tasks = (infer, reference, bound) if device == "cpu" else (infer, reference, bound, run, bound_points)
+    times: dict[Callable[[], Any], list[float]] = {task: [] for task in tasks}
     for _ in range(rounds):
         for task, own in times.items():
             repeats, start = 0, clock()
@@ -194,7 +218,9 @@ def measure(name: str, batch: int, device: str, rounds: int, folder: Path) -> Ti
                 task()
                 repeats += 1
             own.append((clock() - start) / repeats)
-    return Times(*(statistics.median(own) * 1e6 for own in times.values()), propagator.name)
+    first_three, more = tasks[:3], tasks[3:]
+    median = {task: statistics.median(own) * 1e6 for task, own in times.items()}
+    return Times(*(median[task] for task in first_three), propagator.name, *(median[task] for task in more))
 
 
 def machine() -> str:
@@ -218,7 +244,8 @@ def main() -> int:
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, options.out.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        columns = COLUMNS if options.device == "cpu" else COLUMNS + CUDA_COLUMNS
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         for name in options.networks or nets():
             for batch in options.batches:
@@ -236,12 +263,14 @@ def main() -> int:
                     "reference_ratio": f"{found.reference / found.inference:.2f}",
                     "ratio": f"{found.interval / found.inference:.2f}",
                     "boxes_per_second": f"{batch / found.interval * 1e6:.0f}",
+                    **found.more(),
                 }
                 writer.writerow(row)
                 stream.flush()
                 print(
                     f"{name:32} batch {batch:5}: inference {found.inference:10.1f} us, reference "
                     f"{row['reference_ratio']:>6}x, {found.by} {found.interval:10.1f} us, {row['ratio']:>5}x"
+                    + "".join(f", {column} {row[column]}" for column in found.more())
                 )
     return 0
 

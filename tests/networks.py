@@ -8,7 +8,8 @@ import numpy as np
 
 from qverify.kernels import open_kernels
 from qverify.network import Network, Node
-from qverify.ops import AbstractOp, Conv, Dense, FloatProgram, Layout, Max, Pairwise, Requantize, Table, Type
+from qverify.ops import AbstractOp, Conv, Dense, FloatProgram, Interval, Layout, Max, Pairwise, Requantize, Table, Type
+from tests.ops.cases import Case
 
 CPU = open_kernels("cpu")
 Rng = np.random.Generator
@@ -160,6 +161,43 @@ def random_network(rng: Rng, inputs: int = 0, layers: int = 4) -> Network:
         x = maker.requantize(maker.dense(x, int(rng.integers(1, 4))))
     outputs = (x, earlier) if rng.random() < 0.2 else (x,)
     return maker.network(*outputs)
+
+
+def boxes(rng: Rng, kind: Type, count: int = 24) -> Interval:
+    """Points, corners, narrow and wide boxes, the whole range."""
+    ends = rng.integers(kind.low, kind.high, (2, count, kind.size), dtype=np.int64, endpoint=True)
+    lower, upper = ends.min(axis=0), ends.max(axis=0)
+    upper[:4] = lower[:4]
+    upper[4:10] = np.minimum(lower[4:10] + rng.integers(0, 4, (6, kind.size)), kind.high)
+    lower[10:13], upper[10], upper[11] = kind.low, kind.high, kind.low
+    lower[13:15], upper[13:15] = kind.high, kind.high
+    extreme = rng.random((2, 5, kind.size)) < 0.5
+    lower[15:20] = np.where(extreme[0], kind.low, kind.high)
+    upper[15:20] = np.where(extreme[0] & extreme[1], kind.low, kind.high)
+    return lower.astype(np.int32), upper.astype(np.int32)
+
+
+def one_op(case: Case) -> Network:
+    """The op of a case on a flat input: its own types, by a table that clips where there are several."""
+    whole = Type((sum(t.size for t in case.inputs),), min(t.low for t in case.inputs), max(t.high for t in case.inputs))
+    nodes: list[Node] = []
+
+    def add(op: AbstractOp, *inputs: int) -> int:
+        kinds = [nodes[i - 1].type if i else whole for i in inputs]
+        nodes.append(Node(op, inputs, op.output_type(*kinds)))
+        return len(nodes)
+
+    values, start = [], 0
+    codes = np.arange(whole.low, whole.high + 1) if whole.count < 1000 else np.zeros(0)
+    for t in case.inputs:
+        if len(case.inputs) == 1:
+            values.append(add(Layout(t.shape), 0))
+        else:
+            part = add(Layout(t.shape, np.arange(start, start + t.size)), 0)
+            values.append(add(Table(np.clip(codes, t.low, t.high).astype(np.int32)[None], whole.low), part))
+        start += t.size
+    network = Network(whole, tuple(nodes), (add(case.op, *values),))
+    return Network(whole, tuple(nodes), network.outputs)
 
 
 def all_points(lower: Any, upper: Any) -> Any:

@@ -13,11 +13,11 @@ import pytest
 from qverify import propagate, runtime
 from qverify.errors import ModelError, SoundnessError
 from qverify.frontend.model import read_model
-from qverify.network import Network, Node
-from qverify.ops import AbstractOp, Conv, Dense, FloatProgram, Interval, Layout, Max, Requantize, Table, Type
+from qverify.network import Network
+from qverify.ops import AbstractOp, Conv, Dense, FloatProgram, Layout, Max, Requantize, Table
 from qverify.propagate import Propagator, Stretch, make_steps, product_option, rules
 from tests.graphs import ROUNDS
-from tests.networks import CPU, Maker, Rng, random_network
+from tests.networks import CPU, Maker, Rng, boxes, one_op, random_network
 from tests.ops.cases import CASES, Case
 
 pytest.importorskip("onnxruntime")
@@ -29,20 +29,6 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "specs" / "examples" / "onnx").gl
 def anything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs for every stretch, however small."""
     monkeypatch.setattr(propagate, "WORTH_IT", (AbstractOp,))
-
-
-def boxes(rng: Rng, kind: Type, count: int = 24) -> Interval:
-    """Points, corners, narrow and wide boxes, the whole range."""
-    ends = rng.integers(kind.low, kind.high, (2, count, kind.size), dtype=np.int64, endpoint=True)
-    lower, upper = ends.min(axis=0), ends.max(axis=0)
-    upper[:4] = lower[:4]
-    upper[4:10] = np.minimum(lower[4:10] + rng.integers(0, 4, (6, kind.size)), kind.high)
-    lower[10:13], upper[10], upper[11] = kind.low, kind.high, kind.low
-    lower[13:15], upper[13:15] = kind.high, kind.high
-    extreme = rng.random((2, 5, kind.size)) < 0.5
-    lower[15:20] = np.where(extreme[0], kind.low, kind.high)
-    upper[15:20] = np.where(extreme[0] & extreme[1], kind.low, kind.high)
-    return lower.astype(np.int32), upper.astype(np.int32)
 
 
 def same_as_defined(network: Network, rng: Rng) -> int:
@@ -58,29 +44,6 @@ def same_as_defined(network: Network, rng: Rng) -> int:
     steps = fast._steps or []
     assert fast.name == ("onnxruntime" if steps else "NumPy")
     return sum(len(step.nodes) for step in steps if isinstance(step, Stretch))
-
-
-def one_op(case: Case) -> Network:
-    """The op of a case on a flat input: its own types, by a table that clips where there are several."""
-    whole = Type((sum(t.size for t in case.inputs),), min(t.low for t in case.inputs), max(t.high for t in case.inputs))
-    nodes: list[Node] = []
-
-    def add(op: AbstractOp, *inputs: int) -> int:
-        kinds = [nodes[i - 1].type if i else whole for i in inputs]
-        nodes.append(Node(op, inputs, op.output_type(*kinds)))
-        return len(nodes)
-
-    values, start = [], 0
-    codes = np.arange(whole.low, whole.high + 1) if whole.count < 1000 else np.zeros(0)
-    for t in case.inputs:
-        if len(case.inputs) == 1:
-            values.append(add(Layout(t.shape), 0))
-        else:
-            part = add(Layout(t.shape, np.arange(start, start + t.size)), 0)
-            values.append(add(Table(np.clip(codes, t.low, t.high).astype(np.int32)[None], whole.low), part))
-        start += t.size
-    network = Network(whole, tuple(nodes), (add(case.op, *values),))
-    return Network(whole, tuple(nodes), network.outputs)
 
 
 def expressible(case: Case) -> bool:
@@ -321,12 +284,3 @@ def test_a_later_difference_ends_the_search() -> None:
     ]
     with pytest.raises(SoundnessError, match="report"):
         fast.intervals(lower, upper)
-
-
-def test_another_machine_keeps_its_own_kernels() -> None:
-    rng = np.random.default_rng(0)
-    network = ordinary_network(rng)
-    other = replace(CPU, name="cuda")
-    fast = Propagator(network, other, patience=0)
-    fast.intervals(*boxes(rng, network.input_type))
-    assert fast.name == "CuPy" and fast._steps is None

@@ -98,6 +98,7 @@ class Fused:
     variant: Variant
     module: Any
     _functions: dict[str, tuple[Any, int]] = field(default_factory=dict, repr=False)
+    _limits: dict[str, int] = field(default_factory=dict, repr=False)  # attributes that were asked for
 
     def pack_dense(
         self, weight: Ints, bias: Ints, epilogue: Epilogue, width: int | None = None, tile: str | None = None
@@ -130,8 +131,10 @@ class Fused:
         """An attribute of the device; on a CPU, that of a common one."""
         if self.kernels.name == "cpu":
             return otherwise
-        library = self.kernels.xp
-        return int(library.cuda.Device().attributes[name])
+        if name not in self._limits:
+            library = self.kernels.xp
+            self._limits[name] = int(library.cuda.Device().attributes[name])
+        return self._limits[name]
 
     def network(self, packed: PackedNetwork, x: Array) -> Any:
         """Pairs `x` [N, width, 2] -> what the last layer gives, as from `dense`."""
@@ -418,7 +421,8 @@ def _seconds(fused: Fused, size: tuple[int, int, int]) -> float:
     rng = np.random.default_rng(0)
     weight, bias, epilogues = _trial(rng, inputs, neurons)
     layer = fused.pack_dense(weight, bias, epilogues[1])
-    x = interleave(kernels, *_box(rng, (rows, inputs)))
+    lower, upper = (np.resize(end, (rows, inputs)) for end in _box(rng, (min(rows, 512), inputs)))
+    x = interleave(kernels, lower, upper)
     times = []
     for _ in range(4):
         start = perf_counter()

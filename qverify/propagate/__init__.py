@@ -1,9 +1,10 @@
-"""Interval bound propagation at the speed of onnxruntime's int8 kernels, where they are there and compute exactly.
+"""Interval bound propagation at the speed of int8 kernels, where they are there and compute exactly.
 
-`Network.intervals` defines the bounds. Stretches of the network whose ops `rules` can express become graphs that
-onnxruntime runs; what it cannot express is computed by the op itself. Nothing is trusted: kernels that saturate are
-found by worst cases on this CPU and are not used, before the first use the bounds of some boxes are compared, and so are
-some of the search's own, ever more rarely.
+`Network.intervals` defines the bounds. On a CPU, stretches of the network whose ops `rules` can express become graphs that
+onnxruntime runs; on a GPU, `plan` maps the network onto qverify's own CUDA kernels. What these cannot express is computed
+by the op itself. Nothing is trusted: kernels that saturate or differ in a bit are found by worst cases on this machine
+and are not used, before the first use the bounds of some boxes are compared, and so are some of the search's own, ever
+more rarely.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qverify import runtime
-from qverify.errors import ModelError, QverifyError, SoundnessError
+from qverify.errors import DeviceError, ModelError, QverifyError, SoundnessError
 from qverify.kernels import Array, Kernels, open_kernels
 from qverify.network import Network, Node
 from qverify.ops import AbstractOp, Conv, Dense, FloatProgram, Interval, Layout, Requantize, Type
 from qverify.propagate.rules import Held, Rules
 from qverify.propagate.weights import Inexpressible
 
-PATIENCE = 0.05  # seconds of NumPy's before a graph is built
+if TYPE_CHECKING:
+    from qverify.propagate.device import Plan
+
+PATIENCE = 0.05  # seconds of NumPy's (or CuPy's) before a graph (or a plan) is built
+TO_COMPILE = 3.0  # seconds of CuPy's before the CUDA kernels are compiled, which takes about as long, once per process
 WORTH_IT: tuple[type[AbstractOp], ...] = (Dense, Conv)  # without one, passing values back and forth costs more
 CHECKED = 2e7  # values to be computed by NumPy in the comparison, at most
 
@@ -61,32 +66,47 @@ class Stretch:
 class Propagator:
     """`Network.intervals` for one network, by the fastest way that computes the same integers."""
 
-    def __init__(self, network: Network, kernels: Kernels, patience: float = PATIENCE) -> None:
+    def __init__(self, network: Network, kernels: Kernels, patience: float | None = None) -> None:
         self.name = "NumPy" if kernels.name == "cpu" else "CuPy"
         self.disagreed = False  # whether a graph was dropped because its bounds differed, which is an error of ours
         self._network, self._kernels, self._patience = network, kernels, patience
-        self._waiting = kernels.name == "cpu"
+        self._waiting = True
         self._spent = 0.0
-        self._batches = 0  # bounded by graphs
+        self._batches = 0  # bounded by graphs or by a plan
         self._steps: list[Stretch | int] | None = None
         self._last: dict[int, int] = {}
+        self._plan: Plan | None = None
 
     def intervals(self, lower: Array, upper: Array) -> Interval:
         """As `Network.intervals`: the outputs' bounds, int32 [N, output_size] each, over boxes of code vectors [N, n]."""
-        if self._waiting and self._spent >= self._patience:
-            self._build()
-        if self._steps is not None:
+        if self._waiting and self._spent >= self._enough():
+            self._waiting = False
+            self._build() if self._kernels.name == "cpu" else self._build_plan()
+        if self._steps is not None or self._plan is not None:
             try:
-                found = self._run(self._steps, lower, upper)
-            except ModelError:
-                self._steps, self.name = None, "NumPy"
+                found = self._plan.run(lower, upper) if self._plan else self._run(self._steps or [], lower, upper)
+            except (ModelError, DeviceError):
+                self._steps = self._plan = None
+                self.name = "NumPy" if self._kernels.name == "cpu" else "CuPy"
             else:
                 self._audit(lower, upper, found)
                 return found
         start = time.perf_counter()
         result = self._network.intervals(self._kernels, lower, upper)
-        self._spent += time.perf_counter() - start
+        if self._waiting:
+            self._kernels.to_host(result[0][:1])  # waits for a GPU
+            self._spent += time.perf_counter() - start
         return result
+
+    def _enough(self) -> float:
+        """Seconds to be spent on the ops before something faster is made."""
+        if self._patience is not None:
+            return self._patience
+        if self._kernels.name == "cpu":
+            return PATIENCE
+        from qverify.propagate.device import is_open
+
+        return PATIENCE if is_open(self._kernels) else TO_COMPILE
 
     def _run(self, steps: list[Stretch | int], lower: Array, upper: Array) -> Interval:
         network, boxes = self._network, {0: (lower, upper)}
@@ -110,14 +130,17 @@ class Propagator:
         if self._batches & (self._batches - 1) == 0:
             some = slice(None, None, max(1, len(lower) - 1))
             expected = self._network.intervals(self._kernels, lower[some], upper[some])
-            if not all(np.array_equal(a, b[some]) for a, b in zip(expected, found, strict=True)):
-                raise SoundnessError(
-                    "onnxruntime's kernels and NumPy bound a network differently; please report this model"
-                )
+            if not self._same(expected, (found[0][some], found[1][some])):
+                own = "onnxruntime's kernels and NumPy" if self._plan is None else f"the {self.name}, and CuPy"
+                raise SoundnessError(f"{own} bound a network differently; please report this model")
+
+    def _same(self, slow: Interval, fast: Interval) -> bool:
+        """Whether two bounds are equal; on the host, since nothing is trusted."""
+        to_host = self._kernels.to_host
+        return all(np.array_equal(to_host(a), to_host(b)) for a, b in zip(slow, fast, strict=True))
 
     def _build(self) -> None:
         """Make the graphs, and use them if they give the same bounds of some boxes."""
-        self._waiting = False
         exactly = product_option()
         if exactly is None:
             return
@@ -130,15 +153,32 @@ class Propagator:
             fast = self._run(steps, lower, upper)
         except ModelError:
             return
-        slow = self._network.intervals(self._kernels, lower, upper)
-        if all(np.array_equal(a, b) for a, b in zip(fast, slow, strict=True)):
+        if self._same(self._network.intervals(self._kernels, lower, upper), fast):
             self._steps, self.name = steps, "onnxruntime"
+        else:
+            self.disagreed = True
+
+    def _build_plan(self) -> None:
+        """The same on a GPU, of which only somebody who uses one pays for the import."""
+        from qverify.propagate.device import opened
+        from qverify.propagate.plan import make_plan
+
+        try:
+            plan = make_plan(self._network, opened(self._kernels))
+            if not plan.launches():
+                return
+            lower, upper = (self._kernels.asarray(end) for end in sample_boxes(self._network))
+            fast = plan.run(lower, upper)
+        except DeviceError:
+            return
+        if self._same(self._network.intervals(self._kernels, lower, upper), fast):
+            self._plan, self.name = plan, f"CUDA kernels, {plan.variant.lower()}"
         else:
             self.disagreed = True
 
 
 def make_propagator(network: Network, kernels: Kernels) -> Propagator:
-    """The bounds of a network (its arrays on the machine of `kernels`); graphs are built once they are worth it."""
+    """The bounds of a network (its arrays on the machine of `kernels`); graphs or plans are made once they are worth it."""
     return Propagator(network, kernels)
 
 

@@ -50,7 +50,7 @@ MOVES: dict[str, set[str]] = {
     "zeros_like": {"dtype"},
     "as_strided": {"shape", "strides"},
 }
-TYPES = {"bool_", "int8", "int16", "int32", "int64", "uint8", "uint32", "uint64", "float32", "float64"}
+TYPES = {"bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"}
 REDUCTIONS = {
     name: {"axis", "keepdims"} for name in ("all", "any", "sum", "max", "min", "mean")
 }  # no initial, no where
