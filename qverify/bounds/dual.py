@@ -172,7 +172,8 @@ class Dual:
             elif isinstance(rule, Nonlinear | Concretized) or any(values[i] is None for i in node.inputs):
                 values.append(None)
             else:
-                values.append(rule.forward(self.kernels, *(values[i] for i in node.inputs)))
+                result = rule.forward(self.kernels, *(values[i] for i in node.inputs))
+                values.append(result.astype(GUIDE, copy=False))  # constants among codes make float64
         return values
 
     def argument(self, values: list[Array], k: int) -> Array:
