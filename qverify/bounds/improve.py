@@ -17,7 +17,7 @@ import numpy as np
 from qverify.bounds.dual import Dual, Multipliers, Primal, Scene
 from qverify.deadline import Deadline
 from qverify.kernels import Array, Kernels
-from qverify.kernels.steps import descend, dot, kept
+from qverify.kernels.steps import descend, dot, kept, total
 from qverify.ops.relax import GUIDE
 
 MEMORY = 0.05  # the share of the last step in the averages of arguments
@@ -43,10 +43,8 @@ class Objective:
 
     def at(self, kernels: Kernels, values: list[Array]) -> Array:
         """Every inequality's value at stored network values [N, *shape]: [N, K]."""
-        total = self.constants
-        for value, own in self.terms.items():
-            total = total + dot(kernels, own, values[value][:, None])
-        return total
+        products = [dot(kernels, own, values[value][:, None]) for value, own in self.terms.items()]
+        return total(kernels, [self.constants, *products])
 
     def as_guide(self) -> Objective:
         """The same in the guide's type."""
@@ -84,8 +82,8 @@ class Point:
 
 def evaluate(dual: Dual, scene: Scene, objective: Objective, point: Point) -> Primal:
     """Set the point's bound; where the maxima are taken comes back. All in the guide's type."""
-    total, primal = dual.guide(scene, objective.weights(point.mix), point.multipliers)
-    point.bound = total[:, 0] + (point.mix * objective.constants).sum(axis=1)
+    upper, primal = dual.guide(scene, objective.weights(point.mix), point.multipliers)
+    point.bound = (upper + dot(dual.kernels, point.mix[:, None], objective.constants[:, None]))[:, 0]
     return primal
 
 

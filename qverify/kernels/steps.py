@@ -10,6 +10,7 @@ sum.
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 from qverify.kernels import Array, Kernels
@@ -48,6 +49,25 @@ DESCEND = """
     if (next < least) next = least;
 """
 
+# One element i of [samples, channels, height, width] from columns [samples, *output, channels, *kernel]: the sum over taps.
+FOLD = """
+    const ptrdiff_t x = i % width, y = i / width % height, c = i / (width * height) % channels;
+    const ptrdiff_t sample = i / (width * height * channels);
+    sum = 0;
+    for (ptrdiff_t a = 0; a < kernel_h; ++a) {
+        const ptrdiff_t u = y - a * dilation_h;
+        if (u < 0 || u % stride_h != 0 || u / stride_h >= output_h) continue;
+        for (ptrdiff_t b = 0; b < kernel_w; ++b) {
+            const ptrdiff_t v = x - b * dilation_w;
+            if (v < 0 || v % stride_w != 0 || v / stride_w >= output_w) continue;
+            const ptrdiff_t at = (sample * output_h + u / stride_h) * output_w + v / stride_w;
+            sum += columns[((at * channels + c) * kernel_h + a) * kernel_w + b];
+        }
+    }
+"""
+SIDES = tuple(f"{name}_{side}" for name in ("output", "kernel", "stride", "dilation") for side in "hw")
+FOLD_IN = ", ".join(["raw T columns", *(f"int64 {name}" for name in ("channels", "height", "width", *SIDES))])
+
 # name -> what CuPy's ElementwiseKernel takes: inputs, outputs, the text for one element
 KERNELS = {
     "corner": (CORNER_IN, CORNER_OUT, CORNER),
@@ -62,6 +82,7 @@ KERNELS = {
         "T next, T first, T second, T mean",
         DESCEND + MEAN,
     ),
+    "fold": (FOLD_IN, "T sum", FOLD),
     "furthest": ("T w, T low, T high", "T best", "best = w > 0 ? high : low;"),
 }
 
@@ -77,12 +98,68 @@ def _dot(xp: Any) -> Any:
     return xp.ReductionKernel("T a, T b", "T c", "a * b", "a + b", "c = a", "0", "qverify_dot")
 
 
+@functools.cache
+def _total(xp: Any, count: int) -> Any:
+    names = [f"part{k}" for k in range(count)]
+    inputs, text = ", ".join(f"T {name}" for name in names), " + ".join(names)
+    return xp.ElementwiseKernel(inputs, "T whole", f"whole = {text}", f"qverify_total{count}")
+
+
+def total(kernels: Kernels, parts: list[Array]) -> Array:
+    """Their sum, from the first to the last."""
+    if kernels.name == "cpu" or len(parts) < 3:
+        return functools.reduce(lambda a, b: a + b, parts)
+    return _total(kernels.xp, len(parts))(*parts)
+
+
+def fold(
+    kernels: Kernels,
+    columns: Array,
+    output: tuple[int, ...],
+    padded: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+) -> Array:
+    """Columns [N, groups, *output, channels, *kernel] added up where their taps meet the input: [N, groups, channels,
+    *padded]. In the order of the taps, from 0."""
+    xp, rank = kernels.xp, len(output)
+    n, groups = columns.shape[:2]
+    channels, kernel = columns.shape[2 + rank], columns.shape[3 + rank :]
+    if kernels.name != "cpu" and rank <= 2:
+        sides = [side for own in (output, kernel, strides, dilations) for side in (1, *own)[-2:]]
+        result = xp.empty((n, groups, channels, *padded), dtype=columns.dtype)
+        return _kernel(xp, "fold")(columns, channels, *(1, *padded)[-2:], *sides, result)
+    result = xp.zeros((n, groups, channels, *padded), dtype=columns.dtype)
+    for tap in itertools.product(*map(range, kernel)):
+        where = tuple(
+            slice(t * d, t * d + (o - 1) * s + 1, s) for t, d, o, s in zip(tap, dilations, output, strides, strict=True)
+        )
+        part = columns[(..., *tap)]  # [N, groups, *output, channels]
+        result[(slice(None), slice(None), slice(None), *where)] += xp.moveaxis(part, -1, 2)
+    return result
+
+
 def dot(kernels: Kernels, a: Array, b: Array) -> Array:
     """The sum of a * b over the elements: [N, R, *shape] and what broadcasts to it -> [N, R]."""
     if kernels.name == "cpu":
         product = a * b
         return product.reshape(*product.shape[:2], -1).sum(axis=2)
     return _dot(kernels.xp)(a, b, axis=tuple(range(2, a.ndim))) if a.ndim > 2 else a * b
+
+
+@functools.cache
+def _largest(xp: Any) -> Any:
+    size = "x < 0 ? -(double)x : (double)x"  # not abs(x): that of -2**63 is negative
+    return xp.ReductionKernel("T x", "float64 size", size, "a > b ? a : b", "size = a", "0", "qverify_largest")
+
+
+def largest(kernels: Kernels, *xs: Array) -> list[float]:
+    """The largest absolute value of each of some arrays of integers, in float64 (0 if it is empty). The host waits once."""
+    if kernels.name == "cpu":
+        return [max(float(x.max()), -float(x.min())) if x.size else 0.0 for x in xs]
+    found = [_largest(kernels.xp)(x.reshape(-1), axis=(0,)) for x in xs if x.size]
+    sizes = iter(kernels.to_host(kernels.xp.stack(found)).tolist() if found else [])
+    return [next(sizes) if x.size else 0.0 for x in xs]
 
 
 def furthest(kernels: Kernels, weights: Array, low: Array, high: Array) -> Array:

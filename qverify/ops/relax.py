@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qverify.kernels import Array, Kernels
-from qverify.kernels.steps import best_corner, dot, furthest
+from qverify.kernels.steps import best_corner, dot, furthest, largest
 
 if TYPE_CHECKING:
     from qverify.ops.base import AbstractOp, Interval, Type
@@ -43,9 +43,9 @@ def exact(array: Array) -> bool:
     return bool(array.dtype.kind == "i")
 
 
-def magnitude(kernels: Kernels, x: Array) -> float:
-    """The largest absolute value of an array, as a float."""
-    return max(float(x.max()), -float(x.min())) if x.size else 0.0  # abs(-2**63) is negative
+def magnitude(kernels: Kernels, *xs: Array) -> float:
+    """The largest absolute value in some arrays, as a float."""
+    return max(largest(kernels, *xs))
 
 
 def summed(x: Array) -> Array:
@@ -57,8 +57,8 @@ def concretize(kernels: Kernels, weights: Array, box: Interval) -> tuple[Array, 
     """(max of sum weights * x over x in `box` ([N or 1, *shape] ends) [N, R], where it is taken [N, R, *shape])."""
     lower, upper = (end.astype(weights.dtype, copy=False)[:, None] for end in box)
     if exact(weights):
-        reach = max(magnitude(kernels, box[0]), magnitude(kernels, box[1]))
-        if magnitude(kernels, weights) * reach * max(1, box[0][0].size) >= LIMIT:
+        size, *ends = largest(kernels, weights, *box)
+        if size * max(ends) * max(1, box[0][0].size) >= LIMIT:
             raise TooLarge
     best = furthest(kernels, weights, lower, upper)
     n, r = weights.shape[:2]
@@ -119,9 +119,9 @@ class Hull:
         Sound because a linear function takes its maximum over a set at one of its corners; slack costs |multiplier| each.
         """
         if exact(weights):
-            size = magnitude(kernels, weights) * magnitude(kernels, self.y)
-            along = magnitude(kernels, self.z) + (0.0 if self.slack is None else magnitude(kernels, self.slack))
-            if (size + magnitude(kernels, multipliers) * along) * max(1, weights[0, 0].size) >= LIMIT:
+            slack = () if self.slack is None else (self.slack,)
+            own, across, steep, *along = largest(kernels, weights, self.y, multipliers, self.z, *slack)
+            if (own * across + steep * sum(along)) * max(1, weights[0, 0].size) >= LIMIT:
                 raise TooLarge
         best, y, z = best_corner(kernels, weights, multipliers, self.z, self.y, self.slack)
         return summed(best), y, z

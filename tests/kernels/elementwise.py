@@ -21,7 +21,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-NAMES = {"float32": "float", "int64": "long long", "bool": "bool"}  # as CuPy's typedefs have them
+NAMES = {
+    "float32": "float",
+    "float64": "double",
+    "int32": "int",
+    "int64": "long long",
+    "bool": "bool",
+}  # as CuPy's typedefs have them
 FRAME = """
 #include <cmath>
 #include <cstddef>
@@ -118,7 +124,7 @@ class ElementwiseKernel:
         return tuple(made) if len(made) > 1 else made[0]
 
     def _types(self, pairs: Sequence[tuple[Parameter, Any]]) -> dict[str, np.dtype[Any]]:
-        types: dict[str, np.dtype[Any]] = {"int64": np.dtype(np.int64), "bool": np.dtype(np.bool_)}
+        types: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in ("int64", "float64", "bool")}
         for p, a in pairs:
             if isinstance(a, np.ndarray):
                 if types.setdefault(p.type, a.dtype) != a.dtype:
@@ -148,14 +154,14 @@ class ElementwiseKernel:
 
 
 class ReductionKernel:
-    """Sums of products only."""
+    """Sums of products and largest magnitudes only."""
 
-    def __init__(self, *text: str) -> None:
-        if text[:-1] != ("T a, T b", "T c", "a * b", "a + b", "c = a", "0"):
-            raise NotImplementedError(text)
+    def __init__(self, inputs: str, outputs: str, each: str, *rest: str) -> None:
+        self._largest = rest[0] == "a > b ? a : b"
+        if rest[:-1] != (("a > b ? a : b", "size = a", "0") if self._largest else ("a + b", "c = a", "0")):
+            raise NotImplementedError(rest)
+        self._each = ElementwiseKernel(inputs, outputs, f"{outputs.split()[-1]} = {each}", rest[-1])
 
-    def __call__(self, a: Any, b: Any, axis: tuple[int, ...]) -> Any:
-        if a.dtype != b.dtype:
-            raise TypeError(f"{a.dtype} and {b.dtype}")
-        product = ElementwiseKernel("T a, T b", "T c", "c = a * b", "product")(a, b)
-        return np.asarray(product.sum(axis=axis))
+    def __call__(self, *args: Any, axis: tuple[int, ...]) -> Any:
+        each = self._each(*args)
+        return np.asarray(each.max(axis=axis, initial=0) if self._largest else each.sum(axis=axis))

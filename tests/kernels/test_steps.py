@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from qverify.bounds.dual import Dual
+from qverify.bounds.improve import Objective, Point, improve
+from qverify.deadline import Deadline
+from qverify.frontend.model import read_model
 from qverify.kernels import open_kernels, steps
+from qverify.ops.relax import GUIDE
 from tests.kernels.elementwise import NAMES, Parameter
-from tests.kernels.strict import open_strict
+from tests.kernels.strict import Count, open_strict
 from tests.kernels.test_nvrtc import nvrtc, text_of
 
 CPU, STRICT = open_kernels("cpu"), open_strict()
+EXAMPLES = Path(__file__).parents[2] / "specs" / "examples" / "onnx"
 Rng = np.random.Generator
 KINDS = [np.int64, np.float32]
 NORMAL = np.finfo(np.float32).tiny
@@ -113,6 +120,32 @@ def test_a_step_is_numpy_s(averaged: bool) -> None:
     assert averaged or after.min() == 0
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_folded_columns_and_sums_are_numpy_s(kind: Any) -> None:
+    """Bit for bit: additions in the same order."""
+    rng = np.random.default_rng(24)
+    for seed in range(30):
+        rank = 1 + seed % 3
+        output, kernel, strides, dilations = (tuple(int(v) for v in rng.integers(1, 4, rank)) for _ in range(4))
+        more = rng.integers(0, 3, rank)
+        sides = zip(output, kernel, strides, dilations, more, strict=True)
+        padded = tuple((o - 1) * s + (k - 1) * d + 1 + int(m) for o, k, s, d, m in sides)
+        columns = rng.normal(size=(2, 3, *output, 4, *kernel)).astype(kind)
+        ours, theirs = (steps.fold(k, k.asarray(columns), output, padded, strides, dilations) for k in (CPU, STRICT))
+        same(ours, theirs)
+    for count in range(1, 6):
+        parts = [rng.normal(size=(4, 1 + k % 2)).astype(kind) for k in range(count)]
+        same(steps.total(CPU, parts), steps.total(STRICT, list(there(*parts))))
+
+
+def test_the_largest_magnitudes_are_known_at_one_wait() -> None:
+    ends = np.array([[-(2**63), 5], [2**63 - 1, 0]], np.int64)
+    arrays = [ends, ends[1:], np.array([-7, 3], np.int32), np.zeros((0, 2), np.int64), np.array(-4), ends[:, 1:]]
+    Count.waits = 0
+    theirs = steps.largest(STRICT, *map(STRICT.asarray, arrays))
+    assert steps.largest(CPU, *arrays) == theirs == [2.0**63, 2.0**63, 7, 0, 4, 5] and Count.waits == 1
+
+
 def test_what_is_better_is_kept() -> None:
     rng = np.random.default_rng(23)
     new, old = ([rng.normal(size=s).astype(np.float32) for s in ((6,), (6, 2), (6, 1, 3))] for _ in range(2))
@@ -125,6 +158,26 @@ def test_what_is_better_is_kept() -> None:
             assert np.array_equal(a, b)
             same(a, c)
     assert all(np.array_equal(a, b) for a, b in zip((*new, *old), copies, strict=True))
+
+
+@pytest.mark.parametrize(("name", "most"), [("mnist_mlp_qop", 36), ("mnist_cnn_qop", 60)])
+def test_a_step_takes_few_launches_and_no_wait(name: str, most: int) -> None:
+    """Steps 10 to 17 of an improvement, on the strict machine: one look at the bounds for all of them."""
+    network = read_model(EXAMPLES / f"{name}.onnx").lowered.network
+    dual, rng, last = Dual.make(network, STRICT), np.random.default_rng(25), len(network.nodes)
+    lower = rng.integers(0, 250, (1, network.input_type.size), dtype=np.int32)
+    boxes, _ = dual.network.boxes(STRICT, STRICT.asarray(lower), STRICT.asarray(lower + 5))
+    weights = rng.normal(size=(1, 2, *network.type_of(last).shape)).astype(GUIDE)
+    objective = Objective({last: STRICT.asarray(weights)}, STRICT.asarray(np.ones((1, 2), GUIDE)))
+    scene, mix = dual.scene(boxes, last).as_guide(STRICT), STRICT.asarray(np.ones((1, 2), GUIDE))
+    start = Point(mix, dual.edge_multipliers(boxes, objective.weights(mix)), mix[:, 0])
+    counts = []
+    for rounds in (9, 17):
+        Count.launches = Count.waits = 0
+        improve(dual, scene, objective, start, rounds, 0.1, Deadline.after(None), enough=-np.inf)
+        counts.append((Count.launches, Count.waits))
+    assert (counts[1][0] - counts[0][0]) / 8 <= most
+    assert counts[1][1] - counts[0][1] == 1
 
 
 def cuda_source(name: str, kind: str) -> str:
