@@ -95,7 +95,7 @@ def _kernel(xp: Any, name: str) -> Any:
 
 @functools.cache
 def _dot(xp: Any) -> Any:
-    return xp.ReductionKernel("T a, T b", "T c", "a * b", "a + b", "c = a", "0", "qverify_dot")
+    return xp.ReductionKernel("T x, T y", "T sum", "x * y", "a + b", "sum = a", "0", "qverify_dot")
 
 
 @functools.cache

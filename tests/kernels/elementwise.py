@@ -158,7 +158,7 @@ class ReductionKernel:
 
     def __init__(self, inputs: str, outputs: str, each: str, *rest: str) -> None:
         self._largest = rest[0] == "a > b ? a : b"
-        if rest[:-1] != (("a > b ? a : b", "size = a", "0") if self._largest else ("a + b", "c = a", "0")):
+        if rest[:-1] != (("a > b ? a : b", "size = a", "0") if self._largest else ("a + b", "sum = a", "0")):
             raise NotImplementedError(rest)
         self._each = ElementwiseKernel(inputs, outputs, f"{outputs.split()[-1]} = {each}", rest[-1])
 

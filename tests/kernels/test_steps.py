@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,18 @@ def test_a_step_takes_few_launches_and_no_wait(name: str, most: int) -> None:
         counts.append((Count.launches, Count.waits))
     assert (counts[1][0] - counts[0][0]) / 8 <= most
     assert counts[1][1] - counts[0][1] == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
+@pytest.mark.filterwarnings("ignore")  # CuPy warns where it finds no CUDA
+def test_cupy_reads_every_kernel() -> None:
+    """Parameters and names; the text is compiled when a kernel is first called."""
+    import cupy
+
+    for inputs, outputs, text in steps.KERNELS.values():
+        made = cupy.ElementwiseKernel(inputs, outputs, text, "qverify_some")
+        assert made.nin == len(Parameter.read(inputs)) and made.nout == len(Parameter.read(outputs))
+    assert all(make(cupy) is not None for make in (steps._dot, steps._largest)) and steps._total(cupy, 5).nin == 5
 
 
 def cuda_source(name: str, kind: str) -> str:
