@@ -17,9 +17,10 @@ from qverify.bounds.dual import Dual, Scene
 from qverify.bounds.improve import Objective, Point, rounded
 from qverify.bounds.regions import Compiler, Ends, Inequality, Output, Region
 from qverify.kernels import Array
+from qverify.kernels.steps import largest
 from qverify.network import Network
 from qverify.ops import Interval
-from qverify.ops.relax import LIMIT, Staircase, TooLarge, magnitude
+from qverify.ops.relax import LIMIT, Staircase, TooLarge
 from qverify.property import Case
 
 PRECISION = 18  # a mix of 1 becomes 2**18, less what the inequalities' coefficients take
@@ -73,7 +74,8 @@ class Cover:
         if not terms:
             return result
         shift = self.precision()
-        if max(magnitude(dual.kernels, own) for own in (constants, *terms.values())) * 2.0**shift >= LIMIT:
+        sizes = (max(float(own.max(initial=0)), -float(own.min(initial=0))) for own in (constants, *terms.values()))
+        if max(sizes) * 2.0**shift >= LIMIT:
             return result
         try:
             weights = {
@@ -127,8 +129,8 @@ def proved(dual: Dual, scene: Scene, objective: Objective, point: Point, precisi
     while precision >= LEAST_PRECISION:
         mix, multipliers = rounded(dual, point, precision)
         try:
-            reach = max(magnitude(dual.kernels, own) for own in (constants, *terms.values()))
-            if magnitude(dual.kernels, mix) * reach * mix.shape[1] >= LIMIT:
+            size, *reach = largest(dual.kernels, mix, constants, *terms.values())
+            if size * max(reach) * mix.shape[1] >= LIMIT:
                 raise TooLarge
             total = dual.upper(scene, objective.weights(mix), multipliers)[:, 0]
             return total + (mix * constants).sum(axis=1) < 0, precision

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from qverify.kernels import Array, Kernels
+from qverify.kernels.steps import total
 from qverify.network import Network
 from qverify.ops import Interval
 from qverify.ops.base import moved
@@ -121,7 +122,7 @@ class Dual:
         boxes = scene.boxes
         held: dict[int, Array] = dict(weights)
         primal = Primal()
-        total: Any = 0
+        constants: list[Any] = []
         for k in range(max(held, default=0), 0, -1):
             own, node, rule = held.pop(k, None), self.network.nodes[k - 1], self.rules[k - 1]
             inputs = tuple(boxes[i] for i in node.inputs)
@@ -140,20 +141,29 @@ class Dual:
                 parts, constant = rule.backward(self.kernels, own, inputs, boxes[k])
                 if isinstance(rule, Concretized) and not exact(own):
                     primal.y[k] = concretize(self.kernels, own, boxes[k])[1]
-            total = self._added(total, constant)
+            self._collect(constants, constant)
             for i, part in zip(node.inputs, parts, strict=True):
                 if part is not None:
                     held[i] = self._added(held[i], part) if i in held else part
         if 0 in held:
             constant, primal.codes = concretize(self.kernels, held[0], boxes[0])
-            total = self._added(total, constant)
+            self._collect(constants, constant)
             primal.pull = held[0]
-        return total, primal
+        return total(self.kernels, constants) if constants else 0, primal
+
+    def _collect(self, constants: list[Any], constant: Any) -> None:
+        """Let a constant into the list; if exact, added to what is there and measured."""
+        if not hasattr(constant, "dtype"):
+            return
+        if exact(constant):
+            constants[:] = [self._added(constants[0] if constants else 0, constant)]
+        else:
+            constants.append(constant.astype(GUIDE, copy=False))
 
     def _added(self, a: Any, b: Any) -> Any:
         """a + b; if exact, both and the sum well inside int64."""
         result = a + b  # each is below LIMIT = 2**61, so the sum does not wrap before it is measured
-        if hasattr(b, "dtype") and exact(b) and max(magnitude(self.kernels, v) for v in (b, result)) >= LIMIT:
+        if hasattr(b, "dtype") and exact(b) and magnitude(self.kernels, b, result) >= LIMIT:
             raise TooLarge
         return result
 
@@ -172,7 +182,8 @@ class Dual:
             elif isinstance(rule, Nonlinear | Concretized) or any(values[i] is None for i in node.inputs):
                 values.append(None)
             else:
-                values.append(rule.forward(self.kernels, *(values[i] for i in node.inputs)))
+                result = rule.forward(self.kernels, *(values[i] for i in node.inputs))
+                values.append(result.astype(GUIDE, copy=False))  # constants among codes make float64
         return values
 
     def argument(self, values: list[Array], k: int) -> Array:

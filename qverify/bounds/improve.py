@@ -16,11 +16,13 @@ import numpy as np
 
 from qverify.bounds.dual import Dual, Multipliers, Primal, Scene
 from qverify.deadline import Deadline
-from qverify.kernels import Array
+from qverify.kernels import Array, Kernels
+from qverify.kernels.steps import descend, dot, kept, total
 from qverify.ops.relax import GUIDE
 
 MEMORY = 0.05  # the share of the last step in the averages of arguments
 FADE = 0.03  # the last step's rate over the first's
+LOOK = {"cpu": 1, "cuda": 8}  # steps from one look at the bounds to the next: on a GPU the host waits for it
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +41,10 @@ class Objective:
             for value, own in self.terms.items()
         }
 
-    def at(self, values: list[Array]) -> Array:
+    def at(self, kernels: Kernels, values: list[Array]) -> Array:
         """Every inequality's value at stored network values [N, *shape]: [N, K]."""
-        total = self.constants
-        for value, own in self.terms.items():
-            product = own * values[value][:, None]
-            total = total + product.reshape(*product.shape[:2], -1).sum(axis=2)
-        return total
+        products = [dot(kernels, own, values[value][:, None]) for value, own in self.terms.items()]
+        return total(kernels, [self.constants, *products])
 
     def as_guide(self) -> Objective:
         """The same in the guide's type."""
@@ -71,11 +70,20 @@ class Point:
         multipliers, arguments = ({k: a[rows] for k, a in own.items()} for own in (self.multipliers, self.arguments))
         return Point(self.mix[rows], multipliers, self.bound[rows], arguments)
 
+    def copy(self) -> Point:
+        """The same in arrays of its own."""
+        multipliers, arguments = ({k: a.copy() for k, a in own.items()} for own in (self.multipliers, self.arguments))
+        return Point(self.mix.copy(), multipliers, self.bound.copy(), arguments)
+
+    def parts(self) -> list[Array]:
+        """All of its arrays."""
+        return [self.mix, self.bound, *self.multipliers.values(), *self.arguments.values()]
+
 
 def evaluate(dual: Dual, scene: Scene, objective: Objective, point: Point) -> Primal:
     """Set the point's bound; where the maxima are taken comes back. All in the guide's type."""
-    total, primal = dual.guide(scene, objective.weights(point.mix), point.multipliers)
-    point.bound = total[:, 0] + (point.mix * objective.constants).sum(axis=1)
+    upper, primal = dual.guide(scene, objective.weights(point.mix), point.multipliers)
+    point.bound = (upper + dot(dual.kernels, point.mix[:, None], objective.constants[:, None]))[:, 0]
     return primal
 
 
@@ -95,15 +103,41 @@ class _Adam:
     def take(self, rows: Array) -> _Adam:
         return _Adam(self.first[rows], self.second[rows], self.size[rows], self.steps)
 
-    def step(self, xp: Any, gradient: Array, pace: float) -> Array:
+    def rate(self, pace: float) -> float:
+        """The next step's rate, which makes up for moments that begin at 0."""
         self.steps += 1
-        self.first += 0.1 * (gradient - self.first)
-        gradient *= gradient
-        self.second += 0.01 * (gradient - self.second)
-        scale = xp.sqrt(self.second)
-        scale += 1e-9
-        rate = pace * (1 - 0.99**self.steps) ** 0.5 / (1 - 0.9**self.steps)
-        return (rate * self.size) * self.first / scale
+        return pace * float((1 - 0.99**self.steps) ** 0.5 / (1 - 0.9**self.steps))
+
+
+@dataclass(eq=False)
+class _Best:
+    """The best point so far of the subproblems that are still improved, and where they stand among all of them."""
+
+    kernels: Kernels
+    point: Point
+    rows: Array | None = None  # None: they are all of them
+    all: Point | None = None
+
+    def keep(self, point: Point) -> None:
+        """Take over what is better in `point`."""
+        best = self.point
+        new, old = ([p.bound, p.mix, *p.multipliers.values()] for p in (point, best))
+        best.bound, best.mix, *rest = kept(self.kernels, point.bound < best.bound, new, old)
+        best.multipliers = dict(zip(best.multipliers, rest, strict=True))
+
+    def leave(self, left: Array) -> None:
+        """Go on with the rows `left` only."""
+        self.all = self.point.copy() if self.all is None else self.whole()
+        self.rows = left if self.rows is None else self.rows[left]
+        self.point = self.point.take(left)
+
+    def whole(self) -> Point:
+        """The best points of all."""
+        if self.all is None or self.rows is None:
+            return self.point
+        for whole, own in zip(self.all.parts(), self.point.parts(), strict=True):
+            whole[self.rows] = own
+        return self.all
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what only guides may lose its meaning
@@ -119,70 +153,49 @@ def improve(
 ) -> Point:
     """The best point found in `rounds` steps from `start`; scene and objective in the guide's type. A subproblem whose
     bound is below `enough` is left alone from then on; at the deadline the steps end."""
-    xp, last = dual.kernels.xp, max(objective.terms)
-    best = Point(start.mix, dict(start.multipliers), xp.full(len(start.mix), xp.inf, dtype=GUIDE))
-    point, rows = Point(start.mix, dict(start.multipliers), best.bound), None
+    kernels, last = dual.kernels, max(objective.terms)
+    xp = kernels.xp
+    point = Point(start.mix, dict(start.multipliers), xp.full(len(start.mix), xp.inf, dtype=GUIDE))
+    best = _Best(kernels, Point(point.mix, point.multipliers, point.bound))
     moments = {k: _Adam.make(xp, m, _typical(xp, m)) for k, m in start.multipliers.items()}
     mixing = _Adam.make(xp, point.mix, xp.full((len(point.mix), 1), 1 / 3, dtype=GUIDE))
     for t in range(rounds):
         primal = evaluate(dual, scene, objective, point)
-        _keep(xp, best, point, rows)
-        closed = point.bound < enough
-        if bool(closed.all()) or (t and deadline.passed()):
+        best.keep(point)
+        if t % LOOK[kernels.name] == LOOK[kernels.name] - 1:
+            closed = point.bound < enough
+            count = int(closed.sum())
+            if count == len(closed):
+                break
+        if t and deadline.passed():
             break
-        if t % 8 == 7 and int(closed.sum()) * 4 > len(closed):
+        if t % 8 == 7 and count * 4 > len(closed):
             left = xp.flatnonzero(~closed)
-            rows = left if rows is None else rows[left]
+            best.leave(left)
             scene, objective, point = scene.take(left), objective.take(left), point.take(left)
             moments, mixing = {k: a.take(left) for k, a in moments.items()}, mixing.take(left)
             continue
-        pace = rate * FADE ** (t / rounds)
-        values = dual.follow(primal, last)
+        pace, share = rate * FADE ** (t / rounds), max(1 / (t + 1), MEMORY)
+        values, means = dual.follow(primal, last), best.point.arguments
         for k, m in point.multipliers.items():
-            argument = dual.argument(values, k).reshape(m.shape)
-            _average(best.arguments, k, argument, rows, max(1 / (t + 1), MEMORY))
-            gap = argument - primal.z[k]
-            point.multipliers[k] = m - moments[k].step(xp, gap, pace)
+            argument, own = dual.argument(values, k).reshape(m.shape), moments[k]
+            if not t:
+                means[k] = xp.empty(m.shape, dtype=GUIDE)
+            moment = (own.first, own.second)
+            speed = own.rate(pace)
+            point.multipliers[k] = descend(
+                kernels, m, argument, primal.z[k], own.size, moment, speed, mean=means[k], share=share
+            )
         if point.mix.shape[1] > 1:
-            gradient = objective.at(values)
+            gradient, moment = objective.at(kernels, values), (mixing.first, mixing.second)
             gradient[:, 0] = 0  # the first inequality's weight stays 1: it is the scale
-            point.mix = xp.maximum(point.mix - mixing.step(xp, gradient, pace), 0)
-    return best
+            point.mix = descend(kernels, point.mix, gradient, 0.0, mixing.size, moment, mixing.rate(pace), least=0.0)
+    return best.whole()
 
 
 def _typical(xp: Any, m: Array) -> Array:
     """The mean magnitude of each subproblem's multipliers, as [N, 1, ...]."""
     return xp.abs(m).reshape(len(m), -1).mean(axis=1).reshape(-1, *([1] * (m.ndim - 1))) + GUIDE(1e-9)
-
-
-def _average(means: Multipliers, k: int, argument: Array, rows: Array | None, share: float) -> None:
-    """Let `argument` (of some rows) into the running mean of node k with this share."""
-    if k not in means:
-        means[k] = argument.copy()
-    elif rows is None:
-        means[k] += share * (argument - means[k])
-    else:
-        means[k][rows] += share * (argument - means[k][rows])
-
-
-def _keep(xp: Any, best: Point, point: Point, rows: Array | None) -> None:
-    """Take over what is better in `point`, whose rows are `rows` of `best` (None: all of them)."""
-    if rows is None:
-        better = point.bound < best.bound
-        if bool(better.all()):
-            best.bound, best.mix, best.multipliers = point.bound, point.mix, dict(point.multipliers)
-            return
-        own = at = xp.flatnonzero(better)
-    else:
-        own = xp.flatnonzero(point.bound < best.bound[rows])
-        at = rows[own]
-    if not len(at):
-        return
-    best.bound, best.mix = best.bound.copy(), best.mix.copy()
-    best.bound[at], best.mix[at] = point.bound[own], point.mix[own]
-    for k, m in point.multipliers.items():
-        best.multipliers[k] = best.multipliers[k].copy()
-        best.multipliers[k][at] = m[own]
 
 
 def rounded(dual: Dual, point: Point, precision: int) -> tuple[Array, Multipliers]:

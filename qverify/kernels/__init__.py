@@ -12,8 +12,9 @@ IEEE-754 float32 operation (never a fused pair), or a float64 sum of integers pr
 - Float32 arithmetic that a verdict rests on goes through `ieee`. CuPy compiles its own kernels to flush subnormals to
   zero, which is another function: `xp`'s float32 arithmetic is for guides, and where a subnormal cannot matter (a clip
   between integers and `rint`). Moving a float (`take`, `where`, `view`, assignment) keeps its bits.
-- Division is correctly rounded; CuPy's kernels are one operation each, so no product is fused with a sum. Float64
-  arithmetic has its subnormals. Conversions of integers round to nearest.
+- Division is correctly rounded; CuPy's kernels are one operation each, so no product is fused with a sum. (Those of
+  `steps` are several: they compute with integers, add integers in float64, or only guide.) Float64 arithmetic has its
+  subnormals. Conversions of integers round to nearest.
 - Conversions of floats to integers agree inside the integers' range only: `whole` keeps to it.
 - Integer sums wrap alike; shifts of negative integers are arithmetic and `//` rounds down on both.
 - Sums of floats (a reduction's order, atomic additions) differ from machine to machine, and from run to run: guides only.

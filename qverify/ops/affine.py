@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
+from qverify.kernels.steps import dot, fold, largest
 from qverify.ops.base import INT32_MAX, INT32_MIN, AbstractOp, Interval, Type, unbroadcast
-from qverify.ops.relax import GUIDE, LIMIT, Concretized, Relaxation, TooLarge, exact, magnitude, summed
+from qverify.ops.relax import GUIDE, LIMIT, Concretized, Relaxation, TooLarge, exact
 
 IntArray = npt.NDArray[np.int64]
 
@@ -156,7 +157,7 @@ class Dense(AbstractOp):
             return Concretized()
         weight = kernels.asarray(self.weight.T.astype(np.float64))
         column = float(np.abs(self.weight).sum(axis=1).max(initial=0))
-        return Summed(weight, weight.astype(GUIDE), kernels.asarray(self.bias), column)
+        return Summed(weight, weight.astype(GUIDE), _biases(kernels, self.bias), column)
 
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         weight = kernels.asarray(self.weight, dtype=kernels.xp.float32)
@@ -260,7 +261,7 @@ class Conv(AbstractOp):
         # An input element meets each output channel of its group at most once per tap.
         column = float(np.abs(flat).sum(axis=1).sum(axis=1).max(initial=0))
         weight = kernels.asarray(flat.astype(np.float64))
-        return Convolved(self, weight, weight.astype(GUIDE), kernels.asarray(self.bias), column)
+        return Convolved(self, weight, weight.astype(GUIDE), _biases(kernels, self.bias), column)
 
     def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
         xp = kernels.xp
@@ -281,22 +282,16 @@ def transposed(
     grad_out = upstream.reshape(n, op.groups, -1, int(np.prod(output))).swapaxes(2, 3)
     columns = xp.matmul(grad_out, weight)
     columns = columns.reshape(n, op.groups, *output, channels // op.groups, *kernel)
-    padded = [spatial[i] + op.pads[i] + op.pads[rank + i] for i in range(rank)]
-    grad = xp.zeros((n, op.groups, channels // op.groups, *padded), dtype=weight.dtype)
-    for tap in np.ndindex(*kernel):
-        part = columns[(..., *tap)]  # [n, groups, *output, C/groups]
-        where = tuple(
-            slice(
-                tap[i] * op.dilations[i],
-                tap[i] * op.dilations[i] + (output[i] - 1) * op.strides[i] + 1,
-                op.strides[i],
-            )
-            for i in range(rank)
-        )
-        grad[(slice(None), slice(None), slice(None), *where)] += xp.moveaxis(part, -1, 2)
+    padded = tuple(spatial[i] + op.pads[i] + op.pads[rank + i] for i in range(rank))
+    grad = fold(kernels, columns, output, padded, op.strides, op.dilations)
     grad = grad.reshape(n, channels, *padded)
     inner = tuple(slice(op.pads[i], op.pads[i] + spatial[i]) for i in range(rank))
     return grad[(slice(None), slice(None), *inner)].reshape(shape), grad
+
+
+def _biases(kernels: Kernels, bias: IntArray) -> tuple[Array, Array]:
+    """A bias in int64, and in the guide's type."""
+    return kernels.asarray(bias.astype(np.int64)), kernels.asarray(bias.astype(GUIDE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,23 +300,23 @@ class Summed(Relaxation):
 
     weight: Array  # [M, K] float64
     guide: Array  # the same in the guide's type
-    bias: Array
+    bias: tuple[Array, Array]  # int64; in the guide's type
     column: float  # the largest sum of |W| that one input meets
 
     def forward(self, kernels: Kernels, *xs: Array) -> Array:
-        return kernels.matmul(xs[0], self.guide.T) + self.bias.astype(GUIDE)
+        return kernels.matmul(xs[0], self.guide.T) + self.bias[1]
 
     def backward(
         self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
         if exact(weights):
-            size = magnitude(kernels, weights)
-            if size * self.column >= 2.0**53 or size * (magnitude(kernels, self.bias) + 1) * own[0][0].size >= LIMIT:
+            size, bias = largest(kernels, weights, self.bias[0])
+            if size * self.column >= 2.0**53 or size * (bias + 1) * own[0][0].size >= LIMIT:
                 raise TooLarge
             multipliers = kernels.matmul(weights, self.weight).astype(weights.dtype)
         else:
             multipliers = kernels.matmul(weights, self.guide)
-        return (multipliers,), summed(weights * self.bias.astype(weights.dtype))
+        return (multipliers,), dot(kernels, weights, self.bias[not exact(weights)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,7 +326,7 @@ class Convolved(Relaxation):
     op: Conv
     weight: Array  # [groups, M/groups, C/groups*prod(kernel)] float64
     guide: Array  # the same in the guide's type
-    bias: Array  # [M]
+    bias: tuple[Array, Array]  # [M] int64; in the guide's type
     column: float
 
     def forward(self, kernels: Kernels, *xs: Array) -> Array:
@@ -339,7 +334,7 @@ class Convolved(Relaxation):
         columns, output = self.op._columns(kernels, xs[0].reshape(n * batch, *xs[0].shape[2:]), self.op.pad_value)
         sums = kernels.xp.matmul(columns, self.guide.swapaxes(1, 2))
         sums = sums.swapaxes(2, 3).reshape(n, batch, -1, *output)
-        return sums + self.op._per_channel(self.bias.astype(GUIDE))
+        return sums + self.op._per_channel(self.bias[1])
 
     def backward(
         self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
@@ -347,8 +342,8 @@ class Convolved(Relaxation):
         n, r = weights.shape[:2]
         shape = (n * r, *boxes[0][0].shape[1:])
         if exact(weights):
-            size = magnitude(kernels, weights)
-            reach = (magnitude(kernels, self.bias) + abs(self.op.pad_value) * self.column + 1) * own[0][0].size
+            size, bias = largest(kernels, weights, self.bias[0])
+            reach = (bias + abs(self.op.pad_value) * self.column + 1) * own[0][0].size
             if size * self.column >= 2.0**53 or size * reach >= LIMIT:
                 raise TooLarge
         weight = self.weight if exact(weights) else self.guide
@@ -356,7 +351,7 @@ class Convolved(Relaxation):
         inner, padded = transposed(self.op, kernels, upstream, weight, shape)
         multipliers = inner.astype(weights.dtype, copy=False).reshape(n, r, *boxes[0][0].shape[1:])
         per_channel = weights.reshape(n, r, weights.shape[2], weights.shape[3], -1).sum(axis=(2, 4))
-        constant = (per_channel * self.bias.astype(weights.dtype)).sum(axis=2)
+        constant = dot(kernels, per_channel, self.bias[not exact(weights)])
         if self.op.pad_value and any(self.op.pads):
             everywhere = padded.astype(weights.dtype).reshape(n, r, -1).sum(axis=2)
             outside = everywhere - multipliers.reshape(n, r, -1).sum(axis=2)

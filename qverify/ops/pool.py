@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
+from qverify.kernels.steps import largest
 from qverify.ops.base import AbstractOp, Interval, Type
 from qverify.ops.relax import (
     LIMIT,
@@ -20,7 +21,6 @@ from qverify.ops.relax import (
     Relaxation,
     TooLarge,
     exact,
-    magnitude,
     summed,
 )
 from qverify.ops.requantize import ordinals
@@ -68,9 +68,9 @@ class MaxHull(Hull):
         xp = kernels.xp
         (lower, upper), (first, last) = self.z[0], self.y[0]
         if exact(weights):
-            reach = magnitude(kernels, self.z) + magnitude(kernels, self.y)
-            total = magnitude(kernels, weights) + 2 * self.z.shape[-1] * magnitude(kernels, multipliers)
-            if total * reach * weights[0, 0].size >= LIMIT:
+            z, y, own, steep = largest(kernels, self.z, self.y, weights, multipliers)
+            total = own + 2 * self.z.shape[-1] * steep
+            if total * (z + y) * weights[0, 0].size >= LIMIT:
                 raise TooLarge
         rises, falls = xp.maximum(multipliers, 0), xp.maximum(-multipliers, 0)
         floor = rises * lower

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qverify.kernels import Array, Kernels
+from qverify.kernels.steps import best_corner, dot, furthest, largest
 
 if TYPE_CHECKING:
     from qverify.ops.base import AbstractOp, Interval, Type
@@ -42,9 +43,9 @@ def exact(array: Array) -> bool:
     return bool(array.dtype.kind == "i")
 
 
-def magnitude(kernels: Kernels, x: Array) -> float:
-    """The largest absolute value of an array, as a float."""
-    return max(float(x.max()), -float(x.min())) if x.size else 0.0  # abs(-2**63) is negative
+def magnitude(kernels: Kernels, *xs: Array) -> float:
+    """The largest absolute value in some arrays, as a float."""
+    return max(largest(kernels, *xs))
 
 
 def summed(x: Array) -> Array:
@@ -54,14 +55,15 @@ def summed(x: Array) -> Array:
 
 def concretize(kernels: Kernels, weights: Array, box: Interval) -> tuple[Array, Array]:
     """(max of sum weights * x over x in `box` ([N or 1, *shape] ends) [N, R], where it is taken [N, R, *shape])."""
-    xp = kernels.xp
     lower, upper = (end.astype(weights.dtype, copy=False)[:, None] for end in box)
     if exact(weights):
-        reach = max(magnitude(kernels, box[0]), magnitude(kernels, box[1]))
-        if magnitude(kernels, weights) * reach * max(1, box[0][0].size) >= LIMIT:
+        size, *ends = largest(kernels, weights, *box)
+        if size * max(ends) * max(1, box[0][0].size) >= LIMIT:
             raise TooLarge
-    best = xp.where(weights > 0, upper, lower)
+    best = furthest(kernels, weights, lower, upper)
     n, r = weights.shape[:2]
+    if kernels.name != "cpu":
+        return dot(kernels, weights, best), best
     return kernels.row_products(weights.reshape(n * r, -1), best.reshape(n * r, -1)).reshape(n, r), best
 
 
@@ -116,27 +118,12 @@ class Hull:
 
         Sound because a linear function takes its maximum over a set at one of its corners; slack costs |multiplier| each.
         """
-        xp = kernels.xp
         if exact(weights):
-            size = magnitude(kernels, weights) * magnitude(kernels, self.y)
-            along = magnitude(kernels, self.z) + (0.0 if self.slack is None else magnitude(kernels, self.slack))
-            if (size + magnitude(kernels, multipliers) * along) * max(1, weights[0, 0].size) >= LIMIT:
+            slack = () if self.slack is None else (self.slack,)
+            own, across, steep, *along = largest(kernels, weights, self.y, multipliers, self.z, *slack)
+            if (own * across + steep * sum(along)) * max(1, weights[0, 0].size) >= LIMIT:
                 raise TooLarge
-        rising = multipliers >= 0
-        best, y, z = None, None, None
-        for k in range(self.z.shape[1]):
-            own_y = self.y[0, k] if len(self.y) == 1 else xp.where(rising, self.y[0, k], self.y[1, k])
-            own_z = self.z[0, k] if len(self.z) == 1 else xp.where(rising, self.z[0, k], self.z[1, k])
-            value = weights * own_y
-            value -= multipliers * own_z
-            if best is None:
-                best, y, z = value, xp.broadcast_to(own_y, value.shape), xp.broadcast_to(own_z, value.shape)
-            else:
-                better = value > best
-                best = xp.maximum(best, value)
-                y, z = xp.where(better, own_y, y), xp.where(better, own_z, z)
-        if self.slack is not None:
-            best = best + xp.abs(multipliers) * self.slack
+        best, y, z = best_corner(kernels, weights, multipliers, self.z, self.y, self.slack)
         return summed(best), y, z
 
 

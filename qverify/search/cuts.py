@@ -34,7 +34,9 @@ from qverify.search.proof import Proof
 
 ROOT = ((20, 0.1), (150, 0.6))  # rounds and rate of every phase; a phase goes on with what the one before left open
 PHASES = ((12, 0.1), (120, 0.6))
-BATCH_BYTES = {"cpu": 24 << 20, "cuda": 8 << 30}
+# A batch: bytes in all, bytes for each element of a subproblem's values, most subproblems. On a CPU what caches hold of one
+# step's arrays; on a GPU the memory of all arrays, hulls in both types and columns of convolutions among them.
+BATCH = {"cpu": (24 << 20, 64, 256), "cuda": (8 << 30, 512, 4096)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +152,8 @@ class CutSearch:
     def batch(self) -> int:
         """How many subproblems fit a batch."""
         widest = sum(int(np.prod(t.type.shape, dtype=np.int64)) for t in self.dual.network.nodes)
-        return int(np.clip(BATCH_BYTES[self.problem.kernels.name] // (64 * widest), 2, 256))
+        budget, each, most = BATCH[self.problem.kernels.name]
+        return int(np.clip(budget // (each * widest), 2, most))
 
     def root(self, origin: Origin) -> Candidate | None:
         """Bound regions on the root box; what is left waits."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from qverify.kernels import Kernels
+from tests.kernels import elementwise
 
 TINY = np.finfo(np.float32).tiny
 
@@ -50,6 +51,7 @@ MOVES: dict[str, set[str]] = {
     "zeros_like": {"dtype"},
     "as_strided": {"shape", "strides"},
 }
+VIEWS = {"as_strided", "broadcast_to", "empty", "moveaxis", "swapaxes"}  # no launch
 TYPES = {"bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"}
 REDUCTIONS = {
     name: {"axis", "keepdims"} for name in ("all", "any", "sum", "max", "min", "mean")
@@ -116,6 +118,25 @@ def check_options(name: str, options: dict[str, Any], allowed: set[str]) -> None
         raise TypeError(f"{name} is not known to take {sorted(options.keys() - allowed)} in CuPy")
 
 
+class Count:
+    """What a GPU would be asked for: launches of kernels, and waits of the host for a result. What CuPy does in several
+    launches counts as one."""
+
+    launches = 0
+    waits = 0
+
+
+class Compiled:
+    """A kernel of the program's own, as CuPy makes them."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        Count.launches += 1
+        return outside(self._kernel(*inside(args), **options))
+
+
 class Function:
     """A NumPy function on device arrays."""
 
@@ -131,6 +152,8 @@ class Function:
             raise TypeError(f"{self._name} of {values[0].dtype}")
         if self._name == "take_along_axis" and values[1].dtype.kind not in "iu":
             raise IndexError("`indices` must be an integer array")
+        Count.launches += self._name not in VIEWS
+        Count.waits += self._name == "flatnonzero"
         if self._computes:
             return outside(flushed(self._function(*flushed(values), **inside(options))))
         return outside(self._function(*values, **inside(options)))
@@ -161,7 +184,7 @@ class StrictArray:
 
     def __getattr__(self, name: str) -> Any:
         if name == "get":
-            return lambda: self.held
+            return lambda: Module.asnumpy(self)
         if name in ATTRIBUTES:
             return outside(getattr(self.held, name)) if name == "T" else getattr(self.held, name)
         if name not in METHODS:
@@ -171,6 +194,8 @@ class StrictArray:
     def _method(self, name: str, args: Any, options: dict[str, Any]) -> Any:
         check_options(name, options, METHODS[name])
         args, options, held = inside(args), inside(options), self.held
+        same = name == "astype" and not options.get("copy", True) and held.dtype == args[0]
+        Count.launches += not same and name not in ("reshape", "swapaxes", "transpose", "view")
         if name == "argmax" and isinstance(options.get("axis"), tuple):
             raise TypeError("argmax over several axes")
         if name in COMPUTING:
@@ -181,10 +206,15 @@ class StrictArray:
         return outside(flushed(result) if name in COMPUTING else result)
 
     def __getitem__(self, key: Any) -> StrictArray:
-        return StrictArray(np.asarray(self.held[inside(key)]))
+        own = inside(key)
+        chosen = [k for k in (own if isinstance(own, tuple) else (own,)) if isinstance(k, np.ndarray)]
+        Count.launches += bool(chosen)
+        Count.waits += any(k.dtype == np.bool_ for k in chosen)
+        return StrictArray(np.asarray(self.held[own]))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         own = inside(value)
+        Count.launches += 1
         self.held[inside(key)] = converted(own, self.held.dtype) if isinstance(own, np.ndarray) else own
 
     def __iter__(self) -> Iterator[StrictArray]:
@@ -194,18 +224,22 @@ class StrictArray:
         return len(self.held)
 
     def __bool__(self) -> bool:
+        Count.waits += 1
         return bool(self.held)
 
     def __float__(self) -> float:
+        Count.waits += 1
         return float(self.held)
 
     def __int__(self) -> int:
+        Count.waits += 1
         return int(self.held)
 
 
 def _operators() -> None:
     def forward(function: Any, turned: bool) -> Any:
         def method(self: StrictArray, *others: Any) -> Any:
+            Count.launches += 1
             values = flushed((self.held, *inside(others)))
             return outside(flushed(function(*(values[::-1] if turned else values))))
 
@@ -213,6 +247,7 @@ def _operators() -> None:
 
     def in_place(function: Any) -> Any:
         def method(self: StrictArray, other: Any) -> StrictArray:
+            Count.launches += 1
             result = flushed(function(flushed(self.held), flushed(inside(other))))
             if result.shape != self.held.shape or not np.can_cast(result.dtype, self.held.dtype, "same_kind"):
                 raise TypeError(f"{self.held.dtype}{list(self.held.shape)} becomes {result.dtype}{list(result.shape)}")
@@ -245,6 +280,8 @@ class Module:
             return Function(name, getattr(self._module, name), options, name in ARITHMETIC)
         if name in TYPES or name == "inf":
             return getattr(self._module, name)
+        if name in ("ElementwiseKernel", "ReductionKernel"):
+            return lambda *text: Compiled(getattr(elementwise, name)(*text))
         if name in ("lib", "stride_tricks"):
             return Module(getattr(self._module, name))
         raise AttributeError(f"'{name}' has not been looked up in CuPy: see {__name__}")
@@ -252,11 +289,13 @@ class Module:
     @staticmethod
     def asarray(values: Any, dtype: Any = None) -> StrictArray:
         """The way in: host or device values."""
+        Count.launches += not isinstance(values, StrictArray)
         return StrictArray(np.asarray(values.held if isinstance(values, StrictArray) else values, dtype=dtype))
 
     @staticmethod
     def asnumpy(values: Any) -> Any:
         """The way out."""
+        Count.waits += isinstance(values, StrictArray)
         return values.held if isinstance(values, StrictArray) else np.asarray(values)
 
 
@@ -268,6 +307,7 @@ class Ieee:
             raise AttributeError(name)
 
         def step(*args: Any) -> Any:
+            Count.launches += 1
             values = inside(args)
             if any(v.dtype != np.float32 for v in values):
                 raise TypeError(f"{name} of {[v.dtype for v in values]}")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from qverify import Options, Result, Verdict, verify
 from qverify.bounds import cover
 from qverify.checker import check
 from qverify.errors import UnsupportedModel
-from qverify.ops import relax
+from qverify.ops import Type, relax
 from qverify.search import bab, cuts, watch
 from qverify.search.problem import Problem
 from qverify.search.proof import Proof
@@ -241,3 +242,16 @@ def test_a_row_without_a_meaning_changes_nothing(far: str, tmp_path: Path) -> No
 def test_multipliers_beyond_int64_are_no_multipliers() -> None:
     assert relax.magnitude(CPU, np.array([-(2**63), 5])) == 2.0**63
     assert CPU.whole(np.array([np.nan, np.inf, -np.inf, 2.0**62, -(2.0**63), -3.5])).tolist() == [0, 0, 0, 0, 0, -4]
+
+
+def test_a_batch_follows_the_memory() -> None:
+    def batch(machine: str, size: int) -> int:
+        nodes = [SimpleNamespace(type=Type((size,), 0, 255))]
+        search: Any = SimpleNamespace(
+            problem=SimpleNamespace(kernels=SimpleNamespace(name=machine)),
+            dual=SimpleNamespace(network=SimpleNamespace(nodes=nodes)),
+        )
+        return cuts.CutSearch.batch(search)
+
+    assert [batch("cpu", size) for size in (10, 10_000, 10**7)] == [256, 39, 2]
+    assert [batch("cuda", size) for size in (10, 10_000, 10**7)] == [4096, 1677, 2]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,16 +17,11 @@ import pytest
 
 from qverify.kernels.fused import options, source
 from qverify.kernels.packing import Variant
+from tests.kernels.elementwise import compiler
 from tests.kernels.strict import StrictArray
 
 HERE = Path(__file__).parent
 GUARD, POISON = 4096, 0xA5
-
-
-@functools.cache
-def compiler() -> str | None:
-    """A C++17 compiler, if there is one."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
 
 
 def build(variant: Variant, text: str, only_thin: bool = False) -> Path:
