@@ -15,6 +15,7 @@ import dataclasses
 import math
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import re
 import signal
@@ -27,7 +28,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from qverify.errors import QverifyError, SoundnessError, UsageError
 from qverify.options import Options
@@ -383,16 +384,16 @@ def _child_environment(jobs: int) -> Iterator[None]:
     share = str(max(1, (os.cpu_count() or 1) // jobs))
     added = [name for name in THREAD_VARIABLES if jobs > 1 and name not in os.environ]
     os.environ.update(dict.fromkeys(added, share))
-    old: Any = None
-    if threading.current_thread() is threading.main_thread():
-        old = signal.signal(signal.SIGINT, signal.SIG_IGN)  # an ignored signal stays ignored in the new process
+    # A blocked signal stays blocked in the new process, while here it is only delayed: ignoring it would lose a Ctrl-C
+    # that comes now. The tracker is started first since it unblocks SIGINT when it starts.
+    multiprocessing.resource_tracker.ensure_running()
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        if old is not None:
-            signal.signal(signal.SIGINT, old)
         for name in added:
             del os.environ[name]
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
 @contextlib.contextmanager

@@ -338,12 +338,25 @@ def test_an_interrupted_run_leaves_rows_and_no_processes(
         os.killpg(process.pid, number)  # what a terminal does on Ctrl-C
     else:
         process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode != 0
     assert all(map(gone, pids(folder)))
     assert Path("results.csv").read_text() == "acasxu,unsat_1.onnx,unsat_1.vnnlib,0.0,unsat,0.500\n"
     if number != signal.SIGKILL:
         assert "3 instances have no row yet" in err
+
+
+def test_ctrl_c_while_a_worker_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    reached = False
+    with pytest.raises(KeyboardInterrupt), batch._child_environment(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        reached = True
+    assert reached and "OMP_NUM_THREADS" not in os.environ
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_results_must_be_a_regular_file() -> None:
