@@ -542,11 +542,11 @@ def integer_bias(rng: Rng) -> Iterator[Case]:
             bias = g.const(rng.integers(-(2**20), 2**20, shape).astype(np.int32))
             y = g.node("Add", *((acc, bias) if len(shape) == 1 else (bias, acc)))
             yield Case(g.model(y), (codes(rng, (40, 256), act),), f"{act} {wt} {shape}")
-        for shape in ((), (1, 9, 1, 1), (9, 1, 1)):
+        for channel in ((), (1, 9, 1, 1), (9, 1, 1)):
             g = Graph()
             acc = g.node("ConvInteger", g.input(("n", 4, 7, 6), act), g.const(weights(rng, (9, 4, 3, 2), wt)))
-            y = g.node("Add", acc, g.const(rng.integers(-(2**20), 2**20, shape).astype(np.int32)))
-            yield Case(g.model(y), (codes(rng, (256, 4, 7, 6), act),), f"{act} {wt} {shape} after a convolution")
+            y = g.node("Add", acc, g.const(rng.integers(-(2**20), 2**20, channel).astype(np.int32)))
+            yield Case(g.model(y), (codes(rng, (256, 4, 7, 6), act),), f"{act} {wt} {channel} after a convolution")
 
 
 # -- two inputs --------------------------------------------------------------------------------------------------------
