@@ -339,7 +339,7 @@ def _setting(*names: str, **options: Any) -> Callable[[_Command], _Command]:
 @_setting("--batch", type=int, metavar="N", help="Images in a step.")
 @_setting("--rate", type=float, metavar="R", help="Peak learning rate.")
 @_setting("--seed", type=int, metavar="N")
-@_setting("--augment", type=click.Choice(["none", "shift", "shift-flip"]), help="Random changes of the images.")
+@_setting("--augment", type=click.Choice(["none", "shift", "flip", "shift-flip"]), help="Random changes of the images.")
 @_setting("--mix", type=float, metavar="M", help="Weight of the box's loss, between 0 and 1.")
 @_setting("--shrink", type=float, metavar="S", help="Radius of the box in the loss, as a part of eps.")
 @_setting("--attack-steps", type=int, metavar="N", help="Steps of the attack that places the box; 0: none.")

@@ -37,7 +37,7 @@ from qverify.train.models import Precision, make_model
 from qverify.train.recipes import Paper, Qverify, Recipe, box
 
 RECIPES = ("qverify", "paper")
-AUGMENTS = ("none", "shift", "shift-flip")
+AUGMENTS = ("none", "shift", "flip", "shift-flip")
 MEASURED = 500  # images at once
 FREEZE_AT = 0.8  # of the steps: from there on normalisation uses the population's statistics
 CONFIG, CHECKPOINT, LOG, CURVES, MODEL = "config.toml", "checkpoint.pt", "log.csv", "training.png", "model.onnx"
@@ -48,7 +48,7 @@ class Config:
     """All that a run depends on. `eps` is in pixels; `rate` 0 means the recipe's own.
 
     The training images' last `held_out` are not trained on: the accuracies in the log are theirs. `past`, `mix`, `shrink`
-    and `attack_steps` are the recipe `qverify`'s (see `recipes.Qverify`).
+    `attack_steps` and `regularise` are the recipe `qverify`'s (see `recipes.Qverify`).
     """
 
     data: str
@@ -65,6 +65,7 @@ class Config:
     shrink: float = 1.0
     past: float = 1.1
     attack_steps: int = 0
+    regularise: float = 0.0
     weight_bits: tuple[int, ...] = (8,)
     activation_bits: tuple[int, ...] = (8,)
     input_bits: int = 8
@@ -92,7 +93,13 @@ class Config:
         ):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}")
-        for name, low, high in (("eps", 0.0, 255.0), ("mix", 0.0, 1.0), ("shrink", 0.0, 1.0), ("past", 0.0, 10.0)):
+        for name, low, high in (
+            ("eps", 0.0, 255.0),
+            ("mix", 0.0, 1.0),
+            ("shrink", 0.0, 1.0),
+            ("past", 0.0, 10.0),
+            ("regularise", 0.0, 100.0),
+        ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UsageError(f"{name} must lie between {low:g} and {high:g}")
@@ -271,7 +278,9 @@ def _recipe(config: Config) -> Recipe:
     if config.recipe == "paper":
         recipe = Paper(config.eps)
         return dataclasses.replace(recipe, peak_rate=config.rate) if config.rate else recipe
-    ours = Qverify(config.eps, config.mix, config.shrink, config.attack_steps, config.past)
+    ours = Qverify(
+        config.eps, config.mix, config.shrink, config.attack_steps, config.past, regularise=config.regularise
+    )
     return dataclasses.replace(ours, peak_rate=config.rate) if config.rate else ours
 
 
@@ -333,19 +342,21 @@ def _epoch(run: Run, progress: Callable[[str], None]) -> float:
 
 
 def augmented(pixels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to 2 pixels (zeros come in), and with `shift-flip` mirrored with probability 1/2."""
+    """Each image shifted by up to 2 pixels (zeros come in), mirrored with probability 1/2, both, or neither."""
     if kind == "none":
         return pixels
     count, _, height, width = pixels.shape
-    padded = functional.pad(pixels, [2, 2, 2, 2])
-    places = torch.randint(0, 5, (2, count), generator=generator).to(pixels.device)
-    rows = places[0][:, None] + torch.arange(height, device=pixels.device)
-    columns = places[1][:, None] + torch.arange(width, device=pixels.device)
-    if kind == "shift-flip":
-        flip = (torch.rand(count, generator=generator) < 0.5).to(pixels.device)
-        columns = torch.where(flip[:, None], columns.flip(1), columns)
-    images = torch.arange(count, device=pixels.device)
-    return padded.transpose(1, 3)[images[:, None, None], columns[:, :, None], rows[:, None, :]].transpose(1, 3)
+    images, device = torch.arange(count, device=pixels.device), pixels.device
+    rows = torch.arange(2, 2 + height, device=device).expand(count, -1)
+    columns = torch.arange(2, 2 + width, device=device).expand(count, -1)
+    if "shift" in kind:
+        places = torch.randint(-2, 3, (2, count, 1), generator=generator).to(device)
+        rows, columns = rows + places[0], columns + places[1]
+    if "flip" in kind:
+        flip = (torch.rand(count, 1, generator=generator) < 0.5).to(device)
+        columns = torch.where(flip, columns.flip(1), columns)
+    padded = functional.pad(pixels, [2, 2, 2, 2]).transpose(1, 3)
+    return padded[images[:, None, None], columns[:, :, None], rows[:, None, :]].transpose(1, 3)
 
 
 def measure(network: QuantizedNetwork, images: Images, eps: float, device: torch.device) -> dict[str, float]:

@@ -104,7 +104,8 @@ class Qverify:
     `mix` is the weight of the box's term. The box has the radius `shrink` * eps around an attacked point whose box stays in
     the ball (SABR: Mueller et al., ICLR 2023); at 1 it is the whole ball. With `attack_steps` the other term is the
     attacked images' (MTL-IBP: De Palma et al., ICLR 2024), without it the clean ones'. eps rises to `past` times the
-    target. Initialisation and warm-up regularisers: Shi et al., NeurIPS 2021.
+    target, from `warm` to `ramped` (parts of the run). `regularise` weighs the warm-up regularisers of Shi et al., NeurIPS
+    2021, whose initialisation layers with normalisation get.
     """
 
     eps: float
@@ -112,10 +113,10 @@ class Qverify:
     shrink: float = 1.0
     attack_steps: int = 0
     past: float = 1.1
-    peak_rate: float = 2e-3
+    peak_rate: float = 1e-3
     warm: float = 0.05
-    ramped: float = 0.5
-    regularise: float = 0.5
+    ramped: float = 0.4
+    regularise: float = 0.0
     weight_decay: float = 0.0
     clip_norm: float | None = 10.0
 

@@ -60,7 +60,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     [
         {},
         {"recipe": "paper", "rate": 3e-3},
-        {"shrink": 0.4, "attack_steps": 2, "mix": 0.8},
+        {"shrink": 0.4, "attack_steps": 2, "mix": 0.8, "regularise": 0.5},
         {"weight_bits": (8, 4, 8), "activation_bits": (4, 4)},
         {"norm": True, "format": "qdq"},
         {"activation_scale": "power-of-two", "weight_scale": "power-of-two", "per_channel": False},
@@ -142,7 +142,7 @@ def test_augmented_images() -> None:
     assert augmented(pixels, "none", generator) is pixels
     padded = torch.nn.functional.pad(pixels, [2, 2, 2, 2])
     seen = set()
-    for kind in ("shift", "shift-flip"):
+    for kind in ("shift", "flip", "shift-flip"):
         for _ in range(60):
             moved = augmented(pixels, kind, generator)
             for before, after in zip(padded, moved, strict=True):
@@ -155,7 +155,9 @@ def test_augmented_images() -> None:
                     if torch.equal(after, part.flip(2) if flip else part)
                 }
                 assert len(places) == 1
-                assert kind == "shift-flip" or not next(iter(places))[2]
+                row, column, flip = next(iter(places))
+                assert "flip" in kind or not flip
+                assert "shift" in kind or (row, column) == (2, 2)
                 seen |= places
     assert len(seen) > 40
 
