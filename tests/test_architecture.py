@@ -124,6 +124,7 @@ WALLS = {
     "torch": ("train/",),
     "click": ("cli.py",),
     "PIL": ("data.py",),
+    "matplotlib": ("train/curves.py",),
 }
 
 

@@ -32,6 +32,7 @@ from qverify.data import Images, load_images
 from qverify.errors import DeviceError, UsageError
 from qverify.report import write_bytes
 from qverify.train import export
+from qverify.train.curves import draw
 from qverify.train.layers import Affine, QuantizedNetwork
 from qverify.train.models import Precision, make_model
 from qverify.train.recipes import Paper, Qverify, Recipe, box
@@ -83,26 +84,14 @@ class Config:
         _one_of("augment", self.augment, AUGMENTS)
         _one_of("format", self.format, export.FORMATS)
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
-        for name, least in (
-            ("epochs", 1),
-            ("batch", 1),
-            ("held_out", 1),
-            ("seed", 0),
-            ("threads", 0),
-            ("attack_steps", 0),
-        ):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} must be at least {least}")
-        for name, low, high in (
-            ("eps", 0.0, 255.0),
-            ("mix", 0.0, 1.0),
-            ("shrink", 0.0, 1.0),
-            ("past", 0.0, 10.0),
-            ("regularise", 0.0, 100.0),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise UsageError(f"{name} must lie between {low:g} and {high:g}")
+        least = {"epochs": 1, "batch": 1, "held_out": 1, "seed": 0, "threads": 0, "attack_steps": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise UsageError(f"{name} must be at least {low}")
+        most = {"eps": 255.0, "mix": 1.0, "shrink": 1.0, "past": 10.0, "regularise": 100.0, "rate": 10.0}
+        for name, high in most.items():
+            if not 0 <= getattr(self, name) <= high:
+                raise UsageError(f"{name} must lie between 0 and {high:g}")
 
     def text(self) -> str:
         """The configuration as TOML."""
@@ -388,6 +377,12 @@ def _save(run: Run, folder: Path) -> None:
     table.writeheader()
     table.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in run.rows)
     write_bytes(str(folder / LOG), text.getvalue().encode())
+    config = run.config
+    picture = draw(
+        run.rows, config.eps, f"{config.model}, recipe {config.recipe}, eps {config.eps:g}, seed {config.seed}"
+    )
+    if picture is not None:
+        write_bytes(str(folder / CURVES), picture)
 
 
 def _export(run: Run, folder: Path, say: Callable[[str], None]) -> None:

@@ -78,6 +78,7 @@ def test_it_learns_and_exports(options: dict[str, Any], data: Path, tmp_path: Pa
     assert last["certified"] <= last["certified_1"] <= last["clean"]
     assert float(rows[0]["loss"]) > last["loss"] or options.get("recipe") == "paper"
     assert "equal to onnxruntime bit for bit on 90 test images" in said[-1]
+    assert (tmp_path / "run" / "training.png").read_bytes().startswith(b"\x89PNG")
     about = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert about["qverify.eps"] == "4.0" and not any("thirds" in value for value in about.values())
 
