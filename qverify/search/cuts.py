@@ -15,7 +15,7 @@ it is a counterexample, or it is safe. So every path ends.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from qverify.kernels import Array
 from qverify.ops import Interval
 from qverify.ops.relax import GUIDE, Nonlinear
 from qverify.result import Stats
+from qverify.search.frontier import Nodes, Origin, Waiting
 from qverify.search.problem import Candidate, Problem, Relaxed
 from qverify.search.proof import Proof
 
@@ -37,6 +38,8 @@ PHASES = ((12, 0.1), (120, 0.6))
 # A batch: bytes in all, bytes for each element of a subproblem's values, most subproblems. On a CPU what caches hold of one
 # step's arrays; on a GPU the memory of all arrays, hulls in both types and columns of convolutions among them.
 BATCH = {"cpu": (24 << 20, 64, 256), "cuda": (8 << 30, 512, 4096)}
+BATCH_PART = 0.4  # of a GPU's free memory, where that is less
+RESIDENT = 16 << 30, 0.25  # bytes of waiting subproblems in a GPU's memory: at most, and this part of what is free
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,45 +70,6 @@ class Layout:
         return flat[:, self.starts[i] : self.starts[i] + size].reshape(len(flat), *self.shapes[i])
 
 
-@dataclass(frozen=True, eq=False)
-class Origin:
-    """What N subproblems are parts of; on the host."""
-
-    region: npt.NDArray[np.int64]
-    entry: npt.NDArray[np.int64]  # numbers in the proof
-    share: npt.NDArray[np.float64]  # of the whole search, halved by every cut (for progress only)
-
-    def __len__(self) -> int:
-        return len(self.region)
-
-    def __getitem__(self, rows: Any) -> Origin:
-        return Origin(self.region[rows], self.entry[rows], self.share[rows])
-
-    @staticmethod
-    def joined(parts: Sequence[Origin]) -> Origin:
-        """All of some."""
-        return Origin(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("region", "entry", "share")))
-
-
-@dataclass(frozen=True, eq=False)
-class Nodes:
-    """N open subproblems, as arrays of one machine."""
-
-    lower: Array  # int32 [N, size of the layout]
-    upper: Array
-    origin: Origin
-    mix: Array  # float32 [N, K]
-    multipliers: Array  # float32 [N, all of them]
-    bound: npt.NDArray[np.float64]  # [N], on the host; a guide
-    branch: Array  # int64 [N]: the entry to cut
-    threshold: Array  # int32 [N]: into at most threshold - 1 and at least threshold
-
-    def take(self, rows: Any, there: Any) -> Nodes:
-        """Some of them: a slice, or numbers on the host, and `there` the same on the machine."""
-        host = ("origin", "bound")
-        return Nodes(*(getattr(self, name)[rows if name in host else there] for name in self.__dataclass_fields__))
-
-
 @dataclass(eq=False)
 class CutSearch:
     """The regions left of one query, over the root box."""
@@ -118,9 +82,11 @@ class CutSearch:
     stats: Stats
     proof: Proof | None
     deadline: Deadline
-    waiting: list[Nodes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        kernels = self.problem.kernels
+        self.waiting = Waiting(kernels, None if kernels.name == "cpu" else kernels.allowance(*RESIDENT))
+        self._batch = self._batch_size()
         self._case = np.zeros(len(self.cover.regions), np.int64)  # of every region
         for k, regions in enumerate(self.cover.cases):
             self._case[list(regions or ())] = k
@@ -142,18 +108,18 @@ class CutSearch:
     @property
     def open(self) -> int:
         """How many subproblems wait."""
-        return sum(len(nodes.origin) for nodes in self.waiting)
+        return len(self.waiting)
 
     @property
     def open_share(self) -> float:
         """The part of the search that waits, if every cut halves it."""
-        return float(sum(nodes.origin.share.sum() for nodes in self.waiting))
+        return float(sum(nodes.origin.share.sum() for nodes in self.waiting.blocks))
 
-    def batch(self) -> int:
+    def _batch_size(self) -> int:
         """How many subproblems fit a batch."""
         widest = sum(int(np.prod(t.type.shape, dtype=np.int64)) for t in self.dual.network.nodes)
         budget, each, most = BATCH[self.problem.kernels.name]
-        return int(np.clip(budget // (each * widest), 2, most))
+        return int(np.clip(self.problem.kernels.allowance(budget, BATCH_PART) // (each * widest), 2, most))
 
     def root(self, origin: Origin) -> Candidate | None:
         """Bound regions on the root box; what is left waits."""
@@ -162,8 +128,8 @@ class CutSearch:
             xp.concatenate([self.known[v][end].reshape(1, -1) for v in self.layout.values], axis=1).astype(xp.int32)
             for end in (0, 1)
         ]
-        for start in range(0, len(origin), self.batch()):
-            part = origin[start : start + self.batch()]
+        for start in range(0, len(origin), self._batch):
+            part = origin[start : start + self._batch]
             lower, upper = (xp.repeat(end, len(part), axis=0) for end in flat)
             found = self._bound(lower, upper, part, None, None, ROOT)
             if found is not None:
@@ -173,7 +139,7 @@ class CutSearch:
     def step(self) -> Candidate | None:
         """Split a batch of subproblems and bound their children; a counterexample, if one is met."""
         xp = self.problem.kernels.xp
-        nodes = self._pop(self.batch() // 2 or 1)
+        nodes = self.waiting.pop(self._batch // 2 or 1)
         rows = xp.arange(len(nodes.origin))
         left, right = nodes.upper.copy(), nodes.lower.copy()
         left[rows, nodes.branch] = nodes.threshold - 1
@@ -196,14 +162,6 @@ class CutSearch:
                 children = self.proof.cut(nodes.origin.entry[at], self.layout.values[i], elements, threshold[at])
                 result[at], result[at + count] = children[: len(at)], children[len(at) :]
         return result
-
-    def _pop(self, count: int) -> Nodes:
-        nodes = self.waiting.pop()
-        if len(nodes.origin) > count:
-            rest, top = slice(None, -count), slice(-count, None)
-            self.waiting.append(nodes.take(rest, rest))
-            nodes = nodes.take(top, top)
-        return nodes
 
     def _boxes(self, lower: Array, upper: Array) -> tuple[list[Interval], Array]:
         """Intervals of every value for flat ends. What only depends on an input box that is still the root's is not
@@ -340,7 +298,7 @@ class CutSearch:
             self.proof.close(origin.entry[~kernels.to_host(possible)])
         if len(left):
             order = left[np.argsort(-bound[left], kind="stable")]
-            self.waiting.append(nodes.take(order, kernels.asarray(order)))
+            self.waiting.push(nodes.take(order, kernels.asarray(order)))
         return None
 
     def _try(self, codes: Array) -> Candidate | None:
