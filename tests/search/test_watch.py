@@ -147,7 +147,7 @@ BUGS: dict[str, Plant] = {
     "everything refuted": changed(Problem, "bound", lambda found, *args: (found[0] * 0, found[1])),
     "single code vectors not looked at": changed(Problem, "find_unsafe", lambda found, *args: None),
     "halves that leave a gap": changed(bab, "split", lambda h, *args: (np.minimum(h[0] + 1, h[1]), h[1])),
-    "parts that leave a gap": changed(cuts.CutSearch, "_pop", without_lowest),
+    "parts that leave a gap": changed(cuts.Waiting, "pop", without_lowest),
 }
 
 
