@@ -190,7 +190,7 @@ class CutSearch:
         phases: Sequence[tuple[int, float]],
     ) -> Candidate | None:
         """Bound subproblems; the open ones are pushed, with what to cut next."""
-        kernels, xp, dual = self.problem.kernels, self.problem.kernels.xp, self.dual
+        kernels, dual = self.problem.kernels, self.dual
         self.stats.subproblems += len(origin)
         boxes, possible = self._boxes(lower, upper)
         if self.problem.watch is not None:
@@ -198,12 +198,12 @@ class CutSearch:
         refuted = self.problem.refuted_by(boxes)[np.arange(len(origin)), self._case[origin.region]]
         if self.problem.watch is not None:
             self._watched(lower, upper, origin.region, kernels.asarray(refuted))
-        possible &= kernels.asarray(~refuted)
-        if not bool(possible.all()):
-            keep = kernels.to_host(xp.flatnonzero(possible))
+        left = kernels.to_host(possible) & ~refuted
+        if not left.all():
+            keep = np.flatnonzero(left)
             self.stats.proved += len(origin) - len(keep)
             if self.proof is not None:
-                self.proof.close(origin.entry[~kernels.to_host(possible)])
+                self.proof.close(origin.entry[~left])
             if not len(keep):
                 return None
             at = kernels.asarray(keep)
@@ -218,14 +218,15 @@ class CutSearch:
             guide = exact.as_guide(kernels)
             point = improve(dual, guide, objective.as_guide(), point, rounds, rate, self.deadline)
             done, precision = proved(dual, exact, objective, point, self.cover.precision())
-            left = kernels.to_host(xp.flatnonzero(~done))
             self._watched(lower, upper, origin.region, done)
-            self._refuted(origin.entry, kernels.to_host(xp.flatnonzero(done)), point, precision)
-            self.stats.proved += len(origin) - len(left)
-            if not len(left):
+            closed = kernels.to_host(done)
+            self._refuted(origin.entry, np.flatnonzero(closed), point, precision)
+            keep = np.flatnonzero(~closed)
+            self.stats.proved += len(origin) - len(keep)
+            if not len(keep):
                 return None
-            at = kernels.asarray(left)
-            lower, upper, origin = lower[at], upper[at], origin[left]
+            at = kernels.asarray(keep)
+            lower, upper, origin = lower[at], upper[at], origin[keep]
             exact, objective, point = exact.take(at), objective.take(at), point.take(at)
         guide = exact.as_guide(kernels)
         primal = evaluate(dual, guide, objective.as_guide(), point)
@@ -290,12 +291,13 @@ class CutSearch:
         none = xp.zeros((n, 0), dtype=GUIDE)
         flat = xp.concatenate([none, *(m.reshape(n, -1) for m in point.multipliers.values())], axis=1)
         nodes = Nodes(lower, upper, origin, point.mix, flat, bound, branch, threshold)
-        left = kernels.to_host(xp.flatnonzero(possible))
         if self.problem.watch is not None and not self.problem.undecided:
             self.problem.watch.safe(self._ends(lower[~possible], upper[~possible]))
+        divisible = kernels.to_host(possible)
+        left = np.flatnonzero(divisible)
         self.stats.leaves += n - len(left)  # single code vectors: tried above, and no counterexample
         if self.proof is not None:
-            self.proof.close(origin.entry[~kernels.to_host(possible)])
+            self.proof.close(origin.entry[~divisible])
         if len(left):
             order = left[np.argsort(-bound[left], kind="stable")]
             self.waiting.push(nodes.take(order, kernels.asarray(order)))
@@ -350,7 +352,7 @@ class CutSearch:
         width = self.layout.part(upper, 0) - self.layout.part(lower, 0)
         wide = (width > 0).any(axis=1)  # a part with one code vector is the only leaf, whatever the floats say
         own = wide & (score[rows, best] <= 0)
-        if bool(own.any()):
+        if dual.kernels.name != "cpu" or own.any():  # a GPU does not wait to be asked
             pull = xp.nan_to_num(xp.abs(primal.pull[:, 0])) if primal.pull is not None else xp.ones(width.shape)
             share = xp.where(width > 0, width * (pull.astype(xp.float64) + 1e-9), -1.0)
             variable = share.argmax(axis=1)
