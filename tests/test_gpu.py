@@ -381,7 +381,7 @@ def test_whole_queries_with_cuts_and_certificates(
         only_cuts(monkeypatch)
     model, path = EXAMPLES / "onnx" / f"{name}.onnx", EXAMPLES / "vnnlib" / f"{spec}.vnnlib"
     expected = verify(model, path, Options(device="cpu", timeout=60))
-    if expected.verdict is Verdict.SAT and not runtime.available():
+    if expected.verdict is Verdict.UNKNOWN and not runtime.available():
         pytest.skip("a counterexample needs onnxruntime")
     result = verify(model, path, Options(device="cuda", timeout=60, certificate=True))
     assert result.verdict == expected.verdict and result.certificate is not None
