@@ -16,13 +16,16 @@ import pytest
 
 from benchmarks.gpu import device as machine
 from benchmarks.gpu import rates, run, verdicts
+from benchmarks.gpu.points import make_inference
 from qverify.errors import DeviceError
+from qverify.frontend.model import read_model
 from qverify.kernels import Kernels, gpu
 from qverify.kernels.packing import Variant
 from qverify.propagate import device
 from tests.kernels.shim.build import Module
 from tests.kernels.strict import open_strict
 from tests.kernels.test_fused import FakeDevice
+from tests.networks import CPU
 
 EXAMPLES = Path(__file__).parents[1] / "specs" / "examples"
 STATES = {"ok", "left out"}
@@ -78,10 +81,11 @@ def test_what_was_found_before_the_time_was_up_is_kept(tmp_path: Path, monkeypat
         run.run_stage("ceilings", given, report, more)
         late = more < 20
         assert report.stages["ceilings"]["state"] == ("out of time" if late else "failed")
-        assert report.stages["ceilings"]["seconds"] < 15
+        assert report.stages["ceilings"]["seconds"] < 15 and "no finding" in report.stages["ceilings"]["last_line"]
         assert rows_of(tmp_path / "gpu_ceilings.csv") == [{"what": "copy", "unit": "bytes/s", "rate": "1.5"}]
         log = (tmp_path / "gpu_log.txt").read_text()
         assert "a line that is no finding" in log and late != ("ZeroDivisionError" in log)
+        assert late or "division by zero" in report.stages["ceilings"]["why"]
 
 
 def test_instances_spread_over_every_list(tmp_path: Path) -> None:
@@ -161,7 +165,7 @@ def test_the_stages_on_a_stand_in(fake: Kernels, monkeypatch: pytest.MonkeyPatch
     found: dict[str, list[dict[str, Any]]] = {}
 
     def emitter(stage: str) -> machine.Emit:
-        return lambda own: found.setdefault(stage, []).append(own)
+        return lambda own: found.setdefault(stage, []).append(json.loads(json.dumps(own)))
 
     monkeypatch.setattr(machine, "_seconds", lambda fused, size: 1e-3)
     monkeypatch.setattr(machine, "is_exact", lambda fused: isinstance(fused.module, Module))
@@ -176,7 +180,7 @@ def test_the_stages_on_a_stand_in(fake: Kernels, monkeypatch: pytest.MonkeyPatch
     for own in found["intervals"]:
         row = own["row"]
         assert row.keys() <= set(run.COLUMNS["intervals"]) and row["by"] == "CUDA kernels, sparse"
-        assert row["of_limit_fused"] > 0 and row["fused_s"] > 0 and row["over_run"] > 0
+        assert row["over_inference"] > 0 and row["of_limit_fused"] > 0 and row["fused_s"] > 0 and row["over_run"] > 0
     rates.dual(fake, True, emitter("dual"))
     assert [own["row"]["device"] for own in found["dual"]] == ["cuda", "cpu"] * len(rates.DUALS)
     proved = [own["row"]["proved"] for own in found["dual"]]
@@ -187,6 +191,19 @@ def test_the_stages_on_a_stand_in(fake: Kernels, monkeypatch: pytest.MonkeyPatch
     assert {row["verdict"] for row in rows} == {"unsat"}
     for stage in run.COLUMNS:
         assert all(own["row"].keys() <= set(run.COLUMNS[stage]) for own in found[stage] if "row" in own)
+
+
+@pytest.mark.parametrize("name", ["mnist_cnn_qop", "mnist_mlp_qop", "tiny_mlp_qop"])
+def test_pairs_of_points_are_inferred_exactly(name: str) -> None:
+    """By the unchanged kernels, with metadata that ignore the signs of the weights."""
+    network, fused = read_model(EXAMPLES / "onnx" / f"{name}.onnx").lowered.network, _shim()
+    plan = make_inference(network.on(fused.kernels), fused)
+    assert plan is not None and plan.launches()
+    points = np.random.default_rng(0).integers(0, 256, (2, 7, network.input_type.size), dtype=np.int32)
+    there = [fused.kernels.asarray(own) for own in points]
+    for own, found in zip(points, plan.run(*there), strict=True):
+        assert np.array_equal(network.run(CPU, own), fused.kernels.to_host(found))
+    assert make_inference(network.on(fused.kernels), replace(fused, variant=Variant.DENSE)) is None
 
 
 def test_the_roofs_of_performance() -> None:

@@ -10,6 +10,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,11 +20,13 @@ import numpy as np
 import onnx
 
 from benchmarks.gpu.device import Clock, Emit
+from benchmarks.gpu.points import make_inference
 from benchmarks.ibp_vs_inference import Chain, nets
 from qverify.bounds.cover import proved
 from qverify.bounds.dual import Dual
 from qverify.bounds.improve import Point, improve
 from qverify.deadline import Deadline
+from qverify.errors import DeviceError
 from qverify.frontend.boundary import make_encoder
 from qverify.frontend.model import read_model
 from qverify.frontend.outputs import described_outputs, make_decoder
@@ -33,6 +36,7 @@ from qverify.network import Network
 from qverify.ops import Conv, Dense
 from qverify.ops.relax import GUIDE
 from qverify.propagate import Propagator
+from qverify.propagate.device import Plan, opened
 from qverify.search.problem import Problem
 from qverify.verify import _problem
 
@@ -122,12 +126,17 @@ class Timed:
     host: Network
     network: Network
     propagator: Propagator
+    inference: Plan | None = None  # by the same kernels
 
     @staticmethod
     def make(kernels: Kernels, name: str) -> Timed:
         host = sampled(name)
         network = host.on(kernels)
-        return Timed(host, network, Propagator(network, kernels, patience=0))
+        result = Timed(host, network, Propagator(network, kernels, patience=0))
+        if kernels.name != "cpu":
+            with suppress(DeviceError):
+                result.inference = make_inference(network, opened(kernels))
+        return result
 
     def row(self, kernels: Kernels, batch: int, seconds: float) -> dict[str, Any]:
         """The times of a batch."""
@@ -142,12 +151,25 @@ class Timed:
         row["points_s"] = clock.median(lambda: own.intervals(there[0], there[0]))
         if batch * self.host.elements_per_point() < 1 << 28:
             row["run_s"] = clock.median(lambda: self.network.run(kernels, there[0]))
+        if self.inference is not None:
+            row["inference_s"] = self._inference(kernels, there[0], lower, clock)
         plan = own._plan
         if plan is not None:
             row |= _by_step(plan, clock, *there)
             row |= {"launches": " + ".join(plan.launches()), "steps": len(plan.steps)}
             row |= _products(kernels, self.host, batch, clock)
         return row
+
+    def _inference(self, kernels: Kernels, there: Any, points: Any, clock: Clock) -> float:
+        """Seconds of the exact inference of as many points, two to a pair."""
+        plan, half = self.inference, len(points) // 2
+        assert plan is not None
+        first, second = (there[:half], there[half : 2 * half]) if half else (there, there)
+        found = plan.run(first, second)
+        for start, own in zip((0, half), found, strict=True):
+            if not np.array_equal(kernels.to_host(own[:16]), self.host.run(CPU, points[start : start + len(own)][:16])):
+                raise SystemExit("the inference differs from NumPy's")
+        return clock.median(lambda: plan.run(first, second))
 
 
 def intervals(kernels: Kernels, ort: Any, ceilings: dict[str, float], quick: bool, emit: Emit) -> None:
@@ -166,7 +188,7 @@ def intervals(kernels: Kernels, ort: Any, ceilings: dict[str, float], quick: boo
                 if bound:
                     row["of_limit_fused"] = batch / row["fused_s"] / min(bound.values())
                     row["of_limit"] = row["boxes_per_second"] / min(bound.values())
-            for what in ("run_s", "gemm_s"):
+            for what in ("inference_s", "run_s", "gemm_s"):
                 if what in row:
                     row[f"over_{what[:-2]}"] = row["interval_s"] / row[what]
             if "runtime_s_per_sample" in row:

@@ -18,12 +18,14 @@ share of the time: what one leaves goes to the next ones. What a stage finds is 
 | `sanitizer` | compute-sanitizer over the kernels' test layers, where it is on PATH | `gpu_log.txt` |
 
 `gpu_summary.json` holds every stage's state (`ok`, `out of time`, `failed`, `left out`) and the table that is printed last;
-it is rewritten after every stage. With --device cpu and --quick all stages run in a tiny form on any computer, which
-shows that the script works and measures nothing. Columns end in their unit: `_s` seconds of a whole batch. `interval_s`
-is bounds of boxes by what the search uses, `fused_s` the fused kernels alone, `points_s` the same on single points,
-`run_s` an exact inference by the integer ops on the same machine, `gemm_s` cuBLAS's int8 products of one inference,
-`runtime_s_per_sample` onnxruntime's inference (`runtime_by` says where); `over_*` are ratios of these; `of_limit` is the
-share of the smaller of `tensor_limit` and `memory_limit` that is reached, `of_limit_fused` that of the fused kernels alone.
+it is rewritten after every stage. With --device cpu and --quick all stages run in a tiny form on any computer, which shows
+that the script works and measures nothing.
+
+Columns end in their unit: `_s` seconds of a whole batch. `interval_s` is bounds of boxes by what the search uses, `fused_s`
+the fused kernels alone, `points_s` the same on single points, `inference_s` an exact inference of as many points by the
+same kernels (`points.py`), `run_s` one by the integer ops on the same machine, `gemm_s` cuBLAS's int8 products of one,
+`runtime_s_per_sample` onnxruntime's (`runtime_by` says where). `over_*` is `interval_s` over these; `of_limit` the share of
+the smaller of `tensor_limit` and `memory_limit` that is reached, `of_limit_fused` that of the fused kernels alone.
 
 An onnxruntime that qverify refuses as too old is hidden from it, as if there were none: QDQ files and the replay of
 counterexamples are left out then, which the summary says.
@@ -64,8 +66,28 @@ TOOLS = ("memcheck", "racecheck", "synccheck")
 COLUMNS = {
     "ceilings": ("what", "unit", "rate"),
     "intervals": (
-        *("network", "batch", "by", "interval_s", "boxes_per_second", "fused_s", "other_steps_s", "points_s", "run_s"),
-        *("over_run", "gemm_s", "gemm_error", "over_gemm", "runtime_s_per_sample", "runtime_by", "over_runtime"),
+        *(
+            "network",
+            "batch",
+            "by",
+            "interval_s",
+            "boxes_per_second",
+            "fused_s",
+            "other_steps_s",
+            "points_s",
+            "inference_s",
+        ),
+        *(
+            "over_inference",
+            "run_s",
+            "over_run",
+            "gemm_s",
+            "gemm_error",
+            "over_gemm",
+            "runtime_s_per_sample",
+            "runtime_by",
+            "over_runtime",
+        ),
         *("tensor_limit", "memory_limit", "of_limit_fused", "of_limit", "steps", "launches"),
     ),
     "dual": (*("model", "property", "device", "batch", "steps", "seconds", "proved", "subproblems_per_second"),),
@@ -149,6 +171,10 @@ class Report:
         except ValueError:
             with self.log() as log:
                 log.write(line)
+            if line.strip():
+                self.stages[name]["last_line"] = line.strip()[:300]
+            if line.startswith(("FAILED", "ERROR")):
+                self.stages[name].setdefault("failed", []).append(line.strip()[:200])
             return
         row = found.pop("row", None)
         self.stages[name].update(found)
@@ -238,6 +264,9 @@ def run_stage(name: str, given: argparse.Namespace, report: Report, limit: float
             own[TOOLS[k]] = "out of time" if late else f"exit code {code}"
         if late or code:
             state = "out of time" if late and state != "failed" else "failed"
+            with report.log() as log:  # of what it said, the end
+                end = Path(log.name).read_text(errors="replace").rstrip().splitlines()[-3:]
+            own.setdefault("why", " | ".join(line[:200] for line in end))
     if name == "sanitizer" and not wanted:
         own["why"] = "compute-sanitizer is not on PATH"
     own |= {"state": state, "seconds": round(time.monotonic() - start, 1)}
@@ -245,14 +274,18 @@ def run_stage(name: str, given: argparse.Namespace, report: Report, limit: float
 
 def tables(report: Report) -> list[str]:
     """What is printed at the end: the states, and the figures that matter most."""
-    lines = [f"{name:10} {own['state']:12} {own.get('seconds', '')} s" for name, own in report.stages.items()]
+    lines = []
+    for name, own in report.stages.items():
+        more = own.get("why") or own.get("last_line", "")
+        lines.append(f"{name:10} {own['state']:12} {own.get('seconds', '')} s  {more}".rstrip())
+        lines += [f"  {line}" for line in own.get("failed", [])[:20]]
     for name, own in report.stages.get("device", {}).get("variants", {}).items():
         lines.append(f"variant {name}: " + ", ".join(f"{key} {value}" for key, value in own.items()))
     lines += [f"{row['what']}: {row['rate']:.4g} {row['unit']}" for row in report.rows.get("ceilings", [])]
     for row in report.rows.get("intervals", []):
         ratios = (
             f"{key} {row[key]:.2f}"
-            for key in ("over_run", "over_gemm", "over_runtime", "of_limit_fused", "of_limit")
+            for key in ("over_inference", "over_run", "over_gemm", "over_runtime", "of_limit_fused", "of_limit")
             if key in row
         )
         lines.append(
