@@ -36,6 +36,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import importlib.util
 import json
 import os
 import shutil
@@ -238,6 +239,13 @@ def commands(name: str, given: argparse.Namespace, report: Report) -> list[list[
     if name == "tests":
         chosen = TESTS if not given.quick else TESTS[:1]
         more = ["--co"] if given.quick else ["--durations=15", f"--junitxml={report.out.resolve() / 'gpu_tests.xml'}"]
+        if not given.quick and importlib.util.find_spec("xdist") and (os.cpu_count() or 1) >= 8:
+            more += [
+                "-p",
+                "xdist.plugin",
+                "-n",
+                "4",
+            ]  # compiling takes most of the time; a failed kernel ends one process
         return [[sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *more, *chosen]]
     if name == "sanitizer":
         tool = shutil.which("compute-sanitizer")

@@ -11,6 +11,7 @@ import csv
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from benchmarks.gpu.device import Emit
 from benchmarks.peers import paper2023
 from benchmarks.peers.decide import load
 from qverify import Options, verify
-from qverify.errors import QverifyError
+from qverify.errors import DeviceError, QverifyError
 from qverify.kernels import Kernels
+from qverify.propagate.device import opened
 
 DECIDED = ("sat", "unsat")
 PAPER_BATCH = 1024  # boxes at a time: in its favour, since its authors' code takes one
@@ -42,6 +44,9 @@ def race(kernels: Kernels, lists: list[Path], timeout: float, qdq: bool, limit: 
     """Rows of every method's verdict and seconds."""
     own = list(instances(lists, qdq))[:limit]
     devices = ["cpu"] if kernels.name == "cpu" else ["cuda", "cpu"]
+    if kernels.name != "cpu":
+        with suppress(DeviceError):
+            opened(kernels)
     if own:
         for device in devices:
             _qverify(*own[0][1:], device, timeout)

@@ -36,8 +36,9 @@ from qverify.search.proof import Proof
 ROOT = ((20, 0.1), (150, 0.6))  # rounds and rate of every phase; a phase goes on with what the one before left open
 PHASES = ((12, 0.1), (120, 0.6))
 # A batch: bytes in all, bytes for each element of a subproblem's values, most subproblems. On a CPU what caches hold of one
-# step's arrays; on a GPU the memory of all arrays, hulls in both types and columns of convolutions among them.
-BATCH = {"cpu": (24 << 20, 64, 256), "cuda": (8 << 30, 512, 4096)}
+# step's arrays; on a GPU the memory of all arrays, hulls in both types and columns of convolutions among them (NumPy's take
+# 56 to 161 bytes at their peak).
+BATCH = {"cpu": (24 << 20, 64, 256), "cuda": (8 << 30, 256, 4096)}
 BATCH_PART = 0.4  # of a GPU's free memory, where that is less
 RESIDENT = 16 << 30, 0.25  # bytes of waiting subproblems in a GPU's memory: at most, and this part of what is free
 

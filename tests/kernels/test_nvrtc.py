@@ -49,6 +49,10 @@ def nvrtc() -> Any:
             return ctypes.CDLL(candidate)
         except OSError:
             continue
+    if Path(sys.prefix) == Path(__file__).parents[2] / ".venv" and sys.platform != "darwin":
+        pytest.fail(
+            "NVRTC is a pin of requirements-dev.txt, but cannot be loaded from the environment that `make` made"
+        )
     pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12")
 
 

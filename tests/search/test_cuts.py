@@ -260,8 +260,8 @@ def test_a_batch_follows_the_memory() -> None:
         return cuts.CutSearch._batch_size(search)
 
     assert [batch("cpu", size) for size in (10, 10_000, 10**7)] == [256, 39, 2]
-    assert [batch("cuda", size) for size in (10, 10_000, 10**7)] == [4096, 1677, 2]
-    assert [batch("cuda", 10_000, free) for free in (1 << 40, 1 << 30, 0)] == [1677, 83, 2]
+    assert [batch("cuda", size) for size in (10, 10_000, 10**7)] == [4096, 3355, 3]
+    assert [batch("cuda", 10_000, free) for free in (1 << 40, 1 << 30, 0)] == [3355, 167, 2]
 
 
 def parity(width: int) -> Asked:
