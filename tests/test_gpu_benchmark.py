@@ -22,7 +22,6 @@ from qverify.frontend.model import read_model
 from qverify.kernels import Kernels, gpu
 from qverify.kernels.packing import Variant
 from qverify.propagate import device
-from tests.kernels.shim.build import Module
 from tests.kernels.strict import open_strict
 from tests.kernels.test_fused import FakeDevice
 from tests.networks import CPU
@@ -77,7 +76,7 @@ def test_what_was_found_before_the_time_was_up_is_kept(tmp_path: Path, monkeypat
     deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     for text, more in ((STUCK, 1.0), (deaf + STUCK, 1.0), (STUCK.replace("time.sleep(60)", "1 / 0"), 20.0)):
         report = run.Report(tmp_path, given)
-        monkeypatch.setattr(run, "commands", lambda *_, text=text: [[sys.executable, "-c", text]])
+        monkeypatch.setattr(run, "commands", lambda *_, text=text: [("", [sys.executable, "-c", text])])
         run.run_stage("ceilings", given, report, more)
         late = more < 20
         assert report.stages["ceilings"]["state"] == ("out of time" if late else "failed")
@@ -168,11 +167,17 @@ def test_the_stages_on_a_stand_in(fake: Kernels, monkeypatch: pytest.MonkeyPatch
         return lambda own: found.setdefault(stage, []).append(json.loads(json.dumps(own)))
 
     monkeypatch.setattr(machine, "_seconds", lambda fused, size: 1e-3)
-    monkeypatch.setattr(machine, "is_exact", lambda fused: isinstance(fused.module, Module))
-    machine.describe(fake, emitter("device"))
+    checks = {"one": lambda: True, "two": lambda: False}
+    monkeypatch.setattr(
+        machine, "comparisons", lambda fused: dict(list(checks.items())[: 1 + (fused.variant is Variant.DENSE)])
+    )
+    for what in ("", *run.VARIANTS, "chosen"):
+        machine.describe(fake, what, emitter("device"))
     whole = {key: value for own in found["device"] for key, value in own.items()}
     assert whole["chosen"] == "SPARSE" and whole["name"] == "Fake" and whole["free_bytes"] == 1 << 30
-    assert whole["variants"]["SPARSE"]["exact"] and "CompileError" in whole["variants"]["SMALL"]["error"]
+    exact = {name: one for own in found["device"] for name, one in own.get("variants", {}).items()}
+    assert exact["SPARSE"]["exact"] and exact["DENSE"]["wrong"] == {"two": "differs"}
+    assert "CompileError" in exact["SMALL"]["error"] and list(exact) == list(run.VARIANTS)
     machine.ceilings(fake, True, emitter("ceilings"))
     ceilings = {own["row"]["what"]: own["row"]["rate"] for own in found["ceilings"]}
     assert set(ceilings) == {"copy", "mma_sparse", "mma_dense"} and min(ceilings.values()) > 0

@@ -8,9 +8,9 @@ as many of an `mma.sp.m16n8k64`, half of whose 64 columns are zeros by construct
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -20,7 +20,7 @@ import numpy as np
 
 from qverify.errors import DeviceError
 from qverify.kernels import Kernels
-from qverify.kernels.fused import CAPABILITY, Fused, _seconds, is_exact, options, source
+from qverify.kernels.fused import CAPABILITY, Fused, _seconds, comparisons, options, source
 from qverify.kernels.packing import Variant
 from qverify.propagate import device
 
@@ -112,10 +112,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(kernels: Kernels, emit: Emit) -> None:
-    """The machine; then, on a GPU, every variant of the kernels: does it compile, is it exact, how fast is it."""
+def describe(kernels: Kernels, what: str, emit: Emit) -> None:
+    """The machine; or, on a GPU, one variant of the kernels; or, "chosen", which of them qverify takes."""
+    if what == "chosen":
+        try:
+            emit({"chosen": device.opened(kernels).variant.name})
+        except DeviceError as error:
+            emit({"chosen": "", "chosen_why": str(error)})
+        return
+    if what:
+        variant = Variant[what]
+        if CAPABILITY[variant] <= int(kernels.xp.cuda.Device().compute_capability):
+            emit({"variants": {what: examined(kernels, variant)}})
+        return
     emit(
-        {"device": kernels.description, "versions": versions(), "system": platform.platform(), "argv0": sys.executable}
+        {"device": kernels.description, "versions": versions(), "system": platform.platform(), "cores": os.cpu_count()}
     )
     if kernels.name == "cpu":
         return
@@ -132,32 +143,31 @@ def describe(kernels: Kernels, emit: Emit) -> None:
             "runtime": cuda.runtime.runtimeGetVersion(),
         }
     )
-    emit({"variants": variants(kernels)})
+
+
+def examined(kernels: Kernels, variant: Variant) -> dict[str, Any]:
+    """Seconds of compiling, whether all test layers come out exactly, microseconds of a layer of 16384 x 512 x 512."""
+    own: dict[str, Any] = {}
+    start = time.perf_counter()
     try:
-        emit({"chosen": device.opened(kernels).variant.name})
-    except DeviceError as error:
-        emit({"chosen": "", "why": str(error)})
+        module = kernels.xp.RawModule(code=source(), options=options(variant))
+        module.compile()
+        own["compile_s"] = round(time.perf_counter() - start, 2)
+        fused = Fused(kernels, variant, module)
+        wrong = {name: text for name, check in comparisons(fused).items() if (text := _outcome(check))}
+        own |= {"exact": not wrong, "wrong": wrong} if wrong else {"exact": True}
+        own["layer_us"] = round(1e6 * _seconds(fused, (16384, 512, 512)), 1)
+    except Exception as error:  # whatever a first run on a new device brings is a result
+        own["error"] = f"{type(error).__name__}: {error}"[:2000]
+    return own
 
 
-def variants(kernels: Kernels) -> dict[str, Any]:
-    """By name: seconds of compiling, whether all test layers come out exactly, seconds of a layer of 16384 x 512 x 512."""
-    result: dict[str, Any] = {}
-    for variant in Variant:
-        if CAPABILITY[variant] > int(kernels.xp.cuda.Device().compute_capability):
-            continue
-        own: dict[str, Any] = {}
-        result[variant.name] = own
-        start = time.perf_counter()
-        try:
-            module = kernels.xp.RawModule(code=source(), options=options(variant))
-            module.compile()
-            own["compile_s"] = round(time.perf_counter() - start, 2)
-            fused = Fused(kernels, variant, module)
-            own["exact"] = is_exact(fused)
-            own["layer_us"] = round(1e6 * _seconds(fused, (16384, 512, 512)), 1)
-        except Exception as error:  # whatever a first run on a new device brings is a result
-            own["error"] = f"{type(error).__name__}: {error}"[:2000]
-    return result
+def _outcome(check: Callable[[], bool]) -> str:
+    """Nothing if a comparison holds, else what came of it."""
+    try:
+        return "" if check() else "differs"
+    except RuntimeError as error:  # CuPy's driver errors
+        return f"{type(error).__name__}: {error}"[:300]
 
 
 def ceilings(kernels: Kernels, quick: bool, emit: Emit) -> None:

@@ -64,6 +64,7 @@ STAGES = {
 LAST = 15.0  # seconds that a stage has to end in, once its time is up
 TESTS = ("tests/kernels", "tests/test_propagate_device.py", "tests/test_gpu.py")
 TOOLS = ("memcheck", "racecheck", "synccheck")
+VARIANTS = ("PLAIN", "SPARSE", "DENSE", "SMALL")
 COLUMNS = {
     "ceilings": ("what", "unit", "rate"),
     "intervals": (
@@ -128,7 +129,7 @@ def stage(name: str, given: argparse.Namespace) -> None:
 
     ort, kernels, quick = hidden_runtime(), open_kernels(given.device), given.quick
     if name == "device":
-        device.describe(kernels, emit)
+        device.describe(kernels, given.variant, emit)
     elif name == "ceilings":
         device.ceilings(kernels, quick, emit)
     elif name == "intervals":
@@ -140,7 +141,8 @@ def stage(name: str, given: argparse.Namespace) -> None:
         verdicts.race(kernels, given.instances, given.timeout, runtime.available(), limit, emit)
     elif name == "exact" and kernels.name == "cuda":  # under compute-sanitizer
         kernels.xp.cuda.set_allocator(None)  # every array its own allocation, so that a stray access is seen
-        emit({"variants": device.variants(kernels)})
+        for variant in VARIANTS:
+            device.describe(kernels, variant, emit)
 
 
 # -- all stages ----------------------------------------------------------------------------------------------------------
@@ -178,6 +180,8 @@ class Report:
                 self.stages[name].setdefault("failed", []).append(line.strip()[:200])
             return
         row = found.pop("row", None)
+        if "variants" in found:
+            self.stages[name].setdefault("variants", {}).update(found.pop("variants"))
         self.stages[name].update(found)
         if row is None:
             return
@@ -199,63 +203,67 @@ class Report:
 
 def follow(command: list[str], limit: float, report: Report, name: str) -> tuple[int, bool]:
     """Run a process; its exit code, and whether its time was up. Its errors go to the log, and its output to the report."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(":")
-    }
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     with report.log() as log:
         log.write(f"\n==== {name}: {' '.join(command[1:])}\n")
         log.flush()
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=environment, start_new_session=True
         )
-        late = threading.Event()
 
-        def stop() -> None:
-            late.set()
-            for what in (signal.SIGINT, signal.SIGKILL):  # the first lets pytest write what it knows
-                os.killpg(process.pid, what)
-                try:
-                    process.wait(LAST)
-                    return
-                except subprocess.TimeoutExpired:
-                    continue
-
-        timer = threading.Timer(limit, stop)
-        timer.daemon = True
-        timer.start()
+    def read() -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            report.add(name, line)
-        process.stdout.close()
-        code = process.wait()
-        timer.cancel()
-    return code, late.is_set()
+        with process.stdout:
+            for line in process.stdout:
+                report.add(name, line)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    late = False
+    for seconds, what in ((limit, None), (LAST, signal.SIGINT), (LAST, signal.SIGKILL)):
+        if what is not None:  # the first lets pytest write what it knows
+            late = True
+            os.killpg(process.pid, what)
+        try:
+            process.wait(seconds)
+            break
+        except subprocess.TimeoutExpired:
+            continue  # after the last: it hangs in the driver, and is left behind
+    reader.join(5)
+    return -9 if process.returncode is None else process.returncode, late
 
 
-def commands(name: str, given: argparse.Namespace, report: Report) -> list[list[str]]:
+Command = tuple[str, list[str]]  # with a name, where a stage has several
+
+
+def commands(name: str, given: argparse.Namespace, report: Report) -> list[Command]:
     """What a stage runs."""
     own = [sys.executable, str(Path(__file__).resolve())]
     base = ["--device", given.device, "--timeout", str(given.timeout), *["--quick"] * given.quick]
+    if name == "device" and given.device != "cpu":  # each variant for itself: one that fails leaves a dead process
+        found = [["--variant", variant] for variant in (*VARIANTS, "chosen")]
+        return [(" ".join(more[1:]), [*own, "--stage", name, *base, *more]) for more in ([], *found)]
     if name == "tests":
-        chosen = TESTS if not given.quick else TESTS[:1]
-        more = ["--co"] if given.quick else ["--durations=15", f"--junitxml={report.out.resolve() / 'gpu_tests.xml'}"]
-        if not given.quick and importlib.util.find_spec("xdist") and (os.cpu_count() or 1) >= 8:
-            more += [
-                "-p",
-                "xdist.plugin",
-                "-n",
-                "4",
-            ]  # compiling takes most of the time; a failed kernel ends one process
-        return [[sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *more, *chosen]]
+        return [("", _tests(given, report))]
     if name == "sanitizer":
         tool = shutil.which("compute-sanitizer")
-        checks = [[tool, "--tool", t, "--error-exitcode", "9"] for t in TOOLS] if tool else []
-        return [[*check, *own, "--stage", "exact", *base] for check in checks]
+        checks = [(t, [tool, "--tool", t, "--error-exitcode", "9"]) for t in TOOLS] if tool else []
+        return [(t, [*check, *own, "--stage", "exact", *base]) for t, check in checks]
     if name == "intervals":
         base += ["--ceilings", json.dumps({row["what"]: row["rate"] for row in report.rows.get("ceilings", [])})]
     if name == "verdicts":
         base += ["--instances", *map(str, given.instances)]
-    return [[*own, "--stage", name, *base]]
+    return [("", [*own, "--stage", name, *base])]
+
+
+def _tests(given: argparse.Namespace, report: Report) -> list[str]:
+    pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    if given.quick:
+        return [*pytest, "--co", TESTS[0]]
+    if importlib.util.find_spec("xdist") and (os.cpu_count() or 1) >= 8:  # compiling takes time, on the CPU
+        pytest += ["-p", "xdist.plugin", "-n", "4"]
+    return [*pytest, "--durations=15", f"--junitxml={report.out.resolve() / 'gpu_tests.xml'}", *TESTS]
 
 
 def run_stage(name: str, given: argparse.Namespace, report: Report, limit: float) -> None:
@@ -265,17 +273,17 @@ def run_stage(name: str, given: argparse.Namespace, report: Report, limit: float
     report.write()
     wanted = commands(name, given, report)
     state = "ok" if wanted else "left out"
-    for k, command in enumerate(wanted):
+    for k, (which, command) in enumerate(wanted):
         left = (limit - (time.monotonic() - start)) / (len(wanted) - k)
         code, late = follow(command, max(left, 1.0), report, name)
-        if len(wanted) > 1:
-            own[TOOLS[k]] = "out of time" if late else f"exit code {code}"
+        if which:
+            own.setdefault("processes", {})[which] = "out of time" if late else f"exit code {code}"
         if late or code:
             state = "out of time" if late and state != "failed" else "failed"
-            with report.log() as log:  # of what it said, the end
-                end = Path(log.name).read_text(errors="replace").rstrip().splitlines()[-3:]
+            end = (report.out / "gpu_log.txt").read_text(errors="replace").rstrip().splitlines()[-3:]
             own.setdefault("why", " | ".join(line[:200] for line in end))
-    if name == "sanitizer" and not wanted:
+        report.write()
+    if not wanted:
         own["why"] = "compute-sanitizer is not on PATH"
     own |= {"state": state, "seconds": round(time.monotonic() - start, 1)}
 
@@ -319,6 +327,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=5.0, help="of one method on one instance")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
+    parser.add_argument("--variant", default="", help=argparse.SUPPRESS)
     parser.add_argument("--ceilings", default="{}", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
