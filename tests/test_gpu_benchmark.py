@@ -187,15 +187,29 @@ def test_the_stages_on_a_stand_in(fake: Kernels, monkeypatch: pytest.MonkeyPatch
         assert row.keys() <= set(run.COLUMNS["intervals"]) and row["by"] == "CUDA kernels, sparse"
         assert row["over_inference"] > 0 and row["of_limit_fused"] > 0 and row["fused_s"] > 0 and row["over_run"] > 0
     rates.dual(fake, True, emitter("dual"))
-    assert [own["row"]["device"] for own in found["dual"]] == ["cuda", "cpu"] * len(rates.DUALS)
+    assert [own["row"]["device"] for own in found["dual"]] == ["cuda"] * len(rates.DUALS) + ["cpu"] * len(rates.DUALS)
     proved = [own["row"]["proved"] for own in found["dual"]]
-    assert proved[::2] == proved[1::2]
+    assert proved[: len(rates.DUALS)] == proved[len(rates.DUALS) :]
     verdicts.race(fake, [EXAMPLES / "instances.csv"], 5.0, False, 1, emitter("verdicts"))
     rows = [own["row"] for own in found["verdicts"]]
     assert [row["method"] for row in rows] == ["qverify, cuda", "qverify, cpu", "2023 procedure, cuda"]
     assert {row["verdict"] for row in rows} == {"unsat"}
     for stage in run.COLUMNS:
         assert all(own["row"].keys() <= set(run.COLUMNS[stage]) for own in found[stage] if "row" in own)
+
+
+def test_what_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> dict[str, Any]:
+        raise MemoryError("nothing is left")
+
+    monkeypatch.setattr(rates.Timed, "row", full)
+    found: list[dict[str, Any]] = []
+    rates.intervals(CPU, None, {}, True, found.append)
+    assert len(found) == 4 and all(own["row"]["by"] == "failed: MemoryError: nothing is left" for own in found)
+    report = run.Report(tmp_path, run.parse(["--device", "cpu"]))
+    report.stages["intervals"] = {"state": "ok"}
+    report.add("intervals", json.dumps(found[0]))
+    assert "nothing is left" in run.tables(report)[-1]
 
 
 @pytest.mark.parametrize("name", ["mnist_cnn_qop", "mnist_mlp_qop", "tiny_mlp_qop"])

@@ -173,27 +173,38 @@ class Timed:
 
 
 def intervals(kernels: Kernels, ort: Any, ceilings: dict[str, float], quick: bool, emit: Emit) -> None:
-    """Rows of bounds per second, by batch and network; the most telling batches first."""
+    """Rows of bounds per second, by batch and network; the most telling batches first. What fails is a row, too."""
     nets = {name: Timed.make(kernels, name) for name in ((FOUR[0], FOUR[3]) if quick else SHAPES)}
     for batch in (8, 1) if quick else BATCHES:
         for name, own in nets.items():
-            if 24 * batch * own.host.elements_per_point() > kernels.allowance(8 << 30, 0.3):
+            if 24 * batch * own.host.input_type.size > kernels.allowance(8 << 30, 0.3):
                 continue
-            row = {"network": name, "batch": batch, **own.row(kernels, batch, 0.03 if quick else 0.2)}
+            row: dict[str, Any] = {"network": name, "batch": batch}
+            try:
+                row |= own.row(kernels, batch, 0.03 if quick else 0.2)
+            except Exception as error:  # no memory, or a kernel that fails
+                emit({"row": {**row, "by": f"failed: {type(error).__name__}: {error}"[:300]}})
+                continue
             row |= _runtime(ort, name, min(batch, 1024), quick)
-            row["boxes_per_second"] = batch / row["interval_s"]
-            if "fused_s" in row:
-                bound = limits(own.host, ceilings, row["launches"].startswith("network") and "+" not in row["launches"])
-                row |= bound
-                if bound:
-                    row["of_limit_fused"] = batch / row["fused_s"] / min(bound.values())
-                    row["of_limit"] = row["boxes_per_second"] / min(bound.values())
-            for what in ("inference_s", "run_s", "gemm_s"):
-                if what in row:
-                    row[f"over_{what[:-2]}"] = row["interval_s"] / row[what]
-            if "runtime_s_per_sample" in row:
-                row["over_runtime"] = row["interval_s"] / batch / row["runtime_s_per_sample"]
-            emit({"row": row})
+            emit({"row": row | _ratios(own.host, row, ceilings)})
+
+
+def _ratios(host: Network, row: dict[str, Any], ceilings: dict[str, float]) -> dict[str, float]:
+    """What follows from the times of a row."""
+    batch, found = row["batch"], {"boxes_per_second": row["batch"] / row["interval_s"]}
+    if "fused_s" in row:
+        one_launch = row["launches"].startswith("network") and "+" not in row["launches"]
+        bound = limits(host, ceilings, one_launch)
+        found |= bound
+        if bound:
+            found["of_limit_fused"] = batch / row["fused_s"] / min(bound.values())
+            found["of_limit"] = found["boxes_per_second"] / min(bound.values())
+    for what in ("inference_s", "run_s", "gemm_s"):
+        if what in row:
+            found[f"over_{what[:-2]}"] = row["interval_s"] / row[what]
+    if "runtime_s_per_sample" in row:
+        found["over_runtime"] = row["interval_s"] / batch / row["runtime_s_per_sample"]
+    return found
 
 
 def _by_step(plan: Any, clock: Clock, lower: Any, upper: Any) -> dict[str, float]:
@@ -287,10 +298,9 @@ def problem_for(model: Path, spec: Path, kernels: Kernels) -> Problem:
 def dual(kernels: Kernels, quick: bool, emit: Emit) -> None:
     """Rows of subproblems per second: hulls, multipliers at the edges, `ROUNDS` steps, the exact bound. On a GPU, the
     same batches on the CPU too, as long as they are not large."""
-    machines = [kernels] if kernels.name == "cpu" else [kernels, CPU]
-    for name, spec in DUALS:
-        model, path = ROOT / f"specs/examples/onnx/{name}.onnx", ROOT / f"specs/examples/vnnlib/{spec}.vnnlib"
-        for machine in machines:
+    for machine in [kernels] if kernels.name == "cpu" else [kernels, CPU]:
+        for name, spec in DUALS:
+            model, path = ROOT / f"specs/examples/onnx/{name}.onnx", ROOT / f"specs/examples/vnnlib/{spec}.vnnlib"
             problem = problem_for(model, path, machine)
             for batch in (4,) if quick else DUAL_BATCHES:
                 if machine.name == "cpu" and batch > 1024:
