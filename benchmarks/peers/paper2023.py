@@ -48,7 +48,8 @@ def decide(instance: Instance, timeout: float, kernels: Kernels = CPU, batch: in
 def _decide_query(
     instance: Instance, query: Query, end: float, network: Network, kernels: Kernels, batch: int
 ) -> tuple[Answer, int]:
-    domain = make_domain(instance.encoder, query.box)
+    domain, decode = make_domain(instance.encoder, query.box), instance.decoder.decode_box
+    rows = _Rows(query, len(instance.decoder.error))
     stack: list[tuple[Codes, Codes]] = [domain.code_box()]
     boxes = 0
     while stack:
@@ -56,22 +57,52 @@ def _decide_query(
             return Answer("timeout", f"{boxes} boxes"), boxes
         taken = [stack.pop() for _ in range(min(batch, len(stack)))]
         boxes += len(taken)
-        ends = (kernels.asarray(np.stack(own)) for own in zip(*taken, strict=True))
-        y = instance.decoder.decode_box(*(kernels.to_host(z) for z in network.intervals(kernels, *ends)))
-        for (lower, upper), least, most in zip(taken, *y, strict=True):
-            if all(any(_refuted(row, least, most) for row in case) for case in query.cases):
-                continue
-            for codes in np.unique(np.stack([(lower + upper) // 2, lower, upper]), axis=0):
-                if is_unsafe(instance, query, codes) and domain.lift(codes) is not None:
-                    return Answer("sat", f"{boxes} boxes", tuple(codes.tolist())), boxes
-            axis = int((upper - lower).argmax())
-            if upper[axis] == lower[axis]:
-                continue  # one code vector: unsafe codes that no input in the box has
-            middle = (lower[axis] + upper[axis]) // 2
-            left, right = upper.copy(), lower.copy()
-            left[axis], right[axis] = middle, middle + 1
-            stack += [(lower, left), (right, upper)]
+        lower, upper = (np.stack(own) for own in zip(*taken, strict=True))
+        ends = network.intervals(kernels, kernels.asarray(lower), kernels.asarray(upper))
+        left = ~rows.refuted(*decode(*(kernels.to_host(z) for z in ends)))
+        lower, upper = lower[left], upper[left]
+        if not len(lower):
+            continue
+        points = np.concatenate([(lower + upper) // 2, lower, upper])
+        y = instance.decoder.decode(kernels.to_host(network.run(kernels, kernels.asarray(points))))
+        for codes in points[~rows.refuted(y, y)]:
+            if is_unsafe(instance, query, codes) and domain.lift(codes) is not None:
+                return Answer("sat", f"{boxes} boxes", tuple(codes.tolist())), boxes
+        axis, at = (upper - lower).argmax(axis=1), np.arange(len(lower))
+        middle = (lower[at, axis] + upper[at, axis]) // 2
+        left_upper, right_lower = upper.copy(), lower.copy()
+        left_upper[at, axis], right_lower[at, axis] = middle, middle + 1
+        wide = upper[at, axis] > lower[at, axis]  # a single code vector: unsafe codes that no input in the box has
+        for k in np.flatnonzero(wide):
+            stack += [(lower[k], left_upper[k]), (right_lower[k], upper[k])]
     return Answer("unsat"), boxes
+
+
+class _Rows:
+    """The rows of a query, for many boxes at once."""
+
+    def __init__(self, query: Query, outputs: int) -> None:
+        self._cases, self._all = query.cases, [row for case in query.cases for row in case]
+        weight = np.zeros((len(self._all), outputs))
+        for row, own in zip(self._all, weight, strict=True):
+            for j, c in row.y:
+                own[j] += float(c)
+        self._positive, self._negative = np.maximum(weight, 0).T, np.minimum(weight, 0).T
+        self._rhs = np.array([float(row.rhs) for row in self._all])
+
+    def refuted(self, lower: Float64Array, upper: Float64Array) -> npt.NDArray[np.bool_]:
+        """Whether every case has a row that fails everywhere between two output vectors [N, outputs]: [N]."""
+        least = lower @ self._positive + upper @ self._negative
+        size = np.maximum(np.abs(lower), np.abs(upper)) @ (self._positive - self._negative)
+        doubt = 2.0**-40 * (size + np.abs(self._rhs)) + 1e-300
+        fails = least - self._rhs > doubt
+        for i, k in zip(*np.nonzero(np.abs(least - self._rhs) <= doubt), strict=True):
+            fails[i, k] = _refuted(self._all[k], lower[i], upper[i])
+        result, start = np.ones(len(lower), np.bool_), 0
+        for case in self._cases:
+            result &= fails[:, start : start + len(case)].any(axis=1)
+            start += len(case)
+        return result
 
 
 def _refuted(row: Row, lower: Float64Array, upper: Float64Array) -> bool:
