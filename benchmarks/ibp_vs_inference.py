@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import Any
 
 # One thread each; BLAS libraries read these when NumPy is imported.
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
+if __name__ == "__main__":
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
 
 import numpy as np  # noqa: E402
 import onnx  # noqa: E402

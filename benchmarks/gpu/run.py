@@ -48,7 +48,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy is imported; all methods on the CPU use one thread
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # so that it runs without an installation
 
@@ -63,6 +62,7 @@ STAGES = {
 }  # weights
 LAST = 15.0  # seconds that a stage has to end in, once its time is up
 TESTS = ("tests/kernels", "tests/test_propagate_device.py", "tests/test_gpu.py")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 TOOLS = ("memcheck", "racecheck", "synccheck")
 VARIANTS = ("PLAIN", "SPARSE", "DENSE", "SMALL")
 COLUMNS = {
@@ -205,6 +205,7 @@ def follow(command: list[str], limit: float, report: Report, name: str) -> tuple
     """Run a process; its exit code, and whether its time was up. Its errors go to the log, and its output to the report."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     more = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "QVERIFY_HIDE_OLD_RUNTIME": "1"}  # for the tests
+    more |= dict.fromkeys(THREADS, "1")  # all methods on the CPU use one
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), **more}
     with report.log() as log:
         log.write(f"\n==== {name}: {' '.join(command[1:])}\n")
