@@ -36,15 +36,15 @@ if __name__ == "__main__":
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
 
-import numpy as np  # noqa: E402
-import onnx  # noqa: E402
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
-from qverify.frontend.boundary import make_encoder  # noqa: E402
-from qverify.frontend.model import read_model  # noqa: E402
-from qverify.frontend.outputs import make_decoder  # noqa: E402
-from qverify.kernels import open_kernels  # noqa: E402
-from qverify.propagate import Propagator  # noqa: E402
+from qverify.frontend.boundary import make_encoder
+from qverify.frontend.model import read_model
+from qverify.frontend.outputs import make_decoder
+from qverify.kernels import open_kernels
+from qverify.propagate import Propagator
 
 COLUMNS = (
     *("date", "machine", "device", "network", "batch", "inference_us", "reference_us", "interval_us", "by"),
