@@ -1,6 +1,6 @@
 # make demo    verify two shipped examples          make test    what CI runs: lint, types, tests
 # make lint    ruff and mypy only                   make clean   remove the virtual environment and caches
-# make gpu     on a machine with an NVIDIA GPU: the tests marked `gpu` and a benchmark, results in OUT
+# make gpu     on a machine with an NVIDIA GPU: the tests marked `gpu` and all measurements, results in OUT, ten minutes
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,6 +9,7 @@ PYTHON ?=
 # `make gpu` makes no virtual environment: CuPy has to fit the machine's CUDA, so the Python that is active brings it.
 GPU_PYTHON = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(or $(PYTHON),python3)
 OUT ?= benchmarks/results
+GPU_OPTIONS ?=
 DEMO_UNSAT := specs/examples/onnx/mnist_mlp_qop.onnx specs/examples/vnnlib/mnist_0_eps_2.vnnlib
 DEMO_SAT := specs/examples/onnx/tiny_mlp_qop.onnx specs/examples/vnnlib/tiny_unsafe.vnnlib
 
@@ -50,14 +51,7 @@ test: lint
 check: test
 
 gpu:
-	@$(GPU_PYTHON) -c "import sys; \
-	    sys.excepthook = lambda kind, error, trace: print('make gpu:', error, file=sys.stderr); \
-	    from qverify.kernels import open_kernels; print(open_kernels('cuda').description)"
-	@mkdir -p "$(OUT)"
-	failed=0; \
-	$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider --durations=20 --junitxml="$(OUT)/gpu_tests.xml" || failed=1; \
-	$(GPU_PYTHON) benchmarks/ibp_vs_inference.py --device cuda --out "$(OUT)/ibp_vs_inference_cuda.csv" || failed=1; \
-	exit $$failed
+	@$(GPU_PYTHON) benchmarks/gpu/run.py --out "$(OUT)" $(GPU_OPTIONS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,21 +1,18 @@
 """Interval propagation against one onnxruntime int8 inference of the same network, side by side.
 
-    python benchmarks/ibp_vs_inference.py [--device cpu|cuda] [--rounds 9] [--out benchmarks/results/ibp_vs_inference.csv]
+    python benchmarks/ibp_vs_inference.py [--rounds 9] [--out benchmarks/results/ibp_vs_inference.csv]
 
 For each network and batch size, rounds alternate between three tasks: the runtime's inference of a batch, the interval
-bounds of a batch of boxes by the integer ops themselves (`Network.intervals`: NumPy or CuPy), and the same by what the
-search uses (`qverify.propagate`: on a CPU, onnxruntime's kernels; on cuda, qverify's own). The medians of their CPU times
-(wall times on cuda) are compared, one thread each. Networks have random weights and the shapes of `nets()`; before timing,
-the integer network is checked against the runtime on the batch, and both ways of bounding against each other.
+bounds of a batch of boxes by the integer ops themselves (`Network.intervals`: NumPy), and the same by what the search uses
+(`qverify.propagate`: onnxruntime's kernels). The medians of their CPU times are compared, one thread each. Networks have
+random weights and the shapes of `nets()`; before timing, the integer network is checked against the runtime on the batch,
+and both ways of bounding against each other.
 
 Columns: `machine` and `device` say where; `network`, `batch` what; `inference_us`, `reference_us`, `interval_us` are the
 three times of a whole batch; `by` is what computed the last; `reference_ratio` and `ratio` are the second and the third
 time over the first; `boxes_per_second` belongs to the third.
 
-On cuda, inference is still the CPU's, so that the two ratios compare different devices. There two more tasks take their
-turns, of which neither is an int8 inference by the GPU: `run_us` is `Network.run` of the batch on the same GPU (the exact
-integer ops, by CuPy's float products), `points_us` the third task on boxes that are points: the same kernels, which
-compute both ends all the same. `over_run` is the third time over the first of these.
+On a GPU, `benchmarks/gpu` measures this and more.
 """
 
 from __future__ import annotations
@@ -35,24 +32,24 @@ from pathlib import Path
 from typing import Any
 
 # One thread each; BLAS libraries read these when NumPy is imported.
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
+if __name__ == "__main__":
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
 
-import numpy as np  # noqa: E402
-import onnx  # noqa: E402
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
-from qverify.frontend.boundary import make_encoder  # noqa: E402
-from qverify.frontend.model import read_model  # noqa: E402
-from qverify.frontend.outputs import make_decoder  # noqa: E402
-from qverify.kernels import open_kernels  # noqa: E402
-from qverify.propagate import Propagator  # noqa: E402
+from qverify.frontend.boundary import make_encoder
+from qverify.frontend.model import read_model
+from qverify.frontend.outputs import make_decoder
+from qverify.kernels import open_kernels
+from qverify.propagate import Propagator
 
 COLUMNS = (
     *("date", "machine", "device", "network", "batch", "inference_us", "reference_us", "interval_us", "by"),
     *("reference_ratio", "ratio", "boxes_per_second"),
 )
-CUDA_COLUMNS = ("run_us", "points_us", "over_run")  # at the end, with --device cuda
 
 
 class Chain:
@@ -152,18 +149,9 @@ class Times:
     reference: float
     interval: float
     by: str
-    run: float | None = None  # on cuda, this and the next
-    points: float | None = None
-
-    def more(self) -> dict[str, str]:
-        """CUDA_COLUMNS."""
-        if self.run is None or self.points is None:
-            return {}
-        values = f"{self.run:.1f}", f"{self.points:.1f}", f"{self.interval / self.run:.2f}"
-        return dict(zip(CUDA_COLUMNS, values, strict=True))
 
 
-def measure(name: str, batch: int, device: str, rounds: int, folder: Path) -> Times:
+def measure(name: str, batch: int, rounds: int, folder: Path) -> Times:
     """The times of one network."""
     import onnxruntime as ort
 
@@ -175,7 +163,7 @@ def measure(name: str, batch: int, device: str, rounds: int, folder: Path) -> Ti
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    kernels = open_kernels(device)
+    kernels = open_kernels("cpu")
     lowered = read_model(single).lowered
     network = lowered.network.on(kernels)
     rng = np.random.default_rng(1)
@@ -187,7 +175,7 @@ def measure(name: str, batch: int, device: str, rounds: int, folder: Path) -> Ti
         raise SystemExit(f"{name}: the integer network differs from the runtime")
     lower, upper = kernels.asarray(np.maximum(codes - 2, 0)), kernels.asarray(np.minimum(codes + 2, 255))
     propagator = Propagator(network, kernels, patience=0)
-    clock = time.process_time if device == "cpu" else time.perf_counter
+    clock = time.process_time
 
     def infer() -> Any:
         return session.run(None, {"x": x})
@@ -198,19 +186,10 @@ def measure(name: str, batch: int, device: str, rounds: int, folder: Path) -> Ti
     def bound() -> Any:
         return [kernels.to_host(end) for end in propagator.intervals(lower, upper)]
 
-    points = kernels.asarray(codes)
-
-    def run() -> Any:
-        return kernels.to_host(network.run(kernels, points))
-
-    def bound_points() -> Any:
-        return [kernels.to_host(end) for end in propagator.intervals(points, points)]
-
     infer()
     if any((a != b).any() for a, b in zip(reference(), bound(), strict=True)):
         raise SystemExit(f"{name}: the two ways of bounding differ")
-    tasks = (infer, reference, bound) if device == "cpu" else (infer, reference, bound, run, bound_points)
-    times: dict[Callable[[], Any], list[float]] = {task: [] for task in tasks}
+    times: dict[Callable[[], Any], list[float]] = {task: [] for task in (infer, reference, bound)}
     for _ in range(rounds):
         for task, own in times.items():
             repeats, start = 0, clock()
@@ -218,9 +197,7 @@ def measure(name: str, batch: int, device: str, rounds: int, folder: Path) -> Ti
                 task()
                 repeats += 1
             own.append((clock() - start) / repeats)
-    first_three, more = tasks[:3], tasks[3:]
-    median = {task: statistics.median(own) * 1e6 for task, own in times.items()}
-    return Times(*(median[task] for task in first_three), propagator.name, *(median[task] for task in more))
+    return Times(*(statistics.median(own) * 1e6 for own in times.values()), propagator.name)
 
 
 def machine() -> str:
@@ -236,7 +213,6 @@ def machine() -> str:
 def main() -> int:
     """Print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 1024])
     parser.add_argument("--networks", nargs="+", choices=list(nets()))
@@ -244,16 +220,15 @@ def main() -> int:
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, options.out.open("w", newline="") as stream:
-        columns = COLUMNS if options.device == "cpu" else COLUMNS + CUDA_COLUMNS
-        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for name in options.networks or nets():
             for batch in options.batches:
-                found = measure(name, batch, options.device, options.rounds, Path(folder))
+                found = measure(name, batch, options.rounds, Path(folder))
                 row = {
                     "date": datetime.date.today().isoformat(),
                     "machine": machine(),
-                    "device": open_kernels(options.device).description,
+                    "device": open_kernels("cpu").description,
                     "network": name,
                     "batch": batch,
                     "inference_us": f"{found.inference:.1f}",
@@ -263,14 +238,12 @@ def main() -> int:
                     "reference_ratio": f"{found.reference / found.inference:.2f}",
                     "ratio": f"{found.interval / found.inference:.2f}",
                     "boxes_per_second": f"{batch / found.interval * 1e6:.0f}",
-                    **found.more(),
                 }
                 writer.writerow(row)
                 stream.flush()
                 print(
                     f"{name:32} batch {batch:5}: inference {found.inference:10.1f} us, reference "
                     f"{row['reference_ratio']:>6}x, {found.by} {found.interval:10.1f} us, {row['ratio']:>5}x"
-                    + "".join(f", {column} {row[column]}" for column in found.more())
                 )
     return 0
 

@@ -210,7 +210,7 @@ TEXT = {".py", ".md", ".toml", ".txt", ".sh", ".csv", ".vnnlib", ""}
 def text_files() -> Iterator[Path]:
     """The repository's own text files; not what tools leave beside them."""
     for top in REPOSITORY.iterdir():
-        if top.is_file() and top.suffix in TEXT:
+        if top.is_file() and top.suffix in TEXT and top.name != ".git":
             yield top
         elif top.name in ("qverify", "tests", "specs", "benchmarks", ".ci", "docs"):
             yield from (path for path in top.rglob("*") if path.is_file() and path.suffix in TEXT)

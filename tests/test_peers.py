@@ -20,6 +20,7 @@ from benchmarks.peers.lines import additive, simplest
 from benchmarks.peers.workers import PACKAGES, Workers, missing
 from qverify.frontend.boundary import make_domain
 from tests import test_brute_force
+from tests.kernels.strict import open_strict
 
 SAMPLES = 12
 
@@ -62,7 +63,9 @@ def test_encoding_equals_brute_force(name: str, samples: list[agree.Sample], wor
 
 
 def test_paper_equals_brute_force(samples: list[agree.Sample]) -> None:
-    assert [paper2023.decide(sample.instance, 60).verdict for sample in samples] == [s.truth for s in samples]
+    """One box at a time, as the text has it; many; and many on a machine that calls itself a GPU."""
+    for how in ((CPU, 1), (CPU, 64), (open_strict(), 64)):
+        assert [paper2023.decide(sample.instance, 60, *how).verdict for sample in samples] == [s.truth for s in samples]
 
 
 def test_formula_computes_the_network(samples: list[agree.Sample]) -> None:

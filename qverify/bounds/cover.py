@@ -7,15 +7,17 @@ says that it does not hold anywhere in the box.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qverify.bounds.dual import Dual, Scene
 from qverify.bounds.improve import Objective, Point, rounded
-from qverify.bounds.regions import Compiler, Ends, Inequality, Output, Region
+from qverify.bounds.regions import Compiler, Inequality, Output, Region
 from qverify.kernels import Array
 from qverify.kernels.steps import largest
 from qverify.network import Network
@@ -106,7 +108,12 @@ def make_cover(
         return max(abs(own.low), abs(own.high))
 
     host_rules = dual.host_rules
-    ends: Ends = lambda value: tuple(dual.kernels.to_host(end).reshape(-1) for end in boxes[value])  # noqa: E731
+
+    @functools.cache  # on a GPU every look is a wait
+    def ends(value: int) -> tuple[Any, Any]:
+        low, high = (dual.kernels.to_host(end).reshape(-1) for end in boxes[value])
+        return low, high
+
     compiler = Compiler(outputs, staircase, ends, reach)
     numbers: dict[Inequality, int] = {}
     regions: list[tuple[int, ...]] = []

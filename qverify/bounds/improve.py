@@ -163,14 +163,13 @@ def improve(
         primal = evaluate(dual, scene, objective, point)
         best.keep(point)
         if t % LOOK[kernels.name] == LOOK[kernels.name] - 1:
-            closed = point.bound < enough
-            count = int(closed.sum())
-            if count == len(closed):
+            closed = kernels.to_host(point.bound < enough)
+            if closed.all():
                 break
         if t and deadline.passed():
             break
-        if t % 8 == 7 and count * 4 > len(closed):
-            left = xp.flatnonzero(~closed)
+        if t % 8 == 7 and 4 * closed.sum() > len(closed):
+            left = kernels.asarray(np.flatnonzero(~closed))
             best.leave(left)
             scene, objective, point = scene.take(left), objective.take(left), point.take(left)
             moments, mixing = {k: a.take(left) for k, a in moments.items()}, mixing.take(left)

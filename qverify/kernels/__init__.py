@@ -22,6 +22,7 @@ IEEE-754 float32 operation (never a fused pair), or a float64 sum of integers pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,11 @@ class Kernels:
     description: str  # for the user, e.g. "NumPy 2.4.6"
     xp: Any
     ieee: Any  # add, subtract, multiply, divide, maximum, minimum of float32 (not of NaN), subnormals included
+    free: Callable[[], int] | None = None  # bytes of the device's memory that are free; None: the host's own
+
+    def allowance(self, most: int, part: float) -> int:
+        """Bytes of memory to plan with: `most`, or a part of the device's free memory where that is less."""
+        return most if self.free is None else min(most, int(part * self.free()))
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """`values` (host or device) as an array of this machine."""

@@ -14,9 +14,10 @@ Kernels are launched through a module as `cupy.RawModule` is one: `get_function(
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
 from time import perf_counter
 from typing import Any
@@ -300,15 +301,23 @@ def choose(kernels: Kernels, modules: Mapping[Variant, Any], size: tuple[int, in
 def is_exact(fused: Fused) -> bool:
     """Whether layers that reach every kernel of the variant come out bit for bit as NumPy computes them. A launch that
     fails counts as wrong (CuPy's driver errors are RuntimeErrors)."""
-    rng = np.random.default_rng(20)
     try:
-        return (
-            all(_dense_agrees(fused, rng, *size) for size in ((70, 300, 126), (131, 45, 64), (9, 64, 10)))
-            and all(_conv_agrees(fused, rng, *size) for size in ((1, 20), (1, 12), (16, 100), (16, 20), (8, 12)))
-            and all(_network_agrees(fused, rng, *widths) for widths in ((70, 50, 20), (33, 128, 9)))
-        )
+        return all(agrees() for agrees in comparisons(fused).values())
     except RuntimeError:
         return False
+
+
+def comparisons(fused: Fused) -> dict[str, Callable[[], bool]]:
+    """By name, what `is_exact` compares."""
+    rng = np.random.default_rng(20)
+    found: dict[str, Callable[[], bool]] = {}
+    for dense in ((70, 300, 126), (131, 45, 64), (9, 64, 10)):
+        found[f"dense {dense}"] = partial(_dense_agrees, fused, rng, *dense)
+    for conv in ((1, 20), (1, 12), (16, 100), (16, 20), (8, 12)):
+        found[f"conv {conv}"] = partial(_conv_agrees, fused, rng, *conv)
+    for network in ((70, 50, 20), (33, 128, 9)):
+        found[f"network {network}"] = partial(_network_agrees, fused, rng, *network)
+    return found
 
 
 def _trial(rng: np.random.Generator, inputs: int, neurons: int) -> tuple[Ints, Ints, tuple[Epilogue, ...]]:

@@ -44,7 +44,13 @@ def open_cuda() -> Kernels:
             f"--device cuda needs CuPy's CUDA libraries ({error}): pip install 'cupy-cuda12x[ctk]'"
         ) from None
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
-    return Kernels("cuda", f"CuPy {cupy.__version__} on {properties['name'].decode()}", cupy, _ieee(cupy))
+    name = f"CuPy {cupy.__version__} on {properties['name'].decode()}"
+    return Kernels("cuda", name, cupy, _ieee(cupy), lambda: _free(cupy))
+
+
+def _free(cupy: Any) -> int:
+    """What the driver could still hand out, and what CuPy holds in reserve."""
+    return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
 
 
 def _check_products(cupy: Any) -> None:

@@ -22,16 +22,18 @@ from qverify.options import Options
 from qverify.result import Progress, Stats, Verdict
 from qverify.search.attack import Attack, corners, slack_gradient
 from qverify.search.branch import RULES, Scene, split
-from qverify.search.cuts import CutSearch, Origin
-from qverify.search.frontier import Frontier
+from qverify.search.cuts import CutSearch
+from qverify.search.frontier import Frontier, Origin
 from qverify.search.problem import Candidate, Problem
 from qverify.search.proof import Proof
 
-FRONTIER_BYTES = 4 << 30
+FRONTIER_BYTES = 4 << 30  # in the host's memory
+RESIDENT = 16 << 30, 0.25  # on a GPU, so much more in its memory: at most so many bytes, and this part of what is free
 PROVED = "every part of the box is proved"
 SPLITTABLE = 12  # inputs: a box with more that vary is searched by cuts on neurons
 TRIED_CORNERS = 64  # of a batch's boxes, those that look most unsafe also have a corner tried
 BATCH_BYTES = {"cpu": 8 << 20, "cuda": 4 << 30}  # on a CPU what caches hold (measured: half the time per box)
+BATCH_PART = 0.25  # of a GPU's free memory, where that is less
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,9 @@ class Payoff:
 
 def batch_size(problem: Problem) -> int:
     """As many boxes as fit the machine's share of memory: two ends and about as much again in scratch per value."""
-    each = 16 * problem.network.elements_per_point()
-    return int(
-        np.clip(BATCH_BYTES[problem.kernels.name] // each, 16, 4096 if problem.kernels.name == "cpu" else 1 << 20)
-    )
+    each, kernels = 16 * problem.network.elements_per_point(), problem.kernels
+    room = kernels.allowance(BATCH_BYTES[kernels.name], BATCH_PART)
+    return int(np.clip(room // each, 16, 4096 if kernels.name == "cpu" else 1 << 20))
 
 
 def search(
@@ -169,7 +170,7 @@ def cut_neurons(run: Run, status: Any) -> Outcome:
     if found is None and tree.open:  # it takes more: better bounds of inner values, and the rest of the regions again
         run.tell(tree.open, 1 - tree.open_share)
         problem.bound_inner(run.deadline.share(0.25))
-        rest = Origin.joined([nodes.origin for nodes in tree.waiting])
+        rest = Origin.joined([nodes.origin for nodes in tree.waiting.blocks])
         tree = _rooted(run)
         found = tree.root(rest)
     while found is None and tree.open:
@@ -198,7 +199,8 @@ def split_boxes(run: Run) -> Outcome:
     problem, deadline, stats = run.problem, run.deadline, run.stats
     kernels, xp = problem.kernels, problem.kernels.xp
     root = _log_volume(problem.lower[None], problem.upper[None])[0]
-    frontier = Frontier(kernels, len(problem.lower), FRONTIER_BYTES)
+    resident = kernels.allowance(*RESIDENT) if kernels.name != "cpu" else 0
+    frontier = Frontier(kernels, len(problem.lower), FRONTIER_BYTES + resident, resident or None)
     frontier.push(kernels.asarray(problem.lower[None]), kernels.asarray(problem.upper[None]))
     batch = run.options.batch or batch_size(problem)
     rule = RULES[run.options.branch]

@@ -15,7 +15,7 @@ it is a counterexample, or it is safe. So every path ends.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,18 @@ from qverify.kernels import Array
 from qverify.ops import Interval
 from qverify.ops.relax import GUIDE, Nonlinear
 from qverify.result import Stats
+from qverify.search.frontier import Nodes, Origin, Waiting
 from qverify.search.problem import Candidate, Problem, Relaxed
 from qverify.search.proof import Proof
 
 ROOT = ((20, 0.1), (150, 0.6))  # rounds and rate of every phase; a phase goes on with what the one before left open
 PHASES = ((12, 0.1), (120, 0.6))
 # A batch: bytes in all, bytes for each element of a subproblem's values, most subproblems. On a CPU what caches hold of one
-# step's arrays; on a GPU the memory of all arrays, hulls in both types and columns of convolutions among them.
-BATCH = {"cpu": (24 << 20, 64, 256), "cuda": (8 << 30, 512, 4096)}
+# step's arrays; on a GPU the memory of all arrays, hulls in both types and columns of convolutions among them (NumPy's take
+# 56 to 161 bytes at their peak).
+BATCH = {"cpu": (24 << 20, 64, 256), "cuda": (8 << 30, 256, 4096)}
+BATCH_PART = 0.4  # of a GPU's free memory, where that is less
+RESIDENT = 16 << 30, 0.25  # bytes of waiting subproblems in a GPU's memory: at most, and this part of what is free
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,45 +71,6 @@ class Layout:
         return flat[:, self.starts[i] : self.starts[i] + size].reshape(len(flat), *self.shapes[i])
 
 
-@dataclass(frozen=True, eq=False)
-class Origin:
-    """What N subproblems are parts of; on the host."""
-
-    region: npt.NDArray[np.int64]
-    entry: npt.NDArray[np.int64]  # numbers in the proof
-    share: npt.NDArray[np.float64]  # of the whole search, halved by every cut (for progress only)
-
-    def __len__(self) -> int:
-        return len(self.region)
-
-    def __getitem__(self, rows: Any) -> Origin:
-        return Origin(self.region[rows], self.entry[rows], self.share[rows])
-
-    @staticmethod
-    def joined(parts: Sequence[Origin]) -> Origin:
-        """All of some."""
-        return Origin(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("region", "entry", "share")))
-
-
-@dataclass(frozen=True, eq=False)
-class Nodes:
-    """N open subproblems, as arrays of one machine."""
-
-    lower: Array  # int32 [N, size of the layout]
-    upper: Array
-    origin: Origin
-    mix: Array  # float32 [N, K]
-    multipliers: Array  # float32 [N, all of them]
-    bound: npt.NDArray[np.float64]  # [N], on the host; a guide
-    branch: Array  # int64 [N]: the entry to cut
-    threshold: Array  # int32 [N]: into at most threshold - 1 and at least threshold
-
-    def take(self, rows: Any, there: Any) -> Nodes:
-        """Some of them: a slice, or numbers on the host, and `there` the same on the machine."""
-        host = ("origin", "bound")
-        return Nodes(*(getattr(self, name)[rows if name in host else there] for name in self.__dataclass_fields__))
-
-
 @dataclass(eq=False)
 class CutSearch:
     """The regions left of one query, over the root box."""
@@ -118,9 +83,11 @@ class CutSearch:
     stats: Stats
     proof: Proof | None
     deadline: Deadline
-    waiting: list[Nodes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        kernels = self.problem.kernels
+        self.waiting = Waiting(kernels, None if kernels.name == "cpu" else kernels.allowance(*RESIDENT))
+        self._batch = self._batch_size()
         self._case = np.zeros(len(self.cover.regions), np.int64)  # of every region
         for k, regions in enumerate(self.cover.cases):
             self._case[list(regions or ())] = k
@@ -142,18 +109,18 @@ class CutSearch:
     @property
     def open(self) -> int:
         """How many subproblems wait."""
-        return sum(len(nodes.origin) for nodes in self.waiting)
+        return len(self.waiting)
 
     @property
     def open_share(self) -> float:
         """The part of the search that waits, if every cut halves it."""
-        return float(sum(nodes.origin.share.sum() for nodes in self.waiting))
+        return float(sum(nodes.origin.share.sum() for nodes in self.waiting.blocks))
 
-    def batch(self) -> int:
+    def _batch_size(self) -> int:
         """How many subproblems fit a batch."""
         widest = sum(int(np.prod(t.type.shape, dtype=np.int64)) for t in self.dual.network.nodes)
         budget, each, most = BATCH[self.problem.kernels.name]
-        return int(np.clip(budget // (each * widest), 2, most))
+        return int(np.clip(self.problem.kernels.allowance(budget, BATCH_PART) // (each * widest), 2, most))
 
     def root(self, origin: Origin) -> Candidate | None:
         """Bound regions on the root box; what is left waits."""
@@ -162,8 +129,8 @@ class CutSearch:
             xp.concatenate([self.known[v][end].reshape(1, -1) for v in self.layout.values], axis=1).astype(xp.int32)
             for end in (0, 1)
         ]
-        for start in range(0, len(origin), self.batch()):
-            part = origin[start : start + self.batch()]
+        for start in range(0, len(origin), self._batch):
+            part = origin[start : start + self._batch]
             lower, upper = (xp.repeat(end, len(part), axis=0) for end in flat)
             found = self._bound(lower, upper, part, None, None, ROOT)
             if found is not None:
@@ -173,7 +140,7 @@ class CutSearch:
     def step(self) -> Candidate | None:
         """Split a batch of subproblems and bound their children; a counterexample, if one is met."""
         xp = self.problem.kernels.xp
-        nodes = self._pop(self.batch() // 2 or 1)
+        nodes = self.waiting.pop(self._batch // 2 or 1)
         rows = xp.arange(len(nodes.origin))
         left, right = nodes.upper.copy(), nodes.lower.copy()
         left[rows, nodes.branch] = nodes.threshold - 1
@@ -196,14 +163,6 @@ class CutSearch:
                 children = self.proof.cut(nodes.origin.entry[at], self.layout.values[i], elements, threshold[at])
                 result[at], result[at + count] = children[: len(at)], children[len(at) :]
         return result
-
-    def _pop(self, count: int) -> Nodes:
-        nodes = self.waiting.pop()
-        if len(nodes.origin) > count:
-            rest, top = slice(None, -count), slice(-count, None)
-            self.waiting.append(nodes.take(rest, rest))
-            nodes = nodes.take(top, top)
-        return nodes
 
     def _boxes(self, lower: Array, upper: Array) -> tuple[list[Interval], Array]:
         """Intervals of every value for flat ends. What only depends on an input box that is still the root's is not
@@ -232,7 +191,7 @@ class CutSearch:
         phases: Sequence[tuple[int, float]],
     ) -> Candidate | None:
         """Bound subproblems; the open ones are pushed, with what to cut next."""
-        kernels, xp, dual = self.problem.kernels, self.problem.kernels.xp, self.dual
+        kernels, dual = self.problem.kernels, self.dual
         self.stats.subproblems += len(origin)
         boxes, possible = self._boxes(lower, upper)
         if self.problem.watch is not None:
@@ -240,12 +199,12 @@ class CutSearch:
         refuted = self.problem.refuted_by(boxes)[np.arange(len(origin)), self._case[origin.region]]
         if self.problem.watch is not None:
             self._watched(lower, upper, origin.region, kernels.asarray(refuted))
-        possible &= kernels.asarray(~refuted)
-        if not bool(possible.all()):
-            keep = kernels.to_host(xp.flatnonzero(possible))
+        left = kernels.to_host(possible) & ~refuted
+        if not left.all():
+            keep = np.flatnonzero(left)
             self.stats.proved += len(origin) - len(keep)
             if self.proof is not None:
-                self.proof.close(origin.entry[~kernels.to_host(possible)])
+                self.proof.close(origin.entry[~left])
             if not len(keep):
                 return None
             at = kernels.asarray(keep)
@@ -260,14 +219,15 @@ class CutSearch:
             guide = exact.as_guide(kernels)
             point = improve(dual, guide, objective.as_guide(), point, rounds, rate, self.deadline)
             done, precision = proved(dual, exact, objective, point, self.cover.precision())
-            left = kernels.to_host(xp.flatnonzero(~done))
             self._watched(lower, upper, origin.region, done)
-            self._refuted(origin.entry, kernels.to_host(xp.flatnonzero(done)), point, precision)
-            self.stats.proved += len(origin) - len(left)
-            if not len(left):
+            closed = kernels.to_host(done)
+            self._refuted(origin.entry, np.flatnonzero(closed), point, precision)
+            keep = np.flatnonzero(~closed)
+            self.stats.proved += len(origin) - len(keep)
+            if not len(keep):
                 return None
-            at = kernels.asarray(left)
-            lower, upper, origin = lower[at], upper[at], origin[left]
+            at = kernels.asarray(keep)
+            lower, upper, origin = lower[at], upper[at], origin[keep]
             exact, objective, point = exact.take(at), objective.take(at), point.take(at)
         guide = exact.as_guide(kernels)
         primal = evaluate(dual, guide, objective.as_guide(), point)
@@ -332,15 +292,16 @@ class CutSearch:
         none = xp.zeros((n, 0), dtype=GUIDE)
         flat = xp.concatenate([none, *(m.reshape(n, -1) for m in point.multipliers.values())], axis=1)
         nodes = Nodes(lower, upper, origin, point.mix, flat, bound, branch, threshold)
-        left = kernels.to_host(xp.flatnonzero(possible))
         if self.problem.watch is not None and not self.problem.undecided:
             self.problem.watch.safe(self._ends(lower[~possible], upper[~possible]))
+        divisible = kernels.to_host(possible)
+        left = np.flatnonzero(divisible)
         self.stats.leaves += n - len(left)  # single code vectors: tried above, and no counterexample
         if self.proof is not None:
-            self.proof.close(origin.entry[~kernels.to_host(possible)])
+            self.proof.close(origin.entry[~divisible])
         if len(left):
             order = left[np.argsort(-bound[left], kind="stable")]
-            self.waiting.append(nodes.take(order, kernels.asarray(order)))
+            self.waiting.push(nodes.take(order, kernels.asarray(order)))
         return None
 
     def _try(self, codes: Array) -> Candidate | None:
@@ -392,7 +353,7 @@ class CutSearch:
         width = self.layout.part(upper, 0) - self.layout.part(lower, 0)
         wide = (width > 0).any(axis=1)  # a part with one code vector is the only leaf, whatever the floats say
         own = wide & (score[rows, best] <= 0)
-        if bool(own.any()):
+        if dual.kernels.name != "cpu" or own.any():  # a GPU does not wait to be asked
             pull = xp.nan_to_num(xp.abs(primal.pull[:, 0])) if primal.pull is not None else xp.ones(width.shape)
             share = xp.where(width > 0, width * (pull.astype(xp.float64) + 1e-9), -1.0)
             variable = share.argmax(axis=1)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu.device import KINDS, PEAK, SINCE, peak_options
 from qverify.kernels.fused import CAPABILITY, options, source
 from qverify.kernels.packing import Variant
 
@@ -48,6 +49,10 @@ def nvrtc() -> Any:
             return ctypes.CDLL(candidate)
         except OSError:
             continue
+    if Path(sys.prefix) == Path(__file__).parents[2] / ".venv" and sys.platform != "darwin":
+        pytest.fail(
+            "NVRTC is a pin of requirements-dev.txt, but cannot be loaded from the environment that `make` made"
+        )
     pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12")
 
 
@@ -62,10 +67,14 @@ def text_of(library: Any, program: ctypes.c_void_p, what: str) -> bytes:
 
 def compiled(variant: Variant, architecture: int, more: tuple[str, ...] = ()) -> tuple[str, bytes]:
     """The compiler's report and the machine code."""
+    return built(source(), architecture, (*options(variant), *more))
+
+
+def built(text: str, architecture: int, more: tuple[str, ...]) -> tuple[str, bytes]:
+    """The same for any source."""
     library, program = nvrtc(), ctypes.c_void_p()
-    held = source().encode()
-    assert library.nvrtcCreateProgram(ctypes.byref(program), held, b"interval.cu", 0, None, None) == 0
-    words = [*options(variant), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v", *more]
+    assert library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"source.cu", 0, None, None) == 0
+    words = [*more, f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"]
     array = (ctypes.c_char_p * len(words))(*(word.encode() for word in words))
     try:
         code = library.nvrtcCompileProgram(program, len(words), array)
@@ -94,3 +103,10 @@ def test_it_compiles_with_the_options_that_cupy_adds() -> None:
     """CuPy 13 and 14 do."""
     report, _ = compiled(Variant.PLAIN, 80, ("-ftz=true", "--device-as-default-execution-space"))
     assert "warning" not in report
+
+
+@pytest.mark.parametrize(("kind", "architecture"), [(k, a) for k in KINDS for a in ARCHITECTURES if a >= SINCE[k]])
+def test_the_benchmark_s_kernel_compiles(kind: int, architecture: int) -> None:
+    """That of the tensor cores' rates: it has no memory to wait for."""
+    report, _ = built(PEAK, architecture, peak_options(kind))
+    assert [own[:4] for own in PROPERTIES.findall(report)] == [("peak", "0", "0", "0")] and "warning" not in report

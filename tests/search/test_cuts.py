@@ -7,6 +7,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +19,18 @@ from qverify import Options, Result, Verdict, verify
 from qverify.bounds import cover
 from qverify.checker import check
 from qverify.errors import UnsupportedModel
-from qverify.ops import Type, relax
+from qverify.kernels import Kernels
+from qverify.ops import Dense, Type, relax
+from qverify.property import Box, Query
+from qverify.property import Row as Condition
 from qverify.search import bab, cuts, watch
+from qverify.search.frontier import Nodes
 from qverify.search.problem import Problem
 from qverify.search.proof import Proof
 from tests.graphs import ROUNDS, Graph, write
-from tests.networks import CPU
-from tests.search.queries import asked
+from tests.kernels.strict import open_strict
+from tests.networks import CPU, Maker, all_points
+from tests.search.queries import Asked, asked
 from tests.test_brute_force import Row, check_witness, network, points_of, random_box, random_case, specification
 
 pytestmark = pytest.mark.skipif(
@@ -245,13 +251,53 @@ def test_multipliers_beyond_int64_are_no_multipliers() -> None:
 
 
 def test_a_batch_follows_the_memory() -> None:
-    def batch(machine: str, size: int) -> int:
+    def batch(machine: str, size: int, free: int | None = None) -> int:
         nodes = [SimpleNamespace(type=Type((size,), 0, 255))]
         search: Any = SimpleNamespace(
-            problem=SimpleNamespace(kernels=SimpleNamespace(name=machine)),
+            problem=SimpleNamespace(kernels=Kernels(machine, "", np, np, None if free is None else lambda: free)),
             dual=SimpleNamespace(network=SimpleNamespace(nodes=nodes)),
         )
-        return cuts.CutSearch.batch(search)
+        return cuts.CutSearch._batch_size(search)
 
     assert [batch("cpu", size) for size in (10, 10_000, 10**7)] == [256, 39, 2]
-    assert [batch("cuda", size) for size in (10, 10_000, 10**7)] == [4096, 1677, 2]
+    assert [batch("cuda", size) for size in (10, 10_000, 10**7)] == [4096, 3355, 3]
+    assert [batch("cuda", 10_000, free) for free in (1 << 40, 1 << 30, 0)] == [3355, 167, 2]
+
+
+def parity(width: int) -> Asked:
+    """An even sum is never one: bounds cannot see it, and the search has to go down to small boxes."""
+    maker = Maker(np.random.default_rng(0), 3, 255)
+    sum_ = maker.add(Dense(np.full((3, 1), 2, np.int64), np.array([-3 * width], np.int64), 0, 255), 0)
+    points = all_points(np.zeros(3, np.int64), np.full(3, width))
+    rows = (row_of(1, 1), row_of(-1, -1))
+    box = Box((Fraction(0),) * 3, (Fraction(width),) * 3)
+    return Asked(maker.network(sum_), Query(box, (rows,)), points, np.zeros(len(points), np.bool_))
+
+
+def row_of(rhs: int, coefficient: int) -> Condition:
+    return Condition((), ((0, Fraction(coefficient)),), Fraction(rhs))
+
+
+def test_what_waits_on_the_host_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU without memory to spare, and one with plenty: the same subproblems, the same proof, the same verdict."""
+    monkeypatch.setattr(bab, "SPLITTABLE", 0)
+    monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status, deadline: status)
+    monkeypatch.setattr(cuts, "ROOT", ((2, 0.1),))
+    monkeypatch.setattr(cuts, "PHASES", ((2, 0.1),))
+    monkeypatch.setattr(cuts, "BATCH", {"cuda": (0, 1, 8)})
+    original, moved, found = Nodes.moved, 0, []
+
+    def counted(self: Nodes, move: Any) -> Nodes:
+        nonlocal moved
+        moved += 1
+        return original(self, move)
+
+    monkeypatch.setattr(Nodes, "moved", counted)
+    for room in (1 << 40, 200, 1):
+        monkeypatch.setattr(cuts, "RESIDENT", (room, 1.0))
+        before, proof = moved, Proof()
+        outcome = parity(6).searched(None, proof, open_strict())
+        assert outcome.verdict is Verdict.UNSAT
+        found.append((proof.kind, proof.element, proof.threshold, proof.data))
+        assert (moved > before) == (room < 1 << 40)
+    assert found[0] == found[1] == found[2]

@@ -28,12 +28,14 @@ from qverify.ops import AbstractOp, Dense, FloatProgram, Requantize, Type
 from qverify.options import Options
 from qverify.property import Box, Case, Query, Row
 from qverify.result import Progress, Stats, Verdict
+from qverify.search import bab
 from qverify.search.attack import Attack, corners, slack_gradient
 from qverify.search.bab import Outcome, batch_size, search
 from qverify.search.branch import RULES, Scene, split
 from qverify.search.frontier import Frontier
 from qverify.search.problem import Candidate, Problem, Undecided, _halves, _solve_in_cell
 from tests.graphs import ROUNDS
+from tests.kernels.strict import open_strict
 
 CPU = open_kernels("cpu")
 F = Fraction
@@ -390,6 +392,40 @@ def test_a_batch_fits_the_share_of_memory() -> None:
     assert batch_size(random_problem(0)) == 4096
     wide = [dense(np.ones((1, 200_000)), np.zeros(200_000))]
     assert batch_size(problem_of(wide, box_of((0, 1)), [])) == 16
+
+
+@pytest.mark.parametrize("kernels", [CPU, open_strict()], ids=lambda own: own.name)
+@pytest.mark.parametrize("resident", [1, 5 * 8, 40 * 8])
+def test_the_host_holds_the_bottom_of_the_stack(resident: int, kernels: Kernels) -> None:
+    """Whatever is resident, the same boxes come in the same batches."""
+    rng, next_ = np.random.default_rng(resident), 0
+    whole, part = Frontier(CPU, 2, 8 * 1000), Frontier(kernels, 2, 8 * 1000, resident)
+    away = 0
+    for _ in range(300):
+        count = int(rng.integers(0, 30))
+        (lower, upper), entries = numbered(next_ % 10_000, count), np.arange(next_, next_ + count)
+        whole.push(lower, upper, entries)
+        part.push(kernels.asarray(lower), kernels.asarray(upper), entries)
+        next_, away = next_ + count, max(away, len(part._below))
+        batch = int(rng.integers(1, 40))
+        for ours, theirs in zip(whole.pop(batch), part.pop(batch), strict=True):
+            assert np.array_equal(ours, kernels.to_host(theirs))
+        assert np.array_equal(whole.taken, part.taken) and whole.size == part.size
+    assert away > 2
+
+
+def test_a_small_gpu_splits_the_same_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search whose frontier is mostly on the host: the same boxes, the same verdict."""
+    counts = set()
+    for resident in (1, 1 << 30):
+        monkeypatch.setattr(bab, "RESIDENT", (resident, 1.0))
+        problem = parity_problem(3, 15)
+        strict = open_strict()
+        problem.kernels, problem.network = strict, problem.network.on(strict)
+        outcome, stats = run(problem, Options(batch=16, attack=False))
+        assert outcome.verdict is Verdict.UNSAT
+        counts.add((stats.subproblems, stats.leaves, stats.max_open))
+    assert len(counts) == 1 and max(counts)[2] > 16
 
 
 # -- the attack ----------------------------------------------------------------------------------------------------------

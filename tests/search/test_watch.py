@@ -19,7 +19,7 @@ from qverify.network import Network
 from qverify.ops import Requantize, relax, table
 from qverify.ops.pool import MaxHull
 from qverify.ops.relax import Staircase
-from qverify.search import bab, cuts
+from qverify.search import bab, frontier
 from qverify.search.problem import Problem
 from tests.graphs import ROUNDS
 from tests.networks import CPU, random_network
@@ -147,7 +147,7 @@ BUGS: dict[str, Plant] = {
     "everything refuted": changed(Problem, "bound", lambda found, *args: (found[0] * 0, found[1])),
     "single code vectors not looked at": changed(Problem, "find_unsafe", lambda found, *args: None),
     "halves that leave a gap": changed(bab, "split", lambda h, *args: (np.minimum(h[0] + 1, h[1]), h[1])),
-    "parts that leave a gap": changed(cuts.CutSearch, "_pop", without_lowest),
+    "parts that leave a gap": changed(frontier.Waiting, "pop", without_lowest),
 }
 
 
