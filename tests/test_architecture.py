@@ -8,7 +8,7 @@
     floor 4   frontend                       files in, integer network out
     floor 3   network, runtime, bounds       what a network means; onnxruntime; the unsafe set
     floor 2   ops                            the integer operations
-    floor 1   kernels                        NumPy or CuPy
+    floor 1   kernels, data                  NumPy or CuPy; labelled images
     floor 0   errors, property, options, result, deadline
 
 An import goes to a lower floor or stays within its package, also when it stands inside a function; what only type
@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "qverify"
 FLOORS = (
     ("errors", "property", "options", "result", "deadline"),
-    ("kernels",),
+    ("kernels", "data"),
     ("ops",),
     ("network", "runtime"),
     ("propagate",),
@@ -123,6 +123,7 @@ WALLS = {
     "onnx": ("frontend/", "runtime.py"),
     "torch": (),
     "click": ("cli.py",),
+    "PIL": ("data.py",),
 }
 
 
