@@ -1,9 +1,11 @@
 """The plan of the house, read off the sources: who may import whom and what, and how large a room may get.
 
-    floor 9   cli
-    floor 8   batch
-    floor 7   verify, inspect, report        the whole story; what was read; what is printed
-    floor 6   certificate                    what a verdict rests on, as a file
+    floor 10  cli
+    floor 9   robustness                     many images
+    floor 8   batch                          many properties
+    floor 7   verify, inspect, report,       the whole story; what was read; what is printed;
+              workers                        processes
+    floor 6   certificate, engine            what a verdict rests on, as a file; a model made ready for queries
     floor 5   search, check                  decide; replay
     floor 4   frontend                       files in, integer network out
     floor 3   network, runtime, bounds       what a network means; onnxruntime; the unsafe set
@@ -37,9 +39,10 @@ FLOORS = (
     ("bounds",),
     ("frontend",),
     ("search", "check"),
-    ("certificate",),
-    ("verify", "inspect", "report", "checker"),
+    ("certificate", "engine"),
+    ("verify", "inspect", "report", "checker", "workers"),
     ("batch",),
+    ("robustness",),
     ("cli",),
     ("__main__",),
 )
