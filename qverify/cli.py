@@ -2,6 +2,7 @@
 
     qverify MODEL SPEC [RESULTS_FILE] [OPTIONS]   decide one property
     qverify batch INSTANCES.csv [OPTIONS]         run a VNN-COMP instances file
+    qverify robustness MODEL DATA [OPTIONS]       measure a classifier's certified accuracy over labelled images
     qverify inspect MODEL                         show the integer network read from an ONNX file
     qverify check MODEL SPEC CERTIFICATE          check a certificate: accepted, with its verdict (exit code 0), or
     rejected (1)
@@ -107,6 +108,7 @@ class _DefaultVerify(click.Group):
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage("qverify", "MODEL SPEC [RESULTS_FILE] [OPTIONS]")
         formatter.write_usage("qverify", "batch INSTANCES.csv [OPTIONS]", prefix="       ")
+        formatter.write_usage("qverify", "robustness MODEL DATA --eps E [OPTIONS]", prefix="       ")
         formatter.write_usage("qverify", "inspect MODEL", prefix="       ")
         formatter.write_usage("qverify", "check MODEL SPEC CERTIFICATE", prefix="       ")
 
@@ -271,6 +273,100 @@ def _batch(
     selected = [entry for entry in batch.read_instances(instances, timeout) if text in f"{entry.onnx},{entry.vnnlib}"]
     batch.run(selected[:limit], results, options, jobs, printer)
     return 0
+
+
+@cli.command("robustness", short_help="Certified accuracy of a classifier over labelled images.")
+@click.argument("model")
+@click.argument("data")
+@click.option(
+    "--eps",
+    metavar="E,...",
+    multiple=True,
+    required=True,
+    help="Radii in pixels (1/255 of the range): `--eps 1,2,4` or `--eps 1 --eps 2`.",
+)
+@click.option("--norm", metavar="NORM", default="linf", show_default=True, help="linf: every pixel by at most eps.")
+@click.option("--scale", metavar="S", help="A pixel p becomes (p * S - M) / D  [float input: 1/255; uint8, int8: 1].")
+@click.option("--mean", metavar="M,...", help="One number, or one for each channel  [0; int8 input: 128].")
+@click.option("--std", metavar="D,...", help="The same  [1].")
+@click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True, help="Part of DATA.")
+@click.option("--first", metavar="K", type=click.IntRange(min=0), default=0, help="Begin with image K, counted from 0.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only N images.")
+@click.option("--jobs", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
+@click.option("--results", metavar="CSV", help="Keep a row per image and radius; the same command goes on from them.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the figures as JSON.")
+@click.option("--plot", "plot_file", metavar="FILE.png", help="Draw accuracy against the radius (needs matplotlib).")
+@_common_options
+@click.pass_obj
+def _robustness(
+    printer: Printer,
+    /,
+    model: str,
+    data: str,
+    eps: tuple[str, ...],
+    scale: str | None,
+    mean: str | None,
+    std: str | None,
+    split: str,
+    json_file: str | None,
+    plot_file: str | None,
+    timeout: float | None,
+    device: str,
+    seed: int,
+    no_attack: bool,
+    verbose: bool,
+    **chosen: Any,
+) -> int:
+    """Measure the clean, attacked and certified accuracy of the classifier MODEL over the labelled images DATA.
+
+    DATA is a .npz file (x_test, y_test), a folder with MNIST's IDX files, or a folder [test/]CLASS/*.png. An image is
+    certified at a radius if no input between its pixels - eps and + eps (clipped to 0 and 255) gives another class a
+    score as high as the label's: ties count against the network, also in the clean accuracy. It is broken if an input is
+    found that does, confirmed by onnxruntime. --timeout is for each image and radius [default: 10]; what runs into it
+    counts as not certified. Prints a table. Exits with 0 when everything was tried.
+    """
+    from qverify.data import load_images
+    from qverify.robustness import certify
+    from qverify.workers import sigterm_unwinds
+
+    printer.verbose = verbose
+    written = [path for path in (chosen["results"], json_file, plot_file) if path is not None]
+    for path in written:
+        check_writable(path, model, data)
+    if len({os.path.realpath(path) for path in written}) < len(written):
+        raise UsageError("--results, --json and --plot must name different files")
+    if plot_file is not None:
+        from qverify.robustness.plot import draw, pyplot
+
+        pyplot()  # what is missing is said before the work
+    options = Options(timeout=timeout or 10.0, device=device, seed=seed, attack=not no_attack)
+    scaling = _scaling(scale, mean, std)
+    radii = [word for own in eps for word in own.replace(",", " ").split()]
+    images = load_images(data, split)
+    with sigterm_unwinds():
+        report = certify(
+            model, images.pixels, images.labels, radii, options, scaling=scaling, progress=printer.progress, **chosen
+        )
+    printer.answer(report.table())
+    if json_file is not None:
+        options_used = dataclasses.asdict(options) | {"jobs": chosen["jobs"], "first": chosen["first"]}
+        more = {"qverify": __version__, "model_file": model, "data_file": data, "split": split, "options": options_used}
+        write_text(json_file, report.as_json(**more))
+    if plot_file is not None:
+        draw(report, plot_file, f"{Path(model).name} on {Path(data).name}")
+    for warning in report.warnings:
+        printer.line(f"warning: {warning}")
+    return 0
+
+
+def _scaling(scale: str | None, mean: str | None, std: str | None) -> Any:
+    """What --scale, --mean and --std say together; None if they say nothing."""
+    if scale is None and mean is None and std is None:
+        return None
+    from qverify.robustness import Scaling, fractions
+
+    (factor,) = fractions("--scale", scale or "1/255", 1)
+    return Scaling(factor, fractions("--mean", mean or "0"), fractions("--std", std or "1"))
 
 
 @cli.command("inspect", short_help="Show the integer network read from an ONNX file.")

@@ -51,7 +51,7 @@ class Answer:
     counterexample: str = ""
 
 
-Solve = Callable[[TaskType, Options], Answer]
+Solve = Callable[[TaskType, Options], Any]  # mostly an Answer
 
 
 def grace(timeout: float) -> float:
@@ -61,11 +61,12 @@ def grace(timeout: float) -> float:
 
 def pool(
     queue: deque[TaskType], options: Options, jobs: int, load: Callable[[], Solve[TaskType]]
-) -> Generator[tuple[TaskType, Answer] | None, None, None]:
+) -> Generator[tuple[TaskType, Any] | None, None, None]:
     """Run the tasks in up to `jobs` worker processes; yield each with its answer, and None while time passes.
 
-    `load` is called once in every worker and returns the function that decides a task, given the options. Whoever takes
-    an answer may put more tasks into the queue. Closing the generator kills the workers.
+    `load` is called once in every worker and returns the function that decides a task, given the options; what it returns
+    is the answer, but for tasks that were killed or lost. Whoever takes an answer may put more tasks into the queue.
+    Closing the generator kills the workers.
     """
     workers: list[_Worker[TaskType]] = []
     try:
@@ -110,13 +111,13 @@ class _Worker(Generic[TaskType]):
         with contextlib.suppress(OSError):  # a worker that died meanwhile is found by `poll`
             self.connection.send((task, options))
 
-    def poll(self, readable: bool) -> tuple[TaskType, Answer] | None:
+    def poll(self, readable: bool) -> tuple[TaskType, Any] | None:
         """Return the task that ended, if one did: answered, overdue, or lost with its worker."""
         elapsed = time.monotonic() - self._started
         task = self.task
         if readable:
             try:
-                answer: Answer | None = self.connection.recv()
+                answer: Any = self.connection.recv()
             except (EOFError, OSError):
                 answer = self._lost(elapsed)
             if answer is None:

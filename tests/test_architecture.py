@@ -127,6 +127,7 @@ WALLS = {
     "torch": (),
     "click": ("cli.py",),
     "PIL": ("data.py",),
+    "matplotlib": ("robustness/plot.py",),
 }
 
 
