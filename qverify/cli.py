@@ -356,6 +356,8 @@ def _robustness(
         draw(report, plot_file, f"{Path(model).name} on {Path(data).name}")
     for warning in report.warnings:
         printer.line(f"warning: {warning}")
+    if ties := report.levels[0].ties:
+        printer.line(f"{ties} images count as misclassified because another class has the same score as the label")
     return 0
 
 

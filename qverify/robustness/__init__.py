@@ -97,6 +97,8 @@ def certify(
         if file is not None:
             run.resume([row for row in file.rows if row.image in chosen])
         warnings = [*read.warnings, *decider.engine.cross_check()]
+        if 0 < radii[0] < Fraction(1, 2):
+            warnings.append(f"the radius {spelled(radii[0])} is in pixels, of which the range has {PIXEL_MAX}")
         for text in run.all(chosen):
             if progress is not None:
                 progress(time.monotonic() - started, text)
@@ -112,10 +114,13 @@ def _radii(eps: Number | Iterable[Number], norm: str) -> tuple[Fraction, ...]:
     if norm != "linf":
         raise UsageError(f"the norm '{norm}' is not supported: only linf, every pixel by at most eps")
     numbers = [eps] if isinstance(eps, Number) else list(eps)
+    text = ", ".join(map(str, numbers))
+    if any(isinstance(number, str) and "/" in number for number in numbers):  # 8/255 is not meant to be 0.03 pixels
+        raise UsageError(f"--eps {text}: radii are in pixels, from 0 to {PIXEL_MAX}: 8, not 8/255")
     try:
         radii = sorted({Fraction(str(number)) for number in numbers})
-    except (ValueError, ZeroDivisionError):
-        raise UsageError(f"--eps {', '.join(map(str, numbers))}: radii are numbers") from None
+    except ValueError:
+        raise UsageError(f"--eps {text}: radii are numbers of pixels") from None
     if not radii or radii[0] < 0 or radii[-1] > PIXEL_MAX:
         raise UsageError(f"--eps must be radii in pixels, from 0 to {PIXEL_MAX}")
     return tuple(radii)
@@ -136,30 +141,25 @@ class _Run:
     def __post_init__(self) -> None:
         self.errors: list[str] = []
         self._counts: Counter[str] = Counter()
-        self._searched = 0
+        self._waiting = 0
 
     def resume(self, rows: Sequence[Row]) -> None:
         """Take in what an earlier run found out."""
         self.known.rows.update({(row.image, row.eps): row for row in rows})
+        self._counts.update(row.verdict for row in self.known.rows.values() if row.eps in self.known.eps)
         self._put(rows)
 
     def all(self, chosen: range) -> Generator[str, None, None]:
         """Decide everything; yield a line about the progress now and then."""
         queue = deque[Task](self._batches(chosen))
-        batches, images = len(queue), sum(len(task.labels) for task in queue if isinstance(task, Batch))
-        done = 0
+        total = len(chosen) * len(self.known.eps)
         with contextlib.closing(self._answers(queue)) as events:
             for event in events:
                 if event is not None:
-                    task, answer = event
-                    self._take(task, answer, queue)
-                    done += len(task.labels) if isinstance(task, Batch) else 0
-                waiting = sum(isinstance(task, Single) for task in queue)
+                    self._take(*event, queue)
                 tally = ", ".join(f"{count} {verdict}" for verdict, count in sorted(self._counts.items()))
-                where = (
-                    f"{done}/{images} images bounded" if done < images or not batches else f"{self._searched} searched"
-                )
-                yield f"{where}, {waiting} wait for the search{': ' if tally else ''}{tally}"
+                search = f", {self._waiting} images wait for the search" if self._waiting else ""
+                yield f"{self._counts.total()}/{total} verdicts{': ' if tally else ''}{tally}{search}"
 
     def _batches(self, chosen: range) -> Generator[Task, None, None]:
         todo = [i for i in chosen if self.known.open(i)]
@@ -182,9 +182,9 @@ class _Run:
     def _take(self, task: Task, answer: Any, queue: deque[Task]) -> None:
         """Note what became of a task, and queue what is to be done next for its images."""
         if isinstance(task, Single):
+            self._waiting -= 1
             if answer.message and answer.verdict == "error":
                 self.errors.append(f"image {task.number} at eps {spelled(task.eps)}: {answer.message}")
-            self._searched += 1
             self._put([Row(task.number, task.label, task.eps, answer.verdict, "search", answer.seconds)])
             self._next(task.number, queue)
             return
@@ -201,6 +201,7 @@ class _Run:
         if left:
             limit = float("inf") if self.options.timeout is None else self.options.timeout
             eps = left[(len(left) - 1) // 2]
+            self._waiting += 1
             queue.append(Single(number, self.images[number], int(self.labels[number]), eps, limit))
 
     def _put(self, rows: Iterable[Row]) -> None:

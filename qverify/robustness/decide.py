@@ -100,10 +100,10 @@ class Decider:
         """Classify images, then bound the correct ones at radius after radius, until a radius is too large for bounds."""
         found: list[Found] = []
         started = time.perf_counter()
-        right = self._classified(task)
+        right, tied = self._classified(task)
         each = (time.perf_counter() - started) / len(right)
         for i in np.flatnonzero(~right).tolist():
-            found += [(i, eps, "misclassified", "clean", each) for eps in task.eps[i][:1]]
+            found.append((i, task.eps[i][0], "misclassified", "tie" if tied[i] else "clean", each))
         left = np.flatnonzero(right)
         for eps in sorted({eps for own in task.eps for eps in own}):
             rows = np.array([i for i in left if eps in task.eps[i]], np.int64)
@@ -172,19 +172,22 @@ class Decider:
             status[rows] = self._root(label).unsafe.status((y[0][rows], y[1][rows]))
         return status
 
-    def _classified(self, task: Batch) -> BoolArray:
-        """Which images the network gives their label, without a tie: intervals are exact on points."""
+    def _classified(self, task: Batch) -> tuple[BoolArray, BoolArray]:
+        """Which images the network gives their label, and for which of the others it is a tie: intervals are exact on
+        points."""
         flat = self.inputs.clean(task.pixels)
         codes = self.engine.encoder.encode(flat)
         y = self._scores(codes, codes)
         status = self._status(task.labels, y)
         if not self.engine.decoder.exact:  # a float sum is known up to an error: where that decides, the file is asked
             ask = self.engine.file_function()
-            for i in np.flatnonzero(((status != REFUTED).any(axis=1)) & (status != CERTAIN).all(axis=1)).tolist():
+            for i in np.flatnonzero((status != REFUTED).any(axis=1) & (status != CERTAIN).all(axis=1)).tolist():
                 actual = ask(flat[i])[None]
+                y[0][i] = y[1][i] = actual
                 status[i] = self._status(task.labels[i : i + 1], (actual, actual))[0]
         right: BoolArray = (status == REFUTED).all(axis=1)
-        return right
+        tied: BoolArray = y[0][np.arange(len(right)), task.labels] >= y[0].max(axis=1)
+        return right, tied & ~right
 
     def _bounded(
         self, task: Batch, rows: npt.NDArray[np.int64], eps: Fraction, options: Options

@@ -21,9 +21,9 @@ from qverify.errors import SoundnessError, UsageError
 from qverify.report import check_writable
 
 VERDICTS = ("unsat", "sat", "misclassified", "timeout", "unknown", "error")
-STAGES = ("clean", "intervals", "bounds", "search")
+STAGES = ("clean", "tie", "intervals", "bounds", "search")
 SETTLED = VERDICTS[:3]  # the others are open
-PROOFS = STAGES[1:]
+PROOFS = STAGES[2:]
 COLUMNS = ("image", "label", "eps", "verdict", "stage", "seconds")
 MAGIC = "# qverify robustness "
 
@@ -33,8 +33,8 @@ class Row:
     """What became of an image (its number in the data set) at a radius in pixels.
 
     `unsat`: proved, no input in the box gives another class a score as high as the label's; `sat`: there is one, replayed;
-    `misclassified`: the image itself is one; the others are open. `stage` found it out, in `seconds` (0 where it follows
-    from another row).
+    `misclassified`: the image itself is one (by a tie, where the stage says so); the others are open. `stage` found it
+    out, in `seconds` (0 where it follows from another row).
     """
 
     image: int
@@ -179,6 +179,7 @@ class Level:
     eps: Fraction
     images: int
     correct: int  # the label's score is above every other
+    ties: int  # misclassified by a tie only
     broken: int  # of the correct ones, those with a counterexample
     certified: int  # of the correct ones, those that are proved
     stages: dict[str, int]  # proofs by the stage that found them
@@ -243,7 +244,8 @@ class Report:
                 "clean": own.correct / own.images,
                 "attacked": own.attacked / own.images,
                 "certified": own.certified / own.images,
-                **{"correct": own.correct, "counterexamples": own.broken, "proved": own.certified, "open": own.open},
+                **{"correct": own.correct, "ties": own.ties, "counterexamples": own.broken},
+                **{"proved": own.certified, "open": own.open},
                 "proved_by": own.stages,
                 "seconds": round(own.seconds, 4),
             }
@@ -269,4 +271,5 @@ def _level(eps: Fraction, rows: Sequence[Row]) -> Level:
 
     stages = {stage: count("unsat", stage) for stage in PROOFS}
     correct = len(rows) - count("misclassified")
-    return Level(eps, len(rows), correct, count("sat"), count("unsat"), stages, sum(row.seconds for row in rows))
+    ties = count("misclassified", "tie")
+    return Level(eps, len(rows), correct, ties, count("sat"), count("unsat"), stages, sum(row.seconds for row in rows))
