@@ -286,9 +286,9 @@ def _batch(
     help="Radii in pixels (1/255 of the range): `--eps 1,2,4` or `--eps 1 --eps 2`.",
 )
 @click.option("--norm", metavar="NORM", default="linf", show_default=True, help="linf: every pixel by at most eps.")
-@click.option("--scale", metavar="S", help="A pixel p becomes (p * S - M) / D  [float input: 1/255; uint8, int8: 1].")
-@click.option("--mean", metavar="M,...", help="One number, or one for each channel  [0; int8 input: 128].")
-@click.option("--std", metavar="D,...", help="The same  [1].")
+@click.option("--scale", metavar="S", help="A pixel p becomes (p * S - M) / D. [1/255; integer input, see above]")
+@click.option("--mean", metavar="M,...", help="One number, or one for each channel. [0]")
+@click.option("--std", metavar="D,...", help="One number, or one for each channel. [1]")
 @click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True, help="Part of DATA.")
 @click.option("--first", metavar="K", type=click.IntRange(min=0), default=0, help="Begin with image K, counted from 0.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only N images.")
@@ -322,7 +322,10 @@ def _robustness(
     DATA is a .npz file (x_test, y_test), a folder with MNIST's IDX files, or a folder [test/]CLASS/*.png. An image is
     certified at a radius if no input between its pixels - eps and + eps (clipped to 0 and 255) gives another class a
     score as high as the label's: ties count against the network, also in the clean accuracy. It is broken if an input is
-    found that does, confirmed by onnxruntime. --timeout is for each image and radius [default: 10]; what runs into it
+    found that does, confirmed by onnxruntime.
+
+    Without --scale, --mean and --std a pixel p becomes p / 255 for a float32 input, p for uint8 and p - 128 for int8;
+    the model's shape says where channels, rows and columns go. --timeout is for each image and radius [default: 10]; what runs into it
     counts as not certified. Prints a table. Exits with 0 when everything was tried.
     """
     from qverify.data import load_images

@@ -16,14 +16,16 @@ import onnx
 import onnxruntime
 import pytest
 
-from qverify import Options, cli, verify
-from qverify.errors import QverifyError, SoundnessError, UsageError
+from qverify import Options, cli, runtime, verify
+from qverify.engine import Engine
+from qverify.errors import DeviceError, QverifyError, SoundnessError, UsageError
 from qverify.frontend.model import read_model
-from qverify.kernels import open_kernels
+from qverify.kernels import gpu, open_kernels
 from qverify.robustness import Report, Row, Scaling, certify, decide
 from qverify.robustness.decide import Decider
 from qverify.robustness.results import Known, ResultsFile, spelled
 from tests.graphs import Graph, exact_products, write
+from tests.kernels.strict import open_strict
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "specs" / "examples" / "onnx"
@@ -290,6 +292,19 @@ def test_worker_processes(small: tuple[Path, Any, Any], tmp_path: Path) -> None:
     assert len(Path(results).read_text().splitlines()) == 2 + 90
 
 
+@pytest.mark.parametrize("machine", ["strict", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_on_a_gpu(machine: str, small: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one, or on a machine that keeps host and device arrays apart as one does."""
+    if machine == "strict":
+        monkeypatch.setattr(gpu, "open_cuda", open_strict)
+    try:
+        open_kernels("cuda")
+    except DeviceError as error:
+        pytest.skip(str(error))
+    report = certify(*small, [1, 3], replace(CPU, device="cuda"), limit=12)
+    assert verdicts(report) == verdicts(certify(*small, [1, 3], CPU, limit=12))
+
+
 def test_what_runs_out_of_time_is_open(small: tuple[Path, Any, Any]) -> None:
     report = certify(*small, [1, 3], replace(CPU, timeout=1e-9, attack=False))
     for level, own in zip(report.levels, certify(*small, [1, 3], CPU).levels, strict=True):
@@ -306,6 +321,22 @@ def test_a_worker_that_fails_at_a_batch_ends_the_run(
     monkeypatch.setattr(Decider, "__call__", lambda *_: Answer("error", 1.0, "the worker process exited with 1"))
     with pytest.raises(QverifyError, match="images 0 to 29 could not be bounded: the worker process exited with 1"):
         certify(*small, 1, CPU)
+
+
+def test_a_counterexample_that_does_not_replay_counts_for_nothing(
+    small: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = certify(*small, 3, CPU)
+    broken = {row.image for row in plain.rows if row.verdict == "sat"}
+    honest = runtime.Session.run
+    monkeypatch.setattr(runtime.Session, "run", lambda *args: [value - np.float32(0.125) for value in honest(*args)])
+    with pytest.raises(SoundnessError, match="onnxruntime's outputs differ"):
+        certify(*small, 3, CPU)
+    monkeypatch.setattr(Engine, "cross_check", lambda *_: [])
+    report = certify(*small, 3, CPU)
+    assert broken and {row.image for row in report.rows if row.verdict == "unknown"} == broken
+    assert report.levels[0].attacked == plain.levels[0].attacked + len(broken)
+    assert report.levels[0].certified == plain.levels[0].certified
 
 
 def test_errors_of_a_search_are_told(small: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
