@@ -325,8 +325,8 @@ def _robustness(
     found that does, confirmed by onnxruntime.
 
     Without --scale, --mean and --std a pixel p becomes p / 255 for a float32 input, p for uint8 and p - 128 for int8;
-    the model's shape says where channels, rows and columns go. --timeout is for each image and radius [default: 10]; what runs into it
-    counts as not certified. Prints a table. Exits with 0 when everything was tried.
+    the model's shape says where channels, rows and columns go. --timeout is for each image and radius [default: 10];
+    what runs into it counts as not certified. Prints a table. Exits with 0 when everything was tried.
     """
     from qverify.data import load_images
     from qverify.robustness import certify

@@ -53,8 +53,8 @@ FORMS = {
     "batch": Form(("n", 4)),  # type: ignore[arg-type]
     "uint8": Form((1, 1, 2, 2), np.uint8),
     "int8": Form((1, 4), np.int8, zero=-128),
-    "raw float": Form((1, 2, 2, 1), scale=1.0, scaling=Scaling(ONE)),
-    "normalised": Form((1, 1, 2, 2), scale=4 / 255, zero=51, scaling=NORMAL),
+    "shifted": Form((1, 2, 2, 1), scale=1.0, scaling=Scaling(ONE, (Fraction(10),))),  # codes end at 245
+    "normalised": Form((1, 1, 2, 2), scale=4 / 255, zero=60, scaling=NORMAL),  # codes begin at 9
     "channels first": Form((1, 3, 1, 2)),
     "channels last": Form((1, 1, 2, 3), channels_last=True),
 }
