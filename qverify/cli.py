@@ -328,50 +328,12 @@ def _robustness(
     the model's shape says where channels, rows and columns go. --timeout is for each image and radius [default: 10];
     what runs into it counts as not certified. Prints a table. Exits with 0 when everything was tried.
     """
-    from qverify.data import load_images
-    from qverify.robustness import certify
-    from qverify.workers import sigterm_unwinds
+    from qverify.robustness.command import measure
 
     printer.verbose = verbose
-    written = [path for path in (chosen["results"], json_file, plot_file) if path is not None]
-    for path in written:
-        check_writable(path, model, data)
-    if len({os.path.realpath(path) for path in written}) < len(written):
-        raise UsageError("--results, --json and --plot must name different files")
-    if plot_file is not None:
-        from qverify.robustness.plot import draw, pyplot
-
-        pyplot()  # what is missing is said before the work
     options = Options(timeout=timeout or 10.0, device=device, seed=seed, attack=not no_attack)
-    scaling = _scaling(scale, mean, std)
-    radii = [word for own in eps for word in own.replace(",", " ").split()]
-    images = load_images(data, split)
-    with sigterm_unwinds():
-        report = certify(
-            model, images.pixels, images.labels, radii, options, scaling=scaling, progress=printer.progress, **chosen
-        )
-    printer.answer(report.table())
-    if json_file is not None:
-        options_used = dataclasses.asdict(options) | {"jobs": chosen["jobs"], "first": chosen["first"]}
-        more = {"qverify": __version__, "model_file": model, "data_file": data, "split": split, "options": options_used}
-        write_text(json_file, report.as_json(**more))
-    if plot_file is not None:
-        draw(report, plot_file, f"{Path(model).name} on {Path(data).name}")
-    for warning in report.warnings:
-        printer.line(f"warning: {warning}")
-    if ties := report.levels[0].ties:
-        printer.line(f"{ties} images count as misclassified because another class has the same score as the label")
+    measure(printer, model, data, eps, (scale, mean, std), split, (json_file, plot_file), options, **chosen)
     return 0
-
-
-def _scaling(scale: str | None, mean: str | None, std: str | None) -> Any:
-    """What --scale, --mean and --std say together; None if they say nothing."""
-    if scale is None and mean is None and std is None:
-        return None
-    from qverify.robustness import Scaling, fractions
-
-    (factor,) = fractions("--scale", scale or "1/255", 1)
-    return Scaling(factor, fractions("--mean", mean or "0"), fractions("--std", std or "1"))
 
 
 @cli.command("inspect", short_help="Show the integer network read from an ONNX file.")

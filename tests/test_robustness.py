@@ -19,6 +19,7 @@ import pytest
 from qverify import Options, cli, runtime, verify
 from qverify.engine import Engine
 from qverify.errors import DeviceError, QverifyError, SoundnessError, UsageError
+from qverify.frontend.boundary import make_domain
 from qverify.frontend.model import read_model
 from qverify.kernels import gpu, open_kernels
 from qverify.robustness import Report, Row, Scaling, certify, decide
@@ -197,6 +198,24 @@ def test_the_radius_is_of_real_pixels(tmp_path: Path) -> None:
     assert [spelled(level.eps) for level in report.levels] == ["0.2", "0.7", "1"]
     whole = classifier(FORMS["uint8"], tmp_path / "w.onnx")
     assert {v for (_, e), v in verdicts(certify(whole, pixels, labels, 0.7, CPU)).items()} <= {"unsat", "misclassified"}
+
+
+@pytest.mark.parametrize("name", ["normalised", "int8", "channels last"])
+def test_bounds_are_those_of_a_property(name: str, tmp_path: Path) -> None:
+    """Exact, clipped to the range, and read as `make_domain` reads a property's."""
+    form = FORMS[name]
+    read = read_model(classifier(form, tmp_path / "m.onnx"))
+    pixels, _ = some_images(read.path, form, 6)
+    inputs = Decider.make(read, pixels.shape[1:], form.scaling, CPU).inputs
+    radius, value = inputs.radius(Fraction(3, 2)), inputs.scaling.value
+    for low, high, p in ((0, Fraction(3, 2), 0), (Fraction(17, 2), Fraction(23, 2), 10), (Fraction(507, 2), 255, 255)):
+        assert radius.lower[0][p] == value(Fraction(low), 0) and radius.upper[0][p] == value(Fraction(high), 0)
+    lower, upper = inputs.ends(pixels, radius)
+    clean = inputs.clean(pixels)
+    assert (lower < clean).any() and (lower <= clean).all() and (clean <= upper).all()
+    for i, image in enumerate(pixels):
+        domain = make_domain(inputs.encoder, inputs.box(image, radius))
+        assert np.array_equal(domain.lower, lower[i]) and np.array_equal(domain.upper, upper[i])
 
 
 SPEC = """(declare-const X_{i} Real)

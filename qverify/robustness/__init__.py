@@ -30,11 +30,11 @@ from qverify.errors import QverifyError, UsageError
 from qverify.frontend.model import read_model
 from qverify.options import Options
 from qverify.robustness.decide import Batch, Decider, Single, Task, loader
-from qverify.robustness.pixels import PIXEL_MAX, Scaling, fractions
+from qverify.robustness.pixels import PIXEL_MAX, Scaling
 from qverify.robustness.results import Known, Level, Report, ResultsFile, Row, spelled
 from qverify.workers import Answer, pool
 
-__all__ = ["Level", "Report", "Row", "Scaling", "certify", "fractions"]
+__all__ = ["Level", "Report", "Row", "Scaling", "certify"]
 
 DEFAULTS = Options(timeout=10.0)
 BATCH = 256  # images bounded at once: enough of each label
