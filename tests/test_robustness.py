@@ -190,12 +190,13 @@ def test_the_radius_is_of_real_pixels(tmp_path: Path) -> None:
     form = FORMS["float"]
     path = classifier(form, tmp_path / "m.onnx")
     pixels, labels = some_images(path, form, 40)
-    report = certify(path, pixels, labels, ["0.2", 0.7, 1], CPU)
+    report = certify(path, pixels, labels, ["0.2", 0.7, np.int64(1)], CPU)
     found = verdicts(report)
     for i in range(40):
         assert found[i, Fraction("0.7")] == found[i, ONE]  # 0.7 rounds to 1
         assert found[i, Fraction(1, 5)] in ("unsat", "misclassified")  # the image's own codes
     assert [spelled(level.eps) for level in report.levels] == ["0.2", "0.7", "1"]
+    assert report.warnings == ("the radius 0.2 is in pixels, of which the range has 255",)
     whole = classifier(FORMS["uint8"], tmp_path / "w.onnx")
     assert {v for (_, e), v in verdicts(certify(whole, pixels, labels, 0.7, CPU)).items()} <= {"unsat", "misclassified"}
 
@@ -524,6 +525,7 @@ def bad(**changes: Any) -> dict[str, Any]:
         (bad(images=np.zeros((30, 4), np.uint8)), "images must be uint8"),
         (bad(labels=np.arange(30)), "3 scores, but the labels go from 0 to 29"),
         (bad(labels=np.zeros(3, np.int64)), "labels integers"),
+        (bad(labels=np.zeros(30)), "labels integers"),
         (
             bad(images=np.zeros((30, 1, 2, 3), np.uint8)),
             r"shape \[1, 1, 2, 2\], 4 elements, but an image has 1 channel",

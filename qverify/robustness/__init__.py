@@ -37,8 +37,8 @@ from qverify.workers import Answer, pool
 __all__ = ["Level", "Report", "Row", "Scaling", "certify"]
 
 DEFAULTS = Options(timeout=10.0)
-BATCH = 256  # images bounded at once: enough of each label
-Number = int | float | str | Fraction
+BATCH = 128  # images bounded at once: enough of each label, and seconds at most
+Number = int | float | str | Fraction | np.number[Any]
 Tell = Callable[[float, str], None]
 
 
@@ -73,7 +73,8 @@ def certify(
     """
     started = time.monotonic()
     radii = _radii(eps, norm)
-    if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+    whole = labels.dtype.kind in "ui" and labels.shape == images.shape[:1]
+    if images.dtype != np.uint8 or images.ndim != 4 or not whole:
         raise UsageError("images must be uint8 [N, channels, height, width] and labels integers [N]")
     chosen = range(len(images))[first:] if limit is None else range(len(images))[first : first + limit]
     if not 0 <= first < len(images) or not len(chosen):
@@ -87,7 +88,7 @@ def certify(
         raise UsageError(f"{model}: it has {size} scores, but the labels go from {own.min()} to {own.max()}")
     about = {
         "model": read.sha256,
-        "data": hashlib.sha256(np.ascontiguousarray(images).tobytes() + labels.astype("<i8").tobytes()).hexdigest(),
+        "data": _sha256(images, labels),
         "norm": norm,
         "scaling": decider.inputs.scaling.text(),
     }
@@ -113,7 +114,7 @@ def _radii(eps: Number | Iterable[Number], norm: str) -> tuple[Fraction, ...]:
     """Radii in order, each once."""
     if norm != "linf":
         raise UsageError(f"the norm '{norm}' is not supported: only linf, every pixel by at most eps")
-    numbers = [eps] if isinstance(eps, Number) else list(eps)
+    numbers = list(eps) if isinstance(eps, Iterable) and not isinstance(eps, str) else [eps]
     text = ", ".join(map(str, numbers))
     if any(isinstance(number, str) and "/" in number for number in numbers):  # 8/255 is not meant to be 0.03 pixels
         raise UsageError(f"--eps {text}: radii are in pixels, from 0 to {PIXEL_MAX}: 8, not 8/255")
@@ -124,6 +125,13 @@ def _radii(eps: Number | Iterable[Number], norm: str) -> tuple[Fraction, ...]:
     if not radii or radii[0] < 0 or radii[-1] > PIXEL_MAX:
         raise UsageError(f"--eps must be radii in pixels, from 0 to {PIXEL_MAX}")
     return tuple(radii)
+
+
+def _sha256(images: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> str:
+    own = hashlib.sha256(str(images.shape).encode())
+    own.update(np.ascontiguousarray(images).data)
+    own.update(labels.astype("<i8").tobytes())
+    return own.hexdigest()
 
 
 @dataclass(eq=False)
