@@ -669,6 +669,24 @@ def test_without_matplotlib(
     assert out == "" and "--plot needs matplotlib" in err and "qverify[plot]" in err
 
 
+def test_an_interrupted_run_keeps_its_rows(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    results = tmp_path / "r.csv"
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decider, "single", interrupted)
+        assert cli.main([*command, "--eps", "3", "--results", str(results)]) == 130
+    assert f"the rows so far are in {results}; the same command goes on" in capsys.readouterr().err
+    first = results.read_text()
+    assert len(first.splitlines()) > 2
+    assert cli.main([*command, "--eps", "3", "--results", str(results)]) == 0
+    assert results.read_text().startswith(first) and len(results.read_text().splitlines()) == 2 + 30
+
+
 def test_inputs_are_not_overwritten(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*command, "--eps", "1", "--json", command[1]]) == 2
     assert "would overwrite an input" in capsys.readouterr().err

@@ -43,10 +43,15 @@ def measure(
     radii = [word for own in eps for word in own.replace(",", " ").split()]
     known = _scaling(*scaling)
     images = load_images(data, split)
-    with sigterm_unwinds():
-        report = certify(
-            model, images.pixels, images.labels, radii, options, scaling=known, progress=printer.progress, **chosen
-        )
+    try:
+        with sigterm_unwinds():
+            report = certify(
+                model, images.pixels, images.labels, radii, options, scaling=known, progress=printer.progress, **chosen
+            )
+    except (KeyboardInterrupt, SystemExit):
+        if chosen["results"] is not None:
+            printer.line(f"the rows so far are in {chosen['results']}; the same command goes on with them")
+        raise
     printer.answer(report.table())
     if json_file is not None:
         used = dataclasses.asdict(options) | {"jobs": chosen["jobs"], "first": chosen["first"]}
