@@ -211,7 +211,8 @@ class Report:
         rows: Iterable[Row], eps: Sequence[Fraction], about: dict[str, str], warnings: Sequence[str], seconds: float
     ) -> Report:
         """Sort the rows and count."""
-        wanted = sorted((row for row in rows if row.eps in set(eps)), key=lambda row: (row.image, row.eps))
+        asked = set(eps)
+        wanted = sorted((row for row in rows if row.eps in asked), key=lambda row: (row.image, row.eps))
         levels = tuple(_level(e, [row for row in wanted if row.eps == e]) for e in eps)
         return Report(tuple(wanted), levels, about, tuple(warnings), seconds)
 
