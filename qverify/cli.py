@@ -6,6 +6,7 @@
     qverify inspect MODEL                         show the integer network read from an ONNX file
     qverify check MODEL SPEC CERTIFICATE          check a certificate: accepted, with its verdict (exit code 0), or
     rejected (1)
+    qverify train DATA --out DIR [OPTIONS]        train a certifiably robust quantized classifier
 
 Standard output: the first line is sat, unsat, unknown or timeout, and a counterexample follows sat. Everything else
 goes to standard error. Exit codes:
@@ -20,16 +21,18 @@ Nothing heavy is imported here: the commands load what they need.
 from __future__ import annotations
 
 import dataclasses
-import math
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qverify import __version__
+from qverify.cli_options import Command, common_options
+from qverify.cli_robustness import robustness
 from qverify.errors import CertificateError, QverifyError, SoundnessError, UsageError
 from qverify.options import Options
 from qverify.report import (
@@ -57,43 +60,6 @@ _EPILOG = (
     "  130  interrupted"
 )
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def _seconds(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Accept a positive finite number of seconds."""
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise click.BadParameter("must be a positive number of seconds", ctx, param)
-    return value
-
-
-def _common_options(command: _Command) -> _Command:
-    """Add the options that `verify` and `batch` share; their defaults are those of `Options`."""
-    default = Options()
-    options = [
-        click.option("--timeout", metavar="S", type=float, callback=_seconds, help="Stop after S seconds."),
-        click.option(
-            "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
-            default=default.device,
-            show_default=True,
-            help="Where to compute; auto takes an NVIDIA GPU if CuPy finds one.",
-        ),
-        click.option(
-            "--seed",
-            metavar="N",
-            type=click.IntRange(min=0),
-            default=default.seed,
-            show_default=True,
-            help="Seed of every random choice.",
-        ),
-        click.option("--no-attack", is_flag=True, help="Do not look for counterexamples first (for debugging)."),
-        click.option("-v", "--verbose", is_flag=True, help="Show statistics, early progress, tracebacks."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
 
 class _DefaultVerify(click.Group):
     """A group whose command `verify` may be left out: `qverify M S` is `qverify verify M S`."""
@@ -111,6 +77,7 @@ class _DefaultVerify(click.Group):
         formatter.write_usage("qverify", "robustness MODEL DATA --eps E [OPTIONS]", prefix="       ")
         formatter.write_usage("qverify", "inspect MODEL", prefix="       ")
         formatter.write_usage("qverify", "check MODEL SPEC CERTIFICATE", prefix="       ")
+        formatter.write_usage("qverify", "train DATA --out DIR", prefix="       ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Show the options of `verify` as well: they are what a first look at --help is for."""
@@ -141,7 +108,7 @@ def cli() -> None:
 @click.argument("model")
 @click.argument("spec")
 @click.argument("results_file", required=False)
-@_common_options
+@common_options
 @click.option("--batch", metavar="N", type=click.IntRange(min=1), help="Boxes bounded at once [default: chosen].")
 @click.option(
     "--branch", metavar="RULE", default=Options().branch, show_default=True, help="Rule that picks where to split."
@@ -245,7 +212,7 @@ def _explain(result: Result, printer: Printer) -> None:
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
 @click.option("--filter", "text", metavar="TEXT", default="", help="Only instances whose paths contain TEXT.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N instances.")
-@_common_options
+@common_options
 @click.pass_obj
 def _batch(
     printer: Printer,
@@ -272,67 +239,6 @@ def _batch(
     options = Options(attack=not no_attack, **chosen)
     selected = [entry for entry in batch.read_instances(instances, timeout) if text in f"{entry.onnx},{entry.vnnlib}"]
     batch.run(selected[:limit], results, options, jobs, printer)
-    return 0
-
-
-@cli.command("robustness", short_help="Certified accuracy of a classifier over labelled images.")
-@click.argument("model")
-@click.argument("data")
-@click.option(
-    "--eps",
-    metavar="E,...",
-    multiple=True,
-    required=True,
-    help="Radii in pixels (1/255 of the range): `--eps 1,2,4` or `--eps 1 --eps 2`.",
-)
-@click.option("--norm", metavar="NORM", default="linf", show_default=True, help="linf: every pixel by at most eps.")
-@click.option("--scale", metavar="S", help="A pixel p becomes (p * S - M) / D. [1/255; integer input, see above]")
-@click.option("--mean", metavar="M,...", help="One number, or one for each channel. [0]")
-@click.option("--std", metavar="D,...", help="One number, or one for each channel. [1]")
-@click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True, help="Part of DATA.")
-@click.option("--first", metavar="K", type=click.IntRange(min=0), default=0, help="Begin with image K, counted from 0.")
-@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only N images.")
-@click.option("--jobs", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
-@click.option("--results", metavar="CSV", help="Keep a row per image and radius; the same command goes on from them.")
-@click.option("--json", "json_file", metavar="FILE", help="Write the figures as JSON.")
-@click.option("--plot", "plot_file", metavar="FILE.png", help="Draw accuracy against the radius (needs matplotlib).")
-@_common_options
-@click.pass_obj
-def _robustness(
-    printer: Printer,
-    /,
-    model: str,
-    data: str,
-    eps: tuple[str, ...],
-    scale: str | None,
-    mean: str | None,
-    std: str | None,
-    split: str,
-    json_file: str | None,
-    plot_file: str | None,
-    timeout: float | None,
-    device: str,
-    seed: int,
-    no_attack: bool,
-    verbose: bool,
-    **chosen: Any,
-) -> int:
-    """Measure the clean, attacked and certified accuracy of the classifier MODEL over the labelled images DATA.
-
-    DATA is a .npz file (x_test, y_test), a folder with MNIST's IDX files, or a folder [test/]CLASS/*.png. An image is
-    certified at a radius if no input between its pixels - eps and + eps (clipped to 0 and 255) gives another class a
-    score as high as the label's: ties count against the network, also in the clean accuracy. It is broken if an input is
-    found that does, confirmed by onnxruntime.
-
-    Without --scale, --mean and --std a pixel p becomes p / 255 for a float32 input, p for uint8 and p - 128 for int8;
-    the model's shape says where channels, rows and columns go. --timeout is for each image and radius [default: 10];
-    what runs into it counts as not certified. Prints a table. Exits with 0 when everything was tried.
-    """
-    from qverify.robustness.command import measure
-
-    printer.verbose = verbose
-    options = Options(timeout=timeout or 10.0, device=device, seed=seed, attack=not no_attack)
-    measure(printer, model, data, eps, (scale, mean, std), split, (json_file, plot_file), options, **chosen)
     return 0
 
 
@@ -375,6 +281,71 @@ def _check(printer: Printer, /, model: str, spec: str, certificate: str, verbose
     what = f"{report.leaves} leaves, {report.inner} inner bounds" if report.verdict == "unsat" else "the counterexample"
     printer.line(f"checked {what} in {report.seconds:.2f} s")
     return 0
+
+
+_TRAIN_EPILOG = (
+    "\b\nOUT receives config.toml, log.csv, checkpoint.pt after every epoch, and at the end model.onnx. The same\n"
+    "command goes on with a run that was cut off. Then: qverify robustness OUT/model.onnx DATA --eps 1 --eps 4"
+)
+
+
+def _setting(*names: str, **options: Any) -> Callable[[Command], Command]:
+    """An option of `train`: without it the configuration file, or the default there, decides."""
+    return click.option(*names, default=None, **options)
+
+
+@cli.command("train", short_help="Train a certifiably robust quantized classifier.", epilog=_TRAIN_EPILOG)
+@click.argument("data", required=False)
+@click.option("--out", metavar="DIR", required=True, help="The run's folder.")
+@click.option("--config", "config_file", metavar="TOML", help="Settings by name (eps = 4.0, ...); options win.")
+@_setting("--model", metavar="NAME", help="mlp, small, medium, cnn7, resnet, paper-mnist, paper-fashion, paper-cifar.")
+@_setting("--recipe", type=click.Choice(["qverify", "paper"]), help="Ours, or QA-IBP as published in 2023.")
+@_setting("--eps", type=float, metavar="PIXELS", help="Perturbation to be certified, of 255.")
+@_setting("--epochs", type=int, metavar="N")
+@_setting("--batch", type=int, metavar="N", help="Images in a step.")
+@_setting("--rate", type=float, metavar="R", help="Peak learning rate.")
+@_setting("--seed", type=int, metavar="N")
+@_setting("--augment", type=click.Choice(["none", "shift", "flip", "shift-flip"]), help="Random changes of the images.")
+@_setting("--mix", type=float, metavar="M", help="Weight of the box's loss, between 0 and 1.")
+@_setting("--shrink", type=float, metavar="S", help="Radius of the box in the loss, as a part of eps.")
+@_setting("--attack-steps", type=int, metavar="N", help="Steps of the attack that places the box; 0: none.")
+@_setting("--weight-bits", metavar="B[,B...]", help="2 to 8, for all layers or for each.")
+@_setting("--activation-bits", metavar="B[,B...]", help="2 to 8, for all layers or for each.")
+@_setting("--format", type=click.Choice(["qoperator", "qdq"]), help="How the ONNX file spells quantization.")
+@_setting("--device", type=click.Choice(["auto", "cpu", "cuda"]))
+@_setting("--threads", type=int, metavar="N", help="CPU threads; 0: PyTorch's choice.")
+@click.option("-v", "--verbose", is_flag=True, help="Show early progress, tracebacks.")
+@click.pass_obj
+def _train(
+    printer: Printer, /, data: str | None, out: str, config_file: str | None, verbose: bool, **chosen: Any
+) -> int:
+    """Train on the data set DATA (.npz, a folder of IDX files or of pictures) and export an ONNX file.
+
+    The network is trained with interval bounds that equal the exported integer network's (QA-IBP, AAAI 2023, and what
+    certified training has learned since). Other settings than those below: see README, "Train".
+    """
+    printer.verbose = verbose
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("training needs PyTorch: pip install 'qverify[train]'")
+    from qverify.train.loop import read_config, train
+
+    given = {name: value for name, value in chosen.items() if value is not None}
+    for name in ("weight_bits", "activation_bits"):
+        if name in given:
+            try:
+                given[name] = tuple(int(word) for word in given[name].split(","))
+            except ValueError:
+                raise UsageError(
+                    f"{name.replace('_', ' ')} {given[name]!r}: numbers separated by commas are wanted"
+                ) from None
+    if data is not None:
+        given["data"] = data
+    path = train(read_config(config_file, given), out, printer.line, printer.progress)
+    printer.answer(f"{path}\n")
+    return 0
+
+
+cli.add_command(robustness)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

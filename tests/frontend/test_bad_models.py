@@ -346,6 +346,22 @@ OPS: dict[str, tuple[Callable[[Graph], str], str]] = {
         ),
         "dequantizing int32 codes is not supported",
     ),
+    "an int32 bias for every position": (
+        lambda g: g.node(
+            "Add",
+            g.node("ConvInteger", g.input((1, 1, 3, 3), U8), g.const(np.ones((1, 1, 2, 2), np.int8))),
+            g.const(np.arange(4, dtype=np.int32).reshape(2, 2)),
+        ),
+        "integer arithmetic on codes is not supported",
+    ),
+    "an int32 bias that leaves int32": (
+        lambda g: g.node(
+            "Add",
+            g.node("MatMulInteger", g.input((1, 2), U8), _weights(g, 2, 2)),
+            g.const(np.full(2, 2**31 - 1, np.int32)),
+        ),
+        "int32",
+    ),
     "no rule": (
         lambda g: g.node("TopK", g.input((1, 2), U8), g.const(np.array([1])), outputs=2),
         "(TopK of uint8[1, 2], constant int64[1]): no exact integer rule exists for this op",

@@ -533,6 +533,22 @@ def conv_integer(rng: Rng) -> Iterator[Case]:
             yield Case(g.model(y), (feed,), f"{act} {wt} {shape.kernel} {shape.attributes} form {form}")
 
 
+@op("int32 biases")
+def integer_bias(rng: Rng) -> Iterator[Case]:
+    for act, wt in PAIRS:
+        for shape in ((), (300,), (1, 300), (40, 1), (40, 300)):
+            g = Graph()
+            acc = g.node("MatMulInteger", g.input((40, 256), act), g.const(weights(rng, (256, 300), wt)))
+            bias = g.const(rng.integers(-(2**20), 2**20, shape).astype(np.int32))
+            y = g.node("Add", *((acc, bias) if len(shape) == 1 else (bias, acc)))
+            yield Case(g.model(y), (codes(rng, (40, 256), act),), f"{act} {wt} {shape}")
+        for channel in ((), (1, 9, 1, 1), (9, 1, 1)):
+            g = Graph()
+            acc = g.node("ConvInteger", g.input(("n", 4, 7, 6), act), g.const(weights(rng, (9, 4, 3, 2), wt)))
+            y = g.node("Add", acc, g.const(rng.integers(-(2**20), 2**20, channel).astype(np.int32)))
+            yield Case(g.model(y), (codes(rng, (256, 4, 7, 6), act),), f"{act} {wt} {channel} after a convolution")
+
+
 # -- two inputs --------------------------------------------------------------------------------------------------------
 
 EVERY_A, EVERY_B = (np.arange(65_536) // 256).astype(np.uint8), (np.arange(65_536) % 256).astype(np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from qverify.frontend.builder import Refusal
 from qverify.frontend.registry import MICROSOFT, View, lowers, scalar
 from qverify.frontend.rules.quantize import EIGHT_BIT, dequantized
 from qverify.frontend.tensors import Codes, Float, FloatCodes, FloatPair, Tensor
-from qverify.ops import Pairwise
+from qverify.ops import Conv, Dense, Pairwise
 
 F32 = np.float32
 
@@ -101,14 +102,39 @@ def _safe(op: str, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> np
 
 
 def _integer_arithmetic(n: View, a: Tensor, b: Tensor) -> Tensor:
-    """Min and Max of 8-bit codes with a constant; every other integer arithmetic has no rule."""
+    """A bias added to an accumulator; Min and Max of 8-bit codes with a constant. No other arithmetic has a rule."""
     x, c = (a, b) if isinstance(a, Codes) else (b, a)
     if n.op in ("Min", "Max") and isinstance(x, Codes) and isinstance(c, np.ndarray) and x.dtype in EIGHT_BIT:
         start = FloatCodes(x, _codes(x).astype(F32))
         function = ARITHMETIC[n.op]
         floats = n.builder.map_rows(start, c.astype(F32), lambda t, v: np.asarray(function(t, v), F32))
         return n.builder.table(floats, floats.table.astype(np.int32), x.dtype)
+    if n.op == "Add" and isinstance(x, Codes) and isinstance(c, np.ndarray) and x.dtype == c.dtype == np.int32:
+        with_bias = _with_bias(n, x, c.astype(np.int64))
+        if with_bias is not None:
+            return with_bias
     raise Refusal("integer arithmetic on codes is not supported (quantize through QLinear ops instead)")
+
+
+def _with_bias(n: View, x: Codes, c: npt.NDArray[np.int64]) -> Codes | None:
+    """The product that made the accumulator `x`, made again with a bias; None if no product made it or `c` does not fit.
+
+    Exact because a sum that could leave int32, with or without the bias, is refused.
+    """
+    if np.broadcast_shapes(x.shape, c.shape) != x.shape:
+        return None
+    maker = n.builder.nodes[x.value - 1]
+    (source,) = maker.inputs[:1]
+    taken = Codes(source, n.builder.nodes[source - 1].type, x.dtype)
+    match maker.op:
+        case Dense():
+            return n.builder.emit(replace(maker.op, bias=maker.op.bias + c), taken)
+        case Conv():
+            whole = np.broadcast_to(c, x.shape)
+            channels = whole[0].reshape(x.shape[1], -1)[:, 0]
+            if (whole == channels.reshape(1, -1, *[1] * (whole.ndim - 2))).all():
+                return n.builder.emit(replace(maker.op, bias=maker.op.bias + channels), taken)
+    return None
 
 
 def _codes(x: Codes) -> npt.NDArray[np.int32]:

@@ -1,0 +1,340 @@
+"""Training graph -> ONNX file: QLinear operators or QuantizeLinear / DequantizeLinear pairs, then the bit-for-bit check.
+
+Operators of the standard domain at opset 13, so that every runtime can read the file; the exception is a residual sum
+among QLinear operators, for which the standard has none (com.microsoft QLinearAdd). Weights of fewer than 8 bits are int8
+codes in a smaller range; activations of fewer than 8 bits are uint8 codes that a Clip keeps in range.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from qverify import __version__
+from qverify.errors import QverifyError
+from qverify.report import write_bytes
+from qverify.runtime import Session
+from qverify.train.codes import Codes, Quantized, Quantizer, exact
+from qverify.train.layers import (
+    Affine,
+    AveragePool,
+    Conv,
+    Dense,
+    Input,
+    Logits,
+    MaxPool,
+    QuantizedNetwork,
+    Residual,
+)
+
+Format = Literal["qoperator", "qdq"]
+FORMATS: tuple[Format, ...] = ("qoperator", "qdq")
+OPSET, IR_VERSION = 13, 8
+MICROSOFT = "com.microsoft"
+CHECK_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Value:
+    """Codes in the graph: the tensor's name, its shape without the batch axis, and what the codes mean."""
+
+    name: str
+    shape: tuple[int, ...]
+    scale: torch.Tensor
+    zero_point: int
+    high: int
+
+    @property
+    def codes(self) -> Codes:
+        """What a layer needs to know of its input in order to give its weights."""
+        return Codes(None, None, None, self.scale, self.zero_point, self.high)
+
+
+class Writer:
+    """Collects the nodes and constants of one graph; every layer's `emit` calls the method for its kind."""
+
+    def __init__(self, form: Format, shape: tuple[int, ...]) -> None:
+        if form not in FORMATS:
+            raise ValueError(f"no format '{form}': use one of {', '.join(FORMATS)}")
+        self.qdq = form == "qdq"
+        self.shape = shape
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.domains = {""}
+
+    # -- pieces -----------------------------------------------------------------------------------------------------
+
+    def constant(self, value: Any, dtype: npt.DTypeLike, what: str) -> str:
+        """The name of a constant, which is stored once however often it is asked for."""
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu().numpy()
+        array = np.asarray(value, dtype)
+        for name, tensor in self.constants.items():
+            if tensor.dims == list(array.shape) and array.size <= 1:
+                held = numpy_helper.to_array(tensor)
+                if held.dtype == array.dtype and held.tobytes() == array.tobytes():
+                    return name
+        name = f"{what}_{len(self.constants)}"
+        self.constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def node(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        name = f"{kind}_{len(self.nodes)}"
+        self.domains.add(domain)
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, domain=domain, **attributes))
+        return name
+
+    def _ends(self, scale: torch.Tensor, zero_point: int) -> tuple[str, str]:
+        return self.constant(scale, np.float32, "scale"), self.constant(zero_point, np.uint8, "zero_point")
+
+    def _dequantized(self, x: Value) -> str:
+        return self.node("DequantizeLinear", x.name, *self._ends(x.scale, x.zero_point))
+
+    def _constant_dequantized(self, codes: Any, dtype: npt.DTypeLike, scale: torch.Tensor, what: str) -> str:
+        # onnxruntime fuses a Gemm only where every zero point is written out
+        zero = self.constant(np.zeros(scale.shape, dtype), dtype, "zero_point")
+        names = (self.constant(codes, dtype, what), self.constant(scale, np.float32, "scale"), zero)
+        if scale.ndim:
+            return self.node("DequantizeLinear", *names, axis=0)
+        return self.node("DequantizeLinear", *names)
+
+    def _clipped(self, name: str, shape: tuple[int, ...], quantizer: Quantizer) -> Value:
+        """The codes after a Clip, if they have fewer than 8 bits."""
+        if quantizer.high < 255:
+            name = self.node(
+                "Clip", name, self.constant(0, np.uint8, "low"), self.constant(quantizer.high, np.uint8, "high")
+            )
+        return Value(name, shape, quantizer.scale(), int(quantizer.zero), quantizer.high)
+
+    def _affine(
+        self,
+        kind: Literal["Conv", "Gemm"],
+        x: Value,
+        layer: Quantized,
+        y: tuple[torch.Tensor, int],
+        **attributes: Any,
+    ) -> str:
+        """A convolution (or, in QDQ, a Gemm) and its requantization to the scale and zero point `y`."""
+        weight, bias, own, total = layer
+        y_ends = self._ends(*y)
+        if not self.qdq:
+            assert kind == "Conv"
+            x_ends = self._ends(x.scale, x.zero_point)
+            w = (self.constant(weight, np.int8, "weight"), self.constant(own, np.float32, "scale"))
+            w_zero = self.constant(np.zeros(own.shape, np.int8), np.int8, "zero_point")
+            return self.node(
+                "QLinearConv", x.name, *x_ends, *w, w_zero, *y_ends, self.constant(bias, np.int32, "bias"), **attributes
+            )
+        w_float = self._constant_dequantized(weight, np.int8, own, "weight")
+        b_float = self._constant_dequantized(bias, np.int32, total, "bias")
+        y_float = self.node(kind, self._dequantized(x), w_float, b_float, **attributes)
+        return self.node("QuantizeLinear", y_float, *y_ends)
+
+    # -- layers -----------------------------------------------------------------------------------------------------
+
+    def quantize(self, layer: Input) -> Value:
+        name = self.node("QuantizeLinear", "input", *self._ends(layer.step, 0))
+        if layer.high < 255:
+            name = self.node(
+                "Clip", name, self.constant(0, np.uint8, "low"), self.constant(layer.high, np.uint8, "high")
+            )
+        return Value(name, self.shape, layer.step, 0, layer.high)
+
+    def conv(self, layer: Conv, x: Value) -> Value:
+        quantizer = _quantizer(layer)
+        name = self._affine(
+            "Conv",
+            x,
+            layer.quantized(x.codes),
+            (quantizer.scale(), int(quantizer.zero)),
+            kernel_shape=list(layer.weight.shape[2:]),
+            strides=[layer.stride] * 2,
+            pads=[layer.padding] * 4,
+            group=layer.groups,
+        )
+        spatial = tuple(
+            (n + 2 * layer.padding - k) // layer.stride + 1
+            for n, k in zip(x.shape[1:], layer.weight.shape[2:], strict=True)
+        )
+        return self._clipped(name, (len(layer.weight), *spatial), quantizer)
+
+    def dense(self, layer: Dense, x: Value) -> Value:
+        """QDQ has Gemm; among QLinear operators only the convolution takes a bias, so that one of 1 x 1 is used."""
+        quantizer = _quantizer(layer)
+        integers = layer.quantized(x.codes)
+        y = (quantizer.scale(), int(quantizer.zero))
+        if self.qdq:
+            name = self._affine("Gemm", x, integers, y, transB=1)
+            return self._clipped(name, (len(integers.bias),), quantizer)
+        if len(x.shape) == 1:
+            shape = self.constant(np.array([0, -1, 1, 1]), np.int64, "shape")
+            x = replace(x, name=self.node("Reshape", x.name, shape), shape=(*x.shape, 1, 1))
+        name = self._affine(
+            "Conv", x, integers._replace(weight=integers.weight[:, :, None, None]), y, kernel_shape=[1, 1]
+        )
+        return self._clipped(name, (len(integers.bias), 1, 1), quantizer)
+
+    def logits(self, layer: Logits, x: Value) -> Value:
+        """float32(accumulator) * scale: as Gemm without an output quantizer, or MatMulInteger, Add, DequantizeLinear."""
+        weight, bias, own, scale = layer.quantized(x.codes)
+        if len(x.shape) > 1:
+            x = self.flatten(x)
+        if self.qdq:
+            w_float = self._constant_dequantized(weight, np.int8, own, "weight")
+            b_float = self._constant_dequantized(bias, np.int32, scale, "bias")
+            name = self.node("Gemm", self._dequantized(x), w_float, b_float, transB=1)
+        else:
+            zero = self.constant(x.zero_point, np.uint8, "zero_point")
+            sums = self.node("MatMulInteger", x.name, self.constant(weight.T, np.int8, "weight"), zero)
+            sums = self.node("Add", sums, self.constant(bias, np.int32, "bias"))
+            name = self.node("DequantizeLinear", sums, self.constant(scale, np.float32, "scale"))
+        return Value(name, (len(weight),), scale, 0, 0)
+
+    def flatten(self, x: Value) -> Value:
+        return replace(x, name=self.node("Flatten", x.name), shape=(int(np.prod(x.shape)),))
+
+    def max_pool(self, layer: MaxPool, x: Value) -> Value:
+        window = [layer.kernel] * 2
+        name = self.node("MaxPool", x.name, kernel_shape=window, strides=window)
+        return replace(x, name=name, shape=(x.shape[0], *(n // layer.kernel for n in x.shape[1:])))
+
+    def average_pool(self, layer: AveragePool, x: Value) -> Value:
+        k, channels = layer.kernel, x.shape[0]
+        mean = torch.tensor(1.0 / k**2)
+        ones = Quantized(torch.ones(channels, 1, k, k), torch.zeros(channels), mean, x.scale * mean)
+        name = self._affine(
+            "Conv",
+            x,
+            ones,
+            (x.scale, x.zero_point),
+            kernel_shape=[k, k],
+            strides=[k, k],
+            group=channels,
+        )
+        if x.high < 255:
+            name = self.node("Clip", name, self.constant(0, np.uint8, "low"), self.constant(x.high, np.uint8, "high"))
+        return replace(x, name=name, shape=(channels, *(n // k for n in x.shape[1:])))
+
+    def residual(self, layer: Residual, x: Value) -> Value:
+        a = emit(layer.body, self, x)
+        b = x if layer.shortcut is None else emit(layer.shortcut, self, x)
+        quantizer = layer.quantizer
+        y_ends = self._ends(quantizer.scale(), int(quantizer.zero))
+        if self.qdq:
+            total = self.node("Add", self._dequantized(a), self._dequantized(b))
+            name = self.node("QuantizeLinear", total, *y_ends)
+        else:
+            ends = (a.name, *self._ends(a.scale, a.zero_point), b.name, *self._ends(b.scale, b.zero_point))
+            name = self.node("QLinearAdd", *ends, *y_ends, domain=MICROSOFT)
+        return self._clipped(name, a.shape, quantizer)
+
+    def model(self, output: Value, properties: Mapping[str, str]) -> onnx.ModelProto:
+        """The finished model, with the batch size open."""
+        self.nodes[-1].output[0] = "output"
+        graph = helper.make_graph(
+            self.nodes,
+            "qverify",
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *self.shape])],
+            [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", *output.shape])],
+            list(self.constants.values()),
+        )
+        opsets = [helper.make_opsetid(domain, OPSET if not domain else 1) for domain in sorted(self.domains)]
+        model = helper.make_model(
+            graph,
+            opset_imports=opsets,
+            ir_version=IR_VERSION,
+            producer_name="qverify",
+            producer_version=__version__,
+        )
+        helper.set_model_props(model, dict(properties))
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def _quantizer(layer: Affine) -> Quantizer:
+    assert layer.quantizer is not None
+    return layer.quantizer
+
+
+def emit(layer: torch.nn.Module, writer: Writer, x: Value) -> Value:
+    """Write a layer, or a `torch.nn.Sequential` of layers. QverifyError for a module that is none of ours."""
+    if isinstance(layer, torch.nn.Sequential):
+        for part in layer:
+            x = emit(part, writer, x)
+        return x
+    if not hasattr(layer, "emit"):
+        raise QverifyError(f"a {type(layer).__name__} cannot be exported: build the network from qverify.train.layers")
+    return cast(Value, cast(Any, layer).emit(writer, x))
+
+
+def export(
+    network: QuantizedNetwork,
+    path: str | os.PathLike[str],
+    form: Format = "qoperator",
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Write the network to an ONNX file: float32 [batch, *shape] of pixels / 255 -> float32 [batch, classes].
+
+    `about` goes into the file's metadata. The file appears whole or not at all.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            writer = Writer(form, network.shape)
+            first, *rest = network.layers
+            assert isinstance(first, Input)
+            x = first.emit(writer)
+            for layer in rest:
+                x = emit(layer, writer, x)
+            model = writer.model(x, about or {})
+    finally:
+        network.train(was_training)
+    write_bytes(str(path), model.SerializeToString())
+
+
+def evaluate(network: QuantizedNetwork, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """The outputs of the exported network as the training graph computes them, float32 [N, classes], exactly."""
+    was_training, device = network.training, network.head.weight.device
+    network.eval()
+    results = []
+    try:
+        with torch.no_grad(), exact():
+            for start in range(0, len(pixels), CHECK_BATCH):
+                batch = torch.from_numpy(pixels[start : start + CHECK_BATCH]).to(device).float()
+                x = network.body(batch.reshape(-1, *network.shape), None, None)
+                sums = network.head.accumulate(x)
+                assert sums.point is not None
+                results.append((sums.point.float() * sums.scale).cpu().numpy())
+    finally:
+        network.train(was_training)
+    return np.concatenate(results)
+
+
+def check(network: QuantizedNetwork, path: str | os.PathLike[str], pixels: npt.NDArray[np.uint8]) -> int:
+    """Compare the exported file in onnxruntime with the training graph, bit for bit, on images uint8 [N, ...].
+
+    Returns how many images were compared. QverifyError if an output differs.
+    """
+    session = Session(Path(path))
+    expected = evaluate(network, pixels)
+    for start in range(0, len(pixels), CHECK_BATCH):
+        batch = pixels[start : start + CHECK_BATCH].reshape(-1, *network.shape)
+        (actual,) = session.run([batch.astype(np.float32) / np.float32(255)])
+        same = np.asarray(actual == expected[start : start + CHECK_BATCH]).all(axis=1)
+        if not same.all():
+            image = start + int(np.argmin(same))
+            raise QverifyError(
+                f"{path}: onnxruntime and the training graph differ on image {image}; "
+                "on x86 without VNNI onnxruntime's sums can saturate, otherwise please report it"
+            )
+    return len(pixels)

@@ -1,0 +1,412 @@
+"""Training runs: configuration, epochs, measurements, checkpoints that are resumed exactly, and the exported model.
+
+A run lives in one folder: `config.toml` (what was asked for), `checkpoint.pt` (after every epoch), `log.csv` (a row for
+every epoch), `training.png` (its curves, where matplotlib is installed) and, at the end, `model.onnx`. The same command
+goes on where it was cut off. All that is random in an epoch is drawn from a generator seeded by the run's seed and the
+epoch's number, so that a resumed run ends in the same weights, bit for bit (on the same machine, with as many threads).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import math
+import os
+import pickle
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qverify import __version__, runtime
+from qverify.data import Images, load_images
+from qverify.errors import DeviceError, UsageError
+from qverify.report import write_bytes
+from qverify.train import export
+from qverify.train.layers import Affine, QuantizedNetwork
+from qverify.train.models import Precision, make_model
+from qverify.train.recipes import Paper, Qverify, Recipe, box
+
+RECIPES = ("qverify", "paper")
+AUGMENTS = ("none", "shift", "flip", "shift-flip")
+MEASURED = 500  # images at once
+FREEZE_AT = 0.8  # of the steps: from there on normalisation uses the population's statistics
+CONFIG, CHECKPOINT, LOG, CURVES, MODEL = "config.toml", "checkpoint.pt", "log.csv", "training.png", "model.onnx"
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that a run depends on. `eps` is in pixels; `rate` 0 means the recipe's own.
+
+    The training images' last `held_out` are not trained on: the accuracies in the log are theirs. `past`, `mix`, `shrink`
+    `attack_steps` and `regularise` are the recipe `qverify`'s (see `recipes.Qverify`).
+    """
+
+    data: str
+    model: str = "small"
+    recipe: str = "qverify"
+    eps: float = 4.0
+    epochs: int = 60
+    batch: int = 128
+    rate: float = 0.0
+    seed: int = 0
+    held_out: int = 5000
+    augment: str = "shift"
+    mix: float = 0.5
+    shrink: float = 1.0
+    past: float = 1.1
+    attack_steps: int = 0
+    regularise: float = 0.0
+    weight_bits: tuple[int, ...] = (8,)
+    activation_bits: tuple[int, ...] = (8,)
+    input_bits: int = 8
+    per_channel: bool = True
+    weight_scale: str = "range"
+    activation_scale: str = "learned"
+    symmetric: bool = True
+    norm: bool = False
+    format: str = "qoperator"
+    device: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("recipe", self.recipe, RECIPES)
+        _one_of("augment", self.augment, AUGMENTS)
+        _one_of("format", self.format, export.FORMATS)
+        _one_of("device", self.device, ("auto", "cpu", "cuda"))
+        for name, least in (
+            ("epochs", 1),
+            ("batch", 1),
+            ("held_out", 1),
+            ("seed", 0),
+            ("threads", 0),
+            ("attack_steps", 0),
+        ):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be at least {least}")
+        for name, low, high in (
+            ("eps", 0.0, 255.0),
+            ("mix", 0.0, 1.0),
+            ("shrink", 0.0, 1.0),
+            ("past", 0.0, 10.0),
+            ("regularise", 0.0, 100.0),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UsageError(f"{name} must lie between {low:g} and {high:g}")
+
+    def text(self) -> str:
+        """The configuration as TOML."""
+        lines = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool):
+                shown = str(value).lower()
+            elif isinstance(value, tuple):
+                shown = str(list(value))
+            elif isinstance(value, str):
+                shown = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+            else:
+                shown = repr(value)
+            lines.append(f"{field.name} = {shown}\n")
+        return "".join(lines)
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"no {name} '{value}': use one of {', '.join(choices)}")
+
+
+def read_config(path: str | os.PathLike[str] | None, given: Mapping[str, Any]) -> Config:
+    """The configuration of a TOML file with the keys of `Config`, with what is `given` instead. UsageError for others."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} is no TOML file: {error}") from error
+    kinds = {field.name: field for field in fields(Config)}
+    for name in values:
+        if name not in kinds:
+            raise UsageError(f"{path}: no setting '{name}'; there are {', '.join(kinds)}")
+    values |= given
+    if "data" not in values:
+        raise UsageError("the data set is missing: name it on the command line or as `data` in the configuration")
+    for name, value in values.items():
+        values[name] = _converted(name, value, kinds[name])
+    return Config(**values)
+
+
+def _converted(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
+    default = "" if name == "data" else field.default
+    if isinstance(default, tuple):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return (value,)
+        if isinstance(value, list | tuple) and value and all(type(item) is int for item in value):
+            return tuple(value)
+        raise UsageError(f"{name} must be a whole number or a list of them")
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(default) or (isinstance(value, float) and not math.isfinite(value)):
+        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[type(default)]
+        raise UsageError(f"{name} must be {kind}")
+    return value
+
+
+@dataclass
+class Run:
+    """A run in memory: the network, its optimiser, and the log's rows so far."""
+
+    config: Config
+    recipe: Recipe
+    network: QuantizedNetwork
+    optimiser: torch.optim.Optimizer
+    images: Images
+    device: torch.device
+    rows: list[dict[str, float]]
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are done."""
+        return len(self.rows)
+
+
+def train(
+    config: Config,
+    out: str | os.PathLike[str],
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[float, str], None] = lambda seconds, text: None,
+) -> Path:
+    """Run the training, or go on with it, in the folder `out`; returns the path of the exported model.
+
+    `say` gets a line for every epoch, `progress` (seconds so far, a line) more often. The exported file is compared with
+    the training graph in onnxruntime, where that is installed, bit for bit on all test images. Raises UsageError for
+    settings or data that do not fit, and where `out` holds another run.
+    """
+    folder = Path(out)
+    run = _open(config, folder)
+    network = run.network
+    kept = (folder / MODEL).exists() and run.epoch == config.epochs
+    if run.epoch:
+        say(f"going on after epoch {run.epoch} of {config.epochs}")
+    started = time.monotonic()
+    with _settings(config):
+        while run.epoch < config.epochs:
+            seconds = time.monotonic()
+            loss = _epoch(run, lambda text: progress(time.monotonic() - started, text))
+            row = {"epoch": float(run.epoch + 1), "loss": loss} | measure(
+                network, _held_out(run), config.eps, run.device
+            )
+            row["seconds"] = time.monotonic() - seconds
+            run.rows.append(row)
+            _save(run, folder)
+            say(
+                f"epoch {run.epoch} of {config.epochs}: loss {loss:.4f}, clean {100 * row['clean']:.2f} %, certified "
+                f"{100 * row['certified_1']:.2f} % at eps 1, {100 * row['certified']:.2f} % at {config.eps:g} "
+                f"(by intervals), {row['seconds']:.0f} s"
+            )
+        if not kept:
+            _export(run, folder, say)
+    return folder / MODEL
+
+
+def _open(config: Config, folder: Path) -> Run:
+    """A new run, or the one in the folder with its state."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
+    held = folder / CONFIG
+    if held.exists() and held.read_text(encoding="utf-8") != config.text():
+        raise UsageError(f"{folder} holds a run with other settings ({held}); name another folder, or remove it")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    images = load_images(config.data, "train")
+    if len(images) <= config.held_out + config.batch:
+        raise UsageError(f"{len(images)} training images are too few to hold out {config.held_out}")
+    torch.manual_seed(config.seed)
+    precision = Precision(
+        config.weight_bits,
+        config.activation_bits,
+        config.input_bits,
+        config.per_channel,
+        config.weight_scale,  # type: ignore[arg-type]
+        config.activation_scale,  # type: ignore[arg-type]
+        config.symmetric,
+        fixed_int_bits=(3 if "fashion" in config.model or "cifar" in config.model else 2)
+        if config.recipe == "paper"
+        else None,
+    )
+    shape = images.pixels.shape[1:]
+    network = make_model(
+        config.model, (shape[0], shape[1], shape[2]), int(images.labels.max()) + 1, precision, config.norm
+    )
+    recipe = _recipe(config)
+    recipe.start(network)
+    network.to(device)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate(0.0), weight_decay=recipe.weight_decay)
+    run = Run(config, recipe, network, optimiser, images, device, [])
+    saved = folder / CHECKPOINT
+    if saved.exists():
+        try:
+            state = torch.load(saved, map_location=device, weights_only=True)
+            network.load_state_dict(state["network"])
+            optimiser.load_state_dict(state["optimiser"])
+            run.rows = state["rows"]
+        except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise UsageError(
+                f"{saved} cannot be resumed ({type(error).__name__}); remove the folder {folder}"
+            ) from error
+    else:
+        write_bytes(str(held), config.text().encode())
+    return run
+
+
+def _recipe(config: Config) -> Recipe:
+    if config.recipe == "paper":
+        recipe = Paper(config.eps)
+        return dataclasses.replace(recipe, peak_rate=config.rate) if config.rate else recipe
+    ours = Qverify(
+        config.eps, config.mix, config.shrink, config.attack_steps, config.past, regularise=config.regularise
+    )
+    return dataclasses.replace(ours, peak_rate=config.rate) if config.rate else ours
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("--device cuda needs an NVIDIA GPU and a PyTorch built for CUDA; or use --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+@contextlib.contextmanager
+def _settings(config: Config) -> Iterator[None]:
+    """Deterministic kernels, and no TF32, whose products of codes would not be exact."""
+    old = torch.are_deterministic_algorithms_enabled()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to be deterministic
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(old)
+
+
+def _held_out(run: Run) -> Images:
+    return run.images[-run.config.held_out :]
+
+
+def _epoch(run: Run, progress: Callable[[str], None]) -> float:
+    """Train for one epoch; returns the mean loss."""
+    config, network, recipe = run.config, run.network, run.recipe
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + run.epoch)
+    count = len(run.images) - config.held_out
+    pixels = torch.from_numpy(run.images.pixels[:count]).to(run.device)
+    labels = torch.from_numpy(run.images.labels[:count]).to(run.device)
+    order = torch.randperm(count, generator=generator).to(run.device)
+    steps = count // config.batch
+    total = torch.zeros((), device=run.device)
+    network.train()
+    for step in range(steps):
+        done = (run.epoch + step / steps) / config.epochs
+        for layer in network.modules():
+            if isinstance(layer, Affine):
+                layer.frozen = done >= FREEZE_AT
+        rows = order[step * config.batch : (step + 1) * config.batch]
+        batch = augmented(pixels[rows].float(), config.augment, generator)
+        for group in run.optimiser.param_groups:
+            group["lr"] = recipe.rate(done)
+        loss = recipe.loss(network, batch, labels[rows], done, generator)
+        run.optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        if recipe.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
+        run.optimiser.step()
+        total += loss.detach()
+        progress(f"epoch {run.epoch + 1} of {config.epochs}: {100 * (step + 1) // steps} %")
+    mean = float(total) / steps
+    if not math.isfinite(mean):
+        raise UsageError(f"the loss became {mean} in epoch {run.epoch + 1}; try a smaller --rate")
+    return mean
+
+
+def augmented(pixels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """Each image shifted by up to 2 pixels (zeros come in), mirrored with probability 1/2, both, or neither."""
+    if kind == "none":
+        return pixels
+    count, _, height, width = pixels.shape
+    images, device = torch.arange(count, device=pixels.device), pixels.device
+    rows = torch.arange(2, 2 + height, device=device).expand(count, -1)
+    columns = torch.arange(2, 2 + width, device=device).expand(count, -1)
+    if "shift" in kind:
+        places = torch.randint(-2, 3, (2, count, 1), generator=generator).to(device)
+        rows, columns = rows + places[0], columns + places[1]
+    if "flip" in kind:
+        flip = (torch.rand(count, 1, generator=generator) < 0.5).to(device)
+        columns = torch.where(flip, columns.flip(1), columns)
+    padded = functional.pad(pixels, [2, 2, 2, 2]).transpose(1, 3)
+    return padded[images[:, None, None], columns[:, :, None], rows[:, None, :]].transpose(1, 3)
+
+
+def measure(network: QuantizedNetwork, images: Images, eps: float, device: torch.device) -> dict[str, float]:
+    """Fractions of the images that are classified correctly (`clean`) and that intervals certify at `eps` and at eps 1."""
+    network.eval()
+    counts = {"clean": 0, "certified_1": 0, "certified": 0}
+    with torch.no_grad():
+        for start in range(0, len(images), MEASURED):
+            part = images[start : start + MEASURED]
+            pixels = torch.from_numpy(part.pixels).to(device).float()
+            labels = torch.from_numpy(part.labels).to(device)
+            logits = network(pixels).logits
+            counts["clean"] += int((logits.argmax(1) == labels).sum())
+            for name, radius in (("certified_1", 1.0), ("certified", eps)):
+                margins = network(None, *box(pixels, radius), labels).margins
+                others = margins.scatter(1, labels[:, None], torch.inf)
+                counts[name] += int((others.amin(1) > 0).sum())
+    return {name: count / len(images) for name, count in counts.items()}
+
+
+def _save(run: Run, folder: Path) -> None:
+    """The checkpoint, the log and the curves, each whole or as it was."""
+    state = {"network": run.network.state_dict(), "optimiser": run.optimiser.state_dict(), "rows": run.rows}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(str(folder / CHECKPOINT), buffer.getvalue())
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(run.rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in run.rows)
+    write_bytes(str(folder / LOG), text.getvalue().encode())
+
+
+def _export(run: Run, folder: Path, say: Callable[[str], None]) -> None:
+    config = run.config
+    about = {"qverify": __version__} | {
+        f"qverify.{name}": str(value) for name, value in dataclasses.asdict(config).items()
+    }
+    about.pop("qverify.data")
+    path = folder / MODEL
+    draft = path.with_name(f"draft.{MODEL}")
+    export.export(run.network, draft, config.format, about)  # type: ignore[arg-type]
+    try:
+        test = load_images(config.data, "test")
+        clean = float(np.mean(export.evaluate(run.network, test.pixels).argmax(axis=1) == test.labels))
+        if runtime.available():
+            compared = export.check(run.network, draft, test.pixels)
+            say(f"exported; equal to onnxruntime bit for bit on {compared:,} test images, {100 * clean:.2f} % correct")
+        else:
+            say(f"exported, {100 * clean:.2f} % correct; not compared with the training graph, which needs onnxruntime")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,230 @@
+"""Training runs: they learn, they are reproducible, they survive being killed, and they say what is wrong."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from qverify import cli  # noqa: E402
+from qverify.errors import QverifyError, UsageError  # noqa: E402
+from qverify.train.loop import Config, augmented, read_config, train  # noqa: E402
+
+LABELS = 3
+
+
+def made_data(folder: Path, count: int = 400) -> Path:
+    """Images of 6 x 6 whose class is the bright third, with noise."""
+    rng = np.random.default_rng(0)
+    parts: dict[str, Any] = {}
+    for split, n in (("train", count), ("test", 90)):
+        labels = rng.integers(0, LABELS, n)
+        pixels = rng.integers(0, 60, (n, 6, 6))
+        for image, label in zip(pixels, labels, strict=True):
+            image[2 * label : 2 * label + 2] += rng.integers(90, 180)
+        parts |= {f"x_{split}": pixels.astype(np.uint8), f"y_{split}": labels}
+    path = folder / "thirds.npz"
+    np.savez(path, **parts)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_data(tmp_path_factory.mktemp("data"))
+
+
+def config(data: Path, **options: Any) -> Config:
+    base: dict[str, Any] = {"data": str(data), "model": "mlp", "epochs": 4, "batch": 32, "held_out": 80, "threads": 1}
+    return Config(**(base | {"augment": "none", "rate": 3e-3} | options))
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)["network"]
+    return state
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"recipe": "paper", "rate": 3e-3},
+        {"shrink": 0.4, "attack_steps": 2, "mix": 0.8, "regularise": 0.5},
+        {"weight_bits": (8, 4, 8), "activation_bits": (4, 4)},
+        {"norm": True, "format": "qdq"},
+        {"activation_scale": "power-of-two", "weight_scale": "power-of-two", "per_channel": False},
+    ],
+    ids=["qverify", "paper", "small boxes", "4 bits", "norm", "power of two"],
+)
+def test_it_learns_and_exports(options: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    path = train(config(data, eps=4.0, epochs=8, **options), tmp_path / "run", said.append)
+    assert path == tmp_path / "run" / "model.onnx"
+    rows = list(csv.DictReader((tmp_path / "run" / "log.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == [str(k) for k in range(1, 9)]
+    last = {name: float(value) for name, value in rows[-1].items()}
+    assert last["clean"] > 0.95 and last["certified"] > 0.8
+    assert last["certified"] <= last["certified_1"] <= last["clean"]
+    assert float(rows[0]["loss"]) > last["loss"] or options.get("recipe") == "paper"
+    assert "equal to onnxruntime bit for bit on 90 test images" in said[-1]
+    about = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert about["qverify.eps"] == "4.0" and not any("thirds" in value for value in about.values())
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": True, "shrink": 0.5, "attack_steps": 1, "augment": "shift-flip"}])
+def test_a_run_cut_off_anywhere_ends_in_the_same_weights(options: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    chosen = config(data, **options)
+    train(chosen, tmp_path / "whole")
+
+    def cut(steps: int) -> Callable[[float, str], None]:
+        left = [steps]
+
+        def progress(seconds: float, text: str) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+
+        return progress
+
+    for steps in (5, 13, 17):  # ten steps in an epoch
+        with pytest.raises(KeyboardInterrupt):
+            train(chosen, tmp_path / "parts", progress=cut(steps))
+        assert not (tmp_path / "parts" / "model.onnx").exists()
+    said: list[str] = []
+    train(chosen, tmp_path / "parts", said.append)
+    assert said[0] == "going on after epoch 2 of 4"
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    models = [(tmp_path / name / "model.onnx").read_bytes() for name in ("whole", "parts")]
+    assert models[0] == models[1]
+
+
+def test_the_seed_decides(data: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(config(data, epochs=1, seed=seed), tmp_path / name)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path) -> None:
+    path = train(config(data, epochs=1), tmp_path)
+    before = path.stat().st_mtime_ns
+    train(config(data, epochs=1), tmp_path)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_another_run_is_not_touched(data: Path, tmp_path: Path) -> None:
+    train(config(data, epochs=1), tmp_path)
+    with pytest.raises(UsageError, match="holds a run with other settings"):
+        train(config(data, epochs=2), tmp_path)
+
+
+def test_a_broken_checkpoint_is_said(data: Path, tmp_path: Path) -> None:
+    train(config(data, epochs=1), tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(UsageError, match=r"checkpoint\.pt cannot be resumed"):
+        train(config(data, epochs=1), tmp_path)
+
+
+def test_augmented_images() -> None:
+    pixels = torch.arange(2.0 * 3 * 4 * 4).reshape(2, 3, 4, 4) + 1
+    generator = torch.Generator().manual_seed(0)
+    assert augmented(pixels, "none", generator) is pixels
+    padded = torch.nn.functional.pad(pixels, [2, 2, 2, 2])
+    seen = set()
+    for kind in ("shift", "flip", "shift-flip"):
+        for _ in range(60):
+            moved = augmented(pixels, kind, generator)
+            for before, after in zip(padded, moved, strict=True):
+                places = {
+                    (row, column, flip)
+                    for row in range(5)
+                    for column in range(5)
+                    for flip in (False, True)
+                    for part in (before[:, row : row + 4, column : column + 4],)
+                    if torch.equal(after, part.flip(2) if flip else part)
+                }
+                assert len(places) == 1
+                row, column, flip = next(iter(places))
+                assert "flip" in kind or not flip
+                assert "shift" in kind or (row, column) == (2, 2)
+                seen |= places
+    assert len(seen) > 40
+
+
+def test_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('data = "x.npz"\neps = 2\nweight_bits = [8, 4]\nactivation_bits = 6\nnorm = true\n')
+    read = read_config(path, {"seed": 3})
+    assert (read.data, read.eps, read.weight_bits, read.activation_bits) == ("x.npz", 2.0, (8, 4), (6,))
+    assert read.norm and read.seed == 3
+    path.write_text(read.text())
+    assert read_config(path, {}) == read
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("eps = [", "is no TOML file"),
+        ("epsilon = 1", "no setting 'epsilon'"),
+        ("eps = 'four'", "eps must be a number"),
+        ("eps = nan", "eps must be a number"),
+        ("eps = -1", "eps must lie between 0 and 255"),
+        ("epochs = 1.5", "epochs must be a whole number"),
+        ("epochs = 0", "epochs must be at least 1"),
+        ("norm = 1", "norm must be true or false"),
+        ("recipe = 'best'", "no recipe 'best': use one of qverify, paper"),
+        ("format = 'tflite'", "no format 'tflite'"),
+        ("weight_bits = ['8']", "weight_bits must be a whole number or a list"),
+        ("shrink = 2", "shrink must lie between"),
+    ],
+)
+def test_bad_configurations(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('data = "x.npz"\n' + text)
+    with pytest.raises(UsageError, match=message):
+        read_config(path, {})
+
+
+def test_data_must_be_named() -> None:
+    with pytest.raises(UsageError, match="the data set is missing"):
+        read_config(None, {})
+
+
+def test_bad_runs(data: Path, tmp_path: Path) -> None:
+    bad: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"model": "vit"}, "no model 'vit'"),
+        ({"held_out": 390}, "400 training images are too few to hold out 390"),
+        ({"model": "medium"}, "images of 6 x 6 are too small"),
+        ({"data": str(tmp_path / "none.npz")}, "none.npz"),
+        ({"device": "cuda"}, "--device cuda needs an NVIDIA GPU"),
+    )
+    for options, message in bad:
+        if "device" in options and torch.cuda.is_available():
+            continue
+        with pytest.raises(QverifyError, match=message):
+            train(replace(config(data), **options), tmp_path / "run")
+        assert not (tmp_path / "run" / "config.toml").exists()
+
+
+def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = f"train {data} --out {out} --model mlp --epochs 1 --batch 32 --weight-bits 8,4,8 --eps 2 --threads 1"
+    (tmp_path / "c.toml").write_text("held_out = 80\nepochs = 3\n")
+    assert cli.main([*words.split(), "--config", str(tmp_path / "c.toml")]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{out / 'model.onnx'}\n"
+    assert "epoch 1 of 1: loss" in shown.err
+    assert "weight_bits = [8, 4, 8]" in (out / "config.toml").read_text()
+    assert cli.main([*words.split(), "--weight-bits", "8;4"]) == 2
+    assert "numbers separated by commas" in capsys.readouterr().err
