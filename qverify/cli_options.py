@@ -21,7 +21,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: float | None) ->
 
 
 def common_options(command: Command) -> Command:
-    """Add the options that `verify` and `batch` share; their defaults are those of `Options`."""
+    """Add the options that `verify`, `batch` and `robustness` share; their defaults are those of `Options`."""
     default = Options()
     options = [
         click.option("--timeout", metavar="S", type=float, callback=_seconds, help="Stop after S seconds."),
