@@ -2,9 +2,7 @@
 
 The results file has the competition's rows `category,onnx,vnnlib,prepare_time,result,run_time` without a header. A row
 is appended and flushed when its instance ends, after its counterexample is on disk; a run that was cut off goes on
-where it stopped. A worker serves many instances, since starting one costs more than most proofs. An instance that
-overruns its limit by the grace is killed with its worker and recorded as `timeout`; a worker that dies by itself is
-recorded as `error`. Nothing survives the parent: not after Ctrl-C, nor after SIGTERM or SIGKILL.
+where it stopped.
 """
 
 from __future__ import annotations
@@ -13,30 +11,21 @@ import contextlib
 import csv
 import dataclasses
 import math
-import multiprocessing
-import multiprocessing.connection
-import multiprocessing.resource_tracker
 import os
 import re
-import signal
 import statistics
-import sys
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NoReturn
 
 from qverify.errors import QverifyError, SoundnessError, UsageError
 from qverify.options import Options
 from qverify.report import Printer, check_writable, counterexample, write_text
+from qverify.workers import Answer, Solve, pool, sigterm_unwinds
 
 VERDICTS = ("unsat", "sat", "unknown", "timeout", "error")
-TICK = 0.25  # seconds between looks at the clock
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +42,6 @@ class Instance:
     def key(self) -> tuple[str, str, str]:
         """What identifies the instance in a results file."""
         return (self.category, self.onnx, self.vnnlib)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of an instance; `message` says why for `error` and is empty or a reason otherwise."""
-
-    verdict: str
-    seconds: float
-    message: str = ""
-    counterexample: str = ""
-
-
-Solve = Callable[[Instance, Options], Answer]
 
 
 def read_instances(path: str, timeout: float | None = None) -> list[Instance]:
@@ -168,7 +144,7 @@ def run(
     options: Options,
     jobs: int,
     printer: Printer,
-    load: Callable[[], Solve] | None = None,
+    load: Callable[[], Solve[Instance]] | None = None,
 ) -> None:
     """Give every instance a row in the file `results`; those that have one are not run again.
 
@@ -190,7 +166,7 @@ def run(
     counts: Counter[str] = Counter()
     named = names(instances)
     try:
-        with _sigterm_unwinds(), contextlib.closing(pool(todo, options, jobs, load or load_verifier)) as events:
+        with sigterm_unwinds(), contextlib.closing(_answers(todo, options, jobs, load or load_verifier)) as events:
             for event in events:
                 if event is not None:
                     instance, answer = event
@@ -232,12 +208,7 @@ def summary(rows: Sequence[Sequence[str]]) -> str:
     return "".join(lines)
 
 
-def grace(timeout: float) -> float:
-    """Return the seconds beyond its limit after which an instance is killed."""
-    return max(2.0, 0.05 * timeout)
-
-
-def load_verifier() -> Solve:
+def load_verifier() -> Solve[Instance]:
     """Import the verifier, which is what a worker's start is spent on."""
     import qverify.verify  # noqa: F401
 
@@ -265,145 +236,15 @@ def solve(instance: Instance, options: Options) -> Answer:
     return Answer(result.verdict.value, time.monotonic() - started, result.reason, text)
 
 
-def pool(
-    instances: Sequence[Instance], options: Options, jobs: int, load: Callable[[], Solve]
+def _answers(
+    instances: Sequence[Instance], options: Options, jobs: int, load: Callable[[], Solve[Instance]]
 ) -> Generator[tuple[Instance, Answer] | None, None, None]:
-    """Run the instances in up to `jobs` worker processes; yield each with its answer, and None while time passes.
-
-    Closing the generator kills the workers.
-    """
+    """Every instance with its answer, as `pool` yields them."""
     queue: deque[Instance] = deque()
     for entry in instances:
         if entry.onnx.startswith("["):  # a Python list of named networks
             yield entry, Answer("error", 0.0, "properties of several networks are not supported")
         else:
             queue.append(entry)
-    workers: list[_Worker] = []
-    try:
-        while queue or workers:
-            idle = sum(worker.instance is None for worker in workers)
-            if len(workers) < jobs and idle < len(queue):
-                workers.append(_Worker(load, jobs))
-            ready = multiprocessing.connection.wait([worker.connection for worker in workers], TICK)
-            for worker in list(workers):
-                event = worker.poll(worker.connection in ready)
-                if event is not None:
-                    yield event
-                if worker.dead or (worker.instance is None and not queue):
-                    worker.kill()
-                    workers.remove(worker)
-                elif worker.ready and worker.instance is None:
-                    worker.give(queue.popleft(), options)
-            yield None
-    finally:
-        for worker in workers:
-            worker.kill()
-
-
-class _Worker:
-    """A worker process as its parent sees it: starting, idle, busy with `instance`, or dead."""
-
-    def __init__(self, load: Callable[[], Solve], jobs: int) -> None:
-        self.connection, child = multiprocessing.Pipe()
-        context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=_work, args=(child, load), daemon=True)
-        with _child_environment(jobs):
-            self._process.start()
-        child.close()  # so that the death of the worker reads as the end of the pipe
-        self.ready = False
-        self.dead = False
-        self.instance: Instance | None = None
-        self._started = 0.0
-
-    def give(self, instance: Instance, options: Options) -> None:
-        """Start an instance; its clock starts too."""
-        self.instance, self._started = instance, time.monotonic()
-        with contextlib.suppress(OSError):  # a worker that died meanwhile is found by `poll`
-            self.connection.send((instance, options))
-
-    def poll(self, readable: bool) -> tuple[Instance, Answer] | None:
-        """Return the instance that ended, if one did: answered, overdue, or lost with its worker."""
-        elapsed = time.monotonic() - self._started
-        instance = self.instance
-        if readable:
-            try:
-                answer: Answer | None = self.connection.recv()
-            except (EOFError, OSError):
-                answer = self._lost(elapsed)
-            if answer is None:
-                self.ready = True
-                return None
-        elif instance is not None and elapsed > instance.timeout + grace(instance.timeout):
-            self.dead = True
-            answer = Answer("timeout", elapsed, "killed")
-        else:
-            return None
-        self.instance = None
-        assert instance is not None
-        return instance, answer
-
-    def _lost(self, elapsed: float) -> Answer | None:
-        """Return what becomes of the instance of a worker that died by itself; None if it had none."""
-        self._process.join()
-        self.dead = True
-        code = self._process.exitcode or 0
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        if not self.ready:  # the next one would fare no better
-            raise QverifyError(f"a worker process {how} before its first instance; see its output above")
-        if self.instance is None:
-            return None
-        return Answer("error", elapsed, f"the worker process {how}")
-
-    def kill(self) -> None:
-        """End the process now and collect it."""
-        self._process.kill()
-        self._process.join()
-        self.connection.close()
-
-
-def _work(connection: Connection, load: Callable[[], Solve]) -> None:
-    """Serve instances until the parent closes the pipe; end at once when the parent is gone."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    solve_one = load()
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        connection.send(None)
-        while True:
-            connection.send(solve_one(*connection.recv()))
-
-
-def _die_with_parent() -> NoReturn:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)  # from a thread, and with the main one deep in a computation, nothing gentler works
-
-
-@contextlib.contextmanager
-def _child_environment(jobs: int) -> Iterator[None]:
-    """While a worker is started: share the cores among the workers, and leave Ctrl-C to the parent."""
-    share = str(max(1, (os.cpu_count() or 1) // jobs))
-    added = [name for name in THREAD_VARIABLES if jobs > 1 and name not in os.environ]
-    os.environ.update(dict.fromkeys(added, share))
-    # A blocked signal stays blocked in the new process, while here it is only delayed: ignoring it would lose a Ctrl-C
-    # that comes now. The tracker is started first since it unblocks SIGINT when it starts.
-    multiprocessing.resource_tracker.ensure_running()
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
-        signal.pthread_sigmask(signal.SIG_SETMASK, old)
-
-
-@contextlib.contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that the workers die and the summary appears."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
+    with contextlib.closing(pool(queue, options, jobs, load)) as events:
+        yield from events

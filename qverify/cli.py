@@ -2,6 +2,7 @@
 
     qverify MODEL SPEC [RESULTS_FILE] [OPTIONS]   decide one property
     qverify batch INSTANCES.csv [OPTIONS]         run a VNN-COMP instances file
+    qverify robustness MODEL DATA [OPTIONS]       measure a classifier's certified accuracy over labelled images
     qverify inspect MODEL                         show the integer network read from an ONNX file
     qverify check MODEL SPEC CERTIFICATE          check a certificate: accepted, with its verdict (exit code 0), or
     rejected (1)
@@ -21,16 +22,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qverify import __version__
+from qverify.cli_options import Command, common_options
+from qverify.cli_robustness import robustness
 from qverify.errors import CertificateError, QverifyError, SoundnessError, UsageError
 from qverify.options import Options
 from qverify.report import (
@@ -58,43 +60,6 @@ _EPILOG = (
     "  130  interrupted"
 )
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def _seconds(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Accept a positive finite number of seconds."""
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise click.BadParameter("must be a positive number of seconds", ctx, param)
-    return value
-
-
-def _common_options(command: _Command) -> _Command:
-    """Add the options that `verify` and `batch` share; their defaults are those of `Options`."""
-    default = Options()
-    options = [
-        click.option("--timeout", metavar="S", type=float, callback=_seconds, help="Stop after S seconds."),
-        click.option(
-            "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
-            default=default.device,
-            show_default=True,
-            help="Where to compute; auto takes an NVIDIA GPU if CuPy finds one.",
-        ),
-        click.option(
-            "--seed",
-            metavar="N",
-            type=click.IntRange(min=0),
-            default=default.seed,
-            show_default=True,
-            help="Seed of every random choice.",
-        ),
-        click.option("--no-attack", is_flag=True, help="Do not look for counterexamples first (for debugging)."),
-        click.option("-v", "--verbose", is_flag=True, help="Show statistics, early progress, tracebacks."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
 
 class _DefaultVerify(click.Group):
     """A group whose command `verify` may be left out: `qverify M S` is `qverify verify M S`."""
@@ -109,6 +74,7 @@ class _DefaultVerify(click.Group):
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage("qverify", "MODEL SPEC [RESULTS_FILE] [OPTIONS]")
         formatter.write_usage("qverify", "batch INSTANCES.csv [OPTIONS]", prefix="       ")
+        formatter.write_usage("qverify", "robustness MODEL DATA --eps E [OPTIONS]", prefix="       ")
         formatter.write_usage("qverify", "inspect MODEL", prefix="       ")
         formatter.write_usage("qverify", "check MODEL SPEC CERTIFICATE", prefix="       ")
         formatter.write_usage("qverify", "train DATA --out DIR", prefix="       ")
@@ -142,7 +108,7 @@ def cli() -> None:
 @click.argument("model")
 @click.argument("spec")
 @click.argument("results_file", required=False)
-@_common_options
+@common_options
 @click.option("--batch", metavar="N", type=click.IntRange(min=1), help="Boxes bounded at once [default: chosen].")
 @click.option(
     "--branch", metavar="RULE", default=Options().branch, show_default=True, help="Rule that picks where to split."
@@ -246,7 +212,7 @@ def _explain(result: Result, printer: Printer) -> None:
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
 @click.option("--filter", "text", metavar="TEXT", default="", help="Only instances whose paths contain TEXT.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N instances.")
-@_common_options
+@common_options
 @click.pass_obj
 def _batch(
     printer: Printer,
@@ -323,7 +289,7 @@ _TRAIN_EPILOG = (
 )
 
 
-def _setting(*names: str, **options: Any) -> Callable[[_Command], _Command]:
+def _setting(*names: str, **options: Any) -> Callable[[Command], Command]:
     """An option of `train`: without it the configuration file, or the default there, decides."""
     return click.option(*names, default=None, **options)
 
@@ -377,6 +343,9 @@ def _train(
     path = train(read_config(config_file, given), out, printer.line, printer.progress)
     printer.answer(f"{path}\n")
     return 0
+
+
+cli.add_command(robustness)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,28 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qverify import runtime
-from qverify.bounds.dual import Dual
-from qverify.bounds.unsafe import make_unsafe
 from qverify.certificate import certificate
-from qverify.check import NotReplayed, replay
 from qverify.deadline import Deadline
-from qverify.errors import SoundnessError, SpecError, UsageError
-from qverify.frontend.boundary import Encoder, make_domain, make_encoder
+from qverify.engine import Engine
+from qverify.errors import SpecError, UsageError
 from qverify.frontend.model import Model, read_model
-from qverify.frontend.outputs import Decoder, described_outputs, make_decoder
 from qverify.frontend.vnnlib import read_property
 from qverify.kernels import Kernels, open_kernels
-from qverify.network import Network
 from qverify.options import Options
-from qverify.propagate import make_propagator
 from qverify.property import Property, Query, Variable
-from qverify.result import Progress, Result, Stats, Verdict, Witness
+from qverify.result import Progress, Result, Stats, Verdict
 from qverify.search.bab import Outcome, search
 from qverify.search.branch import RULES
-from qverify.search.problem import Candidate, Problem, Undecided
+from qverify.search.problem import Problem, Undecided
 from qverify.search.proof import Proof
 from qverify.search.watch import Watch
 
@@ -61,21 +54,15 @@ def verify(
     read = read_model(path)
     prop = read_property(spec_path)
     _check_fit(prop, read, spec_path)
-    encoder, decoder = make_encoder(read.lowered), make_decoder(read.lowered)
     stats = Stats(load_seconds=deadline.elapsed())
-    network = read.lowered.network.on(kernels)
-    dual = Dual.make(read.lowered.network, kernels) if options.backward else None
-    described = described_outputs(read.lowered)
-    propagator = make_propagator(network, kernels)
+    engine = Engine.make(read, kernels, options.backward)
     rng = np.random.default_rng(options.seed)
     details = _details(read, prop, spec_path, kernels)
-    if read.runtime_version is not None:  # otherwise onnxruntime is not there to compare with
-        details["warnings"] += _cross_check(read, encoder, decoder)
+    details["warnings"] += engine.cross_check()
     unknown: Outcome | None = None
     proofs: list[Proof] | None = [] if options.certificate else None
     for query in prop.queries:
-        problem = _problem(read, kernels, network, encoder, decoder, query, spec_path)
-        problem.dual, problem.described, problem.propagator = dual, described, propagator
+        problem = _problem(engine, query, spec_path)
         problem.watch = _watch(problem, options.watch)
         if options.watch is not None and (problem.watch is None or not problem.watch.holds.any()):
             why = "lies outside the box" if problem.watch is None else "is no counterexample"
@@ -85,10 +72,9 @@ def verify(
         except Undecided as error:
             outcome = Outcome(Verdict.UNKNOWN, str(error))
         stats.seconds = deadline.elapsed()
-        details["intervals_by"] = propagator.name
+        details["intervals_by"] = engine.propagator.name
         if outcome.verdict is Verdict.SAT:
-            assert outcome.candidate is not None
-            found = _answer_sat(read, query, problem, outcome.candidate, outcome.reason, stats, details, deadline)
+            found = _answer_sat(engine, query, problem, outcome, stats, details, deadline)
             return _certified(found, proofs)
         if outcome.verdict is Verdict.TIMEOUT:
             return Result(Verdict.TIMEOUT, outcome.reason, None, stats, details)
@@ -124,45 +110,11 @@ def _certified(result: Result, proofs: list[Proof] | None) -> Result:
     return replace(result, certificate=certificate(result, proofs))
 
 
-def _cross_check(read: Model, encoder: Encoder, decoder: Decoder) -> list[str]:
-    """Compare the integer network with onnxruntime running the file with default options, on a few inputs.
-
-    Returns warnings: on x86 without VNNI a network that can saturate is computed differently there. Any other difference
-    raises SoundnessError, since no verdict may be built on it.
-    """
-    rng, kernels = np.random.default_rng(0), open_kernels("cpu")
-    count = int(np.clip(2e7 / read.lowered.network.elements_per_point(), 1, 16))
-    wide = rng.choice([1.0, 10.0, 255.0], size=(count, 1)) * rng.uniform(-1, 1, size=(count, len(encoder.is_float)))
-    whole = rng.integers(encoder.low, encoder.high, size=wide.shape, endpoint=True)
-    flat = np.where(encoder.is_float, wide.astype(np.float32).astype(np.float64), whole)
-    ask = _runtime(read)
-    actual = np.stack([ask(row) for row in flat])
-    with np.errstate(over="ignore"):
-        ours = decoder.decode(read.lowered.network.run(kernels, encoder.encode(flat)))
-    with np.errstate(invalid="ignore"):  # infinities on both sides are equal
-        same = (actual == ours) | (np.abs(actual - ours) <= decoder.error)
-    if same.all():
-        return []
-    if read.lowered.saturable and runtime.saturates():
-        return [
-            "onnxruntime computes other integers on this CPU (x86 without VNNI); the verdict is for exact accumulation"
-        ]
-    raise SoundnessError(
-        f"{read.path}: onnxruntime's outputs differ from the integer network's; please report this model"
-    )
-
-
-def _problem(
-    read: Model, kernels: Kernels, network: Network, encoder: Encoder, decoder: Decoder, query: Query, spec: Path
-) -> Problem:
+def _problem(engine: Engine, query: Query, spec: Path) -> Problem:
     try:
-        domain = make_domain(encoder, query.box)
+        return engine.problem(query)
     except SpecError as error:
         raise SpecError(f"{spec}: {error}") from None
-    lower, upper = domain.code_box()
-    unsafe = make_unsafe(query, len(encoder.is_float), decoder.grid)
-    ask = None if decoder.exact or not runtime.available() else _runtime(read)
-    return Problem(kernels, network, domain, decoder, unsafe, lower, upper, ask)
 
 
 def _watch(problem: Problem, point: tuple[float, ...] | None) -> Watch | None:
@@ -180,57 +132,22 @@ def _watch(problem: Problem, point: tuple[float, ...] | None) -> Watch | None:
     return Watch.make(own.kernels, own.network, own.domain, own.decoder, own.unsafe, own.runtime, flat)
 
 
-def _runtime(read: Model) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
-    """The user's file in onnxruntime as a function of flat inputs."""
-    session = runtime.Session(read.path)
-
-    def run(flat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        outputs = session.run(_graph_inputs(read, flat))
-        return np.concatenate([np.asarray(v, np.float64).reshape(-1) for v in outputs])
-
-    return run
-
-
 def _answer_sat(
-    read: Model,
+    engine: Engine,
     query: Query,
     problem: Problem,
-    candidate: Candidate,
-    reason: str,
+    outcome: Outcome,
     stats: Stats,
     details: dict[str, Any],
     deadline: Deadline,
 ) -> Result:
     """`sat` only after the replay; otherwise `unknown` with the reason."""
-    inputs = _graph_inputs(read, candidate.inputs)
-    witness: Witness | None = None
-    verdict = Verdict.UNKNOWN
-    if not runtime.available():
-        reason = "a counterexample was found, but it cannot be replayed without onnxruntime: pip install 'qverify[cpu]'"
-    else:
-        try:
-            exactly = problem.unsafe.mixed
-            decimals = (problem.domain.decimal_for(i, float(v), exactly) for i, v in enumerate(candidate.inputs))
-            text = tuple(decimals)
-            witness = replay(read.path, query, inputs, text, candidate.outputs)
-            verdict = Verdict.SAT
-            details["onnxruntime"] = runtime.version()
-        except SpecError as error:  # no decimal inside the bounds is read as the float32 that was found
-            reason = f"a counterexample was found, but cannot be written down: {error}"
-        except NotReplayed as error:
-            reason = f"a counterexample of the integer network did not replay on the file ({error}); please report this"
+    assert outcome.candidate is not None
+    verdict, reason, witness = engine.replayed(query, problem, outcome.candidate)
+    if witness is not None:
+        details["onnxruntime"] = runtime.version()
     stats.seconds = deadline.elapsed()
-    return Result(verdict, reason, witness, stats, details)
-
-
-def _graph_inputs(read: Model, flat: npt.NDArray[np.float64]) -> list[npt.NDArray[Any]]:
-    """Flat input values as the graph's input arrays."""
-    arrays, start = [], 0
-    for _, shape, dtype in read.lowered.inputs:
-        size = int(np.prod(shape))
-        arrays.append(flat[start : start + size].astype(dtype).reshape(shape))
-        start += size
-    return arrays
+    return Result(verdict, reason or outcome.reason, witness, stats, details)
 
 
 def _check_fit(prop: Property, read: Model, spec: Path) -> None:

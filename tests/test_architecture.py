@@ -1,9 +1,11 @@
 """The plan of the house, read off the sources: who may import whom and what, and how large a room may get.
 
-    floor 9   cli
-    floor 8   batch, train                   many instances; the trainer, which meets the verifier at the ONNX file only
-    floor 7   verify, inspect, report        the whole story; what was read; what is printed
-    floor 6   certificate                    what a verdict rests on, as a file
+    floor 10  cli                            (each on its own file: cli_options, cli_robustness)
+    floor 9   robustness                     many images
+    floor 8   batch, train                   many properties; the trainer, which meets the verifier at the ONNX file only
+    floor 7   verify, inspect, report,       the whole story; what was read; what is printed;
+              workers                        processes
+    floor 6   certificate, engine            what a verdict rests on, as a file; a model made ready for queries
     floor 5   search, check                  decide; replay
     floor 4   frontend                       files in, integer network out
     floor 3   network, runtime, bounds       what a network means; onnxruntime; the unsafe set
@@ -37,9 +39,12 @@ FLOORS = (
     ("bounds",),
     ("frontend",),
     ("search", "check"),
-    ("certificate",),
-    ("verify", "inspect", "report", "checker"),
-    ("batch", "train"),
+    ("certificate", "engine"),
+    ("verify", "inspect", "report", "checker", "workers", "cli_options"),
+    ("batch",),
+    ("robustness",),
+    ("train",),
+    ("cli_robustness",),
     ("cli",),
     ("__main__",),
 )
@@ -122,9 +127,9 @@ WALLS = {
     "onnxruntime": ("runtime.py",),
     "onnx": ("frontend/", "runtime.py", "train/export.py"),
     "torch": ("train/",),
-    "click": ("cli.py",),
+    "click": ("cli.py", "cli_options.py", "cli_robustness.py"),
     "PIL": ("data.py",),
-    "matplotlib": ("train/curves.py",),
+    "matplotlib": ("robustness/plot.py", "train/curves.py"),
 }
 
 

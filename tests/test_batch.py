@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -16,18 +17,19 @@ import numpy as np
 import pytest
 
 import qverify
-from qverify import batch, cli
-from qverify.batch import Answer, Instance, ResultsFile, Solve
+from qverify import batch, cli, workers
+from qverify.batch import Instance, ResultsFile
 from qverify.errors import ModelError, QverifyError, SoundnessError, UsageError
 from qverify.options import Options
 from qverify.report import Printer
 from qverify.result import Result, Verdict, Witness
+from qverify.workers import Answer, Solve
 
 # The workers are processes of their own, so their fake is a module on the path. The network's name says what happens.
 FAKE = """
 import os, signal, sys, time
 from pathlib import Path
-from qverify.batch import Answer
+from qverify.workers import Answer
 
 def load():
     if os.environ.get("QVERIFY_TEST_LOAD_FAILS"):
@@ -58,7 +60,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Solve]]:
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Solve[Instance]]]:
     (tmp_path / "fake_verifier.py").write_text(FAKE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(Path(qverify.__file__).parents[1]))
@@ -72,7 +74,7 @@ def instances(folder: Path, *names: str, timeout: float = 30.0) -> list[Instance
     return [Instance("acasxu", f"onnx/{name}.onnx", f"vnnlib/{name}.vnnlib", str(folder), timeout) for name in names]
 
 
-def run(entries: list[Instance], load: Callable[[], Solve], jobs: int = 1) -> list[list[str]]:
+def run(entries: list[Instance], load: Callable[[], Solve[Instance]], jobs: int = 1) -> list[list[str]]:
     batch.run(entries, "results.csv", Options(), jobs, Printer(), load)
     return [line.split(",") for line in Path("results.csv").read_text().splitlines()]
 
@@ -229,9 +231,12 @@ def test_solve_reports_errors(
 
 
 def test_every_instance_gets_a_row(
-    folder: Path, load: Callable[[], Solve], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    folder: Path,
+    load: Callable[[], Solve[Instance]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(batch, "grace", lambda _: 0.2)
+    monkeypatch.setattr(workers, "grace", lambda _: 0.2)
     entries = [
         *instances(folder, "unsat_1", "sat_1", "crash_1", "bug_1"),
         *instances(folder, "sleep_1", timeout=0.3),
@@ -277,9 +282,9 @@ def test_counterexamples_of_equal_stems_have_names_of_their_own() -> None:
 
 
 def test_cores_are_shared_among_workers(
-    folder: Path, load: Callable[[], Solve], monkeypatch: pytest.MonkeyPatch
+    folder: Path, load: Callable[[], Solve[Instance]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in batch.THREAD_VARIABLES:
+    for name in workers.THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     run(instances(folder, "threads_1"), load, jobs=2)
@@ -288,10 +293,10 @@ def test_cores_are_shared_among_workers(
 
 
 def test_a_worker_that_cannot_start_ends_the_run(
-    folder: Path, load: Callable[[], Solve], monkeypatch: pytest.MonkeyPatch
+    folder: Path, load: Callable[[], Solve[Instance]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QVERIFY_TEST_LOAD_FAILS", "1")
-    with pytest.raises(QverifyError, match="exited with 7 before its first instance"):
+    with pytest.raises(QverifyError, match="exited with 7 before its first task"):
         run(instances(folder, "unsat_1"), load)
 
 
@@ -325,7 +330,7 @@ if __name__ == "__main__":  # workers import this file too
 
 @pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGKILL, False)])
 def test_an_interrupted_run_leaves_rows_and_no_processes(
-    number: signal.Signals, group: bool, folder: Path, load: Callable[[], Solve]
+    number: signal.Signals, group: bool, folder: Path, load: Callable[[], Solve[Instance]]
 ) -> None:
     Path("driver.py").write_text(DRIVER)
     process = subprocess.Popen([sys.executable, "driver.py"], stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -352,8 +357,8 @@ def test_an_interrupted_run_leaves_rows_and_no_processes(
 def test_ctrl_c_while_a_worker_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     reached = False
-    with pytest.raises(KeyboardInterrupt), batch._child_environment(2):
-        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), workers._child_environment(2):
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # a process may have threads that take what it gets
         reached = True
     assert reached and "OMP_NUM_THREADS" not in os.environ
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -182,7 +182,7 @@ def test_bad_idx(images: bytes, labels: bytes | None, text: str, tmp_path: Path)
         load_images(tmp_path)
 
 
-@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(idx(LABELS))[:-9]])
+@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(idx(LABELS))[:-9]], ids=["another", "truncated"])
 def test_damaged_gzip(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(data)
     with pytest.raises(UsageError, match=r"idx3-ubyte\.gz: it cannot be read"):

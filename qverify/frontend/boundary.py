@@ -256,22 +256,31 @@ def make_domain(encoder: Encoder, box: Box) -> Domain:
     lower = np.empty(len(box.lower))
     upper = np.empty(len(box.upper))
     for i, (low, high) in enumerate(zip(box.lower, box.upper, strict=True)):
-        if encoder.is_float[i]:
-            lower[i], upper[i] = _float_ends(low, high, i in box.lower_strict, i in box.upper_strict)
-        else:
-            first = -(-low // 1) + (1 if i in box.lower_strict and low.denominator == 1 else 0)
-            last = high // 1 - (1 if i in box.upper_strict and high.denominator == 1 else 0)
-            lower[i], upper[i] = max(first, encoder.low), min(last, encoder.high)
+        lower[i], upper[i] = element_ends(encoder, i, low, high, i in box.lower_strict, i in box.upper_strict)
     if (lower > upper).any():
         i = int(np.flatnonzero(lower > upper)[0])
         raise SpecError(f"no value of X_{i} lies within its bounds [{float(box.lower[i])}, {float(box.upper[i])}]")
-    domain = Domain(encoder, box, lower, upper)
-    if (
-        not np.isfinite(np.stack([lower, upper])).all()
-        or not np.isfinite(encoder.scaled(np.stack([lower, upper]))).all()
-    ):
+    check_range(encoder, lower, upper)
+    return Domain(encoder, box, lower, upper)
+
+
+def check_range(encoder: Encoder, lower: Float64Array, upper: Float64Array) -> None:
+    """Raise SpecError where inputs between `lower` and `upper` [inputs] may overflow on the way to the quantizer."""
+    ends = np.stack([lower, upper])
+    if not np.isfinite(ends).all() or not np.isfinite(encoder.scaled(ends)).all():
         raise SpecError("the bounds are so large that the model's input arithmetic overflows float32")
-    return domain
+
+
+def element_ends(
+    encoder: Encoder, index: int, low: Fraction, high: Fraction, low_strict: bool = False, high_strict: bool = False
+) -> tuple[float, float]:
+    """Least and largest value of an input element between its bounds: the union of both readings for float32, the integers
+    of its type otherwise. The first is the larger one where there is none."""
+    if encoder.is_float[index]:
+        return _float_ends(low, high, low_strict, high_strict)
+    first = -(-low // 1) + (1 if low_strict and low.denominator == 1 else 0)
+    last = high // 1 - (1 if high_strict and high.denominator == 1 else 0)
+    return float(max(first, encoder.low)), float(min(last, encoder.high))
 
 
 def _float_ends(low: Fraction, high: Fraction, low_strict: bool, high_strict: bool) -> tuple[float, float]:

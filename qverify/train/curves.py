@@ -6,19 +6,22 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-CLEAN, PROVED, LOSS = "0.35", "#1b6ca8", "#c8553d"
+from qverify.errors import UsageError
+from qverify.robustness.plot import PROVED, pyplot
+
+CLEAN, LOSS = "0.35", "#c8553d"
 
 
 def draw(rows: Sequence[Mapping[str, float]], eps: float, title: str) -> bytes | None:
     """A PNG of the log's rows (see `loop.measure`); None where matplotlib, the extra `plot`, is not installed."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
+        figure_class, canvas_class = pyplot()
+    except UsageError:
         return None
-    figure = Figure(figsize=(8.4, 3.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    from matplotlib.ticker import MaxNLocator
+
+    figure = figure_class(figsize=(8.4, 3.6), dpi=150, layout="constrained")
+    canvas_class(figure)
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
     parts = [("clean", "clean", CLEAN, "-"), ("certified_1", "certified at eps 1", PROVED, "--")]

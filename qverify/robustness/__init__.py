@@ -1,0 +1,219 @@
+"""Clean, attacked and certified accuracy of a quantized classifier over a data set, in the L-infinity norm.
+
+    from qverify.data import load_images
+    from qverify.robustness import certify
+    images = load_images("mnist.npz")
+    report = certify("model.onnx", images.pixels, images.labels, [1, 2, 4])
+    print(report.table())
+
+Bounds of many images at once come first (intervals, then the dual at its hulls' edges); what they leave open is searched,
+image by image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify.errors import QverifyError, UsageError
+from qverify.frontend.model import read_model
+from qverify.options import Options
+from qverify.robustness.decide import Batch, Decider, Single, Task, loader
+from qverify.robustness.pixels import PIXEL_MAX, Scaling
+from qverify.robustness.results import Known, Level, Report, ResultsFile, Row, spelled
+from qverify.workers import Answer, pool
+
+__all__ = ["Level", "Report", "Row", "Scaling", "certify"]
+
+DEFAULTS = Options(timeout=10.0)
+BATCH = 128  # images bounded at once: enough of each label, and seconds at most
+Number = int | float | str | Fraction | np.number[Any]
+Tell = Callable[[float, str], None]
+
+
+def certify(
+    model: str | os.PathLike[str],
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[Any],
+    eps: Number | Iterable[Number],
+    options: Options = DEFAULTS,
+    *,
+    norm: str = "linf",
+    scaling: Scaling | None = None,
+    first: int = 0,
+    limit: int | None = None,
+    jobs: int = 1,
+    results: str | None = None,
+    progress: Tell | None = None,
+) -> Report:
+    """Decide for each image and radius whether a quantized classifier keeps the image's label within the radius.
+
+    `images` are uint8 [N, channels, height, width], `labels` integers [N], `eps` radii in pixels (0 to 255). The box of
+    an image holds every input between those that pixels p - eps and p + eps (clipped to 0 and 255) become by `scaling`
+    (None: p / 255 for float32 inputs, p for uint8, p - 128 for int8). It is unsafe if some input in it gives another class
+    a score that is at least the label's: a tie counts against the network, also in the clean accuracy.
+
+    `options.timeout` is for one image at one radius, in the search. Only `limit` images from number `first` on are
+    decided. `jobs` above 1 takes worker processes, which are killed where they overrun; without, a search may take a
+    little longer than its limit. `results` names a file that keeps the rows, and from which the same call goes on.
+    `progress` is called with the seconds so far and a line of text.
+
+    Raises a QverifyError (one line) for input that cannot be read or does not fit.
+    """
+    started = time.monotonic()
+    radii = _radii(eps, norm)
+    whole = labels.dtype.kind in "ui" and labels.shape == images.shape[:1]
+    if images.dtype != np.uint8 or images.ndim != 4 or not whole:
+        raise UsageError("images must be uint8 [N, channels, height, width] and labels integers [N]")
+    chosen = range(len(images))[first:] if limit is None else range(len(images))[first : first + limit]
+    if not 0 <= first < len(images) or not len(chosen):
+        raise UsageError(f"there is no image to decide: the data set has {len(images)}, numbered from 0")
+    if jobs < 1 or (options.timeout is not None and not options.timeout > 0):
+        raise UsageError("--jobs must be at least 1 and --timeout positive")
+    read = read_model(Path(model))
+    decider = Decider.make(read, images.shape[1:], scaling, options)
+    size, own = decider.engine.decoder.size, labels[first : first + len(chosen)]
+    if own.min() < 0 or own.max() >= size:
+        raise UsageError(f"{model}: it has {size} scores, but the labels go from {own.min()} to {own.max()}")
+    about = {
+        "model": read.sha256,
+        "data": _sha256(images, labels),
+        "norm": norm,
+        "scaling": decider.inputs.scaling.text(),
+    }
+    file = None if results is None else ResultsFile(results, about)
+    run = _Run(decider, images, labels, Known(radii), file, options, jobs)
+    try:
+        if file is not None:
+            run.resume([row for row in file.rows if row.image in chosen])
+        warnings = [*read.warnings, *decider.engine.cross_check()]
+        if 0 < radii[0] < Fraction(1, 2):
+            warnings.append(f"the radius {spelled(radii[0])} is in pixels, of which the range has {PIXEL_MAX}")
+        for text in run.all(chosen):
+            if progress is not None:
+                progress(time.monotonic() - started, text)
+    finally:
+        if file is not None:
+            file.close()
+    rows = [row for row in run.known.rows.values() if row.image in chosen]
+    return Report.make(rows, radii, about, [*warnings, *run.errors], time.monotonic() - started)
+
+
+def _radii(eps: Number | Iterable[Number], norm: str) -> tuple[Fraction, ...]:
+    """Radii in order, each once."""
+    if norm != "linf":
+        raise UsageError(f"the norm '{norm}' is not supported: only linf, every pixel by at most eps")
+    numbers = list(eps) if isinstance(eps, Iterable) and not isinstance(eps, str) else [eps]
+    text = ", ".join(map(str, numbers))
+    if any(isinstance(number, str) and "/" in number for number in numbers):  # 8/255 is not meant to be 0.03 pixels
+        raise UsageError(f"--eps {text}: radii are in pixels, from 0 to {PIXEL_MAX}: 8, not 8/255")
+    try:
+        radii = sorted({Fraction(str(number)) for number in numbers})
+    except ValueError:
+        raise UsageError(f"--eps {text}: radii are numbers of pixels") from None
+    if not radii or radii[0] < 0 or radii[-1] > PIXEL_MAX:
+        raise UsageError(f"--eps must be radii in pixels, from 0 to {PIXEL_MAX}")
+    return tuple(radii)
+
+
+def _sha256(images: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> str:
+    own = hashlib.sha256(str(images.shape).encode())
+    own.update(np.ascontiguousarray(images).data)
+    own.update(labels.astype("<i8").tobytes())
+    return own.hexdigest()
+
+
+@dataclass(eq=False)
+class _Run:
+    """The images on their way: bounded in batches, then searched one by one."""
+
+    decider: Decider
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[Any]
+    known: Known
+    file: ResultsFile | None
+    options: Options
+    jobs: int
+
+    def __post_init__(self) -> None:
+        self.errors: list[str] = []
+        self._counts: Counter[str] = Counter()
+        self._waiting = 0
+
+    def resume(self, rows: Sequence[Row]) -> None:
+        """Take in what an earlier run found out."""
+        self.known.rows.update({(row.image, row.eps): row for row in rows})
+        self._counts.update(row.verdict for row in self.known.rows.values() if row.eps in self.known.eps)
+        self._put(rows)
+
+    def all(self, chosen: range) -> Generator[str, None, None]:
+        """Decide everything; yield a line about the progress now and then."""
+        queue = deque[Task](self._batches(chosen))
+        total = len(chosen) * len(self.known.eps)
+        with contextlib.closing(self._answers(queue)) as events:
+            for event in events:
+                if event is not None:
+                    self._take(*event, queue)
+                tally = ", ".join(f"{count} {verdict}" for verdict, count in sorted(self._counts.items()))
+                search = f", {self._waiting} images wait for the search" if self._waiting else ""
+                yield f"{self._counts.total()}/{total} verdicts{': ' if tally else ''}{tally}{search}"
+
+    def _batches(self, chosen: range) -> Generator[Task, None, None]:
+        todo = [i for i in chosen if self.known.open(i)]
+        for start in range(0, len(todo), BATCH):
+            rows = todo[start : start + BATCH]
+            eps = tuple(tuple(self.known.open(i)) for i in rows)
+            yield Batch(tuple(rows), self.images[rows], self.labels[rows].astype(np.int64), eps)
+
+    def _answers(self, queue: deque[Task]) -> Generator[tuple[Task, Any] | None, None, None]:
+        """Every task with its answer; tasks may be put into the queue meanwhile."""
+        if self.jobs > 1 and queue:
+            read, (c, h, w) = self.decider.engine.read, self.images.shape[1:]
+            load = loader(read.path, read.sha256, (c, h, w), self.decider.inputs.scaling, self.options)
+            yield from pool(queue, self.options, self.jobs, load)
+            return
+        while queue:
+            task = queue.popleft()
+            yield task, self.decider(task, self.options)
+
+    def _take(self, task: Task, answer: Any, queue: deque[Task]) -> None:
+        """Note what became of a task, and queue what is to be done next for its images."""
+        if isinstance(task, Single):
+            self._waiting -= 1
+            if answer.message and answer.verdict == "error":
+                self.errors.append(f"image {task.number} at eps {spelled(task.eps)}: {answer.message}")
+            self._put([Row(task.number, task.label, task.eps, answer.verdict, "search", answer.seconds)])
+            self._next(task.number, queue)
+            return
+        if isinstance(answer, Answer):  # a worker that was killed; the next one would fare no better
+            raise QverifyError(f"images {task.numbers[0]} to {task.numbers[-1]} could not be bounded: {answer.message}")
+        self._put([Row(task.numbers[i], int(task.labels[i]), *rest) for i, *rest in answer])
+        for number in task.numbers:
+            self._next(number, queue)
+
+    def _next(self, number: int, queue: deque[Task]) -> None:
+        """Queue the search of an image at the middle one of its open radii: a proof settles the smaller ones, a
+        counterexample the larger ones."""
+        left = self.known.open(number)
+        if left:
+            limit = float("inf") if self.options.timeout is None else self.options.timeout
+            eps = left[(len(left) - 1) // 2]
+            self._waiting += 1
+            queue.append(Single(number, self.images[number], int(self.labels[number]), eps, limit))
+
+    def _put(self, rows: Iterable[Row]) -> None:
+        new = [own for row in rows for own in self.known.add(row)]
+        self._counts.update(row.verdict for row in new)
+        if self.file is not None and new:
+            self.file.append(new)
