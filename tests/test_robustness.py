@@ -594,7 +594,7 @@ def test_table_json_and_picture(
     command: list[str], small: tuple[Path, Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     json_file, plot = tmp_path / "r.json", tmp_path / "r.png"
-    words = [*command, "--eps", "3,1", "--eps", "2", "--json", str(json_file), "--plot", str(plot)]
+    words = [*command, "--eps", "3", "1", "2", "--json", str(json_file), "--plot", str(plot)]
     assert cli.main(words) == 0
     out, err = capsys.readouterr()
     lines = [line.split() for line in out.splitlines()]
@@ -622,7 +622,7 @@ def test_table_json_and_picture(
 def test_split_selection_and_scaling(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*command, "--eps", "1", "--split", "train"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[1] == "5"
-    assert cli.main([*command, "--eps", "1", "--first", "10", "--limit", "7"]) == 0
+    assert cli.main([*command, "--eps", "1,1.0", "--eps", "1", "--first", "10", "--limit", "7"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[1] == "7"
     assert cli.main([*command, "--eps", "1"]) == 0
     plain = capsys.readouterr().out.splitlines()[1].split()[:8]
@@ -634,7 +634,7 @@ def test_split_selection_and_scaling(command: list[str], capsys: pytest.CaptureF
     ("words", "text"),
     [
         ([], "Missing option '--eps'"),
-        (["--eps", "1", "2"], "unexpected extra argument (2)"),
+        (["--eps", "1", "two"], "radii are numbers of pixels"),
         (["--eps", "1/255"], "--eps 1/255: radii are in pixels, from 0 to 255"),
         (["--eps", "1", "--norm", "l1"], "the norm 'l1' is not supported"),
         (["--eps", "1", "--scale", "1,2"], "--scale 1,2: a number is wanted"),

@@ -18,7 +18,7 @@ import pickle
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ class Config:
     """All that a run depends on. `eps` is in pixels; `rate` 0 means the recipe's own.
 
     The training images' last `held_out` are not trained on: the accuracies in the log are theirs. `past`, `mix`, `shrink`
-    `attack_steps` and `regularise` are the recipe `qverify`'s (see `recipes.Qverify`).
+    `attack_steps` and `regularise` are the recipe `qverify`'s (see `recipes.Qverify`). `start_from` names another run's
+    checkpoint, whose network is trained on: eps is whole from the first step.
     """
 
     data: str
@@ -78,6 +79,7 @@ class Config:
     format: str = "qoperator"
     device: str = "auto"
     threads: int = 0
+    start_from: str = ""
 
     def __post_init__(self) -> None:
         _one_of("recipe", self.recipe, RECIPES)
@@ -226,6 +228,27 @@ def _open(config: Config, folder: Path) -> Run:
     if len(images) <= config.held_out + config.batch:
         raise UsageError(f"{len(images)} training images are too few to hold out {config.held_out}")
     torch.manual_seed(config.seed)
+    network = make_network(config, images)
+    recipe = _recipe(config)
+    recipe.start(network)
+    network.to(device)
+    if config.start_from:
+        _load(config.start_from, device, network)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate(0.0), weight_decay=recipe.weight_decay)
+    run = Run(config, recipe, network, optimiser, images, device, [])
+    saved = folder / CHECKPOINT
+    if saved.exists():
+        run.rows = _load(saved, device, network, optimiser)
+    else:
+        write_bytes(str(held), config.text().encode())
+    return run
+
+
+def make_network(config: Config, images: Images) -> QuantizedNetwork:
+    """The network of a configuration, for these images, with the layers' own initial weights."""
+    fixed = None
+    if config.recipe == "paper":  # integer bits of the activations, as the paper's code has them
+        fixed = 3 if "fashion" in config.model or "cifar" in config.model else 2
     precision = Precision(
         config.weight_bits,
         config.activation_bits,
@@ -234,43 +257,40 @@ def _open(config: Config, folder: Path) -> Run:
         config.weight_scale,  # type: ignore[arg-type]
         config.activation_scale,  # type: ignore[arg-type]
         config.symmetric,
-        fixed_int_bits=(3 if "fashion" in config.model or "cifar" in config.model else 2)
-        if config.recipe == "paper"
-        else None,
+        fixed,
     )
-    shape = images.pixels.shape[1:]
-    network = make_model(
-        config.model, (shape[0], shape[1], shape[2]), int(images.labels.max()) + 1, precision, config.norm
-    )
-    recipe = _recipe(config)
-    recipe.start(network)
-    network.to(device)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate(0.0), weight_decay=recipe.weight_decay)
-    run = Run(config, recipe, network, optimiser, images, device, [])
-    saved = folder / CHECKPOINT
-    if saved.exists():
-        try:
-            state = torch.load(saved, map_location=device, weights_only=True)
-            network.load_state_dict(state["network"])
+    channels, height, width = images.pixels.shape[1:]
+    return make_model(config.model, (channels, height, width), int(images.labels.max()) + 1, precision, config.norm)
+
+
+def _load(
+    path: str | Path, device: torch.device, network: QuantizedNetwork, optimiser: torch.optim.Optimizer | None = None
+) -> list[dict[str, float]]:
+    """Take the state of a checkpoint; returns the log's rows. UsageError for a file that is none, or another network's."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        network.load_state_dict(state["network"])
+        if optimiser is not None:
             optimiser.load_state_dict(state["optimiser"])
-            run.rows = state["rows"]
-        except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise UsageError(
-                f"{saved} cannot be resumed ({type(error).__name__}); remove the folder {folder}"
-            ) from error
-    else:
-        write_bytes(str(held), config.text().encode())
-    return run
+        rows: list[dict[str, float]] = state["rows"]
+    except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise UsageError(
+            f"{path} cannot be resumed ({type(error).__name__}): it is no checkpoint of this network"
+        ) from None
+    return rows
 
 
 def _recipe(config: Config) -> Recipe:
+    recipe: Paper | Qverify
     if config.recipe == "paper":
         recipe = Paper(config.eps)
-        return dataclasses.replace(recipe, peak_rate=config.rate) if config.rate else recipe
-    ours = Qverify(
-        config.eps, config.mix, config.shrink, config.attack_steps, config.past, regularise=config.regularise
-    )
-    return dataclasses.replace(ours, peak_rate=config.rate) if config.rate else ours
+    else:
+        recipe = Qverify(
+            config.eps, config.mix, config.shrink, config.attack_steps, config.past, regularise=config.regularise
+        )
+    if config.rate:
+        recipe = replace(recipe, peak_rate=config.rate)
+    return replace(recipe, ramped=0.0) if config.start_from else recipe
 
 
 def _device(name: str) -> torch.device:
@@ -390,7 +410,8 @@ def _export(run: Run, folder: Path, say: Callable[[str], None]) -> None:
     about = {"qverify": __version__} | {
         f"qverify.{name}": str(value) for name, value in dataclasses.asdict(config).items()
     }
-    about.pop("qverify.data")
+    for name in ("data", "start_from"):  # paths on this machine
+        about.pop(f"qverify.{name}")
     path = folder / MODEL
     draft = path.with_name(f"draft.{MODEL}")
     export.export(run.network, draft, config.format, about)  # type: ignore[arg-type]

@@ -22,6 +22,8 @@ TOLERANCE = 0.5  # of the warm-up regularisers (Shi et al., NeurIPS 2021)
 class Recipe(Protocol):
     """How a network is trained against perturbations of `eps` pixels."""
 
+    peak_rate: float
+    ramped: float  # the part of the run after which eps is whole
     weight_decay: float
     clip_norm: float | None
 
@@ -39,6 +41,8 @@ class Recipe(Protocol):
 
 def ramp(progress: float, start: float, end: float) -> float:
     """0 up to `start`, 1 from `end` on, straight between."""
+    if end <= start:
+        return 1.0
     return min(1.0, max(0.0, (progress - start) / (end - start)))
 
 
@@ -127,7 +131,7 @@ class Qverify:
                     layer.weight.normal_(0, math.sqrt(2 * math.pi) / layer.fan_in)
 
     def rate(self, progress: float) -> float:
-        rise = min(1.0, 0.1 + 0.9 * progress / self.warm)
+        rise = 0.1 + 0.9 * ramp(progress, 0.0, self.warm)
         return self.peak_rate * rise * 0.5 * (1 + math.cos(math.pi * ramp(progress, self.warm, 1.0)))
 
     def loss(
@@ -173,6 +177,7 @@ class Paper:
     hinge: float = 0.5
     penalty: float = 1e-3
     correct_only: bool = True
+    ramped: float = 0.9
     weight_decay: float = 5e-5
     clip_norm: float | None = None
 
@@ -185,7 +190,7 @@ class Paper:
     def loss(
         self, network: QuantizedNetwork, pixels: Tensor, labels: Tensor, progress: float, generator: torch.Generator
     ) -> Tensor:
-        part = ramp(progress, 0.0, 0.9)
+        part = ramp(progress, 0.0, self.ramped)
         trace: list[Sums] = []
         seen = network(pixels, *box(pixels, (self.eps + 0.1) * part), labels, trace)
         loss = functional.cross_entropy(seen.logits, labels)

@@ -173,6 +173,18 @@ def test_configuration(tmp_path: Path) -> None:
     assert read_config(path, {}) == read
 
 
+def test_a_run_that_starts_from_another(data: Path, tmp_path: Path) -> None:
+    train(config(data, epochs=6), tmp_path / "first")
+    start = str(tmp_path / "first" / "checkpoint.pt")
+    train(config(data, epochs=1, rate=1e-4, weight_bits=(6, 5, 4), start_from=start), tmp_path / "second")
+    row = next(csv.DictReader((tmp_path / "second" / "log.csv").read_text().splitlines()))
+    assert float(row["clean"]) > 0.9 and float(row["certified"]) > 0.6
+    about = {entry.key: entry.value for entry in onnx.load(tmp_path / "second" / "model.onnx").metadata_props}
+    assert about["qverify.weight_bits"] == "(6, 5, 4)" and str(tmp_path) not in str(about)
+    with pytest.raises(UsageError, match="no checkpoint of this network"):
+        train(config(data, model="resnet", start_from=start), tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from qverify.cli_options import common_options
+from qverify.cli.options import common_options
 from qverify.options import Options
 from qverify.report import Printer
 
@@ -14,12 +14,13 @@ from qverify.report import Printer
 @click.command("robustness", short_help="Certified accuracy of a classifier over labelled images.")
 @click.argument("model")
 @click.argument("data")
+@click.argument("more_eps", metavar="", nargs=-1)
 @click.option(
     "--eps",
     metavar="E,...",
     multiple=True,
     required=True,
-    help="Radii in pixels (1/255 of the range): `--eps 1,2,4` or `--eps 1 --eps 2`.",
+    help="Radii in pixels (1/255 of the range): `--eps 1 2 4` or `--eps 1,2,4`.",
 )
 @click.option("--norm", metavar="NORM", default="linf", show_default=True, help="linf: every pixel by at most eps.")
 @click.option("--scale", metavar="S", help="A pixel p becomes (p * S - M) / D. [1/255; integer input, see above]")
@@ -39,6 +40,7 @@ def robustness(
     /,
     model: str,
     data: str,
+    more_eps: tuple[str, ...],
     eps: tuple[str, ...],
     scale: str | None,
     mean: str | None,
@@ -68,5 +70,7 @@ def robustness(
 
     printer.verbose = verbose
     options = Options(timeout=timeout or 10.0, device=device, seed=seed, attack=not no_attack)
-    measure(printer, model, data, eps, (scale, mean, std), split, (json_file, plot_file), options, **chosen)
+    measure(
+        printer, model, data, (*eps, *more_eps), (scale, mean, std), split, (json_file, plot_file), options, **chosen
+    )
     return 0

@@ -21,18 +21,18 @@ Nothing heavy is imported here: the commands load what they need.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qverify import __version__
-from qverify.cli_options import Command, common_options
-from qverify.cli_robustness import robustness
+from qverify.cli.options import common_options
+from qverify.cli.robustness import robustness
+from qverify.cli.train import train
 from qverify.errors import CertificateError, QverifyError, SoundnessError, UsageError
 from qverify.options import Options
 from qverify.report import (
@@ -283,69 +283,8 @@ def _check(printer: Printer, /, model: str, spec: str, certificate: str, verbose
     return 0
 
 
-_TRAIN_EPILOG = (
-    "\b\nOUT receives config.toml, log.csv, checkpoint.pt after every epoch, and at the end model.onnx. The same\n"
-    "command goes on with a run that was cut off. Then: qverify robustness OUT/model.onnx DATA --eps 1 --eps 4"
-)
-
-
-def _setting(*names: str, **options: Any) -> Callable[[Command], Command]:
-    """An option of `train`: without it the configuration file, or the default there, decides."""
-    return click.option(*names, default=None, **options)
-
-
-@cli.command("train", short_help="Train a certifiably robust quantized classifier.", epilog=_TRAIN_EPILOG)
-@click.argument("data", required=False)
-@click.option("--out", metavar="DIR", required=True, help="The run's folder.")
-@click.option("--config", "config_file", metavar="TOML", help="Settings by name (eps = 4.0, ...); options win.")
-@_setting("--model", metavar="NAME", help="mlp, small, medium, cnn7, resnet, paper-mnist, paper-fashion, paper-cifar.")
-@_setting("--recipe", type=click.Choice(["qverify", "paper"]), help="Ours, or QA-IBP as published in 2023.")
-@_setting("--eps", type=float, metavar="PIXELS", help="Perturbation to be certified, of 255.")
-@_setting("--epochs", type=int, metavar="N")
-@_setting("--batch", type=int, metavar="N", help="Images in a step.")
-@_setting("--rate", type=float, metavar="R", help="Peak learning rate.")
-@_setting("--seed", type=int, metavar="N")
-@_setting("--augment", type=click.Choice(["none", "shift", "flip", "shift-flip"]), help="Random changes of the images.")
-@_setting("--mix", type=float, metavar="M", help="Weight of the box's loss, between 0 and 1.")
-@_setting("--shrink", type=float, metavar="S", help="Radius of the box in the loss, as a part of eps.")
-@_setting("--attack-steps", type=int, metavar="N", help="Steps of the attack that places the box; 0: none.")
-@_setting("--weight-bits", metavar="B[,B...]", help="2 to 8, for all layers or for each.")
-@_setting("--activation-bits", metavar="B[,B...]", help="2 to 8, for all layers or for each.")
-@_setting("--format", type=click.Choice(["qoperator", "qdq"]), help="How the ONNX file spells quantization.")
-@_setting("--device", type=click.Choice(["auto", "cpu", "cuda"]))
-@_setting("--threads", type=int, metavar="N", help="CPU threads; 0: PyTorch's choice.")
-@click.option("-v", "--verbose", is_flag=True, help="Show early progress, tracebacks.")
-@click.pass_obj
-def _train(
-    printer: Printer, /, data: str | None, out: str, config_file: str | None, verbose: bool, **chosen: Any
-) -> int:
-    """Train on the data set DATA (.npz, a folder of IDX files or of pictures) and export an ONNX file.
-
-    The network is trained with interval bounds that equal the exported integer network's (QA-IBP, AAAI 2023, and what
-    certified training has learned since). Other settings than those below: see README, "Train".
-    """
-    printer.verbose = verbose
-    if importlib.util.find_spec("torch") is None:
-        raise UsageError("training needs PyTorch: pip install 'qverify[train]'")
-    from qverify.train.loop import read_config, train
-
-    given = {name: value for name, value in chosen.items() if value is not None}
-    for name in ("weight_bits", "activation_bits"):
-        if name in given:
-            try:
-                given[name] = tuple(int(word) for word in given[name].split(","))
-            except ValueError:
-                raise UsageError(
-                    f"{name.replace('_', ' ')} {given[name]!r}: numbers separated by commas are wanted"
-                ) from None
-    if data is not None:
-        given["data"] = data
-    path = train(read_config(config_file, given), out, printer.line, printer.progress)
-    printer.answer(f"{path}\n")
-    return 0
-
-
 cli.add_command(robustness)
+cli.add_command(train)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,163 @@
+"""How few bits a network needs: widths of the layers' weights, chosen by what the verifier still proves.
+
+Greedy: the layer that would save most goes to the next smaller width, the network is trained on for a few epochs,
+exported, and certified on held-out images; where enough of them are, the widths stay, otherwise that layer keeps its own
+for good. Each trial is a training run of its own in `OUT/trials`, so a search that was cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qverify.data import load_images
+from qverify.errors import UsageError
+from qverify.options import Options
+from qverify.report import write_bytes
+from qverify.robustness import certify
+from qverify.train.layers import Affine
+from qverify.train.loop import CHECKPOINT, MODEL, Config, make_network, train
+
+WIDTHS = (8, 6, 5, 4, 3, 2)
+TABLE = "bits.csv"
+RATE = 2e-4  # of the epochs after a layer lost bits
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a network must keep: a fraction `certified` of the last `images` held-out images, at the run's eps.
+
+    Each image may take `timeout` seconds; `epochs` are trained after every change; `jobs` worker processes certify.
+    """
+
+    certified: float
+    images: int = 200
+    timeout: float = 10.0
+    epochs: int = 2
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of widths and what became of it."""
+
+    bits: tuple[int, ...]
+    size: int  # bits of all weights
+    clean: float
+    certified: float
+    kept: bool
+    folder: Path
+
+
+def search_bits(
+    config: Config,
+    out: str | os.PathLike[str],
+    goal: Goal,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[float, str], None] = lambda seconds, text: None,
+) -> Path:
+    """Train as `config` says, then take bits from the layers' weights while `goal` is met; returns the smallest model.
+
+    `out` receives the model and `bits.csv`, a row for every trial. Raises UsageError where the network misses the goal
+    before it has lost a bit.
+    """
+    folder = Path(out)
+    if not 0 < goal.certified <= 1 or goal.images < 1 or goal.images > config.held_out:
+        raise UsageError(f"the target must lie between 0 and 1, for at most the {config.held_out} held-out images")
+    network = make_network(config, load_images(config.data, "train"))
+    layers = tuple(layer.weight.numel() for layer in network.modules() if isinstance(layer, Affine))
+    bits = config.weight_bits if len(config.weight_bits) == len(layers) else config.weight_bits * len(layers)
+    best = _try(replace(config, weight_bits=bits), layers, folder / "trials" / "start", goal, say, progress)
+    if not best.kept:
+        raise UsageError(
+            f"the network certifies {100 * best.certified:.1f} % at {config.eps:g} before any bit is taken, less than the "
+            f"target {100 * goal.certified:.1f} %; train it longer, or lower the target"
+        )
+    trials, frozen = [best], set[int]()
+    while len(frozen) < len(layers):
+        saving = [
+            (size * (width - _narrower(width)), k)
+            for k, (size, width) in enumerate(zip(layers, best.bits, strict=True))
+        ]
+        _, layer = max((gain, k) for gain, k in saving if k not in frozen)
+        width = _narrower(best.bits[layer])
+        if width == best.bits[layer]:
+            frozen.add(layer)
+            continue
+        bits = (*best.bits[:layer], width, *best.bits[layer + 1 :])
+        changed = replace(
+            config, weight_bits=bits, epochs=goal.epochs, rate=RATE, start_from=str(best.folder / CHECKPOINT)
+        )
+        trial = _try(changed, layers, folder / "trials" / "-".join(map(str, bits)), goal, say, progress)
+        trials.append(trial)
+        write_bytes(str(folder / TABLE), _table(trials))
+        if trial.kept:
+            best = trial
+        else:
+            frozen.add(layer)
+    write_bytes(str(folder / TABLE), _table(trials))
+    shutil.copyfile(best.folder / MODEL, folder / MODEL)
+    saved = 100 * (1 - best.size / trials[0].size)
+    say(f"weights of {best.size / 8192:.1f} KiB, {saved:.0f} % less: {_spelled(best.bits)} bits")
+    return folder / MODEL
+
+
+def _narrower(width: int) -> int:
+    return max((own for own in WIDTHS if own < width), default=width)
+
+
+def _spelled(bits: tuple[int, ...]) -> str:
+    return ", ".join(map(str, bits))
+
+
+def _try(
+    config: Config,
+    layers: tuple[int, ...],
+    folder: Path,
+    goal: Goal,
+    say: Callable[[str], None],
+    progress: Callable[[float, str], None],
+) -> Trial:
+    """Train, export, certify; what is there already is not done again."""
+    say(f"trial with {_spelled(config.weight_bits)} bits")
+    model = train(config, folder, say, progress)
+    images = load_images(config.data, "train")[-goal.images :]
+    report = certify(
+        model,
+        images.pixels,
+        images.labels,
+        config.eps,
+        Options(timeout=goal.timeout, seed=config.seed),
+        jobs=goal.jobs,
+        results=str(folder / "certified.csv"),
+        progress=progress,
+    )
+    (level,) = report.levels
+    clean, certified = level.correct / level.images, level.certified / level.images
+    size = sum(count * bits for count, bits in zip(layers, config.weight_bits, strict=True))
+    kept = certified >= goal.certified
+    say(
+        f"{_spelled(config.weight_bits)} bits, {size / 8192:.1f} KiB: clean {100 * clean:.1f} %, certified "
+        f"{100 * certified:.1f} % of {level.images} held-out images: {'kept' if kept else 'not enough'}"
+    )
+    return Trial(config.weight_bits, size, clean, certified, kept, folder)
+
+
+def _table(trials: list[Trial]) -> bytes:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["bits", "kib", "clean", "certified", "kept"])
+    for trial in trials:
+        row = [
+            f"{trial.size / 8192:.3f}",
+            f"{trial.clean:.4f}",
+            f"{trial.certified:.4f}",
+            "yes" if trial.kept else "no",
+        ]
+        table.writerow([" ".join(map(str, trial.bits)), *row])
+    return text.getvalue().encode()
