@@ -314,13 +314,14 @@ def test_options_select_instances(
 
 
 DRIVER = """
-import sys, fake_verifier
+import signal, sys, fake_verifier
 from pathlib import Path
 from qverify import batch
 from qverify.options import Options
 from qverify.report import Printer
 
 if __name__ == "__main__":  # workers import this file too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     folder = str(Path("acasxu").resolve())
     names = ("unsat_1", "sleep_1", "sleep_2", "unsat_2")
     entries = [batch.Instance("acasxu", f"{name}.onnx", f"{name}.vnnlib", folder, 60.0) for name in names]
@@ -357,9 +358,13 @@ def test_an_interrupted_run_leaves_rows_and_no_processes(
 def test_ctrl_c_while_a_worker_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     reached = False
-    with pytest.raises(KeyboardInterrupt), workers._child_environment(2):
-        signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # a process may have threads that take what it gets
-        reached = True
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    try:
+        with pytest.raises(KeyboardInterrupt), workers._child_environment(2):
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # another thread may take what the process gets
+            reached = True
+    finally:
+        signal.signal(signal.SIGINT, old)
     assert reached and "OMP_NUM_THREADS" not in os.environ
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 

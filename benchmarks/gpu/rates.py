@@ -23,13 +23,11 @@ from benchmarks.gpu.device import Clock, Emit
 from benchmarks.gpu.points import make_inference
 from benchmarks.ibp_vs_inference import Chain, nets
 from qverify.bounds.cover import proved
-from qverify.bounds.dual import Dual
 from qverify.bounds.improve import Point, improve
 from qverify.deadline import Deadline
+from qverify.engine import Engine
 from qverify.errors import DeviceError
-from qverify.frontend.boundary import make_encoder
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import described_outputs, make_decoder
 from qverify.frontend.vnnlib import read_property
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Network
@@ -38,7 +36,6 @@ from qverify.ops.relax import GUIDE
 from qverify.propagate import Propagator
 from qverify.propagate.device import Plan, opened
 from qverify.search.problem import Problem
-from qverify.verify import _problem
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = open_kernels("cpu")
@@ -287,12 +284,8 @@ def _runtime(ort: Any, name: str, batch: int, quick: bool) -> dict[str, Any]:
 
 def problem_for(model: Path, spec: Path, kernels: Kernels) -> Problem:
     """The first query of an instance, as `verify` prepares it."""
-    read, prop = read_model(model), read_property(spec)
-    network = read.lowered.network.on(kernels)
-    encoder, decoder = make_encoder(read.lowered), make_decoder(read.lowered)
-    problem = _problem(read, kernels, network, encoder, decoder, prop.queries[0], spec)
-    problem.dual, problem.described = Dual.make(read.lowered.network, kernels), described_outputs(read.lowered)
-    return problem
+    engine = Engine.make(read_model(model), kernels, backward=True)
+    return engine.problem(read_property(spec).queries[0])
 
 
 def dual(kernels: Kernels, quick: bool, emit: Emit) -> None:

@@ -27,7 +27,7 @@ def _setting(*names: str, **options: Any) -> Callable[[Command], Command]:
 @click.argument("data", required=False)
 @click.option("--out", metavar="DIR", required=True, help="The run's folder.")
 @click.option("--config", "config_file", metavar="TOML", help="Settings by name (eps = 4.0, ...); options win.")
-@_setting("--model", metavar="NAME", help="mlp, small, medium, cnn7, resnet, paper-mnist, paper-fashion, paper-cifar.")
+@_setting("--model", metavar="NAME", help="mlp, small, wide, medium, cnn7, resnet, paper-mnist, paper-fashion, ...")
 @_setting("--recipe", type=click.Choice(["qverify", "paper"]), help="Ours, or QA-IBP as published in 2023.")
 @_setting("--eps", type=float, metavar="PIXELS", help="Perturbation to be certified, of 255.")
 @_setting("--epochs", type=int, metavar="N", help="Passes over the data.")

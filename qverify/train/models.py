@@ -148,6 +148,7 @@ def _residual(parts: _Parts, shape: tuple[int, int, int], classes: int) -> list[
 MODELS: dict[str, Callable[[_Parts, tuple[int, int, int], int], list[nn.Module]]] = {
     "mlp": _plain((), (128, 128)),
     "small": _plain(((32, 5, 2, 0), (64, 4, 2, 0)), (128,)),
+    "wide": _plain(((64, 5, 2, 0), (128, 4, 2, 0)), (256,)),
     "medium": _plain(((32, 5, 2, 0), (64, 3, 1, 0), (128, 3, 2, 0)), (256,)),
     "cnn7": _plain(((64, 3, 1, 1), (64, 3, 1, 1), (128, 3, 2, 1), (128, 3, 1, 1), (128, 3, 1, 1)), (512,)),
     "resnet": _residual,
