@@ -32,6 +32,7 @@ def _setting(*names: str, **options: Any) -> Callable[[Command], Command]:
 @_setting("--eps", type=float, metavar="PIXELS", help="Perturbation to be certified, of 255.")
 @_setting("--epochs", type=int, metavar="N", help="Passes over the data.")
 @_setting("--batch", type=int, metavar="N", help="Images in a step.")
+@_setting("--held-out", type=int, metavar="N", help="Training images kept back for the log's accuracies.")
 @_setting("--rate", type=float, metavar="R", help="Peak learning rate.")
 @_setting("--seed", type=int, metavar="N", help="Seed of every random choice.")
 @_setting("--augment", type=click.Choice(["none", "shift", "flip", "shift-flip"]), help="Random changes of the images.")
@@ -73,6 +74,7 @@ def train(
     if search_bits != (target is not None) or (not search_bits and (images or jobs)):
         raise UsageError("--search-bits and --target go together; --images and --jobs go with them")
     from qverify.train import loop, precision
+    from qverify.train.config import read_config
 
     given = {name: value for name, value in chosen.items() if value is not None}
     for name in ("weight_bits", "activation_bits"):
@@ -84,7 +86,7 @@ def train(
                 raise UsageError(f"{words} {given[name]!r}: numbers separated by commas are wanted") from None
     if data is not None:
         given["data"] = data
-    config = loop.read_config(config_file, given)
+    config = read_config(config_file, given)
     if target is None:
         path = loop.train(config, out, printer.line, printer.progress)
     else:

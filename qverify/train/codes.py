@@ -185,6 +185,12 @@ class Scale(nn.Module):
             self.log2.copy_(log2)
             self.started.fill_(True)
 
+    def stretch(self, factor: float) -> None:
+        """Multiply the step, unless it is fixed."""
+        if self.kind != "fixed":
+            with torch.no_grad():
+                self.log2.add_(math.log2(factor))
+
     def forward(self) -> Tensor:
         return torch.exp2(round_through(self.log2) if self.kind == "power-of-two" else self.log2)
 
@@ -196,6 +202,7 @@ class Quantizer(nn.Module):
     """
 
     zero: Tensor
+    levels: Tensor
 
     def __init__(
         self, bits: int = 8, relu: bool = True, scale: ScaleKind = "learned", symmetric: bool = True, step: float = 1.0
@@ -207,6 +214,7 @@ class Quantizer(nn.Module):
         self.high = 2**bits - 1
         self.scale = Scale(scale, fixed=step)
         self.register_buffer("zero", torch.tensor(0 if relu else 2 ** (bits - 1)))
+        self.register_buffer("levels", torch.tensor(self.high))  # in checkpoints: what scale and zero point were for
 
     def observe(self, *real: Tensor) -> None:
         """Note the range of some real values (before clipping), where the scale depends on it."""
@@ -214,14 +222,21 @@ class Quantizer(nn.Module):
             most = torch.stack([values.amax() for values in real]).amax().clamp_min(0)
             least = torch.stack([values.amin() for values in real]).amin().clamp_max(0)
             if self.relu:
-                step = most / self.high
+                step = torch.where(most > 0, most, -least) / self.high  # a layer that starts dead may wake up
             elif self.symmetric:
                 step = torch.maximum(most / (self.high - self.zero), -least / self.zero)
             else:
                 step = (most - least) / self.high
-                if not bool(self.scale.started):
-                    self.zero.copy_(torch.round(-least / step.clamp_min(1e-30)).to(self.zero))
+                self.zero.copy_(torch.round(-least / step.clamp_min(1e-30)).clamp(0, self.high).to(self.zero))
             self.scale.observe(step)
+
+    def refit(self) -> None:
+        """After a state for another number of bits was loaded: cover the same range."""
+        old = int(self.levels)
+        if old != self.high:
+            self.scale.stretch(old / self.high)
+            self.zero.copy_(torch.round(self.zero * (self.high / old)).to(self.zero))
+            self.levels.fill_(self.high)
 
     def forward(self, sums: Sums, trace: list[Sums] | None = None) -> Codes:
         """float32(acc) * ((xs * ws) / ys), clipped and rounded: QLinearConv, QLinearMatMul, QGemm."""

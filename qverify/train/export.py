@@ -25,6 +25,7 @@ from qverify.report import write_bytes
 from qverify.runtime import Session
 from qverify.train.codes import Codes, Quantized, Quantizer, exact
 from qverify.train.layers import (
+    BIAS_LIMIT,
     Affine,
     AveragePool,
     Conv,
@@ -107,13 +108,15 @@ class Writer:
             return self.node("DequantizeLinear", *names, axis=0)
         return self.node("DequantizeLinear", *names)
 
-    def _clipped(self, name: str, shape: tuple[int, ...], quantizer: Quantizer) -> Value:
+    def _kept_below(self, high: int, name: str) -> str:
         """The codes after a Clip, if they have fewer than 8 bits."""
-        if quantizer.high < 255:
-            name = self.node(
-                "Clip", name, self.constant(0, np.uint8, "low"), self.constant(quantizer.high, np.uint8, "high")
-            )
-        return Value(name, shape, quantizer.scale(), int(quantizer.zero), quantizer.high)
+        if high == 255:
+            return name
+        return self.node("Clip", name, self.constant(0, np.uint8, "low"), self.constant(high, np.uint8, "high"))
+
+    def _clipped(self, name: str, shape: tuple[int, ...], quantizer: Quantizer) -> Value:
+        high = quantizer.high
+        return Value(self._kept_below(high, name), shape, quantizer.scale(), int(quantizer.zero), high)
 
     def _affine(
         self,
@@ -125,6 +128,7 @@ class Writer:
     ) -> str:
         """A convolution (or, in QDQ, a Gemm) and its requantization to the scale and zero point `y`."""
         weight, bias, own, total = layer
+        _check_int32(weight, bias, x)
         y_ends = self._ends(*y)
         if not self.qdq:
             assert kind == "Conv"
@@ -142,11 +146,7 @@ class Writer:
     # -- layers -----------------------------------------------------------------------------------------------------
 
     def quantize(self, layer: Input) -> Value:
-        name = self.node("QuantizeLinear", "input", *self._ends(layer.step, 0))
-        if layer.high < 255:
-            name = self.node(
-                "Clip", name, self.constant(0, np.uint8, "low"), self.constant(layer.high, np.uint8, "high")
-            )
+        name = self._kept_below(layer.high, self.node("QuantizeLinear", "input", *self._ends(layer.step, 0)))
         return Value(name, self.shape, layer.step, 0, layer.high)
 
     def conv(self, layer: Conv, x: Value) -> Value:
@@ -175,19 +175,16 @@ class Writer:
         if self.qdq:
             name = self._affine("Gemm", x, integers, y, transB=1)
             return self._clipped(name, (len(integers.bias),), quantizer)
-        if len(x.shape) == 1:
-            shape = self.constant(np.array([0, -1, 1, 1]), np.int64, "shape")
-            x = replace(x, name=self.node("Reshape", x.name, shape), shape=(*x.shape, 1, 1))
-        name = self._affine(
-            "Conv", x, integers._replace(weight=integers.weight[:, :, None, None]), y, kernel_shape=[1, 1]
-        )
-        return self._clipped(name, (len(integers.bias), 1, 1), quantizer)
+        shape = self.constant(np.array([0, -1, 1, 1]), np.int64, "shape")
+        pixel = replace(x, name=self.node("Reshape", x.name, shape))
+        integers = integers._replace(weight=integers.weight[:, :, None, None])
+        name = self.node("Flatten", self._affine("Conv", pixel, integers, y, kernel_shape=[1, 1]))
+        return self._clipped(name, (len(integers.bias),), quantizer)
 
     def logits(self, layer: Logits, x: Value) -> Value:
         """float32(accumulator) * scale: as Gemm without an output quantizer, or MatMulInteger, Add, DequantizeLinear."""
         weight, bias, own, scale = layer.quantized(x.codes)
-        if len(x.shape) > 1:
-            x = self.flatten(x)
+        _check_int32(weight, bias, x)
         if self.qdq:
             w_float = self._constant_dequantized(weight, np.int8, own, "weight")
             b_float = self._constant_dequantized(bias, np.int32, scale, "bias")
@@ -220,8 +217,6 @@ class Writer:
             strides=[k, k],
             group=channels,
         )
-        if x.high < 255:
-            name = self.node("Clip", name, self.constant(0, np.uint8, "low"), self.constant(x.high, np.uint8, "high"))
         return replace(x, name=name, shape=(channels, *(n // k for n in x.shape[1:])))
 
     def residual(self, layer: Residual, x: Value) -> Value:
@@ -258,6 +253,17 @@ class Writer:
         helper.set_model_props(model, dict(properties))
         onnx.checker.check_model(model, full_check=True)
         return model
+
+
+def _check_int32(weight: torch.Tensor, bias: torch.Tensor, x: Value) -> None:
+    """QverifyError where a sum could leave int32, or a bias was cut off."""
+    reach = max(x.high - x.zero_point, x.zero_point)
+    most = (weight.double().abs().flatten(1).sum(1) * reach + bias.double().abs()).max()
+    if float(most) >= 2**31 or float(bias.abs().max()) >= BIAS_LIMIT:
+        raise QverifyError(
+            "a layer's accumulators do not fit int32: its weights are tiny beside its bias, or it is very wide; train with "
+            "weight decay or normalisation, or with fewer bits"
+        )
 
 
 def _quantizer(layer: Affine) -> Quantizer:
@@ -335,6 +341,6 @@ def check(network: QuantizedNetwork, path: str | os.PathLike[str], pixels: npt.N
             image = start + int(np.argmin(same))
             raise QverifyError(
                 f"{path}: onnxruntime and the training graph differ on image {image}; "
-                "on x86 without VNNI onnxruntime's sums can saturate, otherwise please report it"
+                "please report it, unless this CPU is an x86 without VNNI, whose sums saturate"
             )
     return len(pixels)

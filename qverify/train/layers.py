@@ -2,9 +2,10 @@
 
 Tensors hold integers: codes and accumulators as floats, `real = (code - zero_point) * scale`. So a layer's forward pass is
 the arithmetic of onnxruntime (`specs/semantics.md`) on the point and on both ends of the interval, and what the loss sees
-is what the verifier will compute. Sums are exact while they stay below 2**24 (float32), or 2**53 inside `exact()`. Rounding
-is differentiated as the identity (straight-through: Bengio et al. 2013), clipping as what it is; with a learned scale that
-is LSQ (Esser et al., ICLR 2020).
+is what the verifier will compute. Sums of points are exact while they stay below 2**24, of boxes (halves) below 2**23;
+inside `exact()` both are exact for every network that fits int32, and so are residual sums, of which a code in 100,000 may
+otherwise round differently. Rounding is differentiated as the identity (straight-through: Bengio et al. 2013), clipping as
+what it is; with a learned scale that is the gradient of LSQ (Esser et al., ICLR 2020) up to its scaling.
 
 A layer is one class: `forward` and `emit`, which writes it to an ONNX graph (`export.Writer`).
 """
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from qverify.train.export import Value, Writer
 
 BIAS_LIMIT = 2**30  # int32 with room for the sum
+TINY = 2.0**-60  # a step: far from underflow, also when it is multiplied with another
 NORM_MOMENTUM = 0.1
 NORM_EPSILON = 1e-5
 
@@ -82,6 +84,7 @@ class Affine(nn.Module):
 
     mean: Tensor
     variance: Tensor
+    levels: Tensor
 
     def __init__(
         self,
@@ -105,6 +108,7 @@ class Affine(nn.Module):
             self.gain = nn.Parameter(torch.ones(shape[0]))
             self.register_buffer("mean", torch.zeros(shape[0]))
             self.register_buffer("variance", torch.ones(shape[0]))
+        self.register_buffer("levels", torch.tensor(self.high))  # in checkpoints: what the step was for
         self.frozen = False  # the population's statistics instead of the batch's
         nn.init.normal_(self.weight, std=math.sqrt(2.0 / self.fan_in))
 
@@ -144,6 +148,13 @@ class Affine(nn.Module):
         gain = self.gain / torch.sqrt(variance + NORM_EPSILON)
         return self.weight * _per_row(gain, self.weight), self.bias - mean * gain
 
+    def refit(self) -> None:
+        """After a state for another number of bits was loaded: cover the same range."""
+        old = int(self.levels)
+        if old != self.high:
+            self.weight_scale.stretch(old / self.high)
+            self.levels.fill_(self.high)
+
     def _step(self, weight: Tensor) -> Tensor:
         """The weights' step: what covers the largest (each channel's, where there are several), or learned from there."""
         scale = self.weight_scale
@@ -151,7 +162,7 @@ class Affine(nn.Module):
             return cast(Tensor, scale())
         size = weight.detach().abs()
         most = size.flatten(1).amax(1) if scale.log2.ndim else size.amax()
-        step = torch.where(most > 0, most / self.high, 1.0)
+        step = torch.where(most > 0, most / self.high, 1.0).clamp_min(TINY)
         if scale.kind == "range":
             return step
         scale.observe(step)
@@ -188,14 +199,16 @@ class Affine(nn.Module):
         return cast(Codes, self.quantizer(self.accumulate(x), x.trace))
 
 
-class Dense(Affine):
+class _Linear(Affine):
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return functional.linear(x, weight, bias)
+
+
+class Dense(_Linear):
     """A fully connected layer [B, inputs] -> [B, outputs]."""
 
     def __init__(self, inputs: int, outputs: int, quantizer: Quantizer | None = None, **options: Any) -> None:
         super().__init__((outputs, inputs), quantizer or Quantizer(), **options)
-
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return functional.linear(x, weight, bias)
 
     def emit(self, writer: Writer, x: Value) -> Value:
         return writer.dense(self, x)
@@ -227,14 +240,11 @@ class Conv(Affine):
         return writer.conv(self, x)
 
 
-class Logits(Affine):
+class Logits(_Linear):
     """The last layer: accumulators with one scale for all classes, so that scores compare as integers do."""
 
     def __init__(self, inputs: int, classes: int, **options: Any) -> None:
         super().__init__((classes, inputs), None, per_channel=False, **options)
-
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return functional.linear(x, weight, bias)
 
     def margins(self, x: Codes, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Lower bounds [B, classes] of score[label] - score[class] over the box, as integers, and their scale.
@@ -243,12 +253,12 @@ class Logits(Affine):
         """
         assert x.lower is not None and x.upper is not None
         weight, bias, _, scale = self.quantized(x)
-        classes = len(weight)
         centre = self.sums((x.lower + x.upper) / 2 - x.zero_point, weight, bias)
-        apart = (weight[:, None] - weight[None]).abs().flatten(0, 1)
-        radius = self.sums((x.upper - x.lower) / 2, apart).reshape(-1, classes, classes)
+        present, place = torch.unique(labels, return_inverse=True)
+        apart = (weight[present][:, None] - weight).abs().flatten(0, 1)
+        radius = self.sums((x.upper - x.lower) / 2, apart).reshape(-1, len(present), len(weight))
         rows = torch.arange(len(labels), device=labels.device)
-        return centre[rows, labels][:, None] - centre - radius[rows, labels], scale
+        return centre[rows, labels][:, None] - centre - radius[rows, place], scale
 
     def emit(self, writer: Writer, x: Value) -> Value:
         return writer.logits(self, x)

@@ -16,9 +16,8 @@ import math
 import os
 import pickle
 import time
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,127 +31,16 @@ from qverify.data import Images, load_images
 from qverify.errors import DeviceError, UsageError
 from qverify.report import write_bytes
 from qverify.train import export
+from qverify.train.codes import Quantizer
+from qverify.train.config import Config
 from qverify.train.curves import draw
 from qverify.train.layers import Affine, QuantizedNetwork
-from qverify.train.models import Precision, make_model
+from qverify.train.models import PAPER_INT_BITS, Precision, make_model
 from qverify.train.recipes import Paper, Qverify, Recipe, box
 
-RECIPES = ("qverify", "paper")
-AUGMENTS = ("none", "shift", "flip", "shift-flip")
 MEASURED = 500  # images at once
 FREEZE_AT = 0.8  # of the steps: from there on normalisation uses the population's statistics
 CONFIG, CHECKPOINT, LOG, CURVES, MODEL = "config.toml", "checkpoint.pt", "log.csv", "training.png", "model.onnx"
-
-
-@dataclass(frozen=True)
-class Config:
-    """All that a run depends on. `eps` is in pixels; `rate` 0 means the recipe's own.
-
-    The training images' last `held_out` are not trained on: the accuracies in the log are theirs. `past`, `mix`, `shrink`
-    `attack_steps` and `regularise` are the recipe `qverify`'s (see `recipes.Qverify`). `start_from` names another run's
-    checkpoint, whose network is trained on: eps is whole from the first step.
-    """
-
-    data: str
-    model: str = "small"
-    recipe: str = "qverify"
-    eps: float = 4.0
-    epochs: int = 60
-    batch: int = 128
-    rate: float = 0.0
-    seed: int = 0
-    held_out: int = 5000
-    augment: str = "shift"
-    mix: float = 0.5
-    shrink: float = 1.0
-    past: float = 1.1
-    attack_steps: int = 0
-    regularise: float = 0.0
-    weight_bits: tuple[int, ...] = (8,)
-    activation_bits: tuple[int, ...] = (8,)
-    input_bits: int = 8
-    per_channel: bool = True
-    weight_scale: str = "range"
-    activation_scale: str = "learned"
-    symmetric: bool = True
-    norm: bool = False
-    format: str = "qoperator"
-    device: str = "auto"
-    threads: int = 0
-    start_from: str = ""
-
-    def __post_init__(self) -> None:
-        _one_of("recipe", self.recipe, RECIPES)
-        _one_of("augment", self.augment, AUGMENTS)
-        _one_of("format", self.format, export.FORMATS)
-        _one_of("device", self.device, ("auto", "cpu", "cuda"))
-        least = {"epochs": 1, "batch": 1, "held_out": 1, "seed": 0, "threads": 0, "attack_steps": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise UsageError(f"{name} must be at least {low}")
-        most = {"eps": 255.0, "mix": 1.0, "shrink": 1.0, "past": 10.0, "regularise": 100.0, "rate": 10.0}
-        for name, high in most.items():
-            if not 0 <= getattr(self, name) <= high:
-                raise UsageError(f"{name} must lie between 0 and {high:g}")
-
-    def text(self) -> str:
-        """The configuration as TOML."""
-        lines = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool):
-                shown = str(value).lower()
-            elif isinstance(value, tuple):
-                shown = str(list(value))
-            elif isinstance(value, str):
-                shown = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-            else:
-                shown = repr(value)
-            lines.append(f"{field.name} = {shown}\n")
-        return "".join(lines)
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"no {name} '{value}': use one of {', '.join(choices)}")
-
-
-def read_config(path: str | os.PathLike[str] | None, given: Mapping[str, Any]) -> Config:
-    """The configuration of a TOML file with the keys of `Config`, with what is `given` instead. UsageError for others."""
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} is no TOML file: {error}") from error
-    kinds = {field.name: field for field in fields(Config)}
-    for name in values:
-        if name not in kinds:
-            raise UsageError(f"{path}: no setting '{name}'; there are {', '.join(kinds)}")
-    values |= given
-    if "data" not in values:
-        raise UsageError("the data set is missing: name it on the command line or as `data` in the configuration")
-    for name, value in values.items():
-        values[name] = _converted(name, value, kinds[name])
-    return Config(**values)
-
-
-def _converted(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
-    default = "" if name == "data" else field.default
-    if isinstance(default, tuple):
-        if isinstance(value, int) and not isinstance(value, bool):
-            return (value,)
-        if isinstance(value, list | tuple) and value and all(type(item) is int for item in value):
-            return tuple(value)
-        raise UsageError(f"{name} must be a whole number or a list of them")
-    if isinstance(default, float) and type(value) is int:
-        value = float(value)
-    if type(value) is not type(default) or (isinstance(value, float) and not math.isfinite(value)):
-        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[type(default)]
-        raise UsageError(f"{name} must be {kind}")
-    return value
 
 
 @dataclass
@@ -164,6 +52,7 @@ class Run:
     network: QuantizedNetwork
     optimiser: torch.optim.Optimizer
     images: Images
+    test: Images
     device: torch.device
     rows: list[dict[str, float]]
 
@@ -208,6 +97,7 @@ def train(
                 f"(by intervals), {row['seconds']:.0f} s"
             )
         if not kept:
+            _write_log(run, folder)  # also where the run was cut off between two files
             _export(run, folder, say)
     return folder / MODEL
 
@@ -218,37 +108,71 @@ def _open(config: Config, folder: Path) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
-    held = folder / CONFIG
-    if held.exists() and held.read_text(encoding="utf-8") != config.text():
-        raise UsageError(f"{folder} holds a run with other settings ({held}); name another folder, or remove it")
     if config.threads:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
-    images = load_images(config.data, "train")
-    if len(images) <= config.held_out + config.batch:
-        raise UsageError(f"{len(images)} training images are too few to hold out {config.held_out}")
+    images, test = _data(config)
     torch.manual_seed(config.seed)
     network = make_network(config, images)
     recipe = _recipe(config)
     recipe.start(network)
     network.to(device)
-    if config.start_from:
-        _load(config.start_from, device, network)
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate(0.0), weight_decay=recipe.weight_decay)
-    run = Run(config, recipe, network, optimiser, images, device, [])
+    run = Run(config, recipe, network, optimiser, images, test, device, [])
     saved = folder / CHECKPOINT
     if saved.exists():
-        run.rows = _load(saved, device, network, optimiser)
-    else:
-        write_bytes(str(held), config.text().encode())
+        state = _read(saved, device, network)
+        if state.get("config") != config.text():
+            raise UsageError(f"{folder} holds a run with other settings; name another folder, or remove it")
+        optimiser.load_state_dict(state["optimiser"])
+        run.rows = state["rows"]
+    elif config.start_from:
+        _read(config.start_from, device, network)
+        for layer in network.modules():
+            if isinstance(layer, Affine | Quantizer):
+                layer.refit()
+    write_bytes(str(folder / CONFIG), config.text().encode())
     return run
+
+
+def _data(config: Config) -> tuple[Images, Images]:
+    """The training and the test images. UsageError where they do not fit each other or the configuration."""
+    images, test = load_images(config.data, "train"), load_images(config.data, "test")
+    if len(images) < config.held_out + config.batch:
+        raise UsageError(
+            f"{len(images)} training images are too few to hold out {config.held_out} and fill a batch of {config.batch}"
+        )
+    if images.pixels.shape[1:] != test.pixels.shape[1:]:
+        sizes = [" x ".join(map(str, part.pixels.shape[1:])) for part in (images, test)]
+        raise UsageError(f"{config.data}: the training images are {sizes[0]}, those to be tested {sizes[1]}")
+    present = np.unique(images.labels)
+    if len(present) < 2 or len(present) <= images.labels.max():
+        names = ", ".join(map(str, present[:12]))
+        raise UsageError(f"{config.data}: labels must be 0, 1, 2, ... without gaps, at least two; there are {names}")
+    if test.labels.max() > images.labels.max():
+        raise UsageError(f"{config.data}: the label {test.labels.max()} is tested, but not in the training images")
+    if "shift" in config.augment and min(images.pixels.shape[2:]) < 5:
+        raise UsageError("images of fewer than 5 rows or columns cannot be shifted: use --augment none")
+    return images, test
+
+
+def _read(path: str | Path, device: torch.device, network: QuantizedNetwork) -> dict[str, Any]:
+    """Load a checkpoint's network; returns the rest. UsageError for a file that is none, or another network's."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        network.load_state_dict(state["network"])
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise UsageError(
+            f"{path} is no checkpoint of this network ({type(error).__name__}); it cannot be resumed"
+        ) from None
+    return state
 
 
 def make_network(config: Config, images: Images) -> QuantizedNetwork:
     """The network of a configuration, for these images, with the layers' own initial weights."""
-    fixed = None
-    if config.recipe == "paper":  # integer bits of the activations, as the paper's code has them
-        fixed = 3 if "fashion" in config.model or "cifar" in config.model else 2
+    fixed = PAPER_INT_BITS.get(config.model, 2) if config.recipe == "paper" else None
     precision = Precision(
         config.weight_bits,
         config.activation_bits,
@@ -275,7 +199,7 @@ def _load(
         rows: list[dict[str, float]] = state["rows"]
     except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise UsageError(
-            f"{path} cannot be resumed ({type(error).__name__}): it is no checkpoint of this network"
+            f"{path} is no checkpoint of this network ({type(error).__name__}); it cannot be resumed"
         ) from None
     return rows
 
@@ -283,7 +207,7 @@ def _load(
 def _recipe(config: Config) -> Recipe:
     recipe: Paper | Qverify
     if config.recipe == "paper":
-        recipe = Paper(config.eps)
+        recipe = Paper(config.eps, correct_only="cifar" not in config.model)
     else:
         recipe = Qverify(
             config.eps, config.mix, config.shrink, config.attack_steps, config.past, regularise=config.regularise
@@ -302,14 +226,16 @@ def _device(name: str) -> torch.device:
 @contextlib.contextmanager
 def _settings(config: Config) -> Iterator[None]:
     """Deterministic kernels, and no TF32, whose products of codes would not be exact."""
-    old = torch.are_deterministic_algorithms_enabled()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    old, matmul, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.matmul, torch.backends.cudnn
+    tf32 = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to be deterministic
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(old)
+        matmul.allow_tf32, cudnn.allow_tf32 = tf32
 
 
 def _held_out(run: Run) -> Images:
@@ -345,8 +271,8 @@ def _epoch(run: Run, progress: Callable[[str], None]) -> float:
         total += loss.detach()
         progress(f"epoch {run.epoch + 1} of {config.epochs}: {100 * (step + 1) // steps} %")
     mean = float(total) / steps
-    if not math.isfinite(mean):
-        raise UsageError(f"the loss became {mean} in epoch {run.epoch + 1}; try a smaller --rate")
+    if not math.isfinite(mean) or not all(bool(part.isfinite().all()) for part in network.parameters()):
+        raise UsageError(f"training diverged in epoch {run.epoch + 1} (loss {mean:g}); try a smaller --rate")
     return mean
 
 
@@ -387,11 +313,20 @@ def measure(network: QuantizedNetwork, images: Images, eps: float, device: torch
 
 
 def _save(run: Run, folder: Path) -> None:
-    """The checkpoint, the log and the curves, each whole or as it was."""
-    state = {"network": run.network.state_dict(), "optimiser": run.optimiser.state_dict(), "rows": run.rows}
+    """The checkpoint, then the log and the curves, each whole or as it was."""
+    state = {
+        "network": run.network.state_dict(),
+        "optimiser": run.optimiser.state_dict(),
+        "rows": run.rows,
+        "config": run.config.text(),
+    }
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_bytes(str(folder / CHECKPOINT), buffer.getvalue())
+    _write_log(run, folder)
+
+
+def _write_log(run: Run, folder: Path) -> None:
     text = io.StringIO()
     table = csv.DictWriter(text, list(run.rows[0]), lineterminator="\n")
     table.writeheader()
@@ -416,13 +351,17 @@ def _export(run: Run, folder: Path, say: Callable[[str], None]) -> None:
     draft = path.with_name(f"draft.{MODEL}")
     export.export(run.network, draft, config.format, about)  # type: ignore[arg-type]
     try:
-        test = load_images(config.data, "test")
+        test = run.test
         clean = float(np.mean(export.evaluate(run.network, test.pixels).argmax(axis=1) == test.labels))
-        if runtime.available():
+        if not runtime.available():
+            say(f"exported, {100 * clean:.2f} % correct; not compared with the training graph, which needs onnxruntime")
+        elif runtime.saturates():
+            say(
+                f"exported, {100 * clean:.2f} % correct; not compared: onnxruntime's sums saturate on this CPU (no VNNI)"
+            )
+        else:
             compared = export.check(run.network, draft, test.pixels)
             say(f"exported; equal to onnxruntime bit for bit on {compared:,} test images, {100 * clean:.2f} % correct")
-        else:
-            say(f"exported, {100 * clean:.2f} % correct; not compared with the training graph, which needs onnxruntime")
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

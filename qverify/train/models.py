@@ -26,8 +26,8 @@ from qverify.train.layers import (
 class Precision:
     """How a network is quantized. Bits are one number for all layers or one for each weighted layer, first to last.
 
-    `activation_bits` are those of the layers' outputs (the last layer has none); `fixed`: the 2023 paper's fixed point,
-    steps of 2**-7 for weights and 2**(int_bits - 8) for activations.
+    `activation_bits` are those of the layers' outputs (the last layer has none). `fixed_int_bits`: the 2023 paper's fixed
+    point, with steps of 2**(1 - bits) for weights and 2**(fixed_int_bits - bits) for activations.
     """
 
     weight_bits: tuple[int, ...] = (8,)
@@ -59,7 +59,8 @@ class _Parts:
         if p.fixed_int_bits is None:
             options |= {"per_channel": p.per_channel, "weight_scale": p.weight_scale}
         else:
-            options |= {"per_channel": False, "weight_scale": "fixed", "weight_step": 2.0**-7, "bias_bits": 8}
+            step = 2.0 ** (1 - options["weight_bits"])  # one integer bit, the sign
+            options |= {"per_channel": False, "weight_scale": "fixed", "weight_step": step, "bias_bits": 8}
         return options
 
     def quantizer(self, relu: bool = True) -> Quantizer:
@@ -133,7 +134,9 @@ def _plain(
 
 def _residual(parts: _Parts, shape: tuple[int, int, int], classes: int) -> list[nn.Module]:
     """A stem and two residual blocks, the second at half the resolution, then the mean of every channel."""
-    channels, height, _ = shape
+    channels, height, width = shape
+    if height != width:
+        raise UsageError(f"images of {height} x {width} do not fit this architecture: it needs square ones")
     layers: list[nn.Module] = [parts.conv(channels, 16, 3, 2, 1)]
     side = _side(height, 3, 2, 1)
     body = nn.Sequential(parts.conv(16, 16, 3, 1, 1), parts.conv(16, 16, 3, 1, 1, relu=False))
@@ -157,6 +160,7 @@ MODELS: dict[str, Callable[[_Parts, tuple[int, int, int], int], list[nn.Module]]
     "paper-fashion": _plain(((64, 5, 2, 0), (96, 3, 1, 0), (128, 3, 2, 0)), (128,)),
 }
 MODELS["paper-cifar"] = MODELS["paper-fashion"]
+PAPER_INT_BITS = {"paper-fashion": 3, "paper-cifar": 3}  # of activations; 2 otherwise
 
 
 def make_model(

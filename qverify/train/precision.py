@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +19,9 @@ from qverify.errors import UsageError
 from qverify.options import Options
 from qverify.report import write_bytes
 from qverify.robustness import certify
+from qverify.train.config import Config
 from qverify.train.layers import Affine
-from qverify.train.loop import CHECKPOINT, MODEL, Config, make_network, train
+from qverify.train.loop import CHECKPOINT, MODEL, make_network, train
 
 WIDTHS = (8, 6, 5, 4, 3, 2)
 TABLE = "bits.csv"
@@ -101,7 +101,7 @@ def search_bits(
         else:
             frozen.add(layer)
     write_bytes(str(folder / TABLE), _table(trials))
-    shutil.copyfile(best.folder / MODEL, folder / MODEL)
+    write_bytes(str(folder / MODEL), (best.folder / MODEL).read_bytes())
     saved = 100 * (1 - best.size / trials[0].size)
     say(f"weights of {best.size / 8192:.1f} KiB, {saved:.0f} % less: {_spelled(best.bits)} bits")
     return folder / MODEL

@@ -64,12 +64,15 @@ def attack(
     noise = torch.rand(pixels.shape, generator=generator, device=generator.device).to(pixels.device)
     point = torch.lerp(lower, upper, noise)
     size = 2.0 * eps / (steps + 1)
+    training = network.training
+    network.eval()  # an attack's batches are not to move running statistics and ranges
     for _ in range(steps):
         point.requires_grad_(True)
         logits = network(point).logits
         assert logits is not None
         (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, labels), point)
         point = torch.minimum(torch.maximum(point.detach() + size * gradient.sign(), lower), upper)
+    network.train(training)
     return point.detach()
 
 

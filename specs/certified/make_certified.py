@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from qverify.data import load_images
 from qverify.runtime import Session
-from qverify.train.loop import read_config, train
+from qverify.train.config import read_config
+from qverify.train.loop import train
 
 HERE = Path(__file__).parent
 DIGITS = 12  # of the decimals in the properties; rounded outwards

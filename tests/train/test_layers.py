@@ -17,7 +17,7 @@ from qverify.frontend.model import read_model  # noqa: E402
 from qverify.kernels import open_kernels  # noqa: E402
 from qverify.ops import Dense, Requantize  # noqa: E402
 from qverify.train import export  # noqa: E402
-from qverify.train.codes import SCALE_KINDS, Quantizer, exact, unrounded  # noqa: E402
+from qverify.train.codes import SCALE_KINDS, Codes, Quantizer, exact, unrounded  # noqa: E402
 from qverify.train.layers import (  # noqa: E402
     AveragePool,
     Conv,
@@ -128,6 +128,96 @@ def test_the_file_equals_the_training_graph(name: str, bits: int, form: Any, tmp
         least = np.maximum(apart, 0).T @ lower[image] + np.minimum(apart, 0).T @ upper[image] + constant
         assert np.array_equal(least, margins[image].numpy())
     assert float((body.upper - body.lower).mean()) > 0
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_training_computes_the_same_bounds(bits: int) -> None:
+    """Float32, as the loss sees it, and exact: the same codes and margins, where sums are small."""
+    network = made("plain", bits).train()
+    for layer in network.modules():
+        if hasattr(layer, "frozen"):
+            layer.frozen = True
+    x = torch.from_numpy(pixels(60, 9)).float()
+    labels = torch.arange(60) % 4
+    trained = network.body(x, *box(x, 3.0))
+    margins, _ = network.head.margins(trained, labels)
+    network.eval()
+    with torch.no_grad(), exact():
+        true = network.body(x, *box(x, 3.0))
+        expected, _ = network.head.margins(true, labels)
+    for name in ("point", "lower", "upper"):
+        assert torch.equal(getattr(trained, name).double(), getattr(true, name).double())
+    assert torch.equal(margins.double(), expected)
+
+
+def test_statistics_follow_the_batches() -> None:
+    """A norm's running mean and variance approach the batches' own, and `frozen` uses them."""
+    torch.manual_seed(0)
+    layer = Conv(1, 3, 3, norm=True)
+    network = QuantizedNetwork(Input(), layer, Flatten(), Logits(3 * 36, 2), shape=(1, 8, 8))
+    x = torch.from_numpy(pixels(64, 1)[:, :1]).float()
+    for _ in range(80):
+        network(x)
+    with torch.no_grad():
+        sums = torch.conv2d(x, layer.weight) / 255
+    assert torch.allclose(layer.mean, sums.mean((0, 2, 3)), atol=1e-3)
+    assert torch.allclose(layer.variance, sums.var((0, 2, 3), correction=0), rtol=1e-2)
+    trained = network(x).logits
+    network.eval()
+    assert torch.allclose(network(x).logits, trained, atol=0.1)
+    with torch.no_grad():
+        layer.bias.add_(1.0)
+        _, bias = layer.folded(network.layers[0](x, None, None))
+    assert torch.allclose(bias, 1.0 - layer.mean * layer.gain / (layer.variance + 1e-5).sqrt())
+
+
+def test_ranges_are_averages_and_zero_points_follow() -> None:
+    quantizer = Quantizer(8, relu=False, scale="range", symmetric=False)
+    quantizer.observe(torch.tensor([0.0, 1.0]))
+    assert int(quantizer.zero) == 0 and float(quantizer.scale().detach()) == pytest.approx(1 / 255)
+    for _ in range(200):
+        quantizer.observe(torch.tensor([-1.0, 1.0]))
+    assert int(quantizer.zero) in (127, 128) and float(quantizer.scale()) == pytest.approx(2 / 255, rel=1e-3)
+    relu = Quantizer(8, scale="range")
+    for most in (1.0, 2.0):
+        relu.observe(torch.tensor([-3.0, most]))
+    assert 1 / 255 < float(relu.scale()) < 1.1 / 255
+    dead = Quantizer(8)
+    dead.observe(torch.tensor([-0.5, -3.0]))
+    assert float(dead.scale().detach()) == pytest.approx(3 / 255)  # not a step that nothing could leave
+
+
+def test_fixed_point_biases_are_rounded() -> None:
+    torch.manual_seed(0)
+    layer = DenseLayer(6, 5, weight_scale="fixed", weight_step=2.0**-7, per_channel=False, bias_bits=8)
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([0.9, -0.31, 0.007, 0.0, 0.123]))
+    _, bias, _, scale = layer.quantized(Codes(None, None, None, torch.tensor(1 / 255), 0, 255))
+    real = bias * scale
+    assert (real / 2.0**-7 - torch.round(real / 2.0**-7)).abs().max() < 0.02  # 0.9 fits 127 steps of 2**-7
+    assert (real - layer.bias).abs().max() <= 2.0**-8 + 1e-3
+
+
+def test_sums_that_leave_int32_are_refused(tmp_path: Path) -> None:
+    for weight, bias in ((1e-12, 0.5), (0.0, 1e30)):
+        network = made("plain", 8)
+        with torch.no_grad():
+            network.head.weight.fill_(weight)
+            network.head.bias.fill_(bias)
+        with pytest.raises(QverifyError, match="do not fit int32"):
+            export.export(network, tmp_path / "model.onnx")
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_residual_sum_of_dense_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    body = DenseLayer(12, 12, Quantizer(relu=False))
+    network = QuantizedNetwork(Input(), Flatten(), DenseLayer(16, 12), Residual(body), Logits(12, 3), shape=(1, 4, 4))
+    images = np.random.default_rng(0).integers(0, 256, (50, 1, 4, 4)).astype(np.uint8)
+    network(torch.from_numpy(images).float())
+    for form in export.FORMATS:
+        export.export(network, tmp_path / "model.onnx", form)
+        assert export.check(network, tmp_path / "model.onnx", images) == 50
 
 
 def test_a_difference_is_found(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from qverify import cli  # noqa: E402
+from qverify.data import load_images  # noqa: E402
 from qverify.errors import QverifyError, UsageError  # noqa: E402
-from qverify.train.loop import Config, augmented, read_config, train  # noqa: E402
+from qverify.train.codes import Quantizer  # noqa: E402
+from qverify.train.config import Config, read_config  # noqa: E402
+from qverify.train.loop import augmented, train  # noqa: E402
+from qverify.train.recipes import Qverify  # noqa: E402
 
 LABELS = 3
 
@@ -125,16 +130,54 @@ def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path) -> None:
 
 
 def test_another_run_is_not_touched(data: Path, tmp_path: Path) -> None:
+    path = train(config(data, epochs=1), tmp_path)
+    before = path.read_bytes()
+    for gone in (False, True):
+        if gone:
+            (tmp_path / "config.toml").unlink()  # what it was is in the checkpoint as well
+        with pytest.raises(UsageError, match="holds a run with other settings"):
+            train(config(data, epochs=2), tmp_path)
+    assert path.read_bytes() == before
     train(config(data, epochs=1), tmp_path)
-    with pytest.raises(UsageError, match="holds a run with other settings"):
-        train(config(data, epochs=2), tmp_path)
+    assert (tmp_path / "config.toml").read_text() == config(data, epochs=1).text()
 
 
 def test_a_broken_checkpoint_is_said(data: Path, tmp_path: Path) -> None:
     train(config(data, epochs=1), tmp_path)
-    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(UsageError, match=r"checkpoint\.pt cannot be resumed"):
+    for text in (b"no checkpoint", b""):
+        (tmp_path / "checkpoint.pt").write_bytes(text)
+        with pytest.raises(UsageError, match=r"checkpoint\.pt is no checkpoint of this network"):
+            train(config(data, epochs=1), tmp_path)
+    torch.save([1, 2], tmp_path / "checkpoint.pt")
+    with pytest.raises(UsageError, match="is no checkpoint of this network"):
         train(config(data, epochs=1), tmp_path)
+
+
+def test_a_log_that_was_lost_is_written_again(data: Path, tmp_path: Path) -> None:
+    train(config(data, epochs=2), tmp_path)
+    whole = (tmp_path / "log.csv").read_text()
+    (tmp_path / "log.csv").write_text("epoch\n1\n")
+    (tmp_path / "model.onnx").unlink()  # as after a kill between two files
+    train(config(data, epochs=2), tmp_path)
+    assert (tmp_path / "log.csv").read_text() == whole
+
+
+def test_the_held_out_images_are_not_trained_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every other is, in every epoch, in another order."""
+    seen: list[Any] = []
+    loss = Qverify.loss
+
+    def watched(self: Any, network: Any, pixels: Any, *rest: Any) -> Any:
+        seen.append(pixels.flatten(1).numpy())
+        return loss(self, network, pixels, *rest)
+
+    monkeypatch.setattr(Qverify, "loss", watched)
+    train(config(data, epochs=2), tmp_path)
+    rows = np.concatenate(seen).reshape(2, -1, 36)
+    images = load_images(data, "train").pixels.reshape(-1, 36).astype(np.float32)
+    numbers = {image.tobytes(): k for k, image in enumerate(images)}
+    first, second = ([numbers[row.tobytes()] for row in epoch] for epoch in rows)
+    assert sorted(first) == sorted(second) == list(range(320)) and first != second
 
 
 def test_augmented_images() -> None:
@@ -167,7 +210,8 @@ def test_configuration(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('data = "x.npz"\neps = 2\nweight_bits = [8, 4]\nactivation_bits = 6\nnorm = true\n')
     read = read_config(path, {"seed": 3})
-    assert (read.data, read.eps, read.weight_bits, read.activation_bits) == ("x.npz", 2.0, (8, 4), (6,))
+    assert (read.data, read.eps) == (os.path.abspath("x.npz"), 2.0)
+    assert (read.weight_bits, read.activation_bits) == ((8, 4), (6,))
     assert read.norm and read.seed == 3
     path.write_text(read.text())
     assert read_config(path, {}) == read
@@ -183,6 +227,27 @@ def test_a_run_that_starts_from_another(data: Path, tmp_path: Path) -> None:
     assert about["qverify.weight_bits"] == "(6, 5, 4)" and str(tmp_path) not in str(about)
     with pytest.raises(UsageError, match="no checkpoint of this network"):
         train(config(data, model="resnet", start_from=start), tmp_path / "other")
+    (tmp_path / "first" / "checkpoint.pt").unlink()
+    train(config(data, epochs=1, rate=1e-4, weight_bits=(6, 5, 4), start_from=start), tmp_path / "second")  # finished
+    with pytest.raises(UsageError, match="cannot read"):
+        train(config(data, start_from=start), tmp_path / "third")
+
+
+def test_fewer_bits_cover_the_same_ranges(data: Path, tmp_path: Path) -> None:
+    """Learned steps and zero points of a run with 8 bits, taken over by one with 4 and 5."""
+    options: dict[str, Any] = {"weight_scale": "learned", "epochs": 8}
+    train(config(data, **options), tmp_path / "first")
+    start = {"start_from": str(tmp_path / "first" / "checkpoint.pt"), "rate": 1e-9}
+    narrow: dict[str, Any] = {"weight_bits": (5,), "activation_bits": (4,)}
+    train(config(data, **(options | start | narrow | {"epochs": 1})), tmp_path / "second")
+    row = next(csv.DictReader((tmp_path / "second" / "log.csv").read_text().splitlines()))
+    assert float(row["clean"]) > 0.9  # without any training to speak of
+    quantizer = Quantizer(8, relu=False)
+    quantizer.scale.observe(torch.tensor(0.25))
+    narrower = Quantizer(4, relu=False)
+    narrower.load_state_dict(quantizer.state_dict())
+    narrower.refit()
+    assert int(narrower.zero) == 8 and float(narrower.scale().detach()) == pytest.approx(0.25 * 255 / 15)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +265,10 @@ def test_a_run_that_starts_from_another(data: Path, tmp_path: Path) -> None:
         ("format = 'tflite'", "no format 'tflite'"),
         ("weight_bits = ['8']", "weight_bits must be a whole number or a list"),
         ("shrink = 2", "shrink must lie between"),
+        ("shrink = 0.5", "a box with shrink < 1 lies around an attacked point"),
+        ("weight_scale = 'fixed'", "no weight_scale 'fixed'"),
+        ("activation_scale = 'best'", "no activation_scale 'best'"),
+        ("seed = 10000000000000000", "seed must lie between"),
     ],
 )
 def test_bad_configurations(text: str, message: str, tmp_path: Path) -> None:
@@ -214,13 +283,44 @@ def test_data_must_be_named() -> None:
         read_config(None, {})
 
 
+def changed(data: Path, folder: Path, **arrays: Any) -> str:
+    with np.load(data) as file:
+        parts = dict(file)
+    parts |= arrays
+    folder.mkdir()
+    path = folder / "changed.npz"
+    np.savez(path, **{name: value for name, value in parts.items() if value is not None})
+    return str(path)
+
+
 def test_bad_runs(data: Path, tmp_path: Path) -> None:
+    with np.load(data) as file:
+        labels, pixels, test = file["y_train"], file["x_train"], file["x_test"]
     bad: tuple[tuple[dict[str, Any], str], ...] = (
         ({"model": "vit"}, "no model 'vit'"),
-        ({"held_out": 390}, "400 training images are too few to hold out 390"),
+        ({"held_out": 390}, "400 training images are too few to hold out 390 and fill a batch of 32"),
         ({"model": "medium"}, "images of 6 x 6 are too small"),
         ({"data": str(tmp_path / "none.npz")}, "none.npz"),
         ({"device": "cuda"}, "--device cuda needs an NVIDIA GPU"),
+        ({"data": changed(data, tmp_path / "a", x_test=None)}, "x_test"),
+        (
+            {"data": changed(data, tmp_path / "b", x_test=test.reshape(-1, 4, 9))},
+            "are 1 x 6 x 6, those to be tested 1 x 4 x 9",
+        ),
+        ({"data": changed(data, tmp_path / "c", y_train=labels * 2)}, "without gaps, at least two; there are 0, 2, 4"),
+        ({"data": changed(data, tmp_path / "d", y_train=labels * 0)}, "without gaps, at least two; there are 0"),
+        ({"data": changed(data, tmp_path / "e", y_test=np.full(90, 3))}, "the label 3 is tested"),
+        (
+            {
+                "data": changed(data, tmp_path / "f", x_train=pixels.reshape(-1, 36), x_test=test.reshape(-1, 36)),
+                "augment": "shift",
+            },
+            "cannot be shifted: use --augment none",
+        ),
+        (
+            {"data": changed(data, tmp_path / "g", x_train=pixels[:, :5], x_test=test[:, :5]), "model": "resnet"},
+            "it needs square ones",
+        ),
     )
     for options, message in bad:
         if "device" in options and torch.cuda.is_available():

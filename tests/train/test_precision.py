@@ -15,7 +15,7 @@ from qverify import cli  # noqa: E402
 from qverify.data import load_images  # noqa: E402
 from qverify.errors import UsageError  # noqa: E402
 from qverify.robustness import certify  # noqa: E402
-from qverify.train.loop import Config  # noqa: E402
+from qverify.train.config import Config  # noqa: E402
 from qverify.train.precision import Goal, search_bits  # noqa: E402
 from tests.train.test_loop import made_data  # noqa: E402
 
