@@ -41,7 +41,7 @@ def draw(report: Report, path: str, title: str) -> None:
         xlabel="radius in pixels (1/255 of the range), L-infinity",
         ylabel=f"accuracy on {levels[0].images:,} images, %",
         title=title,
-        ylim=(0, 105),
+        ylim=(max(0, 10 * ((min(certified) - 5) // 10)), 100.5 if min(certified) > 60 else 105),
         xlim=(0, max(*eps, 0.01) * 1.04),
     )
     axes.grid(color="0.9", linewidth=0.8)
