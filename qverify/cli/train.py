@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -11,29 +12,35 @@ import click
 from qverify.cli.options import Command
 from qverify.errors import UsageError
 from qverify.report import Printer
+from qverify.train.config import Config, read_config
 
 _EPILOG = (
     "\b\nOUT receives config.toml, log.csv, training.png, checkpoint.pt after every epoch, and at the end model.onnx. The\n"
-    "same command goes on with a run that was cut off. Then: qverify robustness OUT/model.onnx DATA --eps 1,4"
+    "same command goes on with a run that was cut off. Then: qverify robustness OUT/model.onnx DATA --eps 1 4"
 )
 
 
-def _setting(*names: str, **options: Any) -> Callable[[Command], Command]:
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
+
+
+def _setting(name: str, help: str, **options: Any) -> Callable[[Command], Command]:
     """An option that the configuration has as well: without it the file, or the default there, decides."""
-    return click.option(*names, default=None, **options)
+    default = _DEFAULTS[name.removeprefix("--").replace("-", "_")]
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return click.option(name, default=None, help=f"{help} [{shown}]", **options)
 
 
 @click.command("train", short_help="Train a certifiably robust quantized classifier.", epilog=_EPILOG)
 @click.argument("data", required=False)
 @click.option("--out", metavar="DIR", required=True, help="The run's folder.")
 @click.option("--config", "config_file", metavar="TOML", help="Settings by name (eps = 4.0, ...); options win.")
-@_setting("--model", metavar="NAME", help="mlp, small, wide, medium, cnn7, resnet, paper-mnist, paper-fashion, ...")
+@_setting("--model", metavar="NAME", help="mlp, small, wide, medium, cnn7, resnet, paper-{mnist,fashion,cifar}.")
 @_setting("--recipe", type=click.Choice(["qverify", "paper"]), help="Ours, or QA-IBP as published in 2023.")
 @_setting("--eps", type=float, metavar="PIXELS", help="Perturbation to be certified, of 255.")
 @_setting("--epochs", type=int, metavar="N", help="Passes over the data.")
 @_setting("--batch", type=int, metavar="N", help="Images in a step.")
-@_setting("--held-out", type=int, metavar="N", help="Training images kept back for the log's accuracies.")
-@_setting("--rate", type=float, metavar="R", help="Peak learning rate.")
+@_setting("--held-out", type=int, metavar="N", help="Training images kept back for the log; 0: a tenth.")
+@_setting("--rate", type=float, metavar="R", help="Peak learning rate; 0: the recipe's.")
 @_setting("--seed", type=int, metavar="N", help="Seed of every random choice.")
 @_setting("--augment", type=click.Choice(["none", "shift", "flip", "shift-flip"]), help="Random changes of the images.")
 @_setting("--mix", type=float, metavar="M", help="Weight of the box's loss, between 0 and 1.")
@@ -74,7 +81,6 @@ def train(
     if search_bits != (target is not None) or (not search_bits and (images or jobs)):
         raise UsageError("--search-bits and --target go together; --images and --jobs go with them")
     from qverify.train import loop, precision
-    from qverify.train.config import read_config
 
     given = {name: value for name, value in chosen.items() if value is not None}
     for name in ("weight_bits", "activation_bits"):

@@ -95,11 +95,13 @@ def certify(
     file = None if results is None else ResultsFile(results, about)
     run = _Run(decider, images, labels, Known(radii), file, options, jobs)
     try:
-        if file is not None:
-            run.resume([row for row in file.rows if row.image in chosen])
+        old = [] if file is None else [row for row in file.rows if row.image in chosen]
+        run.resume(old)
         warnings = [*read.warnings, *decider.engine.cross_check()]
         if 0 < radii[0] < Fraction(1, 2):
             warnings.append(f"the radius {spelled(radii[0])} is in pixels, of which the range has {PIXEL_MAX}")
+        if open_ := sum(row.verdict == "timeout" and row.eps in radii for row in old):
+            warnings.append(f"{open_} open rows are taken over from {results} as they are; delete them to try again")
         for text in run.all(chosen):
             if progress is not None:
                 progress(time.monotonic() - started, text)

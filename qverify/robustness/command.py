@@ -15,7 +15,7 @@ from qverify.options import Options
 from qverify.report import Printer, check_writable, write_text
 from qverify.robustness import certify
 from qverify.robustness.pixels import Scaling, fractions
-from qverify.robustness.plot import draw, pyplot
+from qverify.robustness.plot import check_format, draw
 from qverify.workers import sigterm_unwinds
 
 
@@ -39,10 +39,12 @@ def measure(
     if len({os.path.realpath(path) for path in written}) < len(written):
         raise UsageError("--results, --json and --plot must name different files")
     if plot_file is not None:
-        pyplot()  # what is missing is said before the work
+        check_format(plot_file)
     radii = [word for own in eps for word in own.replace(",", " ").split()]
     known = _scaling(*scaling)
     images = load_images(data, split)
+    if chosen["limit"] is not None and len(images) > 1 and (images.labels[1:] >= images.labels[:-1]).all():
+        printer.line("warning: the images are sorted by class, so that a part of them is of a few classes only")
     try:
         with sigterm_unwinds():
             report = certify(

@@ -21,6 +21,17 @@ def pyplot() -> Any:
     return Figure, FigureCanvasAgg
 
 
+def check_format(path: str) -> None:
+    """UsageError if a picture of this ending cannot be written, before the work is done."""
+    _, canvas_class = pyplot()
+    known = canvas_class.get_supported_filetypes()
+    ending = Path(path).suffix[1:].lower() or "png"
+    if ending not in known:
+        raise UsageError(
+            f"cannot write {path}: there is no picture format '{ending}'; use one of {', '.join(sorted(known))}"
+        )
+
+
 def draw(report: Report, path: str, title: str) -> None:
     """Write a picture of the attacked and the certified accuracy at every radius; the truth lies in the band between. The
     format follows the file's ending, PNG without one. UsageError if that fails."""

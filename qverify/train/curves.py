@@ -38,7 +38,7 @@ def draw(rows: Sequence[Mapping[str, float]], eps: float, title: str) -> bytes |
         axes.grid(color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, loc="lower right")
+    left.legend(frameon=False, loc="best")
     figure.suptitle(title, fontsize=10)
     buffer: Any = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -24,6 +24,7 @@ from qverify.errors import QverifyError
 from qverify.report import write_bytes
 from qverify.runtime import Session
 from qverify.train.codes import Codes, Quantized, Quantizer, exact
+from qverify.train.config import FORMATS
 from qverify.train.layers import (
     BIAS_LIMIT,
     Affine,
@@ -38,7 +39,6 @@ from qverify.train.layers import (
 )
 
 Format = Literal["qoperator", "qdq"]
-FORMATS: tuple[Format, ...] = ("qoperator", "qdq")
 OPSET, IR_VERSION = 13, 8
 MICROSOFT = "com.microsoft"
 CHECK_BATCH = 500

@@ -57,6 +57,11 @@ class Run:
     rows: list[dict[str, float]]
 
     @property
+    def held_out(self) -> int:
+        """How many images, the last ones, are not trained on."""
+        return held_out(self.config, self.images)
+
+    @property
     def epoch(self) -> int:
         """Epochs that are done."""
         return len(self.rows)
@@ -78,23 +83,27 @@ def train(
     run = _open(config, folder)
     network = run.network
     kept = (folder / MODEL).exists() and run.epoch == config.epochs
-    if run.epoch:
+    if kept:
+        say(f"{folder} holds this run already, finished after {config.epochs} epochs")
+    elif run.epoch:
         say(f"going on after epoch {run.epoch} of {config.epochs}")
+    elif 0 < config.eps < 1:
+        say(f"warning: eps {config.eps:g} is in pixels, of which the range has 255")
     started = time.monotonic()
+    kept_back = run.images[-run.held_out :]
     with _settings(config):
         while run.epoch < config.epochs:
             seconds = time.monotonic()
             loss = _epoch(run, lambda text: progress(time.monotonic() - started, text))
-            row = {"epoch": float(run.epoch + 1), "loss": loss} | measure(
-                network, _held_out(run), config.eps, run.device
-            )
+            row = {"epoch": float(run.epoch + 1), "loss": loss} | measure(network, kept_back, config.eps, run.device)
             row["seconds"] = time.monotonic() - seconds
             run.rows.append(row)
             _save(run, folder)
+            parts = [f"{100 * row['certified_1']:.2f} % at eps 1"] if config.eps != 1 else []
+            parts.append(f"{100 * row['certified']:.2f} % at {config.eps:g}")
             say(
-                f"epoch {run.epoch} of {config.epochs}: loss {loss:.4f}, clean {100 * row['clean']:.2f} %, certified "
-                f"{100 * row['certified_1']:.2f} % at eps 1, {100 * row['certified']:.2f} % at {config.eps:g} "
-                f"(by intervals), {row['seconds']:.0f} s"
+                f"epoch {run.epoch} of {config.epochs}: loss {loss:.4f}, clean {100 * row['clean']:.2f} %, certified by "
+                f"intervals {', '.join(parts)} (of {len(kept_back):,} held-out images), {row['seconds']:.0f} s"
             )
         if not kept:
             _write_log(run, folder)  # also where the run was cut off between two files
@@ -104,10 +113,6 @@ def train(
 
 def _open(config: Config, folder: Path) -> Run:
     """A new run, or the one in the folder with its state."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
     if config.threads:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
@@ -123,7 +128,10 @@ def _open(config: Config, folder: Path) -> Run:
     if saved.exists():
         state = _read(saved, device, network)
         if state.get("config") != config.text():
-            raise UsageError(f"{folder} holds a run with other settings; name another folder, or remove it")
+            raise UsageError(
+                f"{folder} holds a run with other settings ({_difference(str(state.get('config')), config.text())}); name "
+                "another folder, or remove it"
+            )
         optimiser.load_state_dict(state["optimiser"])
         run.rows = state["rows"]
     elif config.start_from:
@@ -131,17 +139,49 @@ def _open(config: Config, folder: Path) -> Run:
         for layer in network.modules():
             if isinstance(layer, Affine | Quantizer):
                 layer.refit()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
     write_bytes(str(folder / CONFIG), config.text().encode())
     return run
 
 
+def _difference(there: str, here: str) -> str:
+    """The settings that differ, as `name: there, here`."""
+    own = dict(line.partition(" = ")[::2] for line in there.splitlines())
+    new = dict(line.partition(" = ")[::2] for line in here.splitlines())
+    names = [name for name in new if own.get(name) != new[name]]
+    return "; ".join(f"{name} = {own.get(name, 'nothing')} there, {new[name]} here" for name in names[:3])
+
+
+def held_out(config: Config, images: Images) -> int:
+    """How many of the training images, the last ones, are not trained on."""
+    return config.held_out or min(5000, len(images) // 10)
+
+
+def training_images(config: Config) -> Images:
+    """The training images in the order that a run uses: shuffled, always alike, where the files have them by class."""
+    images = load_images(config.data, "train")
+    if (np.diff(images.labels) < 0).any():
+        return images
+    order = np.random.default_rng(0).permutation(len(images))
+    return Images(images.pixels[order], images.labels[order], images.classes)
+
+
 def _data(config: Config) -> tuple[Images, Images]:
     """The training and the test images. UsageError where they do not fit each other or the configuration."""
-    images, test = load_images(config.data, "train"), load_images(config.data, "test")
-    if len(images) < config.held_out + config.batch:
+    images, test = training_images(config), load_images(config.data, "test")
+    kept = held_out(config, images)
+    if len(images) < kept + config.batch:
         raise UsageError(
-            f"{len(images)} training images are too few to hold out {config.held_out} and fill a batch of {config.batch}"
+            f"{len(images)} training images are too few to hold out {kept} and fill a batch of {config.batch}: choose a "
+            "smaller --held-out or --batch"
         )
+    if len(images) == len(test) and sorted(images.labels) == sorted(test.labels):
+        order, other = (np.lexsort(part.pixels.reshape(len(part), -1).T) for part in (images, test))
+        if np.array_equal(images.pixels[order], test.pixels[other]):
+            raise UsageError(f"{config.data}: the training images are the test images; a folder needs train/ and test/")
     if images.pixels.shape[1:] != test.pixels.shape[1:]:
         sizes = [" x ".join(map(str, part.pixels.shape[1:])) for part in (images, test)]
         raise UsageError(f"{config.data}: the training images are {sizes[0]}, those to be tested {sizes[1]}")
@@ -238,17 +278,13 @@ def _settings(config: Config) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = tf32
 
 
-def _held_out(run: Run) -> Images:
-    return run.images[-run.config.held_out :]
-
-
 def _epoch(run: Run, progress: Callable[[str], None]) -> float:
     """Train for one epoch; returns the mean loss."""
     config, network, recipe = run.config, run.network, run.recipe
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + run.epoch)
-    count = len(run.images) - config.held_out
-    pixels = torch.from_numpy(run.images.pixels[:count]).to(run.device)
-    labels = torch.from_numpy(run.images.labels[:count]).to(run.device)
+    count = len(run.images) - run.held_out
+    pixels = torch.from_numpy(run.images.pixels[:count].copy()).to(run.device)  # a copy: files may be read-only
+    labels = torch.from_numpy(run.images.labels[:count].copy()).to(run.device)
     order = torch.randperm(count, generator=generator).to(run.device)
     steps = count // config.batch
     total = torch.zeros((), device=run.device)
@@ -301,8 +337,8 @@ def measure(network: QuantizedNetwork, images: Images, eps: float, device: torch
     with torch.no_grad():
         for start in range(0, len(images), MEASURED):
             part = images[start : start + MEASURED]
-            pixels = torch.from_numpy(part.pixels).to(device).float()
-            labels = torch.from_numpy(part.labels).to(device)
+            pixels = torch.from_numpy(part.pixels.copy()).to(device).float()
+            labels = torch.from_numpy(part.labels.copy()).to(device)
             logits = network(pixels).logits
             counts["clean"] += int((logits.argmax(1) == labels).sum())
             for name, radius in (("certified_1", 1.0), ("certified", eps)):

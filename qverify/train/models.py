@@ -49,9 +49,7 @@ class _Parts:
     def _bits(self, bits: Sequence[int], what: str) -> int:
         if len(bits) == 1:
             return bits[0]
-        if self.count >= len(bits):
-            raise UsageError(f"{len(bits)} {what} are given, but the network has more weighted layers")
-        return bits[self.count]
+        return bits[min(self.count, len(bits) - 1)]  # how many there must be is known at the end
 
     def options(self) -> dict[str, Any]:
         p = self.precision

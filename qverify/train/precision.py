@@ -14,14 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qverify.data import load_images
 from qverify.errors import UsageError
 from qverify.options import Options
 from qverify.report import write_bytes
 from qverify.robustness import certify
 from qverify.train.config import Config
 from qverify.train.layers import Affine
-from qverify.train.loop import CHECKPOINT, MODEL, make_network, train
+from qverify.train.loop import CHECKPOINT, MODEL, held_out, make_network, train, training_images
 
 WIDTHS = (8, 6, 5, 4, 3, 2)
 TABLE = "bits.csv"
@@ -67,16 +66,23 @@ def search_bits(
     before it has lost a bit.
     """
     folder = Path(out)
-    if not 0 < goal.certified <= 1 or goal.images < 1 or goal.images > config.held_out:
-        raise UsageError(f"the target must lie between 0 and 1, for at most the {config.held_out} held-out images")
-    network = make_network(config, load_images(config.data, "train"))
+    if not 0 < goal.certified <= 1:
+        raise UsageError(f"the target {goal.certified:g} is no part of 1: 0.95, say")
+    images = training_images(config)
+    kept = held_out(config, images)
+    if not 0 < goal.images <= kept:
+        raise UsageError(
+            f"{goal.images} images to certify are more than the {kept} held-out ones: choose fewer --images"
+        )
+    network = make_network(config, images)
     layers = tuple(layer.weight.numel() for layer in network.modules() if isinstance(layer, Affine))
     bits = config.weight_bits if len(config.weight_bits) == len(layers) else config.weight_bits * len(layers)
     best = _try(replace(config, weight_bits=bits), layers, folder / "trials" / "start", goal, say, progress)
+    write_bytes(str(folder / TABLE), _table([best]))
     if not best.kept:
         raise UsageError(
-            f"the network certifies {100 * best.certified:.1f} % at {config.eps:g} before any bit is taken, less than the "
-            f"target {100 * goal.certified:.1f} %; train it longer, or lower the target"
+            f"the network certifies {100 * best.certified:.1f} % at eps {config.eps:g} before any bit is taken, less than "
+            f"the target {100 * goal.certified:.1f} %; train it longer, or lower the target"
         )
     trials, frozen = [best], set[int]()
     while len(frozen) < len(layers):
@@ -126,7 +132,7 @@ def _try(
     """Train, export, certify; what is there already is not done again."""
     say(f"trial with {_spelled(config.weight_bits)} bits")
     model = train(config, folder, say, progress)
-    images = load_images(config.data, "train")[-goal.images :]
+    images = training_images(config)[-goal.images :]
     report = certify(
         model,
         images.pixels,

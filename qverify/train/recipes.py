@@ -116,9 +116,9 @@ class Qverify:
     """
 
     eps: float
-    mix: float = 0.5
+    mix: float = 0.1
     shrink: float = 1.0
-    attack_steps: int = 0
+    attack_steps: int = 1
     past: float = 1.1
     peak_rate: float = 1e-3
     warm: float = 0.05

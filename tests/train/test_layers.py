@@ -18,6 +18,7 @@ from qverify.kernels import open_kernels  # noqa: E402
 from qverify.ops import Dense, Requantize  # noqa: E402
 from qverify.train import export  # noqa: E402
 from qverify.train.codes import SCALE_KINDS, Codes, Quantizer, exact, unrounded  # noqa: E402
+from qverify.train.config import FORMATS  # noqa: E402
 from qverify.train.layers import (  # noqa: E402
     AveragePool,
     Conv,
@@ -92,7 +93,7 @@ def made(name: str, bits: int, seed: int = 0, **options: Any) -> Any:
     return network.eval()
 
 
-@pytest.mark.parametrize("form", export.FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_file_equals_the_training_graph(name: str, bits: int, form: Any, tmp_path: Path) -> None:
@@ -215,8 +216,8 @@ def test_a_residual_sum_of_dense_layers(tmp_path: Path) -> None:
     network = QuantizedNetwork(Input(), Flatten(), DenseLayer(16, 12), Residual(body), Logits(12, 3), shape=(1, 4, 4))
     images = np.random.default_rng(0).integers(0, 256, (50, 1, 4, 4)).astype(np.uint8)
     network(torch.from_numpy(images).float())
-    for form in export.FORMATS:
-        export.export(network, tmp_path / "model.onnx", form)
+    for form in FORMATS:
+        export.export(network, tmp_path / "model.onnx", form)  # type: ignore[arg-type]
         assert export.check(network, tmp_path / "model.onnx", images) == 50
 
 
@@ -335,7 +336,7 @@ def test_precision_for_each_layer() -> None:
 @pytest.mark.parametrize(
     ("precision", "message"),
     [
-        (Precision((8, 8)), "2 weight bits are given, but"),
+        (Precision((8, 8)), "2 weight bits are given for 3"),
         (Precision((8,) * 4), "4 weight bits are given for 3"),
         (Precision((8,), (8,) * 4), "4 activation bits are given for 3"),
         (Precision((9,)), "9 bits are not supported"),

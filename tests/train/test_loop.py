@@ -20,7 +20,7 @@ from qverify.data import load_images  # noqa: E402
 from qverify.errors import QverifyError, UsageError  # noqa: E402
 from qverify.train.codes import Quantizer  # noqa: E402
 from qverify.train.config import Config, read_config  # noqa: E402
-from qverify.train.loop import augmented, train  # noqa: E402
+from qverify.train.loop import augmented, held_out, train, training_images  # noqa: E402
 from qverify.train.recipes import Qverify  # noqa: E402
 
 LABELS = 3
@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(data: Path, **options: Any) -> Config:
     base: dict[str, Any] = {"data": str(data), "model": "mlp", "epochs": 4, "batch": 32, "held_out": 80, "threads": 1}
-    return Config(**(base | {"augment": "none", "rate": 3e-3} | options))
+    return Config(**(base | {"augment": "none", "rate": 3e-3, "mix": 0.5, "attack_steps": 0} | options))
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -115,6 +115,20 @@ def test_a_run_cut_off_anywhere_ends_in_the_same_weights(options: dict[str, Any]
     assert models[0] == models[1]
 
 
+def test_images_sorted_by_class_are_shuffled(data: Path, tmp_path: Path) -> None:
+    with np.load(data) as file:
+        order = np.argsort(file["y_train"], kind="stable")
+        (tmp_path / "s").mkdir()
+        sorted_data = tmp_path / "s" / "sorted.npz"
+        np.savez(sorted_data, **(dict(file) | {"x_train": file["x_train"][order], "y_train": file["y_train"][order]}))
+    images = training_images(config(sorted_data))
+    assert set(images.labels[-80:].tolist()) == {0, 1, 2} and len(images) == 400
+    plain = load_images(data, "train")
+    assert np.array_equal(training_images(config(data)).labels, plain.labels)  # left as they are
+    assert sorted(row.tobytes() for row in images.pixels) == sorted(row.tobytes() for row in plain.pixels)
+    assert held_out(config(data, held_out=0), images) == 40
+
+
 def test_the_seed_decides(data: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(config(data, epochs=1, seed=seed), tmp_path / name)
@@ -125,7 +139,9 @@ def test_the_seed_decides(data: Path, tmp_path: Path) -> None:
 def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path) -> None:
     path = train(config(data, epochs=1), tmp_path)
     before = path.stat().st_mtime_ns
-    train(config(data, epochs=1), tmp_path)
+    said: list[str] = []
+    train(config(data, epochs=1), tmp_path, said.append)
+    assert said == [f"{tmp_path} holds this run already, finished after 1 epochs"]
     assert path.stat().st_mtime_ns == before
 
 
@@ -135,7 +151,7 @@ def test_another_run_is_not_touched(data: Path, tmp_path: Path) -> None:
     for gone in (False, True):
         if gone:
             (tmp_path / "config.toml").unlink()  # what it was is in the checkpoint as well
-        with pytest.raises(UsageError, match="holds a run with other settings"):
+        with pytest.raises(UsageError, match=r"other settings \(epochs = 1 there, 2 here\)"):
             train(config(data, epochs=2), tmp_path)
     assert path.read_bytes() == before
     train(config(data, epochs=1), tmp_path)
@@ -265,7 +281,7 @@ def test_fewer_bits_cover_the_same_ranges(data: Path, tmp_path: Path) -> None:
         ("format = 'tflite'", "no format 'tflite'"),
         ("weight_bits = ['8']", "weight_bits must be a whole number or a list"),
         ("shrink = 2", "shrink must lie between"),
-        ("shrink = 0.5", "a box with shrink < 1 lies around an attacked point"),
+        ("shrink = 0.5\nattack_steps = 0", "a box with shrink < 1 lies around an attacked point"),
         ("weight_scale = 'fixed'", "no weight_scale 'fixed'"),
         ("activation_scale = 'best'", "no activation_scale 'best'"),
         ("seed = 10000000000000000", "seed must lie between"),
@@ -307,6 +323,10 @@ def test_bad_runs(data: Path, tmp_path: Path) -> None:
             {"data": changed(data, tmp_path / "b", x_test=test.reshape(-1, 4, 9))},
             "are 1 x 6 x 6, those to be tested 1 x 4 x 9",
         ),
+        (
+            {"data": changed(data, tmp_path / "h", x_test=pixels[::-1], y_test=labels[::-1])},
+            "the training images are the test images",
+        ),
         ({"data": changed(data, tmp_path / "c", y_train=labels * 2)}, "without gaps, at least two; there are 0, 2, 4"),
         ({"data": changed(data, tmp_path / "d", y_train=labels * 0)}, "without gaps, at least two; there are 0"),
         ({"data": changed(data, tmp_path / "e", y_test=np.full(90, 3))}, "the label 3 is tested"),
@@ -327,13 +347,13 @@ def test_bad_runs(data: Path, tmp_path: Path) -> None:
             continue
         with pytest.raises(QverifyError, match=message):
             train(replace(config(data), **options), tmp_path / "run")
-        assert not (tmp_path / "run" / "config.toml").exists()
+        assert not (tmp_path / "run").exists()
 
 
 def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     words = f"train {data} --out {out} --model mlp --epochs 1 --batch 32 --weight-bits 8,4,8 --eps 2 --threads 1"
-    (tmp_path / "c.toml").write_text("held_out = 80\nepochs = 3\n")
+    (tmp_path / "c.toml").write_text("held_out = 80\nepochs = 3\nmix = 0.5\n")
     assert cli.main([*words.split(), "--config", str(tmp_path / "c.toml")]) == 0
     shown = capsys.readouterr()
     assert shown.out == f"{out / 'model.onnx'}\n"

@@ -27,7 +27,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(data: Path, **options: Any) -> Config:
     base: dict[str, Any] = {"model": "mlp", "epochs": 5, "batch": 32, "held_out": 80, "threads": 1, "rate": 3e-3}
-    return Config(str(data), **(base | {"augment": "none", "device": "cpu"} | options))
+    base |= {"augment": "none", "device": "cpu", "mix": 0.5, "attack_steps": 0}
+    return Config(str(data), **(base | options))
 
 
 def test_bits_are_taken_while_the_target_is_certified(data: Path, tmp_path: Path) -> None:
@@ -62,12 +63,12 @@ def test_a_target_out_of_reach(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="before any bit is taken, less than the target"):
         search_bits(config(data, epochs=1, eps=60.0, rate=1e-5), tmp_path, Goal(0.99, images=20))
     assert not (tmp_path / "model.onnx").exists()
-    with pytest.raises(UsageError, match="between 0 and 1, for at most the 80"):
+    with pytest.raises(UsageError, match="81 images to certify are more than the 80"):
         search_bits(config(data), tmp_path, Goal(0.9, images=81))
 
 
 def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "c.toml").write_text("held_out = 80\nrate = 3e-3\naugment = 'none'\n")
+    (tmp_path / "c.toml").write_text("held_out = 80\nrate = 3e-3\naugment = 'none'\nmix = 0.5\n")
     words = ["train", str(data), "--config", str(tmp_path / "c.toml"), "--out", str(tmp_path / "out"), "--model", "mlp"]
     words += ["--epochs", "3", "--batch", "32", "--threads", "1", "--search-bits"]
     assert cli.main(words) == 2
