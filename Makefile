@@ -1,5 +1,5 @@
-# make demo    verify two shipped examples          make test    what CI runs: lint, types, tests
-# make lint    ruff and mypy only                   make clean   remove the virtual environment and caches
+# make demo    verify three shipped networks   make test    what CI runs: lint, types, tests
+# make lint    ruff and mypy only              make clean   remove the virtual environment and caches
 # make gpu     on a machine with an NVIDIA GPU: the tests marked `gpu` and all measurements, results in OUT, ten minutes
 
 VENV := .venv
@@ -11,6 +11,7 @@ GPU_PYTHON = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(or $(PYTHON),python3)
 OUT ?= benchmarks/results
 GPU_OPTIONS ?=
 DEMO_UNSAT := specs/examples/onnx/mnist_mlp_qop.onnx specs/examples/vnnlib/mnist_0_eps_2.vnnlib
+DEMO_CERTIFIED := specs/certified/onnx/mnist.onnx specs/certified/vnnlib/mnist_0_eps_4.vnnlib.gz
 DEMO_SAT := specs/examples/onnx/tiny_mlp_qop.onnx specs/examples/vnnlib/tiny_unsafe.vnnlib
 
 .PHONY: demo test check lint gpu clean
@@ -38,6 +39,7 @@ endef
 
 demo: $(STAMP)
 	$(call show,$(DEMO_UNSAT),0)
+	$(call show,$(DEMO_CERTIFIED),0)
 	$(call show,$(DEMO_SAT),1)
 
 lint: $(STAMP)

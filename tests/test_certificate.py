@@ -223,6 +223,15 @@ def test_a_genuine_certificate_is_accepted(name: str, tmp_path: Path) -> None:
     assert (len(own.entries(DUAL)) > 1) == (name in CUTS) if name != "sat" else True
 
 
+def test_the_certified_networks_are_proved_and_their_certificates_accepted(tmp_path: Path) -> None:
+    folder = EXAMPLES.parent / "certified"
+    with (folder / "instances.csv").open(newline="") as stream:
+        rows = list(csv.reader(stream))
+    assert len(rows) >= 8
+    for model, spec, _ in rows:
+        solved(folder / model, folder / spec, Verdict.UNSAT).check(tmp_path)
+
+
 def test_every_example_s_certificate_is_accepted(tmp_path: Path) -> None:
     with (EXAMPLES / "expected.csv").open(newline="") as stream:
         rows = [row for row in csv.reader(stream) if row[2] and ("eps_4" in row[1] or "tiny" in row[1])]
