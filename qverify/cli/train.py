@@ -12,7 +12,7 @@ import click
 from qverify.cli.options import Command
 from qverify.errors import UsageError
 from qverify.report import Printer
-from qverify.train.config import Config, read_config
+from qverify.train.config import AUGMENTS, DEVICES, FORMATS, RECIPES, Config, read_config
 
 _EPILOG = (
     "\b\nOUT receives config.toml, log.csv, training.png, checkpoint.pt after every epoch, and at the end model.onnx. The\n"
@@ -35,21 +35,21 @@ def _setting(name: str, help: str, **options: Any) -> Callable[[Command], Comman
 @click.option("--out", metavar="DIR", required=True, help="The run's folder.")
 @click.option("--config", "config_file", metavar="TOML", help="Settings by name (eps = 4.0, ...); options win.")
 @_setting("--model", metavar="NAME", help="mlp, small, wide, medium, cnn7, resnet, paper-{mnist,fashion,cifar}.")
-@_setting("--recipe", type=click.Choice(["qverify", "paper"]), help="Ours, or QA-IBP as published in 2023.")
+@_setting("--recipe", type=click.Choice(RECIPES), help="Ours, or QA-IBP as published in 2023.")
 @_setting("--eps", type=float, metavar="PIXELS", help="Perturbation to be certified, of 255.")
 @_setting("--epochs", type=int, metavar="N", help="Passes over the data.")
 @_setting("--batch", type=int, metavar="N", help="Images in a step.")
 @_setting("--held-out", type=int, metavar="N", help="Training images kept back for the log; 0: a tenth.")
 @_setting("--rate", type=float, metavar="R", help="Peak learning rate; 0: the recipe's.")
 @_setting("--seed", type=int, metavar="N", help="Seed of every random choice.")
-@_setting("--augment", type=click.Choice(["none", "shift", "flip", "shift-flip"]), help="Random changes of the images.")
+@_setting("--augment", type=click.Choice(AUGMENTS), help="Random changes of the images.")
 @_setting("--mix", type=float, metavar="M", help="Weight of the box's loss, between 0 and 1.")
 @_setting("--shrink", type=float, metavar="S", help="Radius of the box in the loss, as a part of eps.")
 @_setting("--attack-steps", type=int, metavar="N", help="Steps of the attack that the network is trained on; 0: none.")
 @_setting("--weight-bits", metavar="B[,B...]", help="2 to 8, for all layers or for each.")
 @_setting("--activation-bits", metavar="B[,B...]", help="2 to 8, for all layers or for each.")
-@_setting("--format", type=click.Choice(["qoperator", "qdq"]), help="How the ONNX file spells quantization.")
-@_setting("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
+@_setting("--format", type=click.Choice(FORMATS), help="How the ONNX file spells quantization.")
+@_setting("--device", type=click.Choice(DEVICES), help="Where to train.")
 @_setting("--threads", type=int, metavar="N", help="CPU threads; 0: PyTorch's choice.")
 @click.option("--search-bits", is_flag=True, help="Then take bits from the weights while --target is certified.")
 @click.option("--target", type=float, metavar="F", help="With --search-bits: certified accuracy to keep, 0 to 1.")

@@ -17,6 +17,7 @@ RECIPES = ("qverify", "paper")
 AUGMENTS = ("none", "shift", "flip", "shift-flip")
 SCALES = ("learned", "power-of-two", "range")
 FORMATS = ("qoperator", "qdq")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Config:
         _one_of("recipe", self.recipe, RECIPES)
         _one_of("augment", self.augment, AUGMENTS)
         _one_of("format", self.format, FORMATS)
-        _one_of("device", self.device, ("auto", "cpu", "cuda"))
+        _one_of("device", self.device, DEVICES)
         _one_of("weight_scale", self.weight_scale, SCALES)
         _one_of("activation_scale", self.activation_scale, SCALES)
         for name in ("data", "start_from"):  # as text, the same wherever the command is given

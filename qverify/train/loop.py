@@ -227,23 +227,6 @@ def make_network(config: Config, images: Images) -> QuantizedNetwork:
     return make_model(config.model, (channels, height, width), int(images.labels.max()) + 1, precision, config.norm)
 
 
-def _load(
-    path: str | Path, device: torch.device, network: QuantizedNetwork, optimiser: torch.optim.Optimizer | None = None
-) -> list[dict[str, float]]:
-    """Take the state of a checkpoint; returns the log's rows. UsageError for a file that is none, or another network's."""
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        network.load_state_dict(state["network"])
-        if optimiser is not None:
-            optimiser.load_state_dict(state["optimiser"])
-        rows: list[dict[str, float]] = state["rows"]
-    except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UsageError(
-            f"{path} is no checkpoint of this network ({type(error).__name__}); it cannot be resumed"
-        ) from None
-    return rows
-
-
 def _recipe(config: Config) -> Recipe:
     recipe: Paper | Qverify
     if config.recipe == "paper":
