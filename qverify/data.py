@@ -48,6 +48,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def by_class(self) -> bool:
+        """Whether the labels never fall: a part of such images is of a few classes only."""
+        return bool((self.labels[1:] >= self.labels[:-1]).all())
+
     def __getitem__(self, rows: slice) -> Images:
         return Images(self.pixels[rows], self.labels[rows], self.classes)
 

@@ -43,7 +43,7 @@ def measure(
     radii = [word for own in eps for word in own.replace(",", " ").split()]
     known = _scaling(*scaling)
     images = load_images(data, split)
-    if chosen["limit"] is not None and len(images) > 1 and (images.labels[1:] >= images.labels[:-1]).all():
+    if chosen["limit"] is not None and len(images) > 1 and images.by_class:
         printer.line("warning: the images are sorted by class, so that a part of them is of a few classes only")
     try:
         with sigterm_unwinds():
