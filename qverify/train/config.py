@@ -25,8 +25,8 @@ class Config:
     """All that a run depends on. `eps` is in pixels; `rate` 0 means the recipe's own.
 
     The training images' last `held_out` (0: a tenth, at most 5000) are not trained on: the log's accuracies are theirs.
-    Images sorted by class are shuffled before. `past`, `mix`, `shrink`, `attack_steps` and `regularise` are the recipe
-    `qverify`'s (see `recipes.Qverify`), and so are the scales: the recipe `paper` has fixed ones. `start_from` names
+    Images sorted by class are shuffled before. `past`, `mix`, `shrink`, `boxed`, `attack_steps` and `regularise` are the
+    recipe `qverify`'s (see `recipes.Qverify`), and so are the scales: the recipe `paper` has fixed ones. `start_from` names
     another run's checkpoint, whose network is trained on: eps is whole from the first step, and layers with other bits
     cover the same ranges.
     """
@@ -43,6 +43,7 @@ class Config:
     augment: str = "shift"
     mix: float = 0.1
     shrink: float = 1.0
+    boxed: float = 1.0
     past: float = 1.1
     attack_steps: int = 1
     regularise: float = 0.0
@@ -72,7 +73,8 @@ class Config:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UsageError(f"{name} must be at least {low}")
-        most = {"seed": 2**40, "eps": 255.0, "mix": 1.0, "shrink": 1.0, "past": 10.0, "regularise": 100.0, "rate": 10.0}
+        most = {"seed": 2**40, "eps": 255.0, "past": 10.0, "regularise": 100.0, "rate": 10.0}
+        most |= dict.fromkeys(("mix", "shrink", "boxed"), 1.0)
         for name, high in most.items():
             if not 0 <= getattr(self, name) <= high:
                 raise UsageError(f"{name} must lie between 0 and {high:g}")

@@ -233,7 +233,13 @@ def _recipe(config: Config) -> Recipe:
         recipe = Paper(config.eps, correct_only="cifar" not in config.model)
     else:
         recipe = Qverify(
-            config.eps, config.mix, config.shrink, config.attack_steps, config.past, regularise=config.regularise
+            config.eps,
+            config.mix,
+            config.shrink,
+            config.boxed,
+            config.attack_steps,
+            config.past,
+            regularise=config.regularise,
         )
     if config.rate:
         recipe = replace(recipe, peak_rate=config.rate)

@@ -119,6 +119,28 @@ def test_small_boxes_lie_in_the_ball_around_an_attacked_point() -> None:
     assert attacked > clean
 
 
+def test_the_whole_ball_lies_around_the_image_itself_whatever_the_attack_found() -> None:
+    pixels, labels = batch()
+    network = Watched(made())
+    Qverify(10.0, attack_steps=1, past=1.0).loss(network, pixels, labels, 1.0, generator())  # type: ignore[arg-type]
+    point, lower, upper = network.calls[-1]
+    assert not torch.equal(point, pixels)
+    for end, expected in zip((lower, upper), box(pixels, 10.0), strict=True):
+        assert torch.equal(end, expected)
+
+
+def test_only_some_boxes_of_a_batch_are_propagated() -> None:
+    pixels, labels = batch()
+    network, count = Watched(made()), round(0.25 * len(pixels))
+    recipe = Qverify(10.0, mix=0.5, boxed=0.25, attack_steps=0, past=1.0)
+    loss = recipe.loss(network, pixels, labels, 1.0, generator())  # type: ignore[arg-type]
+    point, lower, _ = network.calls[-1]
+    assert len(point) == len(pixels) and len(lower) == count < len(pixels)
+    seen = network.network(pixels, *box(pixels[:count], 10.0), labels[:count])
+    expected = worst_case(seen.margins, labels[:count]) + functional.cross_entropy(seen.logits, labels)
+    assert float(loss.detach()) == pytest.approx(0.5 * float(expected.detach()))
+
+
 @pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
 def test_the_mixture(mix: float) -> None:
     pixels, labels = batch()
