@@ -333,6 +333,17 @@ def test_what_runs_out_of_time_is_open(small: tuple[Path, Any, Any]) -> None:
         assert level.open == level.attacked - level.certified > 0
 
 
+def test_what_ran_out_of_time_is_tried_again_with_more_time(small: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    results = str(tmp_path / "rows.csv")
+    cut = certify(*small, [1, 3], replace(CPU, timeout=1e-9, attack=False), results=results)
+    same = certify(*small, [1, 3], replace(CPU, timeout=1e-9, attack=False), results=results)
+    assert verdicts(same) == verdicts(cut) and "taken over" in " ".join(same.warnings)
+    for _ in range(2):  # the second time from the file alone
+        longer = certify(*small, [1, 3], CPU, results=results)
+        assert verdicts(longer) == verdicts(certify(*small, [1, 3], CPU)) != verdicts(cut)
+        assert "taken over" not in " ".join(longer.warnings)
+
+
 def test_a_worker_that_fails_at_a_batch_ends_the_run(
     small: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,7 +508,7 @@ def test_a_damaged_results_file(line: str, tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     ResultsFile(str(path), ABOUT).close()
     path.write_text(path.read_text() + line + "1,0,1,unsat,search,0.1\n")
-    with pytest.raises(UsageError, match="damaged"):
+    with pytest.raises(UsageError, match=r"damaged results file \(line 3\)"):
         ResultsFile(str(path), ABOUT)
 
 
@@ -530,6 +541,7 @@ def bad(**changes: Any) -> dict[str, Any]:
             bad(images=np.zeros((30, 1, 2, 3), np.uint8)),
             r"shape \[1, 1, 2, 2\], 4 elements, but an image has 1 channel",
         ),
+        (bad(images=np.zeros((30, 1, 1, 4), np.uint8)), r"go into \[1, 1, 1, 4\], \[1, 1, 4, 1\] or \[1, 4\]"),
         (bad(images=np.zeros((30, 2, 2, 1), np.uint8)), r"go into \[1, 2, 2, 1\], \[1, 2, 1, 2\] or \[1, 4\]"),
         (bad(scaling=Scaling(mean=(ONE, ONE))), r"--mean has 2 values, but the images have 1 channel\(s\)"),
         (bad(scaling=Scaling(Fraction(10**38))), "overflows float32: choose another --scale"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import time
 from collections import Counter, deque
@@ -66,7 +67,8 @@ def certify(
 
     `options.timeout` is for one image at one radius, in the search. Only `limit` images from number `first` on are
     decided. `jobs` above 1 takes worker processes, which are killed where they overrun; without, a search may take a
-    little longer than its limit. `results` names a file that keeps the rows, and from which the same call goes on.
+    little longer than its limit. `results` names a file that keeps the rows, and from which the same call goes on; what
+    ran out of time is tried again where the limit is now at least twice as long.
     `progress` is called with the seconds so far and a line of text.
 
     Raises a QverifyError (one line) for input that cannot be read or does not fit.
@@ -86,6 +88,7 @@ def certify(
     size, own = decider.engine.decoder.size, labels[first : first + len(chosen)]
     if own.min() < 0 or own.max() >= size:
         raise UsageError(f"{model}: it has {size} scores, but the labels go from {own.min()} to {own.max()}")
+    limit_s = math.inf if options.timeout is None else options.timeout
     about = {
         "model": read.sha256,
         "data": _sha256(images, labels),
@@ -96,12 +99,15 @@ def certify(
     run = _Run(decider, images, labels, Known(radii), file, options, jobs)
     try:
         old = [] if file is None else [row for row in file.rows if row.image in chosen]
+        old = [row for row in old if not (row.verdict == "timeout" and row.seconds < limit_s / 2)]
         run.resume(old)
         warnings = [*read.warnings, *decider.engine.cross_check()]
         if 0 < radii[0] < Fraction(1, 2):
             warnings.append(f"the radius {spelled(radii[0])} is in pixels, of which the range has {PIXEL_MAX}")
         if open_ := sum(row.verdict == "timeout" and row.eps in radii for row in old):
-            warnings.append(f"{open_} open rows are taken over from {results} as they are; delete them to try again")
+            warnings.append(
+                f"{open_} open rows are taken over from {results} as they are; twice the time tries them again"
+            )
         for text in run.all(chosen):
             if progress is not None:
                 progress(time.monotonic() - started, text)

@@ -167,7 +167,8 @@ def _order(name: str, wanted: tuple[int, ...], shape: tuple[int, int, int]) -> n
     while axes and axes[0] == 1 and len(axes) > 1 and tuple(axes) not in ((c, h, w), (h, w, c)):
         axes.pop(0)  # the batch
     pixels = np.arange(c * h * w, dtype=np.int64)
-    if len(axes) == 1 or c == 1 or tuple(axes) == (c, h, w):  # with one channel every order is the same
+    long, image = ([n for n in own if n > 1] for own in (axes, shape))
+    if len(long) <= 1 or tuple(axes) == (c, h, w) or (c == 1 and long == image):  # one channel: every order is the same
         return pixels
     if tuple(axes) == (h, w, c):
         return pixels.reshape(shape).transpose(1, 2, 0).reshape(-1)

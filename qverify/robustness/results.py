@@ -130,12 +130,16 @@ class ResultsFile:
         first, *rest = data.decode("utf-8", "replace").splitlines(keepends=True)
         _compare(self.path, first, about)
         torn = rest.pop() if rest and not rest[-1].endswith("\n") else ""
+        reader = csv.reader(rest[1:])
         try:
-            if not rest or rest.pop(0) != head.splitlines(keepends=True)[1]:
+            if rest[:1] != head.splitlines(keepends=True)[1:]:
                 raise ValueError
-            self.rows = [read_row(words) for words in csv.reader(rest)]
+            self.rows = [read_row(words) for words in reader]
         except ValueError:
-            raise UsageError(f"{self.path} is a damaged results file; name another with --results") from None
+            line = 2 + reader.line_num
+            raise UsageError(
+                f"{self.path} is a damaged results file (line {line}); mend it, or name another with --results"
+            ) from None
         os.truncate(self.path, len(data) - len(torn.encode()))
         return True
 
