@@ -35,7 +35,7 @@ def describe(model: str | os.PathLike[str]) -> str:
         if isinstance(tensor, FloatSum):
             kind += f", known within {tensor.error.max():.3g} (a float product; near a tie the runtime is asked)"
         lines.append(f"output  {name}: {kind}{list(tensor.shape)}, from value {codes_of(tensor).value}")
-    lines += ["", f"{make_decoder(lowered).size} outputs; {_weights(lowered.network):,} weights", *_verdicts(lowered)]
+    lines += ["", f"{make_decoder(lowered).size} outputs; {_weights(lowered.network)}", *_verdicts(lowered)]
     lines += [f"warning: {w}" for w in read.warnings]
     return "\n".join(lines)
 
@@ -59,11 +59,10 @@ def _table(network: Network) -> list[str]:
 def _detail(node: Node) -> str:
     match node.op:
         case Dense(weight=w):
-            return f"{w.shape[-2]}x{w.shape[-1]}"
+            return f"{w.shape[-2]}x{w.shape[-1]}, {_bits(w)}-bit weights"
         case Conv(weight=w, strides=s, groups=g):
-            return f"{'x'.join(map(str, w.shape[2:]))} stride {'x'.join(map(str, s))}" + (
-                f" groups {g}" if g > 1 else ""
-            )
+            groups = f" groups {g}" if g > 1 else ""
+            return f"{'x'.join(map(str, w.shape[2:]))} stride {'x'.join(map(str, s))}{groups}, {_bits(w)}-bit weights"
         case Requantize(program=p, zero_point=z):
             factors = [f"{s.kind} {_span(s.operand)}" for s in p.steps]
             return ", ".join(factors) + f", zero point {_span(z)}"
@@ -85,8 +84,15 @@ def _span(values: npt.NDArray[Any]) -> str:
     return f"{low:.6g}" if low == high else f"{low:.6g}..{high:.6g}"
 
 
-def _weights(network: Network) -> int:
-    return sum(node.op.weight.size for node in network.nodes if isinstance(node.op, Dense | Conv))
+def _bits(weight: npt.NDArray[Any]) -> int:
+    """The width of the narrowest signed integers that hold a layer's weights (less their zero points)."""
+    return 1 + max(int(weight.max(initial=0)), -1 - int(weight.min(initial=0))).bit_length()
+
+
+def _weights(network: Network) -> str:
+    weights = [node.op.weight for node in network.nodes if isinstance(node.op, Dense | Conv)]
+    size = sum(weight.size * _bits(weight) for weight in weights)
+    return f"{sum(weight.size for weight in weights):,} weights, {size / 8192:.1f} KiB in the bits that they need"
 
 
 def _verdicts(lowered: Lowered) -> list[str]:
