@@ -18,10 +18,10 @@ def test_weights_are_counted_in_the_bits_that_they_need(low: int, high: int, bit
     weight = np.zeros((4, 2), np.int8)
     weight[0] = low, high
     g = Graph()
-    one, zero = g.f32(1.0), g.const(np.uint8(0))
-    x = g.quantize(g.input((1, 4)), 1.0, np.uint8(0))
+    one, zero = g.f32(1.0), g.const(np.array(0, np.uint8))
+    x = g.quantize(g.input((1, 4)), 1.0, np.array(0, np.uint8))
     y = g.node("QLinearMatMul", x, one, zero, g.const(weight), one, g.const(np.int8(0)), one, zero)
-    text = describe(write(g.model(g.dequantize(y, 1.0, np.uint8(0))), tmp_path / "m.onnx"))
+    text = describe(write(g.model(g.dequantize(y, 1.0, np.array(0, np.uint8))), tmp_path / "m.onnx"))
     assert f"4x2, {bits}-bit weights" in text
     assert f"8 weights, {bits / 1024:.1f} KiB" in text
 
