@@ -15,6 +15,9 @@ ScaleKind = Literal["learned", "power-of-two", "range", "fixed"]
 SCALE_KINDS: tuple[ScaleKind, ...] = ("learned", "power-of-two", "range", "fixed")
 RANGE_MOMENTUM = 0.05
 PIXELS = 255
+COVERED = (
+    0.95  # of a rectifier's inputs, where a learned step starts: finer steps and clipped peaks are easier to bound
+)
 
 _exact = False
 _rounding = True
@@ -136,18 +139,26 @@ class Sums:
 class Quantized(NamedTuple):
     """The integers of a weighted sum, as floats with gradients: `weight` [M, ...], `bias` [M] in units of `scale`.
 
-    `step` [] or [M] is the weights' step, `scale` = float32(input scale * step) the accumulators'.
+    `step` [] or [M] is the weights' step, `scale` = float32(input scale * step) the accumulators'. `point` holds the sums
+    of the points, where they were needed on the way (for a batch's statistics).
     """
 
     weight: Tensor
     bias: Tensor
     step: Tensor
     scale: Tensor
+    point: Tensor | None = None
 
 
 def along(scale: Tensor, rank: int) -> Tensor:
     """A scale [] or [channels], shaped to meet axis 1 of a tensor of this rank."""
     return scale.reshape(-1, *[1] * (rank - 2)) if scale.ndim else scale
+
+
+def _quantile(parts: tuple[Tensor, ...], share: float) -> Tensor:
+    """The value below which this share of some tensors' elements lies, by at most a million of them."""
+    values = torch.cat([part.flatten() for part in parts])
+    return torch.quantile(values[:: 1 + len(values) // 1_000_000], share)
 
 
 class Scale(nn.Module):
@@ -222,6 +233,8 @@ class Quantizer(nn.Module):
             most = torch.stack([values.amax() for values in real]).amax().clamp_min(0)
             least = torch.stack([values.amin() for values in real]).amin().clamp_max(0)
             if self.relu:
+                if self.scale.kind in ("learned", "power-of-two"):
+                    most = torch.minimum(most, _quantile(real, COVERED))
                 step = torch.where(most > 0, most, -least) / self.high  # a layer that starts dead may wake up
             elif self.symmetric:
                 step = torch.maximum(most / (self.high - self.zero), -least / self.zero)

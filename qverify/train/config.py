@@ -25,10 +25,10 @@ class Config:
     """All that a run depends on. `eps` is in pixels; `rate` 0 means the recipe's own.
 
     The training images' last `held_out` (0: a tenth, at most 5000) are not trained on: the log's accuracies are theirs.
-    Images sorted by class are shuffled before. `past`, `mix`, `shrink`, `boxed`, `attack_steps` and `regularise` are the
-    recipe `qverify`'s (see `recipes.Qverify`), and so are the scales: the recipe `paper` has fixed ones. `start_from` names
-    another run's checkpoint, whose network is trained on: eps is whole from the first step, and layers with other bits
-    cover the same ranges.
+    Images sorted by class are shuffled before. `norm`, `past`, `mix`, `shrink`, `boxed`, `least`, `attack_steps` and
+    `regularise` are the recipe `qverify`'s (see `recipes.Qverify`), and so are the scales: the recipe `paper` has fixed
+    ones. `start_from` names another run's checkpoint, whose network is trained on: eps is whole from the first step, and
+    layers with other bits cover the same ranges.
     """
 
     data: str
@@ -43,8 +43,9 @@ class Config:
     augment: str = "shift"
     mix: float = 0.1
     shrink: float = 1.0
-    boxed: float = 1.0
-    past: float = 1.1
+    boxed: float = 0.25
+    least: float = 0.25
+    past: float = 1.0
     attack_steps: int = 1
     regularise: float = 0.0
     weight_bits: tuple[int, ...] = (8,)
@@ -54,7 +55,7 @@ class Config:
     weight_scale: str = "range"
     activation_scale: str = "learned"
     symmetric: bool = True
-    norm: bool = False
+    norm: bool = True
     format: str = "qoperator"
     device: str = "auto"
     threads: int = 0
@@ -74,10 +75,17 @@ class Config:
             if getattr(self, name) < low:
                 raise UsageError(f"{name} must be at least {low}")
         most = {"seed": 2**40, "eps": 255.0, "past": 10.0, "regularise": 100.0, "rate": 10.0}
-        most |= dict.fromkeys(("mix", "shrink", "boxed"), 1.0)
+        most |= dict.fromkeys(("mix", "shrink", "boxed", "least"), 1.0)
         for name, high in most.items():
             if not 0 <= getattr(self, name) <= high:
                 raise UsageError(f"{name} must lie between 0 and {high:g}")
+        if not self.least:
+            raise UsageError("least, the smallest radius of boxes as a part of eps, must be above 0")
+        free = self.per_channel and self.weight_scale != "power-of-two"
+        if self.norm and not free and self.recipe == "qverify":
+            raise UsageError(
+                "norm needs a weight scale for each channel, not tied to powers of two: per_channel = true"
+            )
         if self.shrink < 1 and not self.attack_steps and self.recipe == "qverify":
             raise UsageError("a box with shrink < 1 lies around an attacked point: set attack_steps to 1 or more")
 

@@ -127,7 +127,7 @@ class Writer:
         **attributes: Any,
     ) -> str:
         """A convolution (or, in QDQ, a Gemm) and its requantization to the scale and zero point `y`."""
-        weight, bias, own, total = layer
+        weight, bias, own, total, _ = layer
         _check_int32(weight, bias, x)
         y_ends = self._ends(*y)
         if not self.qdq:
@@ -183,7 +183,7 @@ class Writer:
 
     def logits(self, layer: Logits, x: Value) -> Value:
         """float32(accumulator) * scale: as Gemm without an output quantizer, or MatMulInteger, Add, DequantizeLinear."""
-        weight, bias, own, scale = layer.quantized(x.codes)
+        weight, bias, own, scale, _ = layer.quantized(x.codes)
         _check_int32(weight, bias, x)
         if self.qdq:
             w_float = self._constant_dequantized(weight, np.int8, own, "weight")

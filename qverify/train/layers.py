@@ -28,6 +28,7 @@ from qverify.train.codes import (
     Scale,
     ScaleKind,
     Sums,
+    along,
     clip,
     is_exact,
     round_through,
@@ -79,7 +80,8 @@ class Affine(nn.Module):
     """A weighted sum with quantized weights, `quantizer` following; `None` leaves the accumulators (the last layer).
 
     The weights have `weight_bits` bits, symmetric, per output channel or per tensor. With `norm`, batch normalisation
-    (statistics of the points, of the batch in training) is folded into the weights before they are quantized.
+    (statistics of the points, of the batch in training) is folded into the steps of the channels, which must be free: the
+    same codes as if it were folded into the weights before they are quantized.
     """
 
     mean: Tensor
@@ -100,6 +102,8 @@ class Affine(nn.Module):
         super().__init__()
         if not 2 <= weight_bits <= 8:
             raise ValueError(f"{weight_bits} bits are not supported: use 2 to 8")
+        if norm and not (per_channel and weight_scale in ("range", "learned")):
+            raise ValueError("normalisation needs a weight scale per channel that is not tied to powers of two")
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.zeros(shape[0]))
         self.quantizer, self.weight_bits, self.bias_bits, self.norm = quantizer, weight_bits, bias_bits, norm
@@ -131,22 +135,32 @@ class Affine(nn.Module):
             return self.product(x.double(), weight.double(), None if bias is None else bias.double())
         return self.product(x, weight, bias)
 
-    def folded(self, x: Codes) -> tuple[Tensor, Tensor]:
-        """Real weights and bias with the normalisation in them."""
+    def _folded(self, weight: Tensor, step: Tensor, x: Codes) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """(weight, step, real bias, sums of the points where they were made) with the normalisation in them.
+
+        A channel's gain multiplies its step, and its sign the codes; so what is normalised are the sums that the integer
+        network makes, and they are made once.
+        """
         if not self.norm:
-            return self.weight, self.bias
-        mean, variance = self.mean, self.variance
+            return weight, step, self.bias, None
+        mean, variance, sums = self.mean, self.variance, None
         if self.training and not self.frozen:
             if x.point is None:
                 raise ValueError("batch normalisation needs the points in training")
-            real = self.product(x.point - x.zero_point, self.weight) * x.scale
-            axes = [axis for axis in range(real.ndim) if axis != 1]
-            variance, mean = torch.var_mean(real, axes, correction=0)
+            sums = self.sums(_centred(x.point, x.zero_point), weight)
+            axes = [axis for axis in range(sums.ndim) if axis != 1]
+            variance, mean = torch.var_mean(sums, axes, correction=0)
+            scale = x.scale * step
+            variance, mean = variance * scale**2, mean * scale
             with torch.no_grad():
                 self.mean.lerp_(mean, NORM_MOMENTUM)
                 self.variance.lerp_(variance, NORM_MOMENTUM)
         gain = self.gain / torch.sqrt(variance + NORM_EPSILON)
-        return self.weight * _per_row(gain, self.weight), self.bias - mean * gain
+        sign = gain.detach().sign()
+        if sums is not None:
+            sums = sums * along(sign, sums.ndim)
+        bias = self.bias - mean * gain
+        return weight * _per_row(sign, weight), step * gain.abs().clamp_min(TINY), bias, sums
 
     def refit(self) -> None:
         """After a state for another number of bits was loaded: cover the same range."""
@@ -169,22 +183,23 @@ class Affine(nn.Module):
         return cast(Tensor, scale())
 
     def quantized(self, x: Codes) -> Quantized:
-        """The weights and biases for codes like `x` (of which only scale and zero point matter)."""
-        weight, bias = self.folded(x)
-        step = self._step(weight)
-        codes = round_through((weight / _per_row(step, weight)).clamp(-self.high, self.high))
+        """The weights and biases for codes like `x`, of which only scale and zero point matter (but see `norm`)."""
+        step = self._step(self.weight)
+        codes = round_through((self.weight / _per_row(step, self.weight)).clamp(-self.high, self.high))
+        codes, step, bias, sums = self._folded(codes, step, x)
         scale = x.scale * step
         biases = bias / scale
         if self.bias_bits is not None:  # fixed point: the bias has a coarser step of its own
             most = bias.detach().abs().amax() / (2 ** (self.bias_bits - 1) - 1)
             own = torch.maximum(torch.exp2(torch.ceil(torch.log2(most.clamp_min(2.0**-40)))), scale.detach().max())
             biases = round_through(bias / own) * (own / scale)
-        return Quantized(codes, round_through(biases.clamp(-BIAS_LIMIT, BIAS_LIMIT)), step, scale)
+        biases = round_through(biases.clamp(-BIAS_LIMIT, BIAS_LIMIT))
+        return Quantized(codes, biases, step, scale, None if sums is None else sums + along(biases, sums.ndim))
 
     def accumulate(self, x: Codes) -> Sums:
-        weight, bias, _, scale = self.quantized(x)
-        point = centre = radius = None
-        if x.point is not None:
+        weight, bias, _, scale, point = self.quantized(x)
+        centre = radius = None
+        if x.point is not None and point is None:
             point = self.sums(_centred(x.point, x.zero_point), weight, bias)
         if x.lower is not None and x.upper is not None:
             centre = self.sums(_centred((x.lower + x.upper).mul_(0.5), x.zero_point), weight, bias)
@@ -252,7 +267,7 @@ class Logits(_Linear):
         The differences of the rows are formed before the box is propagated, so this is exact over the box of `x`.
         """
         assert x.lower is not None and x.upper is not None
-        weight, bias, _, scale = self.quantized(x)
+        weight, bias, _, scale, _ = self.quantized(x)
         centre = self.sums((x.lower + x.upper) / 2 - x.zero_point, weight, bias)
         present, place = torch.unique(labels, return_inverse=True)
         apart = (weight[present][:, None] - weight).abs().flatten(0, 1)

@@ -224,7 +224,8 @@ def make_network(config: Config, images: Images) -> QuantizedNetwork:
         fixed,
     )
     channels, height, width = images.pixels.shape[1:]
-    return make_model(config.model, (channels, height, width), int(images.labels.max()) + 1, precision, config.norm)
+    norm = config.norm and config.recipe != "paper"
+    return make_model(config.model, (channels, height, width), int(images.labels.max()) + 1, precision, norm)
 
 
 def _recipe(config: Config) -> Recipe:
@@ -237,6 +238,7 @@ def _recipe(config: Config) -> Recipe:
             config.mix,
             config.shrink,
             config.boxed,
+            config.least,
             config.attack_steps,
             config.past,
             regularise=config.regularise,

@@ -46,7 +46,7 @@ def ramp(progress: float, start: float, end: float) -> float:
     return min(1.0, max(0.0, (progress - start) / (end - start)))
 
 
-def box(pixels: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def box(pixels: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
     """All pixels within `eps`, and within 0..255."""
     return (pixels - eps).clamp(0, PIXELS), (pixels + eps).clamp(0, PIXELS)
 
@@ -113,15 +113,17 @@ class Qverify:
     attacked images' (MTL-IBP: De Palma et al., ICLR 2024), without it the clean ones'. eps rises to `past` times the
     target, from `warm` to `ramped` (parts of the run). `regularise` weighs the warm-up regularisers of Shi et al., NeurIPS
     2021, whose initialisation layers with normalisation get. Only the part `boxed` of each batch (in random order) has its
-    boxes propagated, which cost twice as much as points: where `mix` is small, a few are enough.
+    boxes propagated, which cost twice as much as points: where `mix` is small, a few are enough. Their radii are drawn
+    between `least` times eps and eps, evenly on a logarithmic scale: a network may be certified at several radii.
     """
 
     eps: float
     mix: float = 0.1
     shrink: float = 1.0
     boxed: float = 1.0
+    least: float = 1.0
     attack_steps: int = 1
-    past: float = 1.1
+    past: float = 1.0
     peak_rate: float = 1e-3
     warm: float = 0.05
     ramped: float = 0.4
@@ -139,19 +141,27 @@ class Qverify:
         rise = 0.1 + 0.9 * ramp(progress, 0.0, self.warm)
         return self.peak_rate * rise * 0.5 * (1 + math.cos(math.pi * ramp(progress, self.warm, 1.0)))
 
+    def _radii(self, eps: float, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """The radius of every image's ball [B, 1, ...], between `least` * eps and eps."""
+        radii = torch.full([len(pixels), *[1] * (pixels.ndim - 1)], eps)
+        if self.least < 1:
+            radii *= self.least ** torch.rand(radii.shape, generator=generator)
+        return radii.to(pixels.device)
+
     def loss(
         self, network: QuantizedNetwork, pixels: Tensor, labels: Tensor, progress: float, generator: torch.Generator
     ) -> Tensor:
         part = ramp(progress, self.warm, self.ramped)
         eps, mix = self.eps * self.past * part, self.mix
+        count = max(1, round(self.boxed * len(pixels)))
         attacked = pixels
         if self.attack_steps and eps > 0:
             attacked = attack(network, pixels, labels, eps, self.attack_steps, generator)
         point: Tensor | None = attacked
-        radius = eps * self.shrink
-        middle = pixels + (attacked - pixels).clamp(radius - eps, eps - radius)
-        count = max(1, round(self.boxed * len(pixels)))
-        lower, upper = box(middle[:count], radius)
+        ball = self._radii(eps, pixels[:count], generator)
+        room = ball * (1 - self.shrink)
+        middle = pixels[:count] + torch.clamp((attacked - pixels)[:count], -room, room)
+        lower, upper = box(middle, ball * self.shrink)
         if mix >= 1 and not any(isinstance(layer, Affine) and layer.norm for layer in network.modules()):
             point = None
         warming = part < 1 and self.regularise > 0

@@ -160,7 +160,8 @@ def test_statistics_follow_the_batches() -> None:
     for _ in range(80):
         network(x)
     with torch.no_grad():
-        sums = torch.conv2d(x, layer.weight) / 255
+        step = layer.weight.abs().amax((1, 2, 3), keepdim=True) / 127
+        sums = torch.conv2d(x, torch.round(layer.weight / step) * step) / 255
     assert torch.allclose(layer.mean, sums.mean((0, 2, 3)), atol=1e-3)
     assert torch.allclose(layer.variance, sums.var((0, 2, 3), correction=0), rtol=1e-2)
     trained = network(x).logits
@@ -168,8 +169,19 @@ def test_statistics_follow_the_batches() -> None:
     assert torch.allclose(network(x).logits, trained, atol=0.1)
     with torch.no_grad():
         layer.bias.add_(1.0)
-        _, bias = layer.folded(network.layers[0](x, None, None))
-    assert torch.allclose(bias, 1.0 - layer.mean * layer.gain / (layer.variance + 1e-5).sqrt())
+        layer.gain.copy_(torch.tensor([-2.0, 1.0, 0.5]))
+        weight, biases, step, scale, point = layer.quantized(network.layers[0](x, None, None))
+    factor = layer.gain.detach() / (layer.variance + 1e-5).sqrt()
+    assert point is None  # only a batch's statistics need the sums
+    assert torch.allclose(biases * scale, 1.0 - layer.mean * factor, atol=1e-4)
+    real = layer.weight.detach() * factor[:, None, None, None]
+    assert torch.allclose(weight * step[:, None, None, None], real, atol=float(real.abs().max()) / 250)
+
+
+def test_normalisation_needs_a_step_for_each_channel() -> None:
+    for options in ({"per_channel": False}, {"weight_scale": "power-of-two"}):
+        with pytest.raises(ValueError, match="normalisation needs a weight scale per channel"):
+            Conv(1, 3, 3, norm=True, **options)
 
 
 def test_ranges_are_averages_and_zero_points_follow() -> None:
@@ -183,6 +195,9 @@ def test_ranges_are_averages_and_zero_points_follow() -> None:
     for most in (1.0, 2.0):
         relu.observe(torch.tensor([-3.0, most]))
     assert 1 / 255 < float(relu.scale()) < 1.1 / 255
+    learned = Quantizer(8)
+    learned.observe(torch.linspace(-1.0, 1.0, 2001), torch.tensor([50.0]))  # the highest twentieth is clipped
+    assert float(learned.scale().detach()) == pytest.approx(0.9 / 255, rel=0.01)
     dead = Quantizer(8)
     dead.observe(torch.tensor([-0.5, -3.0]))
     assert float(dead.scale().detach()) == pytest.approx(3 / 255)  # not a step that nothing could leave
@@ -193,7 +208,7 @@ def test_fixed_point_biases_are_rounded() -> None:
     layer = DenseLayer(6, 5, weight_scale="fixed", weight_step=2.0**-7, per_channel=False, bias_bits=8)
     with torch.no_grad():
         layer.bias.copy_(torch.tensor([0.9, -0.31, 0.007, 0.0, 0.123]))
-    _, bias, _, scale = layer.quantized(Codes(None, None, None, torch.tensor(1 / 255), 0, 255))
+    _, bias, _, scale, _ = layer.quantized(Codes(None, None, None, torch.tensor(1 / 255), 0, 255))
     real = bias * scale
     assert (real / 2.0**-7 - torch.round(real / 2.0**-7)).abs().max() < 0.02  # 0.9 fits 127 steps of 2**-7
     assert (real - layer.bias).abs().max() <= 2.0**-8 + 1e-3

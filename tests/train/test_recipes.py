@@ -141,6 +141,19 @@ def test_only_some_boxes_of_a_batch_are_propagated() -> None:
     assert float(loss.detach()) == pytest.approx(0.5 * float(expected.detach()))
 
 
+def test_balls_of_many_radii() -> None:
+    torch.manual_seed(1)
+    pixels = torch.full((400, 1, 6, 6), 100.0)
+    network = Watched(made())
+    recipe = Qverify(16.0, mix=0.5, least=0.25, attack_steps=0, past=1.0)
+    recipe.loss(network, pixels, torch.zeros(400, dtype=torch.int64), 1.0, generator())  # type: ignore[arg-type]
+    _, lower, upper = network.calls[-1]
+    radii = (upper - lower)[:, 0, 0, 0] / 2
+    assert torch.allclose(upper - lower, 2 * radii[:, None, None, None]) and torch.allclose((upper + lower) / 2, pixels)
+    assert ((radii >= 4) & (radii <= 16)).all()
+    assert 0.4 < (radii < 8).float().mean() < 0.6  # the middle on a logarithmic scale
+
+
 @pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
 def test_the_mixture(mix: float) -> None:
     pixels, labels = batch()
