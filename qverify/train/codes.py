@@ -15,9 +15,7 @@ ScaleKind = Literal["learned", "power-of-two", "range", "fixed"]
 SCALE_KINDS: tuple[ScaleKind, ...] = ("learned", "power-of-two", "range", "fixed")
 RANGE_MOMENTUM = 0.05
 PIXELS = 255
-COVERED = (
-    0.95  # of a rectifier's inputs, where a learned step starts: finer steps and clipped peaks are easier to bound
-)
+COVERED = 0.95  # of a rectifier's inputs, where a learned step starts: what finer steps lose in range, bounds win
 
 _exact = False
 _rounding = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -78,7 +79,7 @@ def search_bits(
     layers = tuple(layer.weight.numel() for layer in network.modules() if isinstance(layer, Affine))
     bits = config.weight_bits if len(config.weight_bits) == len(layers) else config.weight_bits * len(layers)
     best = _try(replace(config, weight_bits=bits), layers, folder / "trials" / "start", goal, say, progress)
-    write_bytes(str(folder / TABLE), _table([best]))
+    write_bytes(str(folder / TABLE), _table([best], config.eps, goal))
     if not best.kept:
         raise UsageError(
             f"the network certifies {100 * best.certified:.1f} % at eps {config.eps:g} before any bit is taken, less than "
@@ -101,12 +102,11 @@ def search_bits(
         )
         trial = _try(changed, layers, folder / "trials" / "-".join(map(str, bits)), goal, say, progress)
         trials.append(trial)
-        write_bytes(str(folder / TABLE), _table(trials))
+        write_bytes(str(folder / TABLE), _table(trials, config.eps, goal))
         if trial.kept:
             best = trial
         else:
             frozen.add(layer)
-    write_bytes(str(folder / TABLE), _table(trials))
     write_bytes(str(folder / MODEL), (best.folder / MODEL).read_bytes())
     saved = 100 * (1 - best.size / trials[0].size)
     say(f"weights of {best.size / 8192:.1f} KiB, {saved:.0f} % less: {_spelled(best.bits)} bits")
@@ -147,23 +147,22 @@ def _try(
     clean, certified = level.correct / level.images, level.certified / level.images
     size = sum(count * bits for count, bits in zip(layers, config.weight_bits, strict=True))
     kept = certified >= goal.certified
+    error = math.sqrt(certified * (1 - certified) / level.images)
     say(
         f"{_spelled(config.weight_bits)} bits, {size / 8192:.1f} KiB: clean {100 * clean:.1f} %, certified "
-        f"{100 * certified:.1f} % of {level.images} held-out images: {'kept' if kept else 'not enough'}"
+        f"{100 * certified:.1f} % (standard error {100 * error:.1f}) of {level.images} held-out images: "
+        f"{'kept' if kept else 'not enough'}"
     )
     return Trial(config.weight_bits, size, clean, certified, kept, folder)
 
 
-def _table(trials: list[Trial]) -> bytes:
+def _table(trials: list[Trial], eps: float, goal: Goal) -> bytes:
+    """Accuracies are fractions of `images` held-out images, `certified` at `eps` pixels, `target` what was asked for."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["bits", "kib", "clean", "certified", "kept"])
+    table.writerow(["bits", "kib", "clean", "certified", "kept", "eps", "target", "images"])
     for trial in trials:
-        row = [
-            f"{trial.size / 8192:.3f}",
-            f"{trial.clean:.4f}",
-            f"{trial.certified:.4f}",
-            "yes" if trial.kept else "no",
-        ]
-        table.writerow([" ".join(map(str, trial.bits)), *row])
+        bits, kept = " ".join(map(str, trial.bits)), "yes" if trial.kept else "no"
+        figures = [f"{trial.size / 8192:.3f}", f"{trial.clean:.4f}", f"{trial.certified:.4f}"]
+        table.writerow([bits, *figures, kept, f"{eps:g}", f"{goal.certified:g}", goal.images])
     return text.getvalue().encode()
