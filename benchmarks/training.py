@@ -49,7 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recipe of 2023": {"recipe": "paper"},
 }
 FIGURES = [f"{what}_{eps}" for eps in EPS for what in ("intervals", "attacked", "certified")]
-COLUMNS = ("data", "variant", "model", "epochs", "images", "training_seconds", "clean", *FIGURES)
+COLUMNS = ("data", "variant", "model", "epochs", "images", "timeout", "training_seconds", "clean", *FIGURES)
 
 
 def measured(variant: dict[str, Any], data: Path, run: Path, words: argparse.Namespace) -> dict[str, str]:
@@ -62,10 +62,13 @@ def measured(variant: dict[str, Any], data: Path, run: Path, words: argparse.Nam
     images = load_images(data, "test")
     options = Options(timeout=words.timeout)
     report = certify(model, images.pixels, images.labels, EPS, options, limit=words.images)
-    row = {"training_seconds": f"{seconds:.0f}", "clean": f"{100 * report.levels[0].correct / words.images:.2f}"}
+    row = {
+        "training_seconds": f"{seconds:.0f}",
+        "clean": f"{100 * report.levels[0].correct / report.levels[0].images:.2f}",
+    }
     for level in report.levels:
         counts = {"intervals": level.stages["intervals"], "attacked": level.attacked, "certified": level.certified}
-        row |= {f"{what}_{level.eps}": f"{100 * count / words.images:.2f}" for what, count in counts.items()}
+        row |= {f"{what}_{level.eps}": f"{100 * count / level.images:.2f}" for what, count in counts.items()}
     return row
 
 
@@ -85,8 +88,8 @@ def main() -> None:
     rows = list(csv.DictReader(words.out.open(newline=""))) if words.out.exists() else []
     for variant in words.only:
         for name, data in sets.items():
-            key = {"data": name, "variant": variant, "model": words.model}
-            key |= {"epochs": str(words.epochs), "images": str(words.images)}
+            key = {"data": name, "variant": variant, "model": words.model, "epochs": str(words.epochs)}
+            key |= {"images": str(words.images), "timeout": f"{words.timeout:g}"}
             if any(key.items() <= row.items() for row in rows):
                 continue
             run = words.runs / f"{name} {variant} {words.model} {words.epochs}".replace(" ", "_")

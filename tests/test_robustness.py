@@ -335,13 +335,20 @@ def test_what_runs_out_of_time_is_open(small: tuple[Path, Any, Any]) -> None:
 
 def test_what_ran_out_of_time_is_tried_again_with_more_time(small: tuple[Path, Any, Any], tmp_path: Path) -> None:
     results = str(tmp_path / "rows.csv")
-    cut = certify(*small, [1, 3], replace(CPU, timeout=1e-9, attack=False), results=results)
-    same = certify(*small, [1, 3], replace(CPU, timeout=1e-9, attack=False), results=results)
+    cut = certify(*small, [1, 3], replace(CPU, timeout=1e-4, attack=False), results=results)
+    same = certify(*small, [1, 3], replace(CPU, timeout=1e-4, attack=False), results=results)
     assert verdicts(same) == verdicts(cut) and "taken over" in " ".join(same.warnings)
     for _ in range(2):  # the second time from the file alone
         longer = certify(*small, [1, 3], CPU, results=results)
         assert verdicts(longer) == verdicts(certify(*small, [1, 3], CPU)) != verdicts(cut)
         assert "taken over" not in " ".join(longer.warnings)
+    path = Path(results)
+    *_, last = lines = path.read_text().splitlines()
+    for seconds, again in (("15.0001", False), ("15.0000", True)):  # of 30
+        row = ",".join([*last.split(",")[:3], "timeout", "search", seconds])
+        path.write_text("\n".join([*lines[:2], row]) + "\n")
+        warnings = " ".join(certify(*small, [1, 3], CPU, results=results).warnings)
+        assert ("1 open rows are taken over" in warnings) is not again
 
 
 def test_a_worker_that_fails_at_a_batch_ends_the_run(

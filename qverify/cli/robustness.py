@@ -30,7 +30,7 @@ from qverify.report import Printer
 @click.option("--first", metavar="K", type=click.IntRange(min=0), default=0, help="Begin with image K, counted from 0.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only N images.")
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
-@click.option("--results", metavar="CSV", help="Keep a row per image and radius; the same command goes on from them.")
+@click.option("--results", metavar="CSV", help="Keep rows of images and radii; the same command goes on from them.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the figures as JSON.")
 @click.option("--plot", "plot_file", metavar="FILE.png", help="Draw accuracy against the radius (needs matplotlib).")
 @common_options

@@ -44,7 +44,7 @@ def _setting(name: str, help: str, **options: Any) -> Callable[[Command], Comman
 @_setting("--seed", type=int, metavar="N", help="Seed of every random choice.")
 @_setting("--augment", type=click.Choice(AUGMENTS), help="Random changes of the images.")
 @_setting("--mix", type=float, metavar="M", help="Weight of the box's loss, between 0 and 1.")
-@_setting("--shrink", type=float, metavar="S", help="Radius of the box in the loss, as a part of eps.")
+@_setting("--shrink", type=float, metavar="S", help="Radius of the box in the loss, as a part of its ball's.")
 @_setting("--attack-steps", type=int, metavar="N", help="Steps of the attack that the network is trained on; 0: none.")
 @_setting("--weight-bits", metavar="B[,B...]", help="2 to 8, for all layers or for each.")
 @_setting("--activation-bits", metavar="B[,B...]", help="2 to 8, for all layers or for each.")

@@ -99,12 +99,12 @@ def certify(
     run = _Run(decider, images, labels, Known(radii), file, options, jobs)
     try:
         old = [] if file is None else [row for row in file.rows if row.image in chosen]
-        old = [row for row in old if not (row.verdict == "timeout" and row.seconds < limit_s / 2)]
+        old = [row for row in old if not (row.verdict == "timeout" and row.seconds <= limit_s / 2)]
         run.resume(old)
         warnings = [*read.warnings, *decider.engine.cross_check()]
         if 0 < radii[0] < Fraction(1, 2):
             warnings.append(f"the radius {spelled(radii[0])} is in pixels, of which the range has {PIXEL_MAX}")
-        if open_ := sum(row.verdict == "timeout" and row.eps in radii for row in old):
+        if open_ := sum(row.verdict == "timeout" and row.eps in radii for row in run.known.rows.values()):
             warnings.append(
                 f"{open_} open rows are taken over from {results} as they are; twice the time tries them again"
             )
@@ -201,7 +201,8 @@ class _Run:
             self._waiting -= 1
             if answer.message and answer.verdict == "error":
                 self.errors.append(f"image {task.number} at eps {spelled(task.eps)}: {answer.message}")
-            self._put([Row(task.number, task.label, task.eps, answer.verdict, "search", answer.seconds)])
+            seconds = min(answer.seconds, task.timeout) if answer.verdict == "timeout" else answer.seconds
+            self._put([Row(task.number, task.label, task.eps, answer.verdict, "search", seconds)])
             self._next(task.number, queue)
             return
         if isinstance(answer, Answer):  # a worker that was killed; the next one would fare no better

@@ -105,7 +105,8 @@ class Known:
 
 
 class ResultsFile:
-    """Rows on disk, appended as they come. Its first line says of which model, data and boxes they are."""
+    """Rows on disk, appended as they come: of two about the same box the last one counts. The first line says of which
+    model, data and boxes they are."""
 
     def __init__(self, path: str, about: dict[str, str]) -> None:
         check_writable(path)

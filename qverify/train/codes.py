@@ -232,7 +232,8 @@ class Quantizer(nn.Module):
             least = torch.stack([values.amin() for values in real]).amin().clamp_max(0)
             if self.relu:
                 if self.scale.kind in ("learned", "power-of-two"):
-                    most = torch.minimum(most, _quantile(real, COVERED))
+                    covered = _quantile(real, COVERED)
+                    most = torch.where(covered > 0, covered, most)
                 step = torch.where(most > 0, most, -least) / self.high  # a layer that starts dead may wake up
             elif self.symmetric:
                 step = torch.maximum(most / (self.high - self.zero), -least / self.zero)

@@ -25,10 +25,10 @@ class Config:
     """All that a run depends on. `eps` is in pixels; `rate` 0 means the recipe's own.
 
     The training images' last `held_out` (0: a tenth, at most 5000) are not trained on: the log's accuracies are theirs.
-    Images sorted by class are shuffled before. `norm`, `past`, `mix`, `shrink`, `boxed`, `least`, `attack_steps` and
-    `regularise` are the recipe `qverify`'s (see `recipes.Qverify`), and so are the scales: the recipe `paper` has fixed
-    ones. `start_from` names another run's checkpoint, whose network is trained on: eps is whole from the first step, and
-    layers with other bits cover the same ranges.
+    Images sorted by class are shuffled before. `past`, `mix`, `shrink`, `boxed`, `least`, `attack_steps` and `regularise`
+    are the recipe `qverify`'s (see `recipes.Qverify`), and so are `norm` (see `layers.Affine`) and the scales: the recipe
+    `paper` has none, and fixed ones. `start_from` names another run's checkpoint, whose network is trained on: eps is whole
+    from the first step, and layers with other bits cover the same ranges.
     """
 
     data: str
@@ -79,12 +79,13 @@ class Config:
         for name, high in most.items():
             if not 0 <= getattr(self, name) <= high:
                 raise UsageError(f"{name} must lie between 0 and {high:g}")
-        if not self.least:
-            raise UsageError("least, the smallest radius of boxes as a part of eps, must be above 0")
+        for name in ("least", "boxed"):
+            if not getattr(self, name):
+                raise UsageError(f"{name} must be above 0")
         free = self.per_channel and self.weight_scale != "power-of-two"
         if self.norm and not free and self.recipe == "qverify":
             raise UsageError(
-                "norm needs a weight scale for each channel, not tied to powers of two: per_channel = true"
+                "norm needs a weight scale for each channel that is not a power of two: set norm = false for others"
             )
         if self.shrink < 1 and not self.attack_steps and self.recipe == "qverify":
             raise UsageError("a box with shrink < 1 lies around an attacked point: set attack_steps to 1 or more")

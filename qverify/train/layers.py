@@ -80,8 +80,8 @@ class Affine(nn.Module):
     """A weighted sum with quantized weights, `quantizer` following; `None` leaves the accumulators (the last layer).
 
     The weights have `weight_bits` bits, symmetric, per output channel or per tensor. With `norm`, batch normalisation
-    (statistics of the points, of the batch in training) is folded into the steps of the channels, which must be free: the
-    same codes as if it were folded into the weights before they are quantized.
+    (statistics of the points, of the batch in training) is folded into the steps of the channels, which must be free. That
+    leaves the weights the codes that they would get if it were folded into them before they are quantized.
     """
 
     mean: Tensor
@@ -143,24 +143,22 @@ class Affine(nn.Module):
         """
         if not self.norm:
             return weight, step, self.bias, None
+        sign = torch.where(self.gain.detach() < 0, -1.0, 1.0)
+        weight = weight * _per_row(sign, weight)
         mean, variance, sums = self.mean, self.variance, None
         if self.training and not self.frozen:
             if x.point is None:
                 raise ValueError("batch normalisation needs the points in training")
             sums = self.sums(_centred(x.point, x.zero_point), weight)
             axes = [axis for axis in range(sums.ndim) if axis != 1]
-            variance, mean = torch.var_mean(sums, axes, correction=0)
+            variance, mean = torch.var_mean(sums.to(step.dtype), axes, correction=0)
             scale = x.scale * step
-            variance, mean = variance * scale**2, mean * scale
+            variance, mean = variance * scale**2, mean * (scale * sign)
             with torch.no_grad():
                 self.mean.lerp_(mean, NORM_MOMENTUM)
                 self.variance.lerp_(variance, NORM_MOMENTUM)
         gain = self.gain / torch.sqrt(variance + NORM_EPSILON)
-        sign = gain.detach().sign()
-        if sums is not None:
-            sums = sums * along(sign, sums.ndim)
-        bias = self.bias - mean * gain
-        return weight * _per_row(sign, weight), step * gain.abs().clamp_min(TINY), bias, sums
+        return weight, step * gain.abs().clamp_min(TINY), self.bias - mean * gain, sums
 
     def refit(self) -> None:
         """After a state for another number of bits was loaded: cover the same range."""

@@ -235,12 +235,12 @@ def _recipe(config: Config) -> Recipe:
     else:
         recipe = Qverify(
             config.eps,
-            config.mix,
-            config.shrink,
-            config.boxed,
-            config.least,
-            config.attack_steps,
-            config.past,
+            mix=config.mix,
+            shrink=config.shrink,
+            boxed=config.boxed,
+            least=config.least,
+            attack_steps=config.attack_steps,
+            past=config.past,
             regularise=config.regularise,
         )
     if config.rate:

@@ -155,7 +155,7 @@ class Qverify:
         eps, mix = self.eps * self.past * part, self.mix
         count = max(1, round(self.boxed * len(pixels)))
         attacked = pixels
-        if self.attack_steps and eps > 0:
+        if self.attack_steps and eps > 0 and (mix < 1 or self.shrink < 1):
             attacked = attack(network, pixels, labels, eps, self.attack_steps, generator)
         point: Tensor | None = attacked
         ball = self._radii(eps, pixels[:count], generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from qverify.train import export  # noqa: E402
 from qverify.train.codes import SCALE_KINDS, Codes, Quantizer, exact, unrounded  # noqa: E402
 from qverify.train.config import FORMATS  # noqa: E402
 from qverify.train.layers import (  # noqa: E402
+    Affine,
     AveragePool,
     Conv,
     Flatten,
@@ -88,6 +90,9 @@ def made(name: str, bits: int, seed: int = 0, **options: Any) -> Any:
         for part in network.parameters():
             if part.ndim == 1:
                 part.add_(0.05 * torch.randn_like(part))
+        for layer in network.modules():
+            if isinstance(layer, Affine) and layer.norm:
+                layer.gain[::2] *= -1
     x = torch.from_numpy(pixels(40, seed + 1)).float()
     network(x, *box(x, 6.0), torch.zeros(40, dtype=torch.long))
     return network.eval()
@@ -178,6 +183,19 @@ def test_statistics_follow_the_batches() -> None:
     assert torch.allclose(weight * step[:, None, None, None], real, atol=float(real.abs().max()) / 250)
 
 
+@pytest.mark.parametrize("inside_exact", [False, True])
+def test_the_sums_that_are_normalised_are_those_of_the_integer_network(inside_exact: bool) -> None:
+    network = made("plain", 8).train()
+    x = network.layers[0](torch.from_numpy(pixels(30, 3)).float(), None, None)
+    layer = network.layers[1]
+    with torch.no_grad(), exact() if inside_exact else contextlib.nullcontext():
+        weight, bias, _, scale, point = layer.quantized(x)
+        assert point is not None and torch.equal(point, layer.sums(x.point - x.zero_point, weight, bias))
+        real = (point * scale[:, None, None]).transpose(0, 1).flatten(1).float()
+    assert torch.allclose(real.mean(1), layer.bias, atol=0.02)
+    assert torch.allclose(real.std(1), layer.gain.abs(), rtol=0.02)
+
+
 def test_normalisation_needs_a_step_for_each_channel() -> None:
     for options in ({"per_channel": False}, {"weight_scale": "power-of-two"}):
         with pytest.raises(ValueError, match="normalisation needs a weight scale per channel"):
@@ -198,6 +216,11 @@ def test_ranges_are_averages_and_zero_points_follow() -> None:
     learned = Quantizer(8)
     learned.observe(torch.linspace(-1.0, 1.0, 2001), torch.tensor([50.0]))  # the highest twentieth is clipped
     assert float(learned.scale().detach()) == pytest.approx(0.9 / 255, rel=0.01)
+    rare = Quantizer(8)
+    rare.observe(
+        torch.cat([torch.full((97,), -10.0), torch.tensor([0.1, 0.5, 0.2])])
+    )  # less than a twentieth is active
+    assert float(rare.scale().detach()) == pytest.approx(0.5 / 255)
     dead = Quantizer(8)
     dead.observe(torch.tensor([-0.5, -3.0]))
     assert float(dead.scale().detach()) == pytest.approx(3 / 255)  # not a step that nothing could leave
@@ -315,22 +338,21 @@ def test_gradients_are_those_of_the_unrounded_graph(name: str, scale: Any) -> No
 
 
 def covers(network: Any, parameter: Any, flat: int) -> bool:
-    """Whether the `range` step follows this weight, the largest of its channel or tensor (or what scales the channel)."""
+    """Whether the `range` step follows this weight, the largest of its channel or tensor."""
     for layer in network.modules():
         if getattr(layer, "weight", None) is parameter and layer.weight_scale.kind == "range":
             size = layer.weight.detach().abs()
             groups = size.flatten(1) if layer.weight_scale.log2.ndim else size.reshape(1, -1)
             row, column = divmod(flat, groups.shape[1])
             return bool(groups[row, column] == groups[row].max())
-        if layer is not network and getattr(layer, "gain", None) is parameter:
-            return True  # scales a whole channel, and the step with it
     return False
 
 
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("model", MODELS)
-def test_every_model_is_built_exported_and_read(model: str, tmp_path: Path) -> None:
+def test_every_model_is_built_exported_and_read(model: str, norm: bool, tmp_path: Path) -> None:
     shape = (3, 32, 32) if model == "paper-cifar" else (1, 28, 28)
-    network: Any = make_model(model, shape, 10, Precision(), norm=model == "cnn7")
+    network: Any = make_model(model, shape, 10, Precision(), norm)
     if sum(p.numel() for p in network.parameters()) > 1_000_000:
         pytest.skip("as the others, but large")
     network(torch.zeros(2, *shape), *box(torch.zeros(2, *shape), 1.0), torch.zeros(2, dtype=torch.long))

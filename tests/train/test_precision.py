@@ -39,6 +39,9 @@ def test_bits_are_taken_while_the_target_is_certified(data: Path, tmp_path: Path
     kept = [row for row in rows if row["kept"] == "yes"]
     assert rows[0]["bits"] == "8 8 8" and len(kept) > 2
     assert all((float(row["certified"]) >= 0.8) == (row["kept"] == "yes") for row in rows)
+    assert {(row["eps"], row["target"], row["images"]) for row in rows} == {
+        (f"{chosen.eps:g}", "0.8", str(goal.images))
+    }
     sizes = [float(row["kib"]) for row in kept]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < 0.8 * sizes[0]
 

@@ -154,6 +154,19 @@ def test_balls_of_many_radii() -> None:
     assert 0.4 < (radii < 8).float().mean() < 0.6  # the middle on a logarithmic scale
 
 
+def test_small_boxes_of_some_images_in_balls_of_many_radii() -> None:
+    pixels, labels = batch()
+    network, count = Watched(made()), round(0.5 * len(pixels))
+    recipe = Qverify(10.0, mix=0.5, shrink=0.5, least=0.25, boxed=0.5, attack_steps=2, past=1.0)
+    recipe.loss(network, pixels, labels, 1.0, generator())  # type: ignore[arg-type]
+    point, lower, upper = network.calls[-1]
+    assert len(point) == len(pixels) and len(lower) == len(upper) == count
+    ball = (upper - lower).amax((1, 2, 3), keepdim=True)  # twice half of it
+    assert ((ball >= 2.5 - 1e-4) & (ball <= 10 + 1e-4)).all() and ball.min() < 6 < ball.max()
+    whole = box(pixels[:count], ball + 1e-4)
+    assert ((whole[0] <= lower) & (lower <= upper) & (upper <= whole[1])).all()
+
+
 @pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
 def test_the_mixture(mix: float) -> None:
     pixels, labels = batch()
