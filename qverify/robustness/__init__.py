@@ -88,7 +88,6 @@ def certify(
     size, own = decider.engine.decoder.size, labels[first : first + len(chosen)]
     if own.min() < 0 or own.max() >= size:
         raise UsageError(f"{model}: it has {size} scores, but the labels go from {own.min()} to {own.max()}")
-    limit_s = math.inf if options.timeout is None else options.timeout
     about = {
         "model": read.sha256,
         "data": _sha256(images, labels),
@@ -98,9 +97,7 @@ def certify(
     file = None if results is None else ResultsFile(results, about)
     run = _Run(decider, images, labels, Known(radii), file, options, jobs)
     try:
-        old = [] if file is None else [row for row in file.rows if row.image in chosen]
-        old = [row for row in old if not (row.verdict == "timeout" and row.seconds <= limit_s / 2)]
-        run.resume(old)
+        run.resume([] if file is None else [row for row in file.rows if row.image in chosen])
         warnings = [*read.warnings, *decider.engine.cross_check()]
         if 0 < radii[0] < Fraction(1, 2):
             warnings.append(f"the radius {spelled(radii[0])} is in pixels, of which the range has {PIXEL_MAX}")
@@ -160,7 +157,9 @@ class _Run:
         self._waiting = 0
 
     def resume(self, rows: Sequence[Row]) -> None:
-        """Take in what an earlier run found out."""
+        """Take in what an earlier run found out, but for what ran out of at most half the time that there is now."""
+        limit = math.inf if self.options.timeout is None else self.options.timeout
+        rows = [row for row in rows if not (row.verdict == "timeout" and row.seconds <= limit / 2)]
         self.known.rows.update({(row.image, row.eps): row for row in rows})
         self._counts.update(row.verdict for row in self.known.rows.values() if row.eps in self.known.eps)
         self._put(rows)
