@@ -4,8 +4,8 @@
 
 Every variant is trained from the same seed with one thread, exported, and its file is certified by `qverify robustness` on
 the first test images at 1/255 and 4/255. Rows go to `results/training.csv` as they come; those that are there, with the
-same epochs and images, are not made again. `attacked` counts the images without a counterexample, so `certified` is at
-most that, and what lies between is open.
+same epochs, images and time limit, are not made again. `attacked` counts the images without a counterexample, so
+`certified` is at most that, and what lies between is open.
 """
 
 from __future__ import annotations
