@@ -120,8 +120,8 @@ class Qverify:
     eps: float
     mix: float = 0.1
     shrink: float = 1.0
-    boxed: float = 1.0
-    least: float = 1.0
+    boxed: float = 0.25
+    least: float = 0.25
     attack_steps: int = 1
     past: float = 1.0
     peak_rate: float = 1e-3

@@ -87,9 +87,13 @@ def test_the_worst_case_is_the_cross_entropy_of_the_worst_logits() -> None:
     )
 
 
+# A box of the whole radius for every image
+WHOLE: dict[str, Any] = {"boxed": 1.0, "least": 1.0}
+
+
 def test_the_ball_grows_past_the_target() -> None:
     pixels, labels = batch()
-    recipe = Qverify(10.0, past=1.5, warm=0.1, ramped=0.5, attack_steps=0)
+    recipe = Qverify(10.0, past=1.5, warm=0.1, ramped=0.5, attack_steps=0, **WHOLE)
     for progress, radius in ((0.0, 0.0), (0.1, 0.0), (0.3, 7.5), (0.5, 15.0), (1.0, 15.0)):
         network = Watched(made())
         recipe.loss(network, pixels, labels, progress, generator())  # type: ignore[arg-type]
@@ -102,7 +106,7 @@ def test_the_ball_grows_past_the_target() -> None:
 def test_small_boxes_lie_in_the_ball_around_an_attacked_point() -> None:
     pixels, labels = batch()
     network = Watched(made())
-    recipe = Qverify(10.0, mix=0.5, shrink=0.3, attack_steps=3, past=1.0)
+    recipe = Qverify(10.0, mix=0.5, shrink=0.3, attack_steps=3, **WHOLE)
     recipe.loss(network, pixels, labels, 1.0, generator())  # type: ignore[arg-type]
     point, lower, upper = network.calls[-1]
     whole = box(pixels, 10.0)
@@ -122,7 +126,7 @@ def test_small_boxes_lie_in_the_ball_around_an_attacked_point() -> None:
 def test_the_whole_ball_lies_around_the_image_itself_whatever_the_attack_found() -> None:
     pixels, labels = batch()
     network = Watched(made())
-    Qverify(10.0, attack_steps=1, past=1.0).loss(network, pixels, labels, 1.0, generator())  # type: ignore[arg-type]
+    Qverify(10.0, attack_steps=1, **WHOLE).loss(network, pixels, labels, 1.0, generator())  # type: ignore[arg-type]
     point, lower, upper = network.calls[-1]
     assert not torch.equal(point, pixels)
     for end, expected in zip((lower, upper), box(pixels, 10.0), strict=True):
@@ -132,7 +136,7 @@ def test_the_whole_ball_lies_around_the_image_itself_whatever_the_attack_found()
 def test_only_some_boxes_of_a_batch_are_propagated() -> None:
     pixels, labels = batch()
     network, count = Watched(made()), round(0.25 * len(pixels))
-    recipe = Qverify(10.0, mix=0.5, boxed=0.25, attack_steps=0, past=1.0)
+    recipe = Qverify(10.0, mix=0.5, boxed=0.25, least=1.0, attack_steps=0)
     loss = recipe.loss(network, pixels, labels, 1.0, generator())  # type: ignore[arg-type]
     point, lower, _ = network.calls[-1]
     assert len(point) == len(pixels) and len(lower) == count < len(pixels)
@@ -145,7 +149,7 @@ def test_balls_of_many_radii() -> None:
     torch.manual_seed(1)
     pixels = torch.full((400, 1, 6, 6), 100.0)
     network = Watched(made())
-    recipe = Qverify(16.0, mix=0.5, least=0.25, attack_steps=0, past=1.0)
+    recipe = Qverify(16.0, mix=0.5, boxed=1.0, least=0.25, attack_steps=0)
     recipe.loss(network, pixels, torch.zeros(400, dtype=torch.int64), 1.0, generator())  # type: ignore[arg-type]
     _, lower, upper = network.calls[-1]
     radii = (upper - lower)[:, 0, 0, 0] / 2
@@ -157,7 +161,7 @@ def test_balls_of_many_radii() -> None:
 def test_small_boxes_of_some_images_in_balls_of_many_radii() -> None:
     pixels, labels = batch()
     network, count = Watched(made()), round(0.5 * len(pixels))
-    recipe = Qverify(10.0, mix=0.5, shrink=0.5, least=0.25, boxed=0.5, attack_steps=2, past=1.0)
+    recipe = Qverify(10.0, mix=0.5, shrink=0.5, least=0.25, boxed=0.5, attack_steps=2)
     recipe.loss(network, pixels, labels, 1.0, generator())  # type: ignore[arg-type]
     point, lower, upper = network.calls[-1]
     assert len(point) == len(pixels) and len(lower) == len(upper) == count
@@ -171,7 +175,7 @@ def test_small_boxes_of_some_images_in_balls_of_many_radii() -> None:
 def test_the_mixture(mix: float) -> None:
     pixels, labels = batch()
     network = made().eval()
-    loss = Qverify(4.0, mix=mix, past=1.0, attack_steps=0).loss(network, pixels, labels, 1.0, generator())
+    loss = Qverify(4.0, mix=mix, attack_steps=0, **WHOLE).loss(network, pixels, labels, 1.0, generator())
     seen = network(pixels, *box(pixels, 4.0), labels)
     expected = mix * worst_case(seen.margins, labels) + (1 - mix) * functional.cross_entropy(seen.logits, labels)
     assert float(loss.detach()) == pytest.approx(float(expected.detach()))
