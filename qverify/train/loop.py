@@ -3,7 +3,8 @@
 A run lives in one folder: `config.toml` (what was asked for), `checkpoint.pt` (after every epoch), `log.csv` (a row for
 every epoch), `training.png` (its curves, where matplotlib is installed) and, at the end, `model.onnx`. The same command
 goes on where it was cut off. All that is random in an epoch is drawn from a generator seeded by the run's seed and the
-epoch's number, so that a resumed run ends in the same weights, bit for bit (on the same machine, with as many threads).
+epoch's number, so that a resumed run ends in the same weights, bit for bit, on the same machine with as many threads; it
+may go on with others, in slightly other weights.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from qverify.train.recipes import Paper, Qverify, Recipe, box
 MEASURED = 500  # images at once
 FREEZE_AT = 0.8  # of the steps: from there on normalisation uses the population's statistics
 CONFIG, CHECKPOINT, LOG, CURVES, MODEL = "config.toml", "checkpoint.pt", "log.csv", "training.png", "model.onnx"
+MACHINE = ("device", "threads")  # a run may go on with others
 
 
 @dataclass
@@ -124,16 +126,17 @@ def _open(config: Config, folder: Path) -> Run:
     network.to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate(0.0), weight_decay=recipe.weight_decay)
     run = Run(config, recipe, network, optimiser, images, test, device, [])
-    saved = folder / CHECKPOINT
+    saved, text = folder / CHECKPOINT, config.text()
     if saved.exists():
         state = _read(saved, device, network)
-        if state.get("config") != config.text():
+        if different := _difference(str(state.get("config")), text):
             raise UsageError(
-                f"{folder} holds a run with other settings ({_difference(str(state.get('config')), config.text())}); name "
-                "another folder, or remove it"
+                f"{folder} holds a run with other settings ({different}); name another folder, or remove it"
             )
         optimiser.load_state_dict(state["optimiser"])
         run.rows = state["rows"]
+        if run.epoch == config.epochs:
+            text = state["config"]
     elif config.start_from:
         _read(config.start_from, device, network)
         for layer in network.modules():
@@ -143,15 +146,15 @@ def _open(config: Config, folder: Path) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
-    write_bytes(str(folder / CONFIG), config.text().encode())
+    write_bytes(str(folder / CONFIG), text.encode())
     return run
 
 
 def _difference(there: str, here: str) -> str:
-    """The settings that differ, as `name: there, here`."""
+    """The settings that differ, but for the machine's, as `name = there, here`; empty where there are none."""
     own = dict(line.partition(" = ")[::2] for line in there.splitlines())
     new = dict(line.partition(" = ")[::2] for line in here.splitlines())
-    names = [name for name in new if own.get(name) != new[name]]
+    names = [name for name in new if own.get(name) != new[name] and name not in MACHINE]
     return "; ".join(f"{name} = {own.get(name, 'nothing')} there, {new[name]} here" for name in names[:3])
 
 

@@ -158,6 +158,24 @@ def test_another_run_is_not_touched(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "config.toml").read_text() == config(data, epochs=1).text()
 
 
+def test_a_run_goes_on_with_other_threads(data: Path, tmp_path: Path) -> None:
+    class Cut(Exception): ...
+
+    def cut(text: str) -> None:
+        if text.startswith("epoch 1 of 2"):
+            raise Cut
+
+    with pytest.raises(Cut):
+        train(config(data, epochs=2, threads=1), tmp_path, cut)
+    said: list[str] = []
+    train(config(data, epochs=2, threads=2), tmp_path, said.append)
+    assert said[0] == "going on after epoch 1 of 2"
+    finished = (tmp_path / "config.toml").read_text()
+    assert "threads = 2" in finished
+    train(config(data, epochs=2, threads=1), tmp_path)  # the finished run's settings stay what they were
+    assert (tmp_path / "config.toml").read_text() == finished
+
+
 def test_a_broken_checkpoint_is_said(data: Path, tmp_path: Path) -> None:
     train(config(data, epochs=1), tmp_path)
     for text in (b"no checkpoint", b""):
