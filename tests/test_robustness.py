@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import sys
@@ -710,3 +711,18 @@ def test_inputs_are_not_overwritten(command: list[str], capsys: pytest.CaptureFi
     assert cli.main([*command, "--eps", "1", "--json", command[1]]) == 2
     assert "would overwrite an input" in capsys.readouterr().err
     assert onnx.load(command[1]).graph.node
+
+
+def test_the_figures_of_the_certified_networks_are_of_the_shipped_files() -> None:
+    folder = EXAMPLES.parent.parent / "certified"
+    table = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| `onnx/")]
+    models = sorted((folder / "onnx").glob("*.onnx"))
+    assert models and len(table) == len(models)
+    for model in models:
+        (row,) = (line for line in table if line.startswith(f"| `onnx/{model.name}` |"))
+        document = json.loads((folder / f"{model.stem}.json").read_text())
+        assert document["model"] == hashlib.sha256(model.read_bytes()).hexdigest()
+        one, four = document["levels"]
+        shown = [f"{100 * own:.2f}" for own in (one["clean"], one["certified"], four["certified"])]
+        assert " | ".join(["", *shown, f"{one['open']}, {four['open']} images", ""]) in row
+        assert one["images"] == four["images"] == 10_000
