@@ -5,8 +5,8 @@
 
 The archives hold `x_train`, `y_train`, `x_test`, `y_test`. Each `NAME.toml` is a configuration of `qverify train`; a run
 that was cut off goes on, and a finished one is taken as it is. For the first images of the test set that a network
-classifies correctly, `vnnlib/NAME_IMAGE_eps_R.vnnlib.gz` is the ball of radius R/255 around the image within [0, 1];
-unsafe is any other class that wins or ties.
+classifies correctly, `vnnlib/SET_IMAGE_eps_R.vnnlib.gz` is the ball of radius R/255 around the image within [0, 1];
+unsafe is any other class that wins or ties. SET is what NAME begins with, `mnist` or `fashion`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for path in sorted(HERE.glob("*.toml")):
-        data = words.fashion if path.stem.startswith("fashion") else words.mnist
+        kind = path.stem.partition("_")[0]
+        data = getattr(words, kind)
         config = read_config(path, {"data": str(data)})
         run = words.runs / path.stem
         model = train(config, run, lambda text: print(text, file=sys.stderr, flush=True))
@@ -76,7 +77,7 @@ def main() -> None:
         right = np.flatnonzero(scores.argmax(axis=1) == images.labels[:100])[:IMAGES]
         for image in right:
             for radius in RADII:
-                name = f"{path.stem}_{image}_eps_{radius}.vnnlib.gz"
+                name = f"{kind}_{image}_eps_{radius}.vnnlib.gz"
                 text = specification(images.pixels[image], int(images.labels[image]), radius, scores.shape[1])
                 (folders[1] / name).write_bytes(gzip.compress(text.encode(), mtime=0))
                 rows.append(f"onnx/{path.stem}.onnx,vnnlib/{name},{TIMEOUT}\n")
