@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pytest
 
 from qverify import Options, Verdict, verify
+from qverify.bounds.cover import Cover
 from qverify.checker import Proof, Rejected, check
 from qverify.checker.archive import Archive
 from qverify.cli import main
@@ -357,7 +358,7 @@ def test_a_bound_of_a_combination_is_never_below_what_occurs(name: str, tmp_path
     for region in proof.cover.regions:
         mix = [int(v) for v in rng.integers(0, 1000, len(region))]
         given = {k: rng.integers(-900, 900, (1, 1, rule.size)) for k, rule in proof.net.rules.items()}
-        for own in ({}, given):
+        for own in (None, {}, given):
             bound = proof._upper(proof.root, [[list(zip(region, mix, strict=True))]], own)[0, 0]
             total = sum(
                 f * (i.constant + sum(c * values[v][:, e].astype(np.int64) for v, e, c in i.terms))
@@ -513,9 +514,11 @@ def test_a_tree_that_is_none_or_does_not_cover_is_rejected(
         own.check(tmp_path)
 
 
-def test_a_region_cannot_be_left_out(tmp_path: Path) -> None:
+def test_a_region_cannot_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither by an entry that nobody is the parent of, nor by one region less, nor by one region twice."""
-    own = genuine("cuts").copy()
+    none = staticmethod(lambda dual, boxes: np.zeros((len(boxes[0][0]), 9), np.bool_))  # else one region is left
+    monkeypatch.setattr(Cover, "refuted", none)
+    own = solved(ONNX / "mnist_mlp_qop.onnx", VNNLIB / "mnist_33_eps_4.vnnlib.gz", Verdict.UNSAT)
     count = len(own["regions"])
     assert own["kind"][0] == REGIONS and count > 1
     changed = own.copy()

@@ -68,26 +68,35 @@ class Cover:
         return Objective({v: kernels.asarray(own) for v, own in terms.items()}, kernels.asarray(constants))
 
     def refuted(self, dual: Dual, boxes: list[Interval]) -> BoolArray:
-        """Which cases some single inequality per region refutes, with multipliers at the hulls' edges: [N, cases]."""
+        """Which cases some single inequality per region refutes, by intervals of the inequalities themselves or with
+        multipliers at the hulls' edges: [N, cases]."""
         n = boxes[0][0].shape[0]
+        terms, constants = self.rows([list(range(len(self.inequalities)))])
         result = np.zeros((n, len(self.cases)), np.bool_)
-        numbers = list(range(len(self.inequalities)))
-        terms, constants = self.rows([numbers])
         if not terms:
             return result
-        shift = self.precision()
         sizes = (max(float(own.max(initial=0)), -float(own.min(initial=0))) for own in (constants, *terms.values()))
-        if max(sizes) * 2.0**shift >= LIMIT:
-            return result
-        try:
+        size, scene, negative = max(sizes), Scene(boxes, {}), np.zeros((n, len(self.inequalities)), np.bool_)
+        for shift, bound in ((0, dual.nearest), (self.precision(), dual.upper)):
+            if size * 2.0**shift >= LIMIT:
+                continue
             weights = {
                 value: dual.kernels.xp.broadcast_to(dual.kernels.asarray(own << shift), (n, *own.shape[1:]))
                 for value, own in terms.items()
             }
-            bound = dual.kernels.to_host(dual.upper(Scene(boxes, {}), weights)) + (constants << shift)
-        except TooLarge:
-            return result
-        empty = np.stack([(bound < 0)[:, list(own)].any(axis=1) for own in self.regions], axis=1)
+            try:
+                negative |= dual.kernels.to_host(bound(scene, weights)) + (constants << shift) < 0
+            except TooLarge:
+                continue
+            result = self._refuted(negative)
+            if result.all():
+                break
+        return result
+
+    def _refuted(self, negative: BoolArray) -> BoolArray:
+        """The cases of which every region has an inequality that cannot hold; `negative` [N, inequalities]."""
+        empty = np.stack([negative[:, list(own)].any(axis=1) for own in self.regions], axis=1)
+        result = np.zeros((len(negative), len(self.cases)), np.bool_)
         for k, own in enumerate(self.cases):
             if own is not None:
                 result[:, k] = empty[:, list(own)].all(axis=1)

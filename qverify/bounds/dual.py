@@ -111,13 +111,20 @@ class Dual:
         """
         return self._walk(scene, weights, multipliers)[0]
 
+    def nearest(self, scene: Scene, weights: Mapping[int, Array]) -> Array:
+        """Upper bounds as `upper`, with multipliers 0: the nonlinear nodes met first stand for their intervals. That is
+        interval arithmetic with the last linear nodes fused with the weights (Gowal et al., 2018). Raises TooLarge.
+
+        Sound because a node's result lies in its interval."""
+        return self._walk(scene, weights, None, near=True)[0]
+
     def guide(self, scene: Scene, weights: Mapping[int, Array], multipliers: Multipliers) -> tuple[Array, Primal]:
         """The bound in the guide's type [N, R] (not sound), and where the maxima were taken."""
         return self._walk(scene, weights, multipliers)
 
     @np.errstate(over="ignore", invalid="ignore")  # of guides; nothing exact is computed in floats that could overflow
     def _walk(
-        self, scene: Scene, weights: Mapping[int, Array], multipliers: Multipliers | None
+        self, scene: Scene, weights: Mapping[int, Array], multipliers: Multipliers | None, near: bool = False
     ) -> tuple[Array, Primal]:
         boxes = scene.boxes
         held: dict[int, Array] = dict(weights)
@@ -127,6 +134,9 @@ class Dual:
             own, node, rule = held.pop(k, None), self.network.nodes[k - 1], self.rules[k - 1]
             inputs = tuple(boxes[i] for i in node.inputs)
             if own is None:
+                continue
+            if near and isinstance(rule, Nonlinear):
+                self._collect(constants, concretize(self.kernels, own, boxes[k])[0])
                 continue
             if isinstance(rule, Nonlinear) and multipliers is not None:
                 if k not in scene.hulls:  # choose

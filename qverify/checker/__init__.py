@@ -355,13 +355,15 @@ class Proof:
         return result
 
     def _negative(self, part: Part) -> BoolArray:
-        """Which inequalities have a negative upper bound, by edges: [N, inequalities]."""
+        """Which inequalities have a negative upper bound, by ends or by edges: [N, inequalities]."""
         most = max((abs(c) for own in self.inequalities for _, _, c in own.terms), default=1)
-        unit = 1 << max(PRECISION - most.bit_length() + 1, LEAST_PRECISION)
-        found = self._upper(part, [[[(own, unit)] for own in self.inequalities]], {}) < 0
-        return np.broadcast_to(found, (len(part.ends[0][0]), len(self.inequalities)))
+        ends, edges = (1, None), (1 << max(PRECISION - most.bit_length() + 1, LEAST_PRECISION), dict[int, Ints]())
+        result = np.zeros((len(part.ends[0][0]), len(self.inequalities)), np.bool_)
+        for unit, given in (ends, edges):
+            result |= self._upper(part, [[[(own, unit)] for own in self.inequalities]], given) < 0
+        return result
 
-    def _upper(self, part: Part, sums: list[list[Terms]], given: dict[int, Ints]) -> Ints:
+    def _upper(self, part: Part, sums: list[list[Terms]], given: dict[int, Ints] | None) -> Ints:
         """Upper bounds [N, R] of R sums of multiples of inequalities' left sides: others in each box, or the same in
         all."""
         shape = len(sums), len(sums[0])

@@ -411,9 +411,9 @@ class Net:
             ends.append(own)
         return Part(ends), possible
 
-    def upper(self, part: Part, weights: Mapping[int, Ints], given: Mapping[int, Ints]) -> Ints:
+    def upper(self, part: Part, weights: Mapping[int, Ints], given: Mapping[int, Ints] | None) -> Ints:
         """Upper bounds [N, R] of the sum of weights[v] [N, R, size] . value v, with the multipliers `given` for some
-        nodes [N, R, size of the argument]."""
+        nodes [N, R, size of the argument]; None: the nonlinear nodes met first stand for their ends."""
         held = dict(weights)
         total: Any = np.zeros((1, 1), np.int64)
         for k in range(max(held, default=0), -1, -1):
@@ -421,7 +421,7 @@ class Net:
             if w is None:
                 continue
             parts: list[Ints] = []
-            if k in self.rules:
+            if k in self.rules and given is not None:
                 if k not in part.hulls:
                     part.hulls[k] = self.rules[k].hull([part.ends[i] for i in self.inputs[k]], part.ends[k])
                 m = given[k] if k in given else part.hulls[k].edge(w)

@@ -104,6 +104,7 @@ def test_an_exact_bound_is_never_below_the_truth() -> None:
             true = part.best(weights)
             edges = part.dual.upper(Scene(part.boxes, {}), weights)[0]
             assert (edges >= true).all()
+            assert (part.dual.nearest(Scene(part.boxes, {}), weights)[0] >= true).all()
             scene = part.dual.scene(part.boxes, len(part.dual.network.nodes))
             for m in disturbed(rng, part.dual.edge_multipliers(part.boxes, weights)):
                 bound = part.dual.upper(scene, weights, m)[0]
