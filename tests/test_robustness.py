@@ -186,6 +186,24 @@ def test_ties_are_violations(tmp_path: Path) -> None:
     assert level.certified < len(lenient)
 
 
+def test_scores_that_may_be_infinite_are_not_certified(tmp_path: Path) -> None:
+    """Two infinities tie, although the one sum of products is always the larger."""
+    g = Graph()
+    x = g.quantize(g.input((1, 1)), 1 / 255, np.array(0, np.uint8))
+    sums = g.node("MatMulInteger", x, g.const(np.array([[10, 9]], np.int8)), g.const(np.array(0, np.uint8)))
+    path = write(g.model(g.node("DequantizeLinear", sums, g.f32(6.7e35))), tmp_path / "m.onnx")
+    pixels, labels = np.full((2, 1, 1, 1), [[[[30]]], [[[50]]]], np.uint8), np.zeros(2, np.int64)
+    (tied,) = onnxruntime.InferenceSession(path).run(None, {"x0": np.array([[99 / 255]], np.float32)})
+    assert np.isinf(tied).all()
+    report = certify(path, pixels, labels, [5, 49], CPU)
+    assert {key: verdict == "unsat" for key, verdict in verdicts(report).items()} == {
+        (0, Fraction(5)): True,
+        (0, Fraction(49)): False,
+        (1, Fraction(5)): False,
+        (1, Fraction(49)): False,
+    }
+
+
 def test_the_radius_is_of_real_pixels(tmp_path: Path) -> None:
     """Half a pixel away a float input may have another code, and between whole pixels there are inputs too."""
     form = FORMS["float"]

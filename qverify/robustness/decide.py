@@ -94,9 +94,9 @@ class Decider:
 
     def __call__(self, task: Task, options: Options) -> Any:
         """What becomes of a task: a list of `Found` for a batch, an `Answer` for a single image."""
-        return self.batch(task, options) if isinstance(task, Batch) else self.single(task, options)
+        return self.batch(task) if isinstance(task, Batch) else self.single(task, options)
 
-    def batch(self, task: Batch, options: Options) -> list[Found]:
+    def batch(self, task: Batch) -> list[Found]:
         """Classify images, then bound the correct ones at radius after radius, until a radius is too large for bounds."""
         found: list[Found] = []
         started = time.perf_counter()
@@ -110,7 +110,7 @@ class Decider:
             if not len(rows):
                 continue
             lost = set()
-            for stage, (proved, seconds) in self._bounded(task, rows, eps, options).items():
+            for stage, (proved, seconds) in self._bounded(task, rows, eps).items():
                 found += [(i, eps, "unsat", stage, seconds) for i in rows[proved].tolist()]
                 lost = set(rows[~proved].tolist())
                 rows = rows[~proved]
@@ -166,7 +166,7 @@ class Decider:
     def _status(self, labels: Any, y: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]) -> Any:
         """The status of every case, int8 [N, classes - 1]; nothing is refuted where a score may be infinite."""
         status = np.full((len(labels), self.engine.decoder.size - 1), CERTAIN, np.int8)
-        finite = np.isfinite(y[0]).all(axis=1) & np.isfinite(y[1]).all(axis=1)
+        finite = _finite(y)
         for label in np.unique(labels).tolist():
             rows = np.flatnonzero((labels == label) & finite)
             status[rows] = self._root(label).unsafe.status((y[0][rows], y[1][rows]))
@@ -189,24 +189,24 @@ class Decider:
         tied: BoolArray = y[0][np.arange(len(right)), task.labels] >= y[0].max(axis=1)
         return right, tied & ~right
 
-    def _bounded(
-        self, task: Batch, rows: npt.NDArray[np.int64], eps: Fraction, options: Options
-    ) -> dict[str, tuple[BoolArray, float]]:
-        """By stage: which images (of those that the stage before left) are proved, and the seconds for each."""
+    def _bounded(self, task: Batch, rows: npt.NDArray[np.int64], eps: Fraction) -> dict[str, tuple[BoolArray, float]]:
+        """By stage: which images (of those that the stage before left) are proved, and the seconds for each. Nothing is
+        where a score may be infinite: the rows say nothing about infinities, and two of them tie."""
         started = time.perf_counter()
         lower, upper = self.inputs.ends(task.pixels[rows], self._radius(eps))
         ends = self.engine.encoder.encode(lower), self.engine.encoder.encode(upper)
         low, high = np.minimum(*ends), np.maximum(*ends)  # a quantizer may fall
-        status = self._status(task.labels[rows], self._scores(low, high))
+        y = self._scores(low, high)
+        status = self._status(task.labels[rows], y)
         proved: BoolArray = (status == REFUTED).all(axis=1)
         result = {"intervals": (proved, (time.perf_counter() - started) / len(rows))}
         left = np.flatnonzero(~proved)
         if self.engine.dual is None or not len(left):
             return result
         started = time.perf_counter()
-        labels = task.labels[rows][left]
-        for label in np.unique(labels).tolist():
-            own = left[labels == label]
+        labels, finite = task.labels[rows], _finite(y)
+        for label in np.unique(labels[left]).tolist():
+            own = left[(labels[left] == label) & finite[left]]
             status[own] = self._by_edges(self._root(label), low[own], high[own], status[own])
         done: BoolArray = (status[left] == REFUTED).all(axis=1)
         return {**result, "bounds": (done, (time.perf_counter() - started) / len(left))}
@@ -223,6 +223,12 @@ class Decider:
             boxes, _ = network.boxes(kernels, kernels.asarray(low[part]), kernels.asarray(high[part]))
             status[part][relaxed.cover.refuted(relaxed.dual, boxes)] = REFUTED
         return status
+
+
+def _finite(y: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]) -> BoolArray:
+    """Where all bounds of the scores are finite [N]."""
+    result: BoolArray = np.isfinite(np.hstack(y)).all(axis=1)
+    return result
 
 
 def load_decider(
