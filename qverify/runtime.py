@@ -59,7 +59,17 @@ def optimised_graph(path: Path) -> onnx.ModelProto:
         target = Path(folder) / "optimised.onnx"
         options.optimized_model_filepath = str(target)
         _create(ort, str(path), options, f"'{path}'", ["NchwcTransformer"])
-        return onnx.load(str(target))
+        fused = onnx.load(str(target), load_external_data=False)  # what lies outside is beside the model still
+    load_external(fused, path)
+    return fused
+
+
+def load_external(proto: onnx.ModelProto, path: Path) -> None:
+    """Read what the model of the file `path` keeps in files beside it. ModelError where that fails."""
+    try:
+        onnx.load_external_data_for_model(proto, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(f"its external data cannot be read: {error}") from None
 
 
 def _create(ort: Any, source: str | bytes, options: Any, what: str, without: Sequence[str] = ()) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -536,6 +537,39 @@ def test_a_damaged_results_file(line: str, tmp_path: Path) -> None:
     path.write_text(path.read_text() + line + "1,0,1,unsat,search,0.1\n")
     with pytest.raises(UsageError, match=r"damaged results file \(line 3\)"):
         ResultsFile(str(path), ABOUT)
+
+
+def test_a_torn_line_that_is_no_text_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    file = ResultsFile(str(path), ABOUT)
+    file.append([Row(11, 0, ONE, "unsat", "search", 0.1)])
+    file.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"12,0,1" + b"\xff" * 12)
+    file = ResultsFile(str(path), ABOUT)
+    file.close()
+    assert [row.image for row in file.rows] == [11]
+    assert path.read_bytes() == whole
+
+
+def test_a_row_with_another_label_is_not_taken_over(small: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    certify(*small, [1], CPU, results=str(path))
+    first, second, row, *rest = path.read_text().splitlines(keepends=True)
+    number, label, *words = row.split(",")
+    path.write_text("".join([first, second, ",".join([number, str(int(label) + 1), *words]), *rest]))
+    with pytest.raises(UsageError, match=f"damaged results file: image {number} has the label {label}"):
+        certify(*small, [1], CPU, results=str(path))
+
+
+@pytest.mark.parametrize("verdict", ["unknown", "error"])
+def test_what_stayed_open_but_for_the_time_is_tried_again(
+    verdict: str, small: tuple[Path, Any, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "r.csv"
+    before = certify(*small, [1], CPU, results=str(path))
+    path.write_text(re.sub("unsat,[a-z]+", f"{verdict},search", path.read_text()))
+    assert verdicts(certify(*small, [1], CPU, results=str(path))) == verdicts(before)
 
 
 def test_results_must_be_a_regular_file() -> None:

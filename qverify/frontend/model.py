@@ -58,12 +58,12 @@ def read_model(path: Path) -> Model:
     except OSError as error:
         raise UsageError(f"cannot read the model '{path}': {error.strerror}") from None
     try:
-        proto = _parse(path, data)
+        proto, sha256 = _parse(path, data)
         _check_quantized(proto)
         if not runtime.available() and not needs_runtime_graph(proto):
-            return Model(path, _sha256(data), lower(proto), None, ())
+            return Model(path, sha256, lower(proto), None, ())
         lowered = _lower_fused(path, proto)
-        return Model(path, _sha256(data), lowered, runtime.version(), tuple(bias_warnings(proto)))
+        return Model(path, sha256, lowered, runtime.version(), tuple(bias_warnings(proto)))
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{path}: {_one_line(error)}") from None
     except ModelError as error:
@@ -107,12 +107,9 @@ def _drop_folded_inputs(proto: onnx.ModelProto, fused: onnx.ModelProto) -> None:
     fused.graph.input.extend(kept)
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _parse(path: Path, data: bytes) -> onnx.ModelProto:
-    proto = onnx.ModelProto()
+def _parse(path: Path, data: bytes) -> tuple[onnx.ModelProto, str]:
+    """The model, and the SHA-256 of the file with what it keeps in other files."""
+    proto, digest = onnx.ModelProto(), hashlib.sha256(data)
     try:
         proto.ParseFromString(data)
     except DecodeError:
@@ -121,15 +118,14 @@ def _parse(path: Path, data: bytes) -> onnx.ModelProto:
         raise ModelError("not an ONNX file, or its graph is empty")
     if any(isinstance(name, bytes) for name in _names(proto)):
         raise ModelError("a damaged file: a name in it is not UTF-8 text")
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
-        try:
-            onnx.load_external_data_for_model(proto, str(path.parent))
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise ModelError(f"its external data cannot be read: {error}") from None
+    if outside := [t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]:
+        runtime.load_external(proto, path)
+        for tensor in outside:
+            digest.update(tensor.raw_data)
     if proto.functions:
         raise UnsupportedModel("model-local functions are not supported; inline them (onnx.inliner)")
     _check_references(proto.graph)
-    return proto
+    return proto, digest.hexdigest()
 
 
 def _names(proto: onnx.ModelProto) -> Iterator[Any]:

@@ -27,12 +27,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qverify import __version__
 from qverify.errors import QverifyError, UsageError
 from qverify.frontend.model import read_model
 from qverify.options import Options
 from qverify.robustness.decide import Batch, Decider, Single, Task, loader
 from qverify.robustness.pixels import PIXEL_MAX, Scaling
-from qverify.robustness.results import Known, Level, Report, ResultsFile, Row, spelled
+from qverify.robustness.results import SETTLED, Known, Level, Report, ResultsFile, Row, spelled
 from qverify.workers import Answer, pool
 
 __all__ = ["Level", "Report", "Row", "Scaling", "certify"]
@@ -68,7 +69,7 @@ def certify(
     `options.timeout` is for one image at one radius, in the search. Only `limit` images from number `first` on are
     decided. `jobs` above 1 takes worker processes, which are killed where they overrun; without, a search may take a
     little longer than its limit. `results` names a file that keeps the rows, and from which the same call goes on; what
-    ran out of time is tried again where the limit is now at least twice as long.
+    ran out of time is tried again where the limit is now at least twice as long, what stayed open otherwise always.
     `progress` is called with the seconds so far and a line of text.
 
     Raises a QverifyError (one line) for input that cannot be read or does not fit.
@@ -89,6 +90,8 @@ def certify(
     if own.min() < 0 or own.max() >= size:
         raise UsageError(f"{model}: it has {size} scores, but the labels go from {own.min()} to {own.max()}")
     about = {
+        "qverify": __version__,
+        "onnxruntime": read.runtime_version or "none",  # its fusions decide which integer network a file is
         "model": read.sha256,
         "data": _sha256(images, labels),
         "norm": norm,
@@ -99,8 +102,8 @@ def certify(
     try:
         run.resume([] if file is None else [row for row in file.rows if row.image in chosen])
         warnings = [*read.warnings, *decider.engine.cross_check()]
-        if 0 < radii[0] < Fraction(1, 2):
-            warnings.append(f"the radius {spelled(radii[0])} is in pixels, of which the range has {PIXEL_MAX}")
+        if small := [radius for radius in radii if 0 < radius < Fraction(1, 2)]:
+            warnings.append(f"the radius {spelled(small[0])} is in pixels, of which the range has {PIXEL_MAX}")
         if open_ := sum(row.verdict == "timeout" and row.eps in radii for row in run.known.rows.values()):
             warnings.append(
                 f"{open_} open rows are taken over from {results} as they are; twice the time tries them again"
@@ -157,9 +160,15 @@ class _Run:
         self._waiting = 0
 
     def resume(self, rows: Sequence[Row]) -> None:
-        """Take in what an earlier run found out, but for what ran out of at most half the time that there is now."""
+        """Take in what an earlier run found out, but for what ran out of at most half the time that there is now, and what
+        stayed open for another reason. UsageError for a row with another label than the image has."""
         limit = math.inf if self.options.timeout is None else self.options.timeout
-        rows = [row for row in rows if not (row.verdict == "timeout" and row.seconds <= limit / 2)]
+        if wrong := [row for row in rows if row.label != self.labels[row.image]]:
+            raise UsageError(
+                f"{self.file.path if self.file else ''} is a damaged results file: image {wrong[0].image} has the label "
+                f"{self.labels[wrong[0].image]}, not {wrong[0].label}; name another with --results"
+            )
+        rows = [row for row in rows if row.verdict in SETTLED or (row.verdict == "timeout" and row.seconds > limit / 2)]
         self.known.rows.update({(row.image, row.eps): row for row in rows})
         self._counts.update(row.verdict for row in self.known.rows.values() if row.eps in self.known.eps)
         self._put(rows)

@@ -227,8 +227,8 @@ class Decider:
 
 def _finite(y: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]) -> BoolArray:
     """Where all bounds of the scores are finite [N]."""
-    result: BoolArray = np.isfinite(np.hstack(y)).all(axis=1)
-    return result
+    finite: Any = np.isfinite(np.hstack(y))
+    return finite.all(axis=1)  # type: ignore[no-any-return]
 
 
 def load_decider(

@@ -128,20 +128,20 @@ class ResultsFile:
         if head.encode().startswith(data) and len(data) < len(head.encode()):
             os.truncate(self.path, 0)
             return False
-        first, *rest = data.decode("utf-8", "replace").splitlines(keepends=True)
+        kept = data[: data.rfind(b"\n") + 1]
+        first, *rest = (kept or data).decode("utf-8", "replace").splitlines(keepends=True)
         _compare(self.path, first, about)
-        torn = rest.pop() if rest and not rest[-1].endswith("\n") else ""
         reader = csv.reader(rest[1:])
         try:
             if rest[:1] != head.splitlines(keepends=True)[1:]:
                 raise ValueError
             self.rows = [read_row(words) for words in reader]
-        except ValueError:
+        except (ValueError, csv.Error):
             line = 2 + reader.line_num
             raise UsageError(
                 f"{self.path} is a damaged results file (line {line}); mend it, or name another with --results"
             ) from None
-        os.truncate(self.path, len(data) - len(torn.encode()))
+        os.truncate(self.path, len(kept))
         return True
 
     def append(self, rows: Iterable[Row]) -> None:

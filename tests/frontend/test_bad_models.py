@@ -14,9 +14,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from qverify import runtime
 from qverify.errors import ModelError, QverifyError, UnsupportedModel, UsageError
 from qverify.frontend.model import read_model
 from tests.graphs import Array, Graph, write
+from tests.networks import CPU
 
 U8, S8 = np.dtype(np.uint8), np.dtype(np.int8)
 ZERO = np.zeros((), U8)
@@ -189,6 +191,22 @@ def test_external_data_that_is_missing(path: Path) -> None:
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="nowhere.bin")
     assert "its external data cannot be read" in refusal(model, path, ModelError)
+
+
+@pytest.mark.parametrize("with_runtime", [True, False])
+def test_external_data_belongs_to_the_model(path: Path, with_runtime: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in a file of their own are read, and a change of them is a change of the model."""
+    if not with_runtime:
+        monkeypatch.setattr(runtime, "available", lambda: False)
+    onnx.save(small(), path)
+    whole = read_model(path)
+    onnx.save_model(small(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    own, weights = read_model(path), path.parent / "weights.bin"
+    x = np.zeros((3, whole.lowered.network.input_type.size), np.int32) + np.arange(3, dtype=np.int32)[:, None]
+    for a, b in zip(*(m.lowered.network.values(CPU, x) for m in (whole, own)), strict=True):
+        assert np.array_equal(a, b)
+    weights.write_bytes(bytes([weights.read_bytes()[0] ^ 1]) + weights.read_bytes()[1:])
+    assert len({whole.sha256, own.sha256, read_model(path).sha256}) == 3
 
 
 INPUTS: dict[str, tuple[Callable[[onnx.ValueInfoProto], object], type[QverifyError], str]] = {
