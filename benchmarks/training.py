@@ -6,7 +6,7 @@
 
 Every variant is trained from the same seed with one thread, exported, and its file is certified by `qverify robustness` on
 the first test images at 1/255 and 4/255. Rows go to `results/training.csv` as they come; those that are there, with the
-same epochs, images and time limit, are not made again. `attacked` counts the images without a counterexample, so
+same epochs, images, time limit and device, are not made again. `attacked` counts the images without a counterexample, so
 `certified` is at most that, and what lies between is open. The second command puts both recipes side by side on an
 architecture of the 2023 paper (`paper-mnist`, `paper-fashion`, `paper-cifar`), which wants a GPU.
 """
@@ -16,15 +16,16 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from qverify.data import load_images
+import numpy as np
+
+from qverify.data import Images, load_images
 from qverify.options import Options
 from qverify.robustness import certify
 from qverify.train.config import read_config
-from qverify.train.loop import train
+from qverify.train.loop import LOG, train
 
 RESULTS = Path(__file__).parent / "results" / "training.csv"
 EPS = (1, 4)
@@ -53,17 +54,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recipe of 2023": {"recipe": "paper"},
 }
 FIGURES = [f"{what}_{eps}" for eps in EPS for what in ("intervals", "attacked", "certified")]
-COLUMNS = ("data", "variant", "model", "epochs", "images", "timeout", "training_seconds", "clean", *FIGURES)
+COLUMNS = ("data", "variant", "model", "device", "epochs", "images", "timeout", "training_seconds", "clean", *FIGURES)
 
 
 def measured(name: str, variant: dict[str, Any], data: Path, run: Path, words: argparse.Namespace) -> dict[str, str]:
     """Train one variant on the data set `name` and certify its file; accuracies in percent."""
     settings = {"data": str(data), "model": words.model, "epochs": words.epochs, "threads": 1}
     settings |= {"augment": AUGMENT[name], "device": words.device}
-    started = time.perf_counter()
     model = train(read_config(None, settings | variant), run)
-    seconds = time.perf_counter() - started
+    seconds = sum(float(row["seconds"]) for row in csv.DictReader((run / LOG).open(newline="")))
     images = load_images(data, "test")
+    if images.by_class:
+        order = np.random.default_rng(0).permutation(len(images))
+        images = Images(images.pixels[order], images.labels[order], images.classes)
     options = Options(timeout=words.timeout, device=words.device)
     report = certify(model, images.pixels, images.labels, EPS, options, limit=words.images)
     row = {
@@ -84,20 +87,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--model", default="small")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--timeout", type=float, default=2.0, help="seconds for an image in the search [2]")
     words = parser.parse_args()
     sets = {name: path for name in AUGMENT if (path := getattr(words, name))}
+    if not sets:
+        parser.error(f"name a data set: {', '.join(f'--{name}' for name in AUGMENT)}")
     rows = list(csv.DictReader(words.out.open(newline=""))) if words.out.exists() else []
     for variant in words.only:
         for name, data in sets.items():
-            key = {"data": name, "variant": variant, "model": words.model, "epochs": str(words.epochs)}
+            key = {"data": name, "variant": variant, "model": words.model}
+            key |= {"device": words.device, "epochs": str(words.epochs)}
             key |= {"images": str(words.images), "timeout": f"{words.timeout:g}"}
             if any(key.items() <= row.items() for row in rows):
                 continue
-            run = words.runs / f"{name} {variant} {words.model} {words.epochs}".replace(" ", "_")
+            run = words.runs / f"{name} {variant} {words.model} {words.device} {words.epochs}".replace(" ", "_")
             rows.append(key | measured(name, VARIANTS[variant], data, run, words))
             print(rows[-1], file=sys.stderr, flush=True)
             words.out.parent.mkdir(parents=True, exist_ok=True)

@@ -89,14 +89,7 @@ def certify(
     size, own = decider.engine.decoder.size, labels[first : first + len(chosen)]
     if own.min() < 0 or own.max() >= size:
         raise UsageError(f"{model}: it has {size} scores, but the labels go from {own.min()} to {own.max()}")
-    about = {
-        "qverify": __version__,
-        "onnxruntime": read.runtime_version or "none",  # its fusions decide which integer network a file is
-        "model": read.sha256,
-        "data": _sha256(images, labels),
-        "norm": norm,
-        "scaling": decider.inputs.scaling.text(),
-    }
+    about = _about(decider, images, labels, norm)
     file = None if results is None else ResultsFile(results, about)
     run = _Run(decider, images, labels, Known(radii), file, options, jobs)
     try:
@@ -133,6 +126,19 @@ def _radii(eps: Number | Iterable[Number], norm: str) -> tuple[Fraction, ...]:
     if not radii or radii[0] < 0 or radii[-1] > PIXEL_MAX:
         raise UsageError(f"--eps must be radii in pixels, from 0 to {PIXEL_MAX}")
     return tuple(radii)
+
+
+def _about(decider: Decider, images: npt.NDArray[np.uint8], labels: npt.NDArray[Any], norm: str) -> dict[str, str]:
+    """What rows rest on. onnxruntime is named because its fusions decide which integer network a file is."""
+    read = decider.engine.read
+    return {
+        "qverify": __version__,
+        "onnxruntime": read.runtime_version or "none",
+        "model": read.sha256,
+        "data": _sha256(images, labels),
+        "norm": norm,
+        "scaling": decider.inputs.scaling.text(),
+    }
 
 
 def _sha256(images: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> str:

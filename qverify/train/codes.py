@@ -177,7 +177,7 @@ class Scale(nn.Module):
         if kind in ("learned", "power-of-two"):
             self.log2 = nn.Parameter(start)
         else:
-            self.register_buffer("log2", start)
+            self.register_buffer("log2", start, persistent=kind != "fixed")  # a fixed one goes with the bits
         self.register_buffer("started", torch.tensor(kind == "fixed"))
 
     @property

@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import math
 import os
 import pickle
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +44,7 @@ from qverify.train.recipes import Paper, Qverify, Recipe, box
 MEASURED = 500  # images at once
 FREEZE_AT = 0.8  # of the steps: from there on normalisation uses the population's statistics
 CONFIG, CHECKPOINT, LOG, CURVES, MODEL = "config.toml", "checkpoint.pt", "log.csv", "training.png", "model.onnx"
+TRIALS = "trials"  # the runs of a search for bits
 MACHINE = ("device", "threads")  # a run may go on with others
 
 
@@ -57,6 +60,7 @@ class Run:
     test: Images
     device: torch.device
     rows: list[dict[str, float]]
+    model: str = ""  # the exported file's SHA-256, once there is one
 
     @property
     def held_out(self) -> int:
@@ -84,7 +88,7 @@ def train(
     folder = Path(out)
     run = _open(config, folder)
     network = run.network
-    kept = (folder / MODEL).exists() and run.epoch == config.epochs
+    kept = run.epoch == config.epochs and (folder / MODEL).exists() and _sha256(folder / MODEL) == run.model
     if kept:
         say(f"{folder} holds this run already, finished after {config.epochs} epochs")
     elif run.epoch:
@@ -108,9 +112,14 @@ def train(
                 f"intervals {', '.join(parts)} (of {len(kept_back):,} held-out images), {row['seconds']:.0f} s"
             )
         if not kept:
-            _write_log(run, folder)  # also where the run was cut off between two files
             _export(run, folder, say)
+            run.model = _sha256(folder / MODEL)
+            _save(run, folder)
     return folder / MODEL
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _open(config: Config, folder: Path) -> Run:
@@ -126,17 +135,20 @@ def _open(config: Config, folder: Path) -> Run:
     network.to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate(0.0), weight_decay=recipe.weight_decay)
     run = Run(config, recipe, network, optimiser, images, test, device, [])
-    saved, text = folder / CHECKPOINT, config.text()
+    if (folder / TRIALS).exists():
+        raise UsageError(f"{folder} holds a search for bits, whose model is the smallest of many; name another folder")
+    saved = folder / CHECKPOINT
     if saved.exists():
         state = _read(saved, device, network)
-        if different := _difference(str(state.get("config")), text):
+        if different := _difference(str(state.get("config")), config.text()):
             raise UsageError(
                 f"{folder} holds a run with other settings ({different}); name another folder, or remove it"
             )
         optimiser.load_state_dict(state["optimiser"])
-        run.rows = state["rows"]
+        run.rows, run.model = state["rows"], state.get("model", "")
         if run.epoch == config.epochs:
-            text = state["config"]
+            there = tomllib.loads(str(state["config"]))
+            run.config = replace(config, **{name: there[name] for name in MACHINE})
     elif config.start_from:
         _read(config.start_from, device, network)
         for layer in network.modules():
@@ -146,7 +158,7 @@ def _open(config: Config, folder: Path) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
-    write_bytes(str(folder / CONFIG), text.encode())
+    write_bytes(str(folder / CONFIG), run.config.text().encode())
     return run
 
 
@@ -154,8 +166,9 @@ def _difference(there: str, here: str) -> str:
     """The settings that differ, but for the machine's, as `name = there, here`; empty where there are none."""
     own = dict(line.partition(" = ")[::2] for line in there.splitlines())
     new = dict(line.partition(" = ")[::2] for line in here.splitlines())
-    names = [name for name in new if own.get(name) != new[name] and name not in MACHINE]
-    return "; ".join(f"{name} = {own.get(name, 'nothing')} there, {new[name]} here" for name in names[:3])
+    names = [name for name in {**new, **own} if own.get(name) != new.get(name) and name not in MACHINE]
+    values = [(name, own.get(name, "nothing"), new.get(name, "nothing")) for name in names[:3]]
+    return "; ".join(f"{name} = {there} there, {here} here" for name, there, here in values)
 
 
 def held_out(config: Config, images: Images) -> int:
@@ -349,6 +362,7 @@ def _save(run: Run, folder: Path) -> None:
         "optimiser": run.optimiser.state_dict(),
         "rows": run.rows,
         "config": run.config.text(),
+        "model": run.model,
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)

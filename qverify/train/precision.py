@@ -21,7 +21,7 @@ from qverify.report import write_bytes
 from qverify.robustness import certify
 from qverify.train.config import Config
 from qverify.train.layers import Affine
-from qverify.train.loop import CHECKPOINT, MODEL, held_out, make_network, train, training_images
+from qverify.train.loop import CHECKPOINT, MODEL, TRIALS, held_out, make_network, train, training_images
 
 WIDTHS = (8, 6, 5, 4, 3, 2)
 TABLE = "bits.csv"
@@ -64,11 +64,13 @@ def search_bits(
     """Train as `config` says, then take bits from the layers' weights while `goal` is met; returns the smallest model.
 
     `out` receives the model and `bits.csv`, a row for every trial. Raises UsageError where the network misses the goal
-    before it has lost a bit.
+    before it has lost a bit, and where `out` holds a training run.
     """
     folder = Path(out)
     if not 0 < goal.certified <= 1:
         raise UsageError(f"the target {goal.certified:g} is no part of 1: 0.95, say")
+    if (folder / CHECKPOINT).exists():
+        raise UsageError(f"{folder} holds a training run, whose model would be lost; name another folder")
     images = training_images(config)
     kept = held_out(config, images)
     if not 0 < goal.images <= kept:
@@ -78,7 +80,7 @@ def search_bits(
     network = make_network(config, images)
     layers = tuple(layer.weight.numel() for layer in network.modules() if isinstance(layer, Affine))
     bits = config.weight_bits if len(config.weight_bits) == len(layers) else config.weight_bits * len(layers)
-    best = _try(replace(config, weight_bits=bits), layers, folder / "trials" / "start", goal, say, progress)
+    best = _try(replace(config, weight_bits=bits), layers, folder / TRIALS / "start", goal, say, progress)
     write_bytes(str(folder / TABLE), _table([best], config.eps, goal))
     if not best.kept:
         raise UsageError(
@@ -100,7 +102,7 @@ def search_bits(
         changed = replace(
             config, weight_bits=bits, epochs=goal.epochs, rate=RATE, start_from=str(best.folder / CHECKPOINT)
         )
-        trial = _try(changed, layers, folder / "trials" / "-".join(map(str, bits)), goal, say, progress)
+        trial = _try(changed, layers, folder / TRIALS / "-".join(map(str, bits)), goal, say, progress)
         trials.append(trial)
         write_bytes(str(folder / TABLE), _table(trials, config.eps, goal))
         if trial.kept:
@@ -138,7 +140,7 @@ def _try(
         images.pixels,
         images.labels,
         config.eps,
-        Options(timeout=goal.timeout, seed=config.seed),
+        Options(timeout=goal.timeout, seed=config.seed, device=config.device),
         jobs=goal.jobs,
         results=str(folder / "certified.csv"),
         progress=progress,

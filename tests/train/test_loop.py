@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 torch = pytest.importorskip("torch")
 
@@ -21,6 +22,7 @@ from qverify.errors import QverifyError, UsageError  # noqa: E402
 from qverify.train.codes import Quantizer  # noqa: E402
 from qverify.train.config import Config, read_config  # noqa: E402
 from qverify.train.loop import augmented, held_out, train, training_images  # noqa: E402
+from qverify.train.precision import Goal, search_bits  # noqa: E402
 from qverify.train.recipes import Qverify  # noqa: E402
 
 LABELS = 3
@@ -167,13 +169,43 @@ def test_a_run_goes_on_with_other_threads(data: Path, tmp_path: Path) -> None:
 
     with pytest.raises(Cut):
         train(config(data, epochs=2, threads=1), tmp_path, cut)
+    with pytest.raises(UsageError, match=r"other settings \(epochs = 2 there, 3 here\)"):
+        train(config(data, epochs=3, threads=2), tmp_path)
     said: list[str] = []
-    train(config(data, epochs=2, threads=2), tmp_path, said.append)
-    assert said[0] == "going on after epoch 1 of 2"
+    train(config(data, epochs=2, threads=2, device="cpu"), tmp_path, said.append)
+    assert said[0] == "going on after epoch 1 of 2" and torch.get_num_threads() == 2
     finished = (tmp_path / "config.toml").read_text()
     assert "threads = 2" in finished
     train(config(data, epochs=2, threads=1), tmp_path)  # the finished run's settings stay what they were
-    assert (tmp_path / "config.toml").read_text() == finished
+    assert (tmp_path / "config.toml").read_text() == finished and 'device = "cpu"' in finished
+
+
+def test_a_setting_that_there_is_no_more_is_another_run(data: Path, tmp_path: Path) -> None:
+    train(config(data, epochs=1), tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"config": state["config"] + "gone = 3\n"}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UsageError, match=r"other settings \(gone = 3 there, nothing here\)"):
+        train(config(data, epochs=1), tmp_path)
+
+
+def test_another_model_in_the_folder_is_not_the_runs(data: Path, tmp_path: Path) -> None:
+    """Neither one that lies there before the run, nor one that replaces the run's."""
+    other = train(config(data, epochs=1, seed=5), tmp_path / "other").read_bytes()
+    path = train(config(data, epochs=1), tmp_path / "run")
+    own = path.read_bytes()
+    path.write_bytes(other)
+    said: list[str] = []
+    assert train(config(data, epochs=1), tmp_path / "run", said.append).read_bytes() == own != other
+    assert said[0] == "going on after epoch 1 of 1" and said[1].startswith("exported")
+
+
+def test_runs_and_searches_for_bits_do_not_share_a_folder(data: Path, tmp_path: Path) -> None:
+    train(config(data, epochs=1), tmp_path / "run")
+    with pytest.raises(UsageError, match="holds a training run"):
+        search_bits(config(data, epochs=1), tmp_path / "run", Goal(0.5))
+    (tmp_path / "search" / "trials").mkdir(parents=True)
+    with pytest.raises(UsageError, match="holds a search for bits"):
+        train(config(data, epochs=1), tmp_path / "search")
 
 
 def test_a_broken_checkpoint_is_said(data: Path, tmp_path: Path) -> None:
@@ -265,6 +297,21 @@ def test_a_run_that_starts_from_another(data: Path, tmp_path: Path) -> None:
     train(config(data, epochs=1, rate=1e-4, weight_bits=(6, 5, 4), start_from=start), tmp_path / "second")  # finished
     with pytest.raises(UsageError, match="cannot read"):
         train(config(data, start_from=start), tmp_path / "third")
+
+
+def test_fewer_bits_of_the_papers_fixed_point_have_its_steps(data: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"recipe": "paper", "epochs": 1}
+    narrow: dict[str, Any] = {"weight_bits": (4,), "activation_bits": (4,)}
+    train(config(data, **options), tmp_path / "first")
+    start = {"start_from": str(tmp_path / "first" / "checkpoint.pt")}
+    steps = []
+    for name, more in (("from it", narrow | start), ("anew", narrow)):
+        own = config(data, **(options | more))
+        train(own, tmp_path / name)
+        model = onnx.load(tmp_path / name / "model.onnx")
+        scales = [numpy_helper.to_array(i) for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT]
+        steps.append(sorted(float(value) for scale in scales for value in scale.reshape(-1)))
+    assert steps[0] == steps[1]
 
 
 def test_fewer_bits_cover_the_same_ranges(data: Path, tmp_path: Path) -> None:

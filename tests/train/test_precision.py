@@ -48,10 +48,9 @@ def test_bits_are_taken_while_the_target_is_certified(data: Path, tmp_path: Path
     bits = tuple(map(int, kept[-1]["bits"].split()))
     about = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert about["qverify.weight_bits"] == str(bits)
-    for layer in onnx.load(path).graph.initializer:  # the codes really need no more
-        if layer.name.startswith("weight"):
-            codes = onnx.numpy_helper.to_array(layer)
-            assert abs(codes).max() < 2 ** (max(bits) - 1)
+    weights = [own for own in onnx.load(path).graph.initializer if own.name.startswith("weight")]
+    for width, layer in zip(bits, weights, strict=True):  # the codes really need no more
+        assert abs(onnx.numpy_helper.to_array(layer)).max() < 2 ** (width - 1)
     images = load_images(data, "train")[-40:]
     (level,) = certify(path, images.pixels, images.labels, chosen.eps).levels
     assert level.certified / 40 == float(kept[-1]["certified"])
