@@ -13,7 +13,6 @@ image by image.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 import time
@@ -28,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify import __version__
+from qverify.data import digest
 from qverify.errors import QverifyError, UsageError
 from qverify.frontend.model import read_model
 from qverify.options import Options
@@ -135,17 +135,10 @@ def _about(decider: Decider, images: npt.NDArray[np.uint8], labels: npt.NDArray[
         "qverify": __version__,
         "onnxruntime": read.runtime_version or "none",
         "model": read.sha256,
-        "data": _sha256(images, labels),
+        "data": digest(images, labels),
         "norm": norm,
         "scaling": decider.inputs.scaling.text(),
     }
-
-
-def _sha256(images: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> str:
-    own = hashlib.sha256(str(images.shape).encode())
-    own.update(np.ascontiguousarray(images).data)
-    own.update(labels.astype("<i8").tobytes())
-    return own.hexdigest()
 
 
 @dataclass(eq=False)

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qverify import __version__, runtime
-from qverify.data import Images, load_images
+from qverify.data import Images, digest, load_images
 from qverify.errors import DeviceError, UsageError
 from qverify.report import write_bytes
 from qverify.train import export
@@ -45,7 +45,7 @@ MEASURED = 500  # images at once
 FREEZE_AT = 0.8  # of the steps: from there on normalisation uses the population's statistics
 CONFIG, CHECKPOINT, LOG, CURVES, MODEL = "config.toml", "checkpoint.pt", "log.csv", "training.png", "model.onnx"
 TRIALS = "trials"  # the runs of a search for bits
-MACHINE = ("device", "threads")  # a run may go on with others
+MACHINE = ("data", "device", "threads")  # a run may go on with others; of the data the content counts, not the place
 
 
 @dataclass
@@ -60,6 +60,7 @@ class Run:
     test: Images
     device: torch.device
     rows: list[dict[str, float]]
+    data: str  # the training images' SHA-256
     model: str = ""  # the exported file's SHA-256, once there is one
 
     @property
@@ -124,8 +125,6 @@ def _sha256(path: Path) -> str:
 
 def _open(config: Config, folder: Path) -> Run:
     """A new run, or the one in the folder with its state."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     device = _device(config.device)
     images, test = _data(config)
     torch.manual_seed(config.seed)
@@ -134,7 +133,7 @@ def _open(config: Config, folder: Path) -> Run:
     recipe.start(network)
     network.to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate(0.0), weight_decay=recipe.weight_decay)
-    run = Run(config, recipe, network, optimiser, images, test, device, [])
+    run = Run(config, recipe, network, optimiser, images, test, device, [], digest(images.pixels, images.labels))
     if (folder / TRIALS).exists():
         raise UsageError(f"{folder} holds a search for bits, whose model is the smallest of many; name another folder")
     saved = folder / CHECKPOINT
@@ -143,6 +142,11 @@ def _open(config: Config, folder: Path) -> Run:
         if different := _difference(str(state.get("config")), config.text()):
             raise UsageError(
                 f"{folder} holds a run with other settings ({different}); name another folder, or remove it"
+            )
+        if state.get("data", run.data) != run.data:
+            raise UsageError(
+                f"{config.data}: the training images are not those of the run in {folder}; name another folder, or "
+                "remove it"
             )
         optimiser.load_state_dict(state["optimiser"])
         run.rows, run.model = state["rows"], state.get("model", "")
@@ -272,7 +276,9 @@ def _device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def _settings(config: Config) -> Iterator[None]:
-    """Deterministic kernels, and no TF32, whose products of codes would not be exact."""
+    """The threads asked for, deterministic kernels, and no TF32, whose products of codes would not be exact."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads or threads)
     old, matmul, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.matmul, torch.backends.cudnn
     tf32 = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False
@@ -281,6 +287,7 @@ def _settings(config: Config) -> Iterator[None]:
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(old)
         matmul.allow_tf32, cudnn.allow_tf32 = tf32
 
@@ -362,6 +369,7 @@ def _save(run: Run, folder: Path) -> None:
         "optimiser": run.optimiser.state_dict(),
         "rows": run.rows,
         "config": run.config.text(),
+        "data": run.data,
         "model": run.model,
     }
     buffer = io.BytesIO()

@@ -171,13 +171,30 @@ def test_a_run_goes_on_with_other_threads(data: Path, tmp_path: Path) -> None:
         train(config(data, epochs=2, threads=1), tmp_path, cut)
     with pytest.raises(UsageError, match=r"other settings \(epochs = 2 there, 3 here\)"):
         train(config(data, epochs=3, threads=2), tmp_path)
-    said: list[str] = []
-    train(config(data, epochs=2, threads=2, device="cpu"), tmp_path, said.append)
-    assert said[0] == "going on after epoch 1 of 2" and torch.get_num_threads() == 2
+    said: list[tuple[str, int]] = []
+    before = torch.get_num_threads()
+    train(
+        config(data, epochs=2, threads=2, device="cpu"), tmp_path, lambda s: said.append((s, torch.get_num_threads()))
+    )
+    assert said[0][0] == "going on after epoch 1 of 2" and said[1][1] == 2 and torch.get_num_threads() == before
     finished = (tmp_path / "config.toml").read_text()
     assert "threads = 2" in finished
     train(config(data, epochs=2, threads=1), tmp_path)  # the finished run's settings stay what they were
     assert (tmp_path / "config.toml").read_text() == finished and 'device = "cpu"' in finished
+
+
+def test_the_datas_content_counts(data: Path, tmp_path: Path) -> None:
+    """A run goes on wherever its data are, but not with others of the same name."""
+    elsewhere = tmp_path / "elsewhere.npz"
+    elsewhere.write_bytes(data.read_bytes())
+    train(config(elsewhere, epochs=1), tmp_path / "run")
+    said: list[str] = []
+    train(config(data, epochs=1), tmp_path / "run", said.append)
+    assert said == [f"{tmp_path / 'run'} holds this run already, finished after 1 epochs"]
+    parts = dict(np.load(data))
+    np.savez(elsewhere, **(parts | {"y_train": np.roll(parts["y_train"], 1)}))
+    with pytest.raises(UsageError, match="the training images are not those of the run"):
+        train(config(elsewhere, epochs=1), tmp_path / "run")
 
 
 def test_a_setting_that_there_is_no_more_is_another_run(data: Path, tmp_path: Path) -> None:
