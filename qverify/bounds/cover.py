@@ -76,7 +76,7 @@ class Cover:
         if not terms:
             return result
         sizes = (max(float(own.max(initial=0)), -float(own.min(initial=0))) for own in (constants, *terms.values()))
-        size, scene, negative = max(sizes), Scene(boxes, {}), np.zeros((n, len(self.inequalities)), np.bool_)
+        size, scene, negative = max(sizes), Scene(boxes, {}), np.zeros((n, constants.shape[1]), np.bool_)
         for shift, bound in ((0, dual.nearest), (self.precision(), dual.upper)):
             if size * 2.0**shift >= LIMIT:
                 continue
@@ -94,7 +94,7 @@ class Cover:
         return result
 
     def _refuted(self, negative: BoolArray) -> BoolArray:
-        """The cases of which every region has an inequality that cannot hold; `negative` [N, inequalities]."""
+        """The cases of which every region has an inequality that cannot hold; `negative` [N, inequalities or more]."""
         empty = np.stack([negative[:, list(own)].any(axis=1) for own in self.regions], axis=1)
         result = np.zeros((len(negative), len(self.cases)), np.bool_)
         for k, own in enumerate(self.cases):

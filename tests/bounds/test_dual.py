@@ -96,6 +96,8 @@ def test_a_refuted_row_never_holds(lowered) -> None:
     assert all(own is not None for own in cover.cases)
     clamps = tightened(dual, lower, upper, cover.last, Deadline.after(None)).clamps
     refuted = cover.refuted(dual, network.boxes(CPU, lower, upper, clamps)[0])[0]
+    twice = make_cover(network, dual, described_outputs(lowered), [(row, row) for row in rows], boxes)
+    assert (twice.refuted(dual, network.boxes(CPU, lower, upper, clamps)[0])[0] >= refuted).all()
     for row in np.flatnonzero(refuted):
         value = min(sum((v * Fraction(point[i]) for i, v in rows[row].y), Fraction(0)) for point in y)
         assert value >= rows[row].rhs if rows[row].strict else value > rows[row].rhs
