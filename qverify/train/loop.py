@@ -61,6 +61,7 @@ class Run:
     device: torch.device
     rows: list[dict[str, float]]
     data: str  # the training images' SHA-256
+    threads: int  # those before the run went on
     model: str = ""  # the exported file's SHA-256, once there is one
 
     @property
@@ -94,6 +95,8 @@ def train(
         say(f"{folder} holds this run already, finished after {config.epochs} epochs")
     elif run.epoch:
         say(f"going on after epoch {run.epoch} of {config.epochs}")
+        if run.threads != config.threads:
+            say(f"with threads = {config.threads}, not {run.threads} as before: the weights will differ slightly")
     elif 0 < config.eps < 1:
         say(f"warning: eps {config.eps:g} is in pixels, of which the range has 255")
     started = time.monotonic()
@@ -133,12 +136,23 @@ def _open(config: Config, folder: Path) -> Run:
     recipe.start(network)
     network.to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate(0.0), weight_decay=recipe.weight_decay)
-    run = Run(config, recipe, network, optimiser, images, test, device, [], digest(images.pixels, images.labels))
+    run = Run(
+        config,
+        recipe,
+        network,
+        optimiser,
+        images,
+        test,
+        device,
+        [],
+        digest(images.pixels, images.labels),
+        config.threads,
+    )
     if (folder / TRIALS).exists():
         raise UsageError(f"{folder} holds a search for bits, whose model is the smallest of many; name another folder")
     saved = folder / CHECKPOINT
     if saved.exists():
-        state = _read(saved, device, network)
+        state = _state(saved, device)
         if different := _difference(str(state.get("config")), config.text()):
             raise UsageError(
                 f"{folder} holds a run with other settings ({different}); name another folder, or remove it"
@@ -148,13 +162,18 @@ def _open(config: Config, folder: Path) -> Run:
                 f"{config.data}: the training images are not those of the run in {folder}; name another folder, or "
                 "remove it"
             )
+        _load(saved, state, network)
         optimiser.load_state_dict(state["optimiser"])
-        run.rows, run.model = state["rows"], state.get("model", "")
+        there = tomllib.loads(str(state["config"]))
+        run.rows, run.model, run.threads = state["rows"], state.get("model", ""), there["threads"]
         if run.epoch == config.epochs:
-            there = tomllib.loads(str(state["config"]))
             run.config = replace(config, **{name: there[name] for name in MACHINE})
+    elif (folder / CONFIG).exists() and (folder / CONFIG).read_bytes() != config.text().encode():
+        raise UsageError(
+            f"{folder / CONFIG} has other settings, or is not a run's; move it away, or name another folder"
+        )
     elif config.start_from:
-        _read(config.start_from, device, network)
+        _load(config.start_from, _state(config.start_from, device), network)
         for layer in network.modules():
             if isinstance(layer, Affine | Quantizer):
                 layer.refit()
@@ -216,18 +235,25 @@ def _data(config: Config) -> tuple[Images, Images]:
     return images, test
 
 
-def _read(path: str | Path, device: torch.device, network: QuantizedNetwork) -> dict[str, Any]:
-    """Load a checkpoint's network; returns the rest. UsageError for a file that is none, or another network's."""
+def _state(path: str | Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint. UsageError for a file that is none."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        network.load_state_dict(state["network"])
+        state = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise UsageError(
-            f"{path} is no checkpoint of this network ({type(error).__name__}); it cannot be resumed"
-        ) from None
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise UsageError(f"{path} is no checkpoint ({type(error).__name__}); it cannot be resumed") from None
+    if not isinstance(state, dict) or not {"network", "config", "rows"} <= state.keys():
+        raise UsageError(f"{path} is no checkpoint of a training run; it cannot be resumed")
     return state
+
+
+def _load(path: str | Path, state: dict[str, Any], network: QuantizedNetwork) -> None:
+    """Put a checkpoint's weights into a network. UsageError for another network's."""
+    try:
+        network.load_state_dict(state["network"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is of another network ({type(error).__name__}); it cannot be resumed") from None
 
 
 def make_network(config: Config, images: Images) -> QuantizedNetwork:

@@ -176,11 +176,27 @@ def test_a_run_goes_on_with_other_threads(data: Path, tmp_path: Path) -> None:
     train(
         config(data, epochs=2, threads=2, device="cpu"), tmp_path, lambda s: said.append((s, torch.get_num_threads()))
     )
-    assert said[0][0] == "going on after epoch 1 of 2" and said[1][1] == 2 and torch.get_num_threads() == before
+    assert said[0][0] == "going on after epoch 1 of 2" and said[2][1] == 2
+    assert said[1][0] == "with threads = 2, not 1 as before: the weights will differ slightly"
+    assert torch.get_num_threads() == before
     finished = (tmp_path / "config.toml").read_text()
     assert "threads = 2" in finished
     train(config(data, epochs=2, threads=1), tmp_path)  # the finished run's settings stay what they were
     assert (tmp_path / "config.toml").read_text() == finished and 'device = "cpu"' in finished
+
+
+def test_a_configuration_in_the_folder_is_not_overwritten(data: Path, tmp_path: Path) -> None:
+    own = tmp_path / "config.toml"
+    own.write_text("# mine\nepochs = 1\n")
+    with pytest.raises(UsageError, match=r"config\.toml has other settings, or is not a run's"):
+        train(config(data, epochs=1), tmp_path)
+    assert own.read_text() == "# mine\nepochs = 1\n"
+
+
+def test_another_model_is_another_setting(data: Path, tmp_path: Path) -> None:
+    train(config(data, epochs=1), tmp_path)
+    with pytest.raises(UsageError, match=r"other settings \(model = \"mlp\" there, \"resnet\" here\)"):
+        train(config(data, epochs=1, model="resnet"), tmp_path)
 
 
 def test_the_datas_content_counts(data: Path, tmp_path: Path) -> None:
@@ -229,10 +245,10 @@ def test_a_broken_checkpoint_is_said(data: Path, tmp_path: Path) -> None:
     train(config(data, epochs=1), tmp_path)
     for text in (b"no checkpoint", b""):
         (tmp_path / "checkpoint.pt").write_bytes(text)
-        with pytest.raises(UsageError, match=r"checkpoint\.pt is no checkpoint of this network"):
+        with pytest.raises(UsageError, match=r"checkpoint\.pt is no checkpoint"):
             train(config(data, epochs=1), tmp_path)
     torch.save([1, 2], tmp_path / "checkpoint.pt")
-    with pytest.raises(UsageError, match="is no checkpoint of this network"):
+    with pytest.raises(UsageError, match="is no checkpoint of a training run"):
         train(config(data, epochs=1), tmp_path)
 
 
@@ -308,7 +324,7 @@ def test_a_run_that_starts_from_another(data: Path, tmp_path: Path) -> None:
     assert float(row["clean"]) > 0.9 and float(row["certified"]) > 0.6
     about = {entry.key: entry.value for entry in onnx.load(tmp_path / "second" / "model.onnx").metadata_props}
     assert about["qverify.weight_bits"] == "(6, 5, 4)" and str(tmp_path) not in str(about)
-    with pytest.raises(UsageError, match="no checkpoint of this network"):
+    with pytest.raises(UsageError, match="is of another network"):
         train(config(data, model="resnet", start_from=start), tmp_path / "other")
     (tmp_path / "first" / "checkpoint.pt").unlink()
     train(config(data, epochs=1, rate=1e-4, weight_bits=(6, 5, 4), start_from=start), tmp_path / "second")  # finished
