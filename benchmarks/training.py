@@ -19,9 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from qverify.data import Images, load_images
+from qverify.data import load_images
 from qverify.options import Options
 from qverify.robustness import certify
 from qverify.train.config import read_config
@@ -63,10 +61,7 @@ def measured(name: str, variant: dict[str, Any], data: Path, run: Path, words: a
     settings |= {"augment": AUGMENT[name], "device": words.device}
     model = train(read_config(None, settings | variant), run)
     seconds = sum(float(row["seconds"]) for row in csv.DictReader((run / LOG).open(newline="")))
-    images = load_images(data, "test")
-    if images.by_class:
-        order = np.random.default_rng(0).permutation(len(images))
-        images = Images(images.pixels[order], images.labels[order], images.classes)
+    images = load_images(data, "test").mixed()
     options = Options(timeout=words.timeout, device=words.device)
     report = certify(model, images.pixels, images.labels, EPS, options, limit=words.images)
     row = {

@@ -54,6 +54,13 @@ class Images:
         """Whether the labels never fall: a part of such images is of a few classes only."""
         return bool((self.labels[1:] >= self.labels[:-1]).all())
 
+    def mixed(self) -> Images:
+        """The same, shuffled (always alike) if they come by class: then a part of them has all classes."""
+        if not self.by_class:
+            return self
+        order = np.random.default_rng(0).permutation(len(self))
+        return Images(self.pixels[order], self.labels[order], self.classes)
+
     def __getitem__(self, rows: slice) -> Images:
         return Images(self.pixels[rows], self.labels[rows], self.classes)
 

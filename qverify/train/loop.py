@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import math
@@ -60,9 +61,13 @@ class Run:
     test: Images
     device: torch.device
     rows: list[dict[str, float]]
-    data: str  # the training images' SHA-256
     threads: int  # those before the run went on
     model: str = ""  # the exported file's SHA-256, once there is one
+
+    @functools.cached_property
+    def data(self) -> str:
+        """The training images' SHA-256."""
+        return digest(self.images.pixels, self.images.labels)
 
     @property
     def held_out(self) -> int:
@@ -128,6 +133,8 @@ def _sha256(path: Path) -> str:
 
 def _open(config: Config, folder: Path) -> Run:
     """A new run, or the one in the folder with its state."""
+    if (folder / TRIALS).exists():
+        raise UsageError(f"{folder} holds a search for bits, whose model is the smallest of many; name another folder")
     device = _device(config.device)
     images, test = _data(config)
     torch.manual_seed(config.seed)
@@ -136,20 +143,7 @@ def _open(config: Config, folder: Path) -> Run:
     recipe.start(network)
     network.to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate(0.0), weight_decay=recipe.weight_decay)
-    run = Run(
-        config,
-        recipe,
-        network,
-        optimiser,
-        images,
-        test,
-        device,
-        [],
-        digest(images.pixels, images.labels),
-        config.threads,
-    )
-    if (folder / TRIALS).exists():
-        raise UsageError(f"{folder} holds a search for bits, whose model is the smallest of many; name another folder")
+    run = Run(config, recipe, network, optimiser, images, test, device, [], config.threads)
     saved = folder / CHECKPOINT
     if saved.exists():
         state = _state(saved, device)
@@ -201,11 +195,7 @@ def held_out(config: Config, images: Images) -> int:
 
 def training_images(config: Config) -> Images:
     """The training images in the order that a run uses: shuffled, always alike, where the files have them by class."""
-    images = load_images(config.data, "train")
-    if not images.by_class:
-        return images
-    order = np.random.default_rng(0).permutation(len(images))
-    return Images(images.pixels[order], images.labels[order], images.classes)
+    return load_images(config.data, "train").mixed()
 
 
 def _data(config: Config) -> tuple[Images, Images]:

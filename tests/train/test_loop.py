@@ -222,7 +222,7 @@ def test_a_setting_that_there_is_no_more_is_another_run(data: Path, tmp_path: Pa
 
 
 def test_another_model_in_the_folder_is_not_the_runs(data: Path, tmp_path: Path) -> None:
-    """Neither one that lies there before the run, nor one that replaces the run's."""
+    """One that replaces it is not taken for it: the run's is exported again."""
     other = train(config(data, epochs=1, seed=5), tmp_path / "other").read_bytes()
     path = train(config(data, epochs=1), tmp_path / "run")
     own = path.read_bytes()
