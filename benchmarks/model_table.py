@@ -83,7 +83,7 @@ def row(path: Path, name: str, count: int, seed: int) -> dict[str, Any]:
         reason = str(error).removeprefix(f"{path}: ")
         runnable = "onnxruntime" not in reason or "cannot load" not in reason
         return {"file": name, "status": "refused" if runnable else "not runnable", "reason": reason[:300]}
-    read_by = f"onnxruntime {model.runtime_version}" if model.runtime_version else "directly"
+    read_by = f"onnxruntime {model.runtime_version}"
     found = {"file": name, "inputs": count, "ops": len(model.lowered.network.nodes), "read_by": read_by}
     try:
         values, different, exact = compare(model, count, seed)

@@ -60,7 +60,7 @@ class Engine:
         domain = make_domain(self.encoder, query.box) if domain is None else domain
         lower, upper = domain.code_box()
         unsafe = make_unsafe(query, len(self.encoder.is_float), self.decoder.grid)
-        ask = None if self.decoder.exact or not runtime.available() else self.file_function()
+        ask = None if self.decoder.exact else self.file_function()
         problem = Problem(self.kernels, self.network, domain, self.decoder, unsafe, lower, upper, ask)
         problem.dual, problem.described, problem.propagator = self.dual, self.described, self.propagator
         return problem
@@ -86,9 +86,6 @@ class Engine:
 
     def replayed(self, query: Query, problem: Problem, candidate: Candidate) -> tuple[Verdict, str, Witness | None]:
         """`sat` with its witness only after the replay; otherwise `unknown` with the reason."""
-        if not runtime.available():
-            missing = "it cannot be replayed without onnxruntime: pip install 'qverify[cpu]'"
-            return Verdict.UNKNOWN, f"a counterexample was found, but {missing}", None
         exactly = problem.unsafe.mixed
         try:
             decimals = (problem.domain.decimal_for(i, float(v), exactly) for i, v in enumerate(candidate.inputs))
@@ -107,8 +104,6 @@ class Engine:
         Returns warnings: on x86 without VNNI a network that can saturate is computed differently there. Any other
         difference raises SoundnessError, since no verdict may be built on it.
         """
-        if self.read.runtime_version is None:  # onnxruntime is not there to compare with
-            return []
         lowered, encoder = self.read.lowered, self.encoder
         rng, kernels = np.random.default_rng(0), open_kernels("cpu")
         count = int(np.clip(2e7 / lowered.network.elements_per_point(), 1, 16))

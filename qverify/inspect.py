@@ -22,9 +22,7 @@ def describe(model: str | os.PathLike[str]) -> str:
     largest accumulator, and whether an x86 CPU without VNNI could compute other integers. Raises as `read_model`."""
     read = read_model(Path(model))
     lowered = read.lowered
-    how = (
-        f"the graph that onnxruntime {read.runtime_version} runs for it" if read.runtime_version else "the file itself"
-    )
+    how = f"the graph that onnxruntime {read.runtime_version} runs for it"
     lines = [f"{read.path}  (sha256 {read.sha256[:16]}…)", f"read from: {how}", ""]
     for name, shape, dtype in lowered.inputs:
         lines.append(f"input   {name}: {dtype}{list(shape)}")

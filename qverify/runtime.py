@@ -4,6 +4,7 @@ run graphs of ours, and to replay counterexamples. The only module that names on
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor
 
 from qverify.errors import ModelError, UsageError
 
@@ -52,7 +54,7 @@ def optimised_graph(path: Path) -> onnx.ModelProto:
 
     Raises ModelError if onnxruntime refuses the file.
     """
-    ort = _onnxruntime("A QDQ model (or one with float islands)")
+    ort = _onnxruntime("Reading a model")
     options = ort.SessionOptions()
     options.log_severity_level = 4
     with tempfile.TemporaryDirectory() as folder:
@@ -60,14 +62,18 @@ def optimised_graph(path: Path) -> onnx.ModelProto:
         options.optimized_model_filepath = str(target)
         _create(ort, str(path), options, f"'{path}'", ["NchwcTransformer"])
         fused = onnx.load(str(target), load_external_data=False)  # what lies outside is beside the model still
-    load_external(fused, path)
+    for tensor in fused.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            load_external(tensor, path)
     return fused
 
 
-def load_external(proto: onnx.ModelProto, path: Path) -> None:
-    """Read what the model of the file `path` keeps in files beside it. ModelError where that fails."""
+def load_external(tensor: onnx.TensorProto, path: Path) -> None:
+    """Read the data that a tensor of the model `path` keeps in a file beside it. ModelError where that fails."""
     try:
-        onnx.load_external_data_for_model(proto, str(path.parent))
+        load_external_data_for_tensor(tensor, str(path.parent))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(f"its external data cannot be read: {error}") from None
 
@@ -77,8 +83,14 @@ def _create(ort: Any, source: str | bytes, options: Any, what: str, without: Seq
         providers = ["CPUExecutionProvider"]
         return ort.InferenceSession(source, options, providers=providers, disabled_optimizers=list(without) or None)
     except Exception as error:  # onnxruntime raises its own classes, RuntimeError and others alike
-        text = " ".join(str(error).split())
-        raise ModelError(f"onnxruntime {ort.__version__} cannot load {what}: {text[:300]}") from None
+        raise ModelError(f"onnxruntime {ort.__version__} cannot load {what}: {_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    """An error of onnxruntime's on one line, without the parts that say nothing."""
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    text = re.sub(r"^Load model from .*? failed: ?", "", text)
+    return re.sub(r"/\S*\.(cc|h):\d+ .*?\) (?=\S)", "", text)[:300]
 
 
 def node_function(
@@ -95,20 +107,52 @@ def node_function(
     inputs = [helper.make_tensor_value_info(name, element, None)]
     graph = helper.make_graph([node], "node", inputs, [onnx.ValueInfoProto(name=node.output[0])], tensors)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = _create(ort, model.SerializeToString(), options, f"the node '{node.name}' ({node.op_type})")
+    session = _create(ort, model.SerializeToString(), _as_written(ort), f"the node '{node.name}' ({node.op_type})")
 
     def call(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         try:
             return np.asarray(session.run(None, {name: x})[0])
         except Exception as error:  # an attribute that the kernel does not know, for instance
-            text = " ".join(str(error).split())
-            raise ModelError(f"onnxruntime {ort.__version__} cannot run the node '{node.name}': {text[:300]}") from None
+            raise ModelError(
+                f"onnxruntime {ort.__version__} cannot run the node '{node.name}': {_said(error)}"
+            ) from None
 
     return call
+
+
+def constant_node(
+    node: onnx.NodeProto, inputs: Sequence[npt.NDArray[Any] | None], opsets: list[onnx.OperatorSetIdProto]
+) -> tuple[npt.NDArray[Any], ...]:
+    """What a node gives for constant inputs (None: absent), computed by onnxruntime without optimisation: an array for
+    every output, empty for one that is absent. ModelError where onnxruntime refuses the node or it gives something else."""
+    ort = _onnxruntime(f"The op {node.op_type}")
+    what = f"the node '{node.name}' ({node.op_type})"
+    alone = onnx.NodeProto()
+    alone.CopyFrom(node)
+    del alone.input[:]
+    alone.input.extend(f"i{k}" if value is not None else "" for k, value in enumerate(inputs))
+    tensors = [numpy_helper.from_array(value, f"i{k}") for k, value in enumerate(inputs) if value is not None]
+    results = [name for name in node.output if name]
+    graph = helper.make_graph([alone], "constant", [], [onnx.ValueInfoProto(name=name) for name in results], tensors)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = _create(ort, model.SerializeToString(), _as_written(ort), what)
+    try:
+        found = dict(zip(results, session.run(None, {}), strict=True))
+    except Exception as error:  # the same, from a node that cannot take these constants
+        raise ModelError(f"onnxruntime {ort.__version__} cannot run {what}: {_said(error)}") from None
+    if not all(isinstance(value, np.ndarray) for value in found.values()):
+        raise ModelError(f"{what} gives something other than tensors, which is not supported")
+    return tuple(found.get(name, np.zeros(0, np.float32)) for name in node.output)
+
+
+def _as_written(ort: Any) -> Any:
+    """Options of a session that runs a graph node by node as it is written, on one thread."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def saturates() -> bool:
@@ -159,11 +203,7 @@ class IntegerGraph:
         graph = helper.make_graph(self._nodes, "bounds", self._inputs, results, self._constants)
         opsets = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = _as_written(ort)
         if exactly:
             options.add_session_config_entry("session.x64quantprecision", "1")
         session = _create(ort, model.SerializeToString(), options, "a graph of bounds")
@@ -172,8 +212,9 @@ class IntegerGraph:
             try:
                 values: list[Any] = session.run(None, inputs)
             except Exception as error:  # such as memory that is not there; the caller has another way
-                text = " ".join(str(error).split())
-                raise ModelError(f"onnxruntime {ort.__version__} cannot run a graph of bounds: {text[:300]}") from None
+                raise ModelError(
+                    f"onnxruntime {ort.__version__} cannot run a graph of bounds: {_said(error)}"
+                ) from None
             return values
 
         return evaluate

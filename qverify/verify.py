@@ -187,7 +187,7 @@ def _details(read: Model, prop: Property, spec: Path, kernels: Kernels) -> dict[
     return {
         "device": kernels.description,
         "semantics": "exact int32 accumulation, float32 requantization as onnxruntime's CPU provider",
-        "read_by": f"onnxruntime {read.runtime_version}'s fused graph" if read.runtime_version else "directly",
+        "read_by": f"onnxruntime {read.runtime_version}'s fused graph",
         "x86_without_vnni": f"may saturate in {len(saturable)} node(s)" if saturable else "computes the same integers",
         "model_sha256": read.sha256,
         "spec_sha256": hashlib.sha256(_spec_file(spec).read_bytes()).hexdigest(),

@@ -1,11 +1,12 @@
 """From an ONNX graph to the integer network: node by node, through the rules; nothing is skipped.
 
-A node whose inputs are all constants is folded; a node that has no rule stops the reading with its name, op, input
-types and a hint.
+A node whose inputs are all constants is computed by onnxruntime itself; a node that has no rule stops the reading with
+its name, op, input types and a hint.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -16,9 +17,10 @@ import onnx
 from onnx import numpy_helper
 
 import qverify.frontend.rules  # noqa: F401  (registers the rules)
+from qverify import runtime
 from qverify.errors import ModelError, UnsupportedModel
 from qverify.frontend.builder import Builder, Identity, Refusal
-from qverify.frontend.registry import RULES, View
+from qverify.frontend.registry import CONTROL_FLOW, RANDOM, RULES, View, refuse_unknown
 from qverify.frontend.simplify import simplified
 from qverify.frontend.tensors import Codes, FloatAcc, FloatInput, FloatSum, Tensor
 from qverify.network import Network
@@ -175,64 +177,57 @@ def _read_node(
         if name and name not in env:
             raise ModelError(f"node '{node.name}' ({node.op_type}) reads '{name}', which nothing computes")
         inputs.append(env[name] if name else None)
-    builder.node_name = node.name or next(iter(node.output), "")
+    builder.node_name = re.sub(r"(_token_\d+)$", "", node.name) or next(iter(node.output), "")  # a copy's suffix
     op = f"{domain}.{node.op_type}" if domain else node.op_type
     where = f"node '{builder.node_name}' ({op} of {', '.join(_describe(i) for i in inputs)})"
     try:
         # An infinity may still be clipped by a quantizer; NaN never becomes a code.
         with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="raise"):
-            results = _evaluate(View(node, inputs, builder, opsets.get(domain, 1), imports), domain)
+            results = _evaluate(node, inputs, builder, domain, opsets.get(domain, 1), imports)
+        for k, name in enumerate(node.output[len(results) :], len(results)):
+            if name:
+                raise Refusal(f"its output {k} ('{name}') is not supported")
     except Refusal as refusal:
         raise UnsupportedModel(f"{where}: {refusal}") from None
-    except NONSENSE as error:
+    except UNREADABLE as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ModelError(f"{where}: an attribute or an input is wrong ({text}); export the file again") from None
+        raise UnsupportedModel(
+            f"{where}: it cannot be read ({text}); if onnxruntime runs the model, please report this"
+        ) from error
     for name, result in zip(node.output, results, strict=False):
         if name:
             env[name] = np.asarray(result) if isinstance(result, np.generic) else result
 
 
-# What rules, written for well-formed nodes, meet in others: an axis out of range, a missing or mistyped attribute, ...
-NONSENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+# What a rule, written for well-formed nodes, meets in others, or where it is wrong itself.
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 
 
-def _evaluate(view: View, domain: str) -> tuple[Tensor, ...]:
-    if all(i is None or isinstance(i, np.ndarray) for i in view.inputs) and view.op not in FOLDED_BY_RULE:
-        return _fold(view.node, view.opsets, [i for i in view.inputs if i is None or isinstance(i, np.ndarray)])
-    rule = RULES.get((domain, view.op))
+def _evaluate(
+    node: onnx.NodeProto,
+    inputs: list[Tensor | None],
+    builder: Builder,
+    domain: str,
+    opset: int,
+    imports: list[onnx.OperatorSetIdProto],
+) -> tuple[Tensor, ...]:
+    constants = [i for i in inputs if i is None or isinstance(i, np.ndarray)]
+    if len(constants) == len(inputs) and _is_function(node.op_type, domain, opset):
+        return runtime.constant_node(node, constants, imports)
+    rule = RULES.get((domain, node.op_type))
     if rule is None:
-        raise Refusal(HINTS.get(view.op, "no exact integer rule exists for this op"))
-    value = rule(view)
+        raise Refusal(HINTS.get(node.op_type, "no exact integer rule exists for this op"))
+    refuse_unknown(node, rule, domain, opset)
+    value = rule.function(View(node, inputs, builder, opset, imports, rule.attributes))
     return value if isinstance(value, tuple) else (value,)
 
 
-FOLDED_BY_RULE = {"QuantizeLinear", "DequantizeLinear", "Identity", "Reshape", "Transpose"}
-
-
-def _fold(
-    node: onnx.NodeProto, imports: list[onnx.OperatorSetIdProto], inputs: list[npt.NDArray[Any] | None]
-) -> tuple[Tensor, ...]:
-    """A node of constants (shape arithmetic, mostly), by ONNX's reference implementation."""
-    if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name == "value":
-        return (numpy_helper.to_array(node.attribute[0].t),)
-    from onnx.reference import ReferenceEvaluator
-
-    names = [f"i{k}" if i is not None else "" for k, i in enumerate(inputs)]
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    del copy.input[:]
-    copy.input.extend(names)
-    feeds = {name: i for name, i in zip(names, inputs, strict=True) if i is not None}
-    infos = [
-        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(i.dtype), i.shape)
-        for name, i in feeds.items()
-    ]
-    graph = onnx.helper.make_graph([copy], "fold", infos, [onnx.ValueInfoProto(name=o) for o in node.output if o])
-    try:
-        model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
-        return tuple(np.asarray(v) for v in ReferenceEvaluator(model).run(None, feeds))
-    except Exception as error:  # the reference raises whatever NumPy raises; the node is named by the caller
-        raise Refusal(f"a constant node could not be folded: {error}") from None
+def _is_function(op: str, domain: str, opset: int) -> bool:
+    """Whether an op is known to give the same result for the same inputs every time: what may be computed once, when the
+    model is read. Of Microsoft's ops, those that have a rule are."""
+    if domain:
+        return (domain, op) in RULES
+    return op not in RANDOM | CONTROL_FLOW | {"Dropout"} and onnx.defs.has(op, opset, domain)
 
 
 def _close_outputs(graph: onnx.GraphProto, env: dict[str, Tensor], builder: Builder) -> list[tuple[str, Output]]:

@@ -9,49 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from qverify import runtime
 from qverify.errors import ModelError, UnsupportedModel, UsageError
 from qverify.frontend.lower import Lowered, lower
-
-DIRECT_DOMAINS = ("", "ai.onnx", "com.microsoft")
-FLOAT_WORK = {"Conv", "Gemm", "MatMul", "ConvTranspose", "FusedConv", "FusedGemm"}
-DIRECT_OPS = {
-    *(
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "QGemm",
-        "QLinearAdd",
-        "QLinearMul",
-        "MaxPool",
-    ),
-    *("QLinearConcat", "QLinearLeakyRelu", "QLinearGlobalAveragePool", "Flatten", "Reshape", "Transpose", "Squeeze"),
-    *("Unsqueeze", "Identity", "Concat", "Slice", "Split", "Pad", "Clip", "Relu"),
-}
-DIRECT_MOVES = {"Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Sub", "Div", "Mul", "Add"}
+from qverify.frontend.registry import RANDOM
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model as read: `runtime_version` names the onnxruntime that fused it, None where the file was read directly."""
+    """A model as read; `sha256` covers every byte of it that the runtime reads, `runtime_version` names the onnxruntime
+    whose graph was read."""
 
     path: Path
     sha256: str
     lowered: Lowered
-    runtime_version: str | None
+    runtime_version: str
     warnings: tuple[str, ...]
 
 
 def read_model(path: Path) -> Model:
-    """Read and lower an ONNX file.
+    """Read and lower an ONNX file: the graph that the installed onnxruntime makes of it, since that is what it runs.
 
-    A file is read as the graph that the installed onnxruntime makes of it, since that is what it runs. Without onnxruntime,
-    files whose arithmetic it would leave as it stands are read directly; others need it.
-
-    Raises UsageError (unreadable path), ModelError (broken file), UnsupportedModel (no exact rule for some node).
+    Raises UsageError (unreadable path, no onnxruntime), ModelError (broken file), UnsupportedModel (no exact rule for some
+    node).
     """
     try:
         data = path.read_bytes()
@@ -60,27 +42,14 @@ def read_model(path: Path) -> Model:
     try:
         proto, sha256 = _parse(path, data)
         _check_quantized(proto)
-        if not runtime.available() and not needs_runtime_graph(proto):
-            return Model(path, sha256, lower(proto), None, ())
-        lowered = _lower_fused(path, proto)
-        return Model(path, sha256, lowered, runtime.version(), tuple(bias_warnings(proto)))
+        _refuse_random(proto)
+        fused = runtime.optimised_graph(path)
+        _drop_folded_inputs(proto, fused)
+        return Model(path, sha256, lower(fused), runtime.version(), tuple(bias_warnings(proto)))
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{path}: {_one_line(error)}") from None
     except ModelError as error:
         raise ModelError(f"{path}: {_one_line(error)}") from None
-
-
-def _lower_fused(path: Path, proto: onnx.ModelProto) -> Lowered:
-    """Lower the graph that onnxruntime runs; where that fails, an error about the file as it stands is preferred, since it
-    speaks of the user's own nodes."""
-    try:
-        fused = runtime.optimised_graph(path)
-        _drop_folded_inputs(proto, fused)
-        return lower(fused)
-    except ModelError:
-        if not is_rewritten(proto):
-            lower(proto)
-        raise
 
 
 def _one_line(error: ModelError) -> str:
@@ -118,14 +87,40 @@ def _parse(path: Path, data: bytes) -> tuple[onnx.ModelProto, str]:
         raise ModelError("not an ONNX file, or its graph is empty")
     if any(isinstance(name, bytes) for name in _names(proto)):
         raise ModelError("a damaged file: a name in it is not UTF-8 text")
-    if outside := [t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]:
-        runtime.load_external(proto, path)
-        for tensor in outside:
+    for tensor in _messages(proto, onnx.TensorProto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            runtime.load_external(tensor, path)
             digest.update(tensor.raw_data)
     if proto.functions:
         raise UnsupportedModel("model-local functions are not supported; inline them (onnx.inliner)")
     _check_references(proto.graph)
     return proto, digest.hexdigest()
+
+
+def _messages(message: Any, kind: type[Message]) -> Iterator[Any]:
+    """All messages of a type inside another one, wherever they stand: in attributes, subgraphs, functions."""
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is not None:
+            for part in value if hasattr(value, "__len__") else (value,):
+                if isinstance(part, kind):
+                    yield part
+                elif isinstance(part, Message):
+                    yield from _messages(part, kind)
+
+
+def _refuse_random(proto: onnx.ModelProto) -> None:
+    """Refuse nodes that draw random numbers. This has to be asked of the file: onnxruntime may fold such a node into a
+    constant, another one every time that it loads the model."""
+    constants = {i.name: i for i in proto.graph.initializer}
+    for node in _messages(proto, onnx.NodeProto):
+        training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
+        if training and node.input[2] in constants:
+            training = onnx.numpy_helper.to_array(constants[node.input[2]]).any()
+        if node.op_type in RANDOM or training:
+            raise UnsupportedModel(
+                f"node '{node.name}' ({node.op_type}) draws random numbers: what the model computes is no function of its "
+                "input. Export it for inference"
+            )
 
 
 def _names(proto: onnx.ModelProto) -> Iterator[Any]:
@@ -153,52 +148,6 @@ def _check_references(graph: onnx.GraphProto) -> None:
                     "initializer, nor computed by an earlier node"
                 )
         known.update(node.output)
-
-
-def needs_runtime_graph(proto: onnx.ModelProto) -> bool:
-    """Whether onnxruntime could rewrite the graph's arithmetic: anything but plain QLinear ops between one layer of
-    QuantizeLinear and a final DequantizeLinear, with moves before and after."""
-    constants = {i.name for i in proto.graph.initializer}
-    shapes = {i.name: tuple(i.dims) for i in proto.graph.initializer}
-    quantized: set[str] = set()
-    for node in proto.graph.node:
-        own = [name for name in node.input if name]
-        if node.op_type == "Constant":
-            constants.update(node.output)
-            continue
-        if node.domain not in DIRECT_DOMAINS or all(name in constants for name in own):
-            return True  # constants would have to be folded, with the runtime's own arithmetic
-        if node.op_type in ("QLinearAdd", "QLinearMul") and any(len(shapes.get(name, ())) > 0 for name in own[::3][:2]):
-            return True  # broadcasting: its order follows the layout
-        integer = node.op_type in DIRECT_OPS
-        if not integer and (node.op_type not in DIRECT_MOVES or any(name in quantized for name in own)):
-            return True
-        if node.op_type == "DequantizeLinear":
-            if node.output[0] not in {o.name for o in proto.graph.output}:
-                return True
-        elif integer:
-            quantized.update(node.output)
-    return False
-
-
-def is_rewritten(proto: onnx.ModelProto) -> bool:
-    """Whether onnxruntime would rewrite the graph's arithmetic: it has QDQ groups, or floats between codes."""
-    constants = {i.name for i in proto.graph.initializer}
-    after_dequantize: set[str] = set()
-    for node in proto.graph.node:
-        if node.domain not in DIRECT_DOMAINS:
-            return True
-        if all(name in constants for name in node.input if name):
-            if node.op_type == "DequantizeLinear":
-                return True  # weights in QDQ form
-            constants.update(node.output)
-            continue
-        floats = any(name in after_dequantize for name in node.input)
-        if floats and node.op_type in {"QuantizeLinear", *FLOAT_WORK}:
-            return True
-        if floats or node.op_type in ("DequantizeLinear", "Cast"):
-            after_dequantize.update(node.output)
-    return False
 
 
 def bias_warnings(proto: onnx.ModelProto) -> list[str]:

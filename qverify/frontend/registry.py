@@ -14,24 +14,79 @@ import onnx
 from qverify.frontend.builder import Builder, Refusal
 from qverify.frontend.tensors import Codes, Float, Tensor
 
-Rule = Callable[["View"], "Tensor | tuple[Tensor, ...]"]
+Function = Callable[["View"], "Tensor | tuple[Tensor, ...]"]
 
 MICROSOFT = "com.microsoft"
 MAX_ELEMENTS = 2**27  # of one tensor
+ANY = 2**31  # inputs: any number of them
+
+# Ops that draw random numbers. Dropout does in training mode.
+RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+RANDOM |= {"BiasDropout", "BitmaskBiasDropout", "BitmaskDropout", "Sampling"}  # Microsoft's
+CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How nodes of one op are read, and all that `function` understands of such a node.
+
+    A node with any other attribute, a further input or a further output is refused by name (`refuse_unknown`): a rule
+    speaks for no more than it declares.
+    """
+
+    function: Function
+    attributes: frozenset[str] | None  # None: all, since the node is run by onnxruntime as it stands
+    inputs: int  # at most so many
+
+
 RULES: dict[tuple[str, str], Rule] = {}
 
 
-def lowers(*names: str, domains: tuple[str, ...] = ("",)) -> Callable[[Rule], Rule]:
-    """Register a rule for op names in the given domains ("" is the ONNX standard's)."""
+def lowers(
+    *names: str, inputs: int, attributes: str | None = "", domains: tuple[str, ...] = ("",)
+) -> Callable[[Function], Function]:
+    """Register a rule for op names in the given domains ("" is the ONNX standard's). It reads `inputs` inputs and
+    understands the `attributes` named, separated by spaces (None: all of them)."""
+    understood = None if attributes is None else frozenset(attributes.split())
 
-    def register(rule: Rule) -> Rule:
+    def register(function: Function) -> Function:
         for domain in domains:
             for name in names:
                 assert (domain, name) not in RULES, f"two rules for {domain}::{name}"
-                RULES[domain, name] = rule
-        return rule
+                RULES[domain, name] = Rule(function, understood, inputs)
+        return function
 
     return register
+
+
+def refuse_unknown(node: onnx.NodeProto, rule: Rule, domain: str, opset: int) -> None:
+    """Refuse a node that says more than its rule understands. An attribute that spells out its schema's default says
+    nothing; exporters, and onnxruntime itself, write such ones."""
+    for attribute in node.attribute:
+        known = rule.attributes is None or attribute.name in rule.attributes
+        if not known and not _is_default(attribute, node.op_type, domain, opset):
+            raise Refusal(f"its attribute '{attribute.name}' is not supported ({_text(attribute)})")
+    for k, name in enumerate(node.input[rule.inputs :], rule.inputs):
+        if name:
+            raise Refusal(f"its input {k} ('{name}') is not supported")
+
+
+def _is_default(attribute: onnx.AttributeProto, op: str, domain: str, opset: int) -> bool:
+    try:
+        declared = onnx.defs.get_schema(op, opset, domain).attributes[attribute.name].default_value
+    except (onnx.defs.SchemaError, KeyError):  # Microsoft's ops are not in onnx's registry
+        return False
+    if not declared.type or declared.type != attribute.type or attribute.ref_attr_name:
+        return False
+    return bool(onnx.helper.get_attribute_value(declared) == onnx.helper.get_attribute_value(attribute))
+
+
+def _text(attribute: onnx.AttributeProto) -> str:
+    kinds = onnx.AttributeProto
+    if attribute.type in (kinds.FLOAT, kinds.INT, kinds.STRING, kinds.FLOATS, kinds.INTS, kinds.STRINGS):
+        value = onnx.helper.get_attribute_value(attribute)
+        return repr(value.decode(errors="replace") if isinstance(value, bytes) else value)[:40]
+    return str(kinds.AttributeType.Name(attribute.type)).lower()
 
 
 @dataclass
@@ -43,13 +98,17 @@ class View:
     builder: Builder
     opset: int  # of the node's domain
     opsets: list[onnx.OperatorSetIdProto]  # of the file
+    attributes: frozenset[str] | None  # that the rule declares
 
     @property
     def op(self) -> str:
         return self.node.op_type
 
     def attr(self, name: str, default: Any = None) -> Any:
-        """An attribute's value (strings decoded), or the default."""
+        """An attribute's value (strings decoded), or the default. The rule must have declared it."""
+        assert self.attributes is None or name in self.attributes, (
+            f"the rule for {self.op} does not declare the attribute '{name}'"
+        )
         for attribute in self.node.attribute:
             if attribute.name == name:
                 value = onnx.helper.get_attribute_value(attribute)

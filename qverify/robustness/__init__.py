@@ -133,7 +133,7 @@ def _about(decider: Decider, images: npt.NDArray[np.uint8], labels: npt.NDArray[
     read = decider.engine.read
     return {
         "qverify": __version__,
-        "onnxruntime": read.runtime_version or "none",
+        "onnxruntime": read.runtime_version,
         "model": read.sha256,
         "data": digest(images, labels),
         "norm": norm,

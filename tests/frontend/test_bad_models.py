@@ -14,7 +14,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qverify import runtime
 from qverify.errors import ModelError, QverifyError, UnsupportedModel, UsageError
 from qverify.frontend.model import read_model
 from tests.graphs import Array, Graph, write
@@ -158,7 +157,7 @@ def test_names_that_nothing_computes(path: Path) -> None:
     assert f"reads '{small().graph.initializer[0].name}'" in refusal(model, path, ModelError)
     model = small()
     model.graph.output[1].name = "ghost"
-    assert refusal(model, path, ModelError) == "the output 'ghost' is computed by no node"
+    assert "Graph output (ghost) does not exist" in refusal(model, path, ModelError)
 
 
 def test_nodes_in_the_wrong_order(path: Path) -> None:
@@ -181,7 +180,7 @@ def test_a_damaged_initializer(path: Path) -> None:
     model = small()
     model.graph.initializer[1].raw_data += b"x"
     name = model.graph.initializer[1].name
-    assert refusal(model, path, ModelError).startswith(f"the initializer '{name}' cannot be read")
+    assert f"Initializer '{name}': raw_data size" in refusal(model, path, ModelError)
 
 
 def test_external_data_that_is_missing(path: Path) -> None:
@@ -193,11 +192,8 @@ def test_external_data_that_is_missing(path: Path) -> None:
     assert "its external data cannot be read" in refusal(model, path, ModelError)
 
 
-@pytest.mark.parametrize("with_runtime", [True, False])
-def test_external_data_belongs_to_the_model(path: Path, with_runtime: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_external_data_belongs_to_the_model(path: Path) -> None:
     """Weights in a file of their own are read, and a change of them is a change of the model."""
-    if not with_runtime:
-        monkeypatch.setattr(runtime, "available", lambda: False)
     onnx.save(small(), path)
     whole = read_model(path)
     onnx.save_model(small(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
@@ -239,22 +235,22 @@ INPUTS: dict[str, tuple[Callable[[onnx.ValueInfoProto], object], type[QverifyErr
         lambda item: item.type.tensor_type.ClearField("shape"),
         *(UnsupportedModel, "the input 'x0' has no tensor shape"),
     ),
-    "no type": (lambda item: item.ClearField("type"), UnsupportedModel, "the input 'x0' has no tensor shape"),
+    "no type": (lambda item: item.ClearField("type"), ModelError, "Model input (x0) does not have type information"),
     "float64": (
         lambda item: setattr(item.type.tensor_type, "elem_type", onnx.TensorProto.DOUBLE),
-        *(UnsupportedModel, "the input 'x0' is float64"),
+        *(ModelError, "bound to different types (tensor(double) and tensor(float)"),
     ),
     "float16": (
         lambda item: setattr(item.type.tensor_type, "elem_type", onnx.TensorProto.FLOAT16),
-        *(UnsupportedModel, "the input 'x0' is float16"),
+        *(ModelError, "bound to different types (tensor(float16) and tensor(float)"),
     ),
     "an undefined type": (
         lambda item: setattr(item.type.tensor_type, "elem_type", 0),
-        *(ModelError, "the input 'x0' has no known element type"),
+        *(ModelError, "Invalid tensor data type 0"),
     ),
     "an unknown type": (
         lambda item: setattr(item.type.tensor_type, "elem_type", 99),
-        *(ModelError, "the input 'x0' has no known element type"),
+        *(ModelError, "Invalid tensor data type 99"),
     ),
 }
 
@@ -395,26 +391,10 @@ OPS: dict[str, tuple[Callable[[Graph], str], str]] = {
         lambda g: _matmul(g, (1, 40_000), (40_000, 2), 255),
         "outside int32: the runtime would wrap around",
     ),
-    "a scalar operand": (lambda g: _matmul(g, (), (2, 2)), "QLinearMatMul of uint8[]"),
     "a product of vectors": (lambda g: _matmul(g, (2,), (2,)), "QLinearMatMul of uint8[2]"),
-    "a matrix that does not fit": (
-        lambda g: _matmul(g, (1, 3), (2, 2)),
-        "a weight [2, 2] does not fit an input [1, 3]",
-    ),
-    "weights of another rank": (lambda g: _conv(g, ZERO, (1, 2, 5, 5)), "does not fit an input [1, 2, 5, 5]"),
     "channels that do not fit": (lambda g: _conv(g, ZERO, (1, 3, 5)), "1 groups do not fit"),
     "a kernel that does not fit": (lambda g: _conv(g, ZERO, (1, 2, 2)), "a window of 3 does not fit 2 elements"),
     "no groups": (lambda g: _conv(g, ZERO, group=0), "0 groups do not fit"),
-    "zero points of another type": (
-        lambda g: g.node(
-            "QLinearLeakyRelu", g.input((1, 2), U8), g.f32(1.0), g.const(np.zeros((), S8)), g.f32(1.0), ""
-        ),
-        "the zero point is int8, its codes are uint8",
-    ),
-    "float64 scales": (
-        lambda g: g.node("DequantizeLinear", g.input((1, 2), U8), g.const(1.0), g.const(ZERO)),
-        "only float32 scales are supported",
-    ),
     "scales that depend on the input": (
         lambda g: g.node("QuantizeLinear", g.input((1, 2)), g.input((1,)), g.const(ZERO)),
         "the scale (input 1) must be a constant",
@@ -427,7 +407,6 @@ OPS: dict[str, tuple[Callable[[Graph], str], str]] = {
         lambda g: g.node("Gather", g.input((1, 2), U8), g.const(np.array([2])), axis=1),
         "an index lies outside an axis of 2",
     ),
-    "nothing to pad with": (lambda g: g.node("Pad", g.input((1, 2), U8), "", g.const(ZERO)), "the pads are missing"),
 }
 
 
@@ -436,6 +415,37 @@ def test_ops_that_are_refused(what: str, path: Path) -> None:
     build, words = OPS[what]
     message = refusal(model_of(build), path, UnsupportedModel)
     assert re.match(r"node '\w+' \((com\.microsoft\.)?\w+ of ", message) and words in message
+
+
+IMPOSSIBLE: dict[str, tuple[Callable[[Graph], str], str]] = {
+    "a scalar operand": (lambda g: _matmul(g, (), (2, 2)), "Input tensors of wrong rank (0)"),
+    "a matrix that does not fit": (
+        lambda g: _matmul(g, (1, 3), (2, 2)),
+        "Incompatible dimensions for matrix multiplication",
+    ),
+    "weights of another rank": (lambda g: _conv(g, ZERO, (1, 2, 5, 5)), "Number of spatial dimensions"),
+    "zero points of another type": (
+        lambda g: g.node(
+            "QLinearLeakyRelu", g.input((1, 2), U8), g.f32(1.0), g.const(np.zeros((), S8)), g.f32(1.0), ""
+        ),
+        "bound to different types (tensor(uint8) and tensor(int8)",
+    ),
+    "float64 scales": (
+        lambda g: g.node("DequantizeLinear", g.input((1, 2), U8), g.const(1.0), g.const(ZERO)),
+        "'tensor(double)'",
+    ),
+    "nothing to pad with": (
+        lambda g: g.node("Pad", g.input((1, 2), U8), "", g.const(ZERO)),
+        "input 1 is marked single but has an empty string",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_nodes_that_the_runtime_refuses(what: str, path: Path) -> None:
+    build, words = IMPOSSIBLE[what]
+    message = refusal(model_of(build), path, ModelError)
+    assert message.startswith("onnxruntime ") and "cannot load" in message and words in message, message
 
 
 def test_an_output_that_turns_is_refused(path: Path) -> None:

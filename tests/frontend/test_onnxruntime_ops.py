@@ -1227,7 +1227,7 @@ def _softmax(g: Graph) -> str:
 REFUSALS: dict[str, tuple[Callable[[Graph], str], str, str]] = {
     # what: (graph, op of the node that is named, words of the message)
     **{name: (_unary(name), name, "not one finite number") for name in (*UNEVEN, "Reciprocal", "Sqrt", "Log")},
-    "zero points per channel": (_conv, "QLinearConv", "different weight zero points per channel"),
+    "zero points per channel": (_conv, "com.microsoft.QLinearConv", "different weight zero points per channel"),
     "pads counted and ceil_mode": (
         _pool,
         "com.microsoft.QLinearAveragePool",
@@ -1252,15 +1252,15 @@ REFUSALS: dict[str, tuple[Callable[[Graph], str], str, str]] = {
     ),
     "blocks in": (
         lambda g: g.quantize(g.input((4, 6)), np.ones((2, 6)), np.zeros((2, 6), U8), axis=0, block_size=2),
-        *("QuantizeLinear", "blocked quantization"),
+        *("QuantizeLinear", "its attribute 'block_size' is not supported (2)"),
     ),
     "blocks out": (
         lambda g: g.dequantize(g.input((4, 6), U8), np.ones((2, 6)), np.zeros((2, 6), U8), axis=0, block_size=2),
-        *("DequantizeLinear", "blocked quantization"),
+        *("DequantizeLinear", "its attribute 'block_size' is not supported (2)"),
     ),
     "indices of a maximum": (
         lambda g: g.node("MaxPool", g.input((1, 2, 8), U8), outputs=2, kernel_shape=[2]),
-        *("MaxPool", "indices output"),
+        *("MaxPool", "its output 1"),
     ),
     "maximum of falling floats": (
         lambda g: g.node("MaxPool", g.node("Neg", _floats(g)), kernel_shape=[2]),

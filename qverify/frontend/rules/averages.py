@@ -12,7 +12,7 @@ from qverify.frontend.registry import MICROSOFT, View, checked_axis, lowers, sca
 from qverify.frontend.rules.layout import indices
 from qverify.frontend.rules.linear import activation, dense, requantized
 from qverify.frontend.rules.quantize import dequantized
-from qverify.frontend.rules.windows import read_window, window_index
+from qverify.frontend.rules.windows import WINDOW, read_window, window_index
 from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, Tensor
 from qverify.ops import FloatProgram, Mean, Requantize
 
@@ -49,17 +49,22 @@ def _as_it_came(n: View, y: Codes) -> Tensor:
     return n.builder.move(y, np.moveaxis(indices(y), 1, -1)) if n.attr("channels_last", 0) else y
 
 
-@lowers("QLinearGlobalAveragePool", domains=(MICROSOFT,))
+@lowers("QLinearGlobalAveragePool", inputs=5, attributes="channels_last", domains=(MICROSOFT,))
 def qlinear_global_average_pool(n: View) -> Tensor:
     return _as_it_came(n, _global_mean(n, _channels_second(n, activation(n, 0))))
 
 
-@lowers("QLinearAveragePool", domains=(MICROSOFT,))
+@lowers(
+    "QLinearAveragePool",
+    inputs=5,
+    attributes=f"{WINDOW} ceil_mode channels_last count_include_pad",
+    domains=(MICROSOFT,),
+)
 def qlinear_average_pool(n: View) -> Tensor:
     """Dequantize, add row by row in float32, divide by the count, then rint(v / y_scale + y_zero). A window that is the
     whole input is computed as a QLinearGlobalAveragePool, which rounds otherwise."""
     x = _channels_second(n, activation(n, 0))
-    window = read_window(n, x.shape[2:], tuple(n.attr("kernel_shape")))
+    window = read_window(n, x.shape[2:], tuple(n.attr("kernel_shape")), n.attr("ceil_mode", 0))
     if window.kernel == x.shape[2:] and not any(window.pads):
         return _as_it_came(n, _global_mean(n, x))
     taps = window_index(x, window)
@@ -96,7 +101,7 @@ def _divisor(counts: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     )
 
 
-@lowers("ReduceMean")
+@lowers("ReduceMean", inputs=2, attributes="axes keepdims noop_with_empty_axes")
 def reduce_mean(n: View) -> Tensor:
     """A float mean of dequantized codes, in the runtime's order of additions: Eigen's over trailing axes, one after another
     over leading ones (axes of one element do not count). In between, the order is a matrix product's, and unknown."""

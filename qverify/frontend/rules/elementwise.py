@@ -28,14 +28,12 @@ ARITHMETIC = {
 STEPS = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Min": "min", "Max": "max"}
 
 
-@lowers(*ARITHMETIC)
+@lowers(*ARITHMETIC, inputs=2)
 def arithmetic(n: View) -> Tensor:
-    """One IEEE operation per element in float32, as the runtime's kernels do; constants fold."""
+    """One IEEE operation per element in float32, as the runtime's kernels do."""
     if len(n.inputs) != 2:
         raise Refusal(f"{len(n.inputs)} inputs are not supported (two are)")
     a, b = n.tensor(0), n.tensor(1)
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return _fold(n.op, a, b)
     if isinstance(a, Codes) or isinstance(b, Codes):
         return _integer_arithmetic(n, a, b)
     if isinstance(b, np.ndarray) and not isinstance(a, np.ndarray):
@@ -44,14 +42,6 @@ def arithmetic(n: View) -> Tensor:
         return _with_constant(n, b, _float_constant(a), swapped=True)
     assert not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray)
     return _two_floats(n, a, b)
-
-
-def _fold(op: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if op == "Div" and np.issubdtype(a.dtype, np.integer):
-        if (b == 0).any():
-            raise Refusal("a constant division by zero")
-        return np.asarray(np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b)), a.dtype)
-    return np.asarray(ARITHMETIC[op](a, b), dtype=a.dtype)
 
 
 def _float_constant(c: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -141,12 +131,12 @@ def _codes(x: Codes) -> npt.NDArray[np.int32]:
     return np.arange(x.type.low, x.type.high + 1, dtype=np.int32)[None]
 
 
-@lowers("Relu")
+@lowers("Relu", inputs=1)
 def relu(n: View) -> Tensor:
     return _clip(n, np.float32(0), None)
 
 
-@lowers("Clip")
+@lowers("Clip", inputs=3, attributes="max min")
 def clip(n: View) -> Tensor:
     ends: list[Any] = [n.attr("min"), n.attr("max")]
     for i in (0, 1):
@@ -160,9 +150,7 @@ def _clip(n: View, low: Any, high: Any) -> Tensor:
     x = n.tensor(0)
     if any(end is not None and np.isnan(end) for end in (low, high)):
         raise Refusal("a clip bound is NaN: the file is broken, export it again")
-    if isinstance(x, np.ndarray):
-        y = x if low is None else np.maximum(x, np.asarray(low, x.dtype))
-        return y if high is None else np.minimum(y, np.asarray(high, x.dtype))
+    assert not isinstance(x, np.ndarray)
     if isinstance(x, Codes):
         if x.dtype not in EIGHT_BIT:
             raise Refusal(f"clipping {x.dtype} codes is not supported")
@@ -176,19 +164,18 @@ def _clip(n: View, low: Any, high: Any) -> Tensor:
     return x
 
 
-@lowers("Neg")
+@lowers("Neg", inputs=1)
 def neg(n: View) -> Tensor:
-    x = n.tensor(0)
-    return np.negative(x) if isinstance(x, np.ndarray) else n.builder.step(n.floats(0), "mul", np.array(-1, np.float32))
+    return n.builder.step(n.floats(0), "mul", np.array(-1, np.float32))
 
 
-@lowers("LeakyRelu")
+@lowers("LeakyRelu", inputs=1, attributes="alpha")
 def leaky_relu(n: View) -> Tensor:
     alpha = F32(n.attr("alpha", 0.01))
     return _tabulated(n, lambda t: np.where(t >= 0, t, alpha * t))
 
 
-@lowers("PRelu")
+@lowers("PRelu", inputs=2)
 def prelu(n: View) -> Tensor:
     x, slope = n.floats(0), _float_constant(n.constant(1, "the slope"))
     if not isinstance(x, FloatCodes):
@@ -226,13 +213,11 @@ UNARY = (
 )
 
 
-@lowers(*UNARY)
-@lowers("Gelu", domains=("", MICROSOFT))
-@lowers("QuickGelu", "FastGelu", domains=(MICROSOFT,))
+@lowers(*UNARY, inputs=1, attributes=None)
+@lowers("Gelu", inputs=1, attributes=None, domains=("", MICROSOFT))
+@lowers("QuickGelu", "FastGelu", inputs=1, attributes=None, domains=(MICROSOFT,))
 def unary(n: View) -> Tensor:
     """Any other unary function of one code: asked of onnxruntime itself, for every code at every place."""
-    if len([name for name in n.node.input if name]) != 1:
-        raise Refusal("only its one-input form is supported")
     x = n.floats(0)
     if not isinstance(x, FloatCodes):
         raise Refusal("it is supported between 8-bit codes only")
@@ -258,7 +243,7 @@ def _asked(n: View, function: Any, row: npt.NDArray[np.float32]) -> npt.NDArray[
     return result
 
 
-@lowers("BatchNormalization")
+@lowers("BatchNormalization", inputs=5, attributes="epsilon momentum")
 def batch_normalization(n: View) -> Tensor:
     """Per channel a function of one code; asked of onnxruntime, element by element."""
     x = n.floats(0)
@@ -275,13 +260,13 @@ def batch_normalization(n: View) -> Tensor:
     return FloatCodes(x.codes, table, which.reshape(x.shape).astype(np.int64))
 
 
-@lowers("QLinearLeakyRelu", domains=(MICROSOFT,))
+@lowers("QLinearLeakyRelu", inputs=5, attributes="alpha", domains=(MICROSOFT,))
 def qlinear_leaky_relu(n: View) -> Tensor:
     alpha = F32(n.attr("alpha", 0.01))
     return _lookup(n, lambda t: np.where(t >= 0, t, alpha * t).astype(F32))
 
 
-@lowers("QLinearSigmoid", domains=(MICROSOFT,))
+@lowers("QLinearSigmoid", inputs=5, domains=(MICROSOFT,))
 def qlinear_sigmoid(n: View) -> Tensor:
     """The runtime builds the table when constants allow it; ask it for all 256 codes."""
     x = n.codes(0)
@@ -304,12 +289,12 @@ def _lookup(n: View, function: Any) -> Tensor:
 # -- com.microsoft QLinearAdd and QLinearMul ---------------------------------------------------------------------------
 
 
-@lowers("QLinearAdd", domains=(MICROSOFT,))
+@lowers("QLinearAdd", inputs=8, domains=(MICROSOFT,))
 def qlinear_add(n: View) -> Tensor:
     return _pairwise(n, _add_table)
 
 
-@lowers("QLinearMul", domains=(MICROSOFT,))
+@lowers("QLinearMul", inputs=8, domains=(MICROSOFT,))
 def qlinear_mul(n: View) -> Tensor:
     return _pairwise(n, lambda a, b, p, scalar_first: _mul_table(a, b, p))
 
@@ -331,8 +316,6 @@ def _pairwise(n: View, fill: Any) -> Tensor:
             a.type.low - info.min : a.type.high + 1 - info.min, b.type.low - info.min : b.type.high + 1 - info.min
         ]
         return n.builder.emit(Pairwise(np.ascontiguousarray(table), a.type.low, b.type.low), a, b, dtype=dtype)
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        raise Refusal("both inputs are constants")
     x, c = (a, b) if isinstance(a, Codes) else (b, a)
     assert isinstance(x, Codes) and isinstance(c, np.ndarray)
     rows = values.T if isinstance(a, Codes) else values  # one row per constant code

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.frontend.builder import Refusal
-from qverify.frontend.registry import View, checked_axis, checked_size, lowers
+from qverify.frontend.registry import ANY, View, checked_axis, checked_size, lowers
 from qverify.frontend.tensors import IndexArray, Tensor
 
 
@@ -19,7 +19,7 @@ def indices(x: Tensor) -> IndexArray:
 
 def _ints(n: View, k: int, name: str, default: list[int] | None = None) -> list[int] | None:
     """A list given as an attribute (old opsets) or as constant input k (newer ones)."""
-    value = n.attr(name)
+    value = n.attr(name) if name in (n.attributes or ()) else None
     if value is not None:
         return list(value)
     if n.has(k):
@@ -27,14 +27,15 @@ def _ints(n: View, k: int, name: str, default: list[int] | None = None) -> list[
     return default
 
 
-@lowers("Identity", "Dropout")
+@lowers("Identity", inputs=1)
+@lowers("Dropout", inputs=3, attributes="ratio seed")
 def identity(n: View) -> Tensor:
     if n.op == "Dropout" and n.has(2) and n.constant(2, "the training mode").any():
         raise Refusal("in training mode it is random; export the model for inference")
     return n.tensor(0)
 
 
-@lowers("Reshape")
+@lowers("Reshape", inputs=2, attributes="allowzero shape")
 def reshape(n: View) -> Tensor:
     x = n.tensor(0)
     wanted = _ints(n, 1, "shape")
@@ -49,7 +50,7 @@ def reshape(n: View) -> Tensor:
         raise Refusal(f"{size} elements cannot be reshaped to {wanted}") from None
 
 
-@lowers("Flatten")
+@lowers("Flatten", inputs=1, attributes="axis")
 def flatten(n: View) -> Tensor:
     x = n.tensor(0)
     axis = n.attr("axis", 1)
@@ -58,20 +59,20 @@ def flatten(n: View) -> Tensor:
     return n.builder.move(x, indices(x).reshape(rows, -1))
 
 
-@lowers("Transpose")
+@lowers("Transpose", inputs=1, attributes="perm")
 def transpose(n: View) -> Tensor:
     x = n.tensor(0)
     return n.builder.move(x, indices(x).transpose(n.attr("perm")))
 
 
-@lowers("Squeeze")
+@lowers("Squeeze", inputs=2, attributes="axes")
 def squeeze(n: View) -> Tensor:
     x = n.tensor(0)
     axes = _ints(n, 1, "axes")
     return n.builder.move(x, indices(x).squeeze(None if axes is None else tuple(axes)))
 
 
-@lowers("Unsqueeze")
+@lowers("Unsqueeze", inputs=2, attributes="axes")
 def unsqueeze(n: View) -> Tensor:
     x = n.tensor(0)
     axes = _ints(n, 1, "axes")
@@ -80,13 +81,13 @@ def unsqueeze(n: View) -> Tensor:
     return n.builder.move(x, np.expand_dims(indices(x), tuple(axes)))
 
 
-@lowers("Concat")
+@lowers("Concat", inputs=ANY, attributes="axis")
 def concat(n: View) -> Tensor:
     parts = [n.tensor(k) for k in range(len(n.inputs))]
     return n.builder.concat(parts, checked_axis(n.attr("axis"), len(parts[0].shape)))
 
 
-@lowers("Slice")
+@lowers("Slice", inputs=5, attributes="axes ends starts")
 def slice_(n: View) -> Tensor:
     x = n.tensor(0)
     starts, ends = _ints(n, 1, "starts"), _ints(n, 2, "ends")
@@ -107,7 +108,7 @@ def slice_(n: View) -> Tensor:
     return n.builder.move(x, indices(x)[tuple(cut)])
 
 
-@lowers("Split")
+@lowers("Split", inputs=2, attributes="axis num_outputs split")
 def split(n: View) -> tuple[Tensor, ...]:
     x = n.tensor(0)
     axis = n.attr("axis", 0)
@@ -121,7 +122,7 @@ def split(n: View) -> tuple[Tensor, ...]:
     return tuple(n.builder.move(x, part) for part in np.split(indices(x), np.cumsum(sizes)[:-1], axis=axis))
 
 
-@lowers("Gather")
+@lowers("Gather", inputs=2, attributes="axis")
 def gather(n: View) -> Tensor:
     x, axis = n.tensor(0), n.attr("axis", 0)
     at = n.constant(1, "the indices")
@@ -131,7 +132,7 @@ def gather(n: View) -> Tensor:
     return n.builder.move(x, np.take(indices(x), at, axis=axis))
 
 
-@lowers("Expand")
+@lowers("Expand", inputs=2)
 def expand(n: View) -> Tensor:
     x = n.tensor(0)
     wanted = tuple(int(v) for v in n.constant(1, "the shape").reshape(-1))
@@ -140,7 +141,7 @@ def expand(n: View) -> Tensor:
     return n.builder.move(x, np.broadcast_to(indices(x), result))
 
 
-@lowers("Tile")
+@lowers("Tile", inputs=2)
 def tile(n: View) -> Tensor:
     x = n.tensor(0)
     repeats = tuple(int(v) for v in n.constant(1, "the repeats").reshape(-1))
@@ -148,7 +149,7 @@ def tile(n: View) -> Tensor:
     return n.builder.move(x, np.tile(indices(x), repeats))
 
 
-@lowers("DepthToSpace")
+@lowers("DepthToSpace", inputs=1, attributes="blocksize mode")
 def depth_to_space(n: View) -> Tensor:
     x, b = n.tensor(0), n.attr("blocksize")
     batch, c, h, w = x.shape
@@ -159,7 +160,7 @@ def depth_to_space(n: View) -> Tensor:
     return n.builder.move(x, moved.reshape(batch, c // (b * b), h * b, w * b))
 
 
-@lowers("SpaceToDepth")
+@lowers("SpaceToDepth", inputs=1, attributes="blocksize")
 def space_to_depth(n: View) -> Tensor:
     x, b = n.tensor(0), n.attr("blocksize")
     batch, c, h, w = x.shape
@@ -167,7 +168,7 @@ def space_to_depth(n: View) -> Tensor:
     return n.builder.move(x, moved.reshape(batch, c * b * b, h // b, w // b))
 
 
-@lowers("Pad")
+@lowers("Pad", inputs=4, attributes="mode pads value")
 def pad(n: View) -> Tensor:
     x = n.tensor(0)
     pads = _ints(n, 1, "pads")
@@ -197,12 +198,12 @@ def _padded(index: IndexArray, width: list[tuple[int, int]], mode: str) -> Index
     raise Refusal(f"padding mode '{mode}' is not supported")
 
 
-@lowers("Shape")
+@lowers("Shape", inputs=1, attributes="end start")
 def shape(n: View) -> npt.NDArray[np.generic]:
     full = np.array(n.tensor(0).shape, np.int64)
     return full[n.attr("start", 0) : n.attr("end", len(full))]
 
 
-@lowers("Size")
+@lowers("Size", inputs=1)
 def size(n: View) -> npt.NDArray[np.generic]:
     return np.array(int(np.prod(n.tensor(0).shape, dtype=np.int64)), np.int64)

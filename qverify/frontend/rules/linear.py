@@ -11,7 +11,7 @@ from qverify.frontend.builder import Refusal
 from qverify.frontend.registry import MICROSOFT, View, along, lowers, scalar
 from qverify.frontend.rules.layout import indices
 from qverify.frontend.rules.quantize import EIGHT_BIT
-from qverify.frontend.rules.windows import Window, read_window
+from qverify.frontend.rules.windows import WINDOW, Window, read_window
 from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, FloatSum, Tensor
 from qverify.ops import Conv, Dense, FloatProgram, Requantize
 
@@ -107,13 +107,13 @@ def _product(n: View, a: int, b: int, a_zero: int, b_zero: int, bias: IntArray) 
     return dense(n, turned, x_zero, w.T, w_zero, bias), True
 
 
-@lowers("MatMulInteger")
+@lowers("MatMulInteger", inputs=4)
 def matmul_integer(n: View) -> Tensor:
     acc, turned = _product(n, 0, 1, 2, 3, np.zeros((), np.int64))
     return n.builder.move(acc, indices(acc).T) if turned else acc
 
 
-@lowers("QLinearMatMul", domains=("", MICROSOFT))
+@lowers("QLinearMatMul", inputs=8, domains=("", MICROSOFT))
 def qlinear_matmul(n: View) -> Tensor:
     x_scale = scalar(n.scale(1, "the scale of A"), "the scale of A")
     w_scale = n.scale(4, "the scale of B")
@@ -127,7 +127,7 @@ def qlinear_matmul(n: View) -> Tensor:
     return n.builder.move(y, indices(y).T) if turned else y
 
 
-@lowers("QGemm", domains=(MICROSOFT,))
+@lowers("QGemm", inputs=9, attributes="alpha transA transB", domains=(MICROSOFT,))
 def qgemm(n: View) -> Tensor:
     """alpha * (A - az)(B - bz) + C; C is int32 in units of alpha * a_scale * b_scale. No output scale: float output."""
     x = activation(n, 0)
@@ -154,7 +154,7 @@ def qgemm(n: View) -> Tensor:
     return requantized(n, acc, factor / F32(y_scale), n.constant(8, "the output zero point"))
 
 
-@lowers("MatMulIntegerToFloat", domains=(MICROSOFT,))
+@lowers("MatMulIntegerToFloat", inputs=7, domains=(MICROSOFT,))
 def matmul_integer_to_float(n: View) -> Tensor:
     """float32(acc) * (a_scale * b_scale) + bias: one multiplication, then one addition."""
     acc, turned = _product(n, 0, 1, 4, 5, np.zeros((), np.int64))
@@ -169,7 +169,7 @@ def matmul_integer_to_float(n: View) -> Tensor:
     return FloatAcc(acc, program)
 
 
-@lowers("Gemm", "MatMul")
+@lowers("Gemm", "MatMul", inputs=3, attributes="alpha beta transA transB")
 def float_product(n: View) -> Tensor:
     """A float product of dequantized codes with constant weights, as the network's last op.
 
@@ -246,7 +246,7 @@ def _convolution(n: View, x: Codes, x_zero: Any, w: npt.NDArray[Any], w_zero: An
     return n.builder.emit(op, x)
 
 
-@lowers("ConvInteger")
+@lowers("ConvInteger", inputs=4, attributes=f"{WINDOW} group")
 def conv_integer(n: View) -> Tensor:
     x, w = activation(n, 0), _weight(n, 1)
     w_zero = n.zero_point(3, w.dtype).astype(np.int64)
@@ -255,7 +255,7 @@ def conv_integer(n: View) -> Tensor:
     return _convolution(n, x, x_zero, w, w_zero, np.zeros((), np.int64))
 
 
-@lowers("QLinearConv", domains=("", MICROSOFT))
+@lowers("QLinearConv", inputs=9, attributes=f"{WINDOW} channels_last group", domains=("", MICROSOFT))
 def qlinear_conv(n: View) -> Tensor:
     x, w = activation(n, 0), _weight(n, 3)
     last = bool(n.attr("channels_last", 0))

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import onnx
 
 from qverify.frontend.builder import Refusal, quantize_linear
-from qverify.frontend.registry import MICROSOFT, View, along, checked_axis, lowers, scalar
-from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, FloatPair, Tensor
+from qverify.frontend.registry import ANY, MICROSOFT, View, along, checked_axis, lowers, scalar
+from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, Tensor
 from qverify.ops import FloatProgram
 
 EIGHT_BIT = (np.dtype(np.uint8), np.dtype(np.int8))
@@ -24,7 +24,7 @@ def dequantized(n: View, x: Codes, scale: npt.NDArray[np.float32], zero_point: n
     return n.builder.map_rows(shifted, scale, lambda t, s: t * s.astype(np.float32))
 
 
-@lowers("QuantizeLinear", domains=("", MICROSOFT))
+@lowers("QuantizeLinear", inputs=3, attributes="axis output_dtype precision", domains=("", MICROSOFT))
 def quantize(n: View) -> Tensor:
     x = n.tensor(0)
     scale = n.scale(1, "the scale")
@@ -40,28 +40,18 @@ def quantize(n: View) -> Tensor:
     zero_point = n.zero_point(2, dtype)
     axis, rank = n.attr("axis", 1), len(x.shape)
     scale, zero_point = along(scale, axis, rank), along(zero_point, axis, rank)
-    if isinstance(x, np.ndarray):
-        if x.dtype != np.float32:
-            raise Refusal(f"a {x.dtype} input is not supported (float32 is)")
-        info = np.iinfo(dtype)
-        return quantize_linear(x, scale, zero_point, int(info.min), int(info.max)).astype(dtype)
     if isinstance(x, Codes):
         raise Refusal(f"its input is {x.dtype}; float32 is expected")
+    assert not isinstance(x, np.ndarray)
     return n.builder.quantize(x, scale, zero_point, dtype)
 
 
-@lowers("DequantizeLinear", domains=("", MICROSOFT))
+@lowers("DequantizeLinear", inputs=3, attributes="axis", domains=("", MICROSOFT))
 def dequantize(n: View) -> Tensor:
-    x = n.tensor(0)
-    scale = n.scale(1, "the scale")
-    if isinstance(x, FloatCodes | FloatAcc | FloatPair):
-        raise Refusal("its input is a float tensor")
-    assert isinstance(x, Codes | np.ndarray)
+    x, scale = n.codes(0), n.scale(1, "the scale")
     zero_point = n.zero_point(2, x.dtype)
     axis, rank = n.attr("axis", 1), len(x.shape)
     scale, zero_point = along(scale, axis, rank), along(zero_point, axis, rank)
-    if isinstance(x, np.ndarray):
-        return (x.astype(np.int64) - zero_point).astype(np.int32).astype(np.float32) * scale
     if x.dtype in EIGHT_BIT:
         return dequantized(n, x, scale, zero_point)
     if x.dtype == np.int32 and not zero_point.any():
@@ -69,12 +59,10 @@ def dequantize(n: View) -> Tensor:
     raise Refusal(f"dequantizing {x.dtype} codes is not supported")
 
 
-@lowers("Cast")
+@lowers("Cast", inputs=1, attributes="to")
 def cast(n: View) -> Tensor:
     target = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(n.attr("to")))
     x = n.tensor(0)
-    if isinstance(x, np.ndarray):
-        return x.astype(target)
     if isinstance(x, Codes):
         if target == x.dtype:
             return x
@@ -91,11 +79,11 @@ def cast(n: View) -> Tensor:
             return n.builder.table(FloatCodes(x, np.zeros((1, len(codes)), np.float32)), codes[None], target)
         raise Refusal(f"a cast from {x.dtype} to {target} is not supported")
     if target == np.float32:
-        return x
+        return n.floats(0)
     raise Refusal(f"a cast from float32 to {target} is not supported")
 
 
-@lowers("QLinearConcat", domains=(MICROSOFT,))
+@lowers("QLinearConcat", inputs=ANY, attributes="axis", domains=(MICROSOFT,))
 def qlinear_concat(n: View) -> Tensor:
     """Every input is requantized to the output's scale by a table (or copied where scale and zero point agree)."""
     y_scale = scalar(n.scale(0, "the output scale"), "the output scale")
@@ -123,7 +111,7 @@ def _requantized(n: View, x: Tensor, scale: Any, zero: Any, y_scale: Any, y_zero
     return n.builder.quantize(floats, np.asarray(y_scale, np.float32), out_zero, y_zero.dtype)
 
 
-@lowers("QLinearWhere", domains=(MICROSOFT,))
+@lowers("QLinearWhere", inputs=9, domains=(MICROSOFT,))
 def qlinear_where(n: View) -> Tensor:
     """Where with a constant condition: both branches requantized, then picked element by element."""
     condition = n.constant(0, "the condition").astype(bool)

@@ -12,7 +12,7 @@ from qverify.frontend.tensors import Codes, Tensor
 from qverify.ops import Softmax
 
 
-@lowers("QLinearSoftmax", domains=(MICROSOFT,))
+@lowers("QLinearSoftmax", inputs=5, attributes="axis opset", domains=(MICROSOFT,))
 def qlinear_softmax(n: View) -> Tensor:
     """Over one axis (opset 13 semantics), or over all axes from `axis` on (before 13), as the attribute `opset` says."""
     x = n.codes(0)

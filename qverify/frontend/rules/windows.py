@@ -13,6 +13,8 @@ from qverify.frontend.rules.layout import indices
 from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, IndexArray, Tensor
 from qverify.ops import FloatProgram, Max
 
+WINDOW = "auto_pad dilations kernel_shape pads strides"  # the attributes that `read_window` reads, but for ceil_mode
+
 
 @dataclass(frozen=True)
 class Window:
@@ -25,8 +27,8 @@ class Window:
     output: tuple[int, ...]
 
 
-def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> Window:
-    """strides, dilations, pads, auto_pad and ceil_mode of a node over an input of `spatial` size."""
+def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], ceil_mode: int = 0) -> Window:
+    """strides, dilations, pads and auto_pad of a node over an input of `spatial` size, and a pool's ceil_mode."""
     rank = len(spatial)
     strides = tuple(n.attr("strides", [1] * rank))
     dilations = tuple(n.attr("dilations", [1] * rank))
@@ -53,7 +55,7 @@ def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> W
         if room < 0 or pads[i] < 0 or pads[rank + i] < 0:
             raise Refusal(f"a window of {span[i]} does not fit {spatial[i]} elements with pads {pads}")
         size = room // strides[i] + 1
-        if n.attr("ceil_mode", 0) and room % strides[i] and size * strides[i] < spatial[i] + pads[i]:
+        if ceil_mode and room % strides[i] and size * strides[i] < spatial[i] + pads[i]:
             pads[rank + i] += strides[i] - room % strides[i]  # a last window that begins inside the padded input
             size += 1
         output.append(size)
@@ -76,17 +78,16 @@ def window_index(x: Tensor, window: Window) -> IndexArray:
     return flat
 
 
-@lowers("MaxPool", domains=("", MICROSOFT))
-@lowers("NhwcMaxPool", domains=(MICROSOFT,))
+@lowers("MaxPool", inputs=1, attributes=f"{WINDOW} ceil_mode storage_order", domains=("", MICROSOFT))
+@lowers("NhwcMaxPool", inputs=1, attributes=f"{WINDOW} ceil_mode", domains=(MICROSOFT,))
 def max_pool(n: View) -> Tensor:
     """On codes; on floats it commutes with the increasing function that gives them: max(f(a), f(b)) = f(max(a, b))."""
     x = n.tensor(0)
-    if n.attr("storage_order", 0) or len([name for name in n.node.output if name]) > 1:
-        raise Refusal("its indices output is not supported")
     last = n.op == "NhwcMaxPool"
     if last:
         x = n.builder.move(x, np.moveaxis(indices(x), -1, 1))
-    taps = window_index(x, read_window(n, x.shape[2:], tuple(n.attr("kernel_shape"))))
+    window = read_window(n, x.shape[2:], tuple(n.attr("kernel_shape")), n.attr("ceil_mode", 0))
+    taps = window_index(x, window)
     if (taps < 0).all(axis=-1).any():
         raise Refusal("a window lies wholly in the padding")
     best = taps.max(axis=-1, keepdims=True)
@@ -95,7 +96,7 @@ def max_pool(n: View) -> Tensor:
     return n.builder.move(pooled, np.moveaxis(indices(pooled), 1, -1)) if last else pooled
 
 
-@lowers("GlobalMaxPool")
+@lowers("GlobalMaxPool", inputs=1)
 def global_max_pool(n: View) -> Tensor:
     x = n.tensor(0)
     rows = n.builder.move(x, indices(x).reshape(*x.shape[:2], *([1] * (len(x.shape) - 2)), -1))
