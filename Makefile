@@ -10,6 +10,7 @@ PYTHON ?=
 GPU_PYTHON = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(or $(PYTHON),python3)
 OUT ?= benchmarks/results
 GPU_OPTIONS ?=
+export ORT_DISABLE_TELEMETRY ?= 1
 DEMO_UNSAT := specs/examples/onnx/mnist_mlp_qop.onnx specs/examples/vnnlib/mnist_0_eps_2.vnnlib
 DEMO_CERTIFIED := specs/certified/onnx/mnist.onnx specs/certified/vnnlib/mnist_0_eps_4.vnnlib.gz
 DEMO_SAT := specs/examples/onnx/tiny_mlp_qop.onnx specs/examples/vnnlib/tiny_unsafe.vnnlib

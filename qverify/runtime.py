@@ -4,6 +4,7 @@ run graphs of ours, and to replay counterexamples. The only module that names on
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ OLDEST = (1, 32)  # earlier versions round QLinearSoftmax, and fuse some QDQ gro
 
 
 def _onnxruntime(purpose: str) -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else the import writes a device id under the user's home
     try:
         import onnxruntime
     except ImportError as error:

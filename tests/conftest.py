@@ -14,6 +14,7 @@ from pathlib import Path
 from qverify import runtime
 from qverify.errors import UsageError
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime themselves
 HERE = Path(__file__).parent
 BARE = importlib.util.find_spec("hypothesis") is None
 REFUSED = ""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 HEAVY = ("numpy", "onnx", "onnxruntime", "cupy", "multiprocessing")
 
 
-def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+def python(code: str, environment: dict[str, str] | None = None) -> str:
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -43,3 +46,15 @@ def test_unknown_name_is_an_attribute_error() -> None:
 def test_verify_is_the_function_even_after_its_module_was_imported() -> None:
     python("import qverify.verify, types; assert isinstance(qverify.verify, types.FunctionType)")
     python("from qverify import verify; import qverify; assert qverify.verify is verify; assert callable(verify)")
+
+
+def test_onnxruntime_writes_nothing_under_the_user_s_home(tmp_path: Path) -> None:
+    """It would keep a device id there, and what it wants to send."""
+    pytest.importorskip("onnxruntime")
+    left_out = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    home = environment | {"HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    code = "import os; from qverify import runtime; runtime.version(); print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    assert python(code, home) == "1"
+    assert not list(tmp_path.iterdir())
+    assert python(code, home | {"ORT_DISABLE_TELEMETRY": "true"}) == "true"  # the user's own choice stays
