@@ -65,3 +65,4 @@ class Property:
     inputs: tuple[Variable, ...]
     outputs: tuple[Variable, ...]
     queries: tuple[Query, ...]
+    doubts: tuple[str, ...] = ()  # what is odd in the file, and hardly meant: for warnings

@@ -16,11 +16,12 @@ from qverify.certificate import certificate
 from qverify.deadline import Deadline
 from qverify.engine import Engine
 from qverify.errors import SpecError, UsageError
+from qverify.frontend.fit import check_fit
 from qverify.frontend.model import Model, read_model
 from qverify.frontend.vnnlib import read_property
 from qverify.kernels import Kernels, open_kernels
 from qverify.options import Options
-from qverify.property import Property, Query, Variable
+from qverify.property import Property, Query
 from qverify.result import Progress, Result, Stats, Verdict
 from qverify.search.bab import Outcome, search
 from qverify.search.branch import RULES
@@ -53,12 +54,12 @@ def verify(
     kernels = open_kernels(options.device)
     read = read_model(path)
     prop = read_property(spec_path)
-    _check_fit(prop, read, spec_path)
+    remarks = check_fit(prop, read.lowered, spec_path)
     stats = Stats(load_seconds=deadline.elapsed())
     engine = Engine.make(read, kernels, options.backward)
     rng = np.random.default_rng(options.seed)
     details = _details(read, prop, spec_path, kernels)
-    details["warnings"] += engine.cross_check()
+    details["warnings"] += [*remarks, *engine.cross_check()]
     unknown: Outcome | None = None
     proofs: list[Proof] | None = [] if options.certificate else None
     for query in prop.queries:
@@ -150,37 +151,6 @@ def _answer_sat(
     return Result(verdict, reason or outcome.reason, witness, stats, details)
 
 
-def _check_fit(prop: Property, read: Model, spec: Path) -> None:
-    """Raise SpecError unless the property's variables are the model's inputs and outputs."""
-    lowered = read.lowered
-    for what, declared, actual in (
-        ("input", prop.inputs, lowered.inputs),
-        ("output", prop.outputs, lowered.graph_outputs),
-    ):
-        wanted = sum(int(np.prod(shape)) for _, shape, _ in actual)
-        given = sum(int(np.prod(v.shape)) for v in declared)
-        if wanted != given:
-            raise SpecError(
-                f"{spec}: it declares {given} {what} elements, but the model has {wanted}: another model's?"
-            )
-        if prop.version.startswith("1"):
-            integers = any(v.dtype.lower() == "int" for v in declared)
-            if integers and any(dtype == np.float32 for _, _, dtype in actual):
-                raise SpecError(f"{spec}: it declares Int {what}s, but the model's are float32: declare Real")
-            continue
-        if len(declared) != len(actual):
-            raise SpecError(f"{spec}: it declares {len(declared)} {what}s, but the model has {len(actual)}")
-        for variable, (name, shape, dtype) in zip(declared, actual, strict=True):
-            _check_variable(spec, variable, name, shape, dtype)
-
-
-def _check_variable(spec: Path, variable: Variable, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    if tuple(variable.shape) != shape:
-        raise SpecError(f"{spec}: {variable.name} has shape {list(variable.shape)}, the model's '{name}' {list(shape)}")
-    if variable.dtype.lower() not in ("real", str(dtype)):
-        raise SpecError(f"{spec}: {variable.name} is {variable.dtype}, the model's '{name}' is {dtype}")
-
-
 def _details(read: Model, prop: Property, spec: Path, kernels: Kernels) -> dict[str, Any]:
     """What a verdict is about: recorded with it."""
     saturable = read.lowered.saturable
@@ -198,11 +168,12 @@ def _details(read: Model, prop: Property, spec: Path, kernels: Kernels) -> dict[
 
 def _doubts(prop: Property) -> list[str]:
     """What is odd about a property, and hardly meant."""
+    doubts = list(prop.doubts)
     if any(not any(row.y for row in case) for query in prop.queries for case in query.cases):
-        return [
+        doubts.append(
             "the property calls some inputs unsafe whatever the outputs are: is a condition on the outputs missing?"
-        ]
-    return []
+        )
+    return doubts
 
 
 def _spec_file(spec: Path) -> Path:

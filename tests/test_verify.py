@@ -410,18 +410,71 @@ def test_a_1_0_property_of_another_model(old: str, new: str, message: str, tmp_p
     [
         ("X float32", "X uint8", "X is uint8, the model's '.*' is float32"),
         ("Y float32", "Y float64", "Y is float64"),
-        ("X float32 [1,2]", "X float32 [2,1]", r"X has shape \[2, 1\], the model's '.*' \[1, 2\]"),
+        ("X float32 [1,2]", "X float32 [2,2]", r"X \[2, 2\], a batch of 2, but the model's '.*' is read as \[1, 2\]"),
         ("X float32 [1,2]", "X float32 [1,3]", "3 input elements"),
         ("(declare-input X float32 [1,2])", "(declare-input X float32 [1]) (declare-input Z float32 [1])", "2 inputs"),
     ],
 )
 def test_a_2_0_property_of_another_model(old: str, new: str, message: str, tmp_path: Path) -> None:
     assert old in HEAD_2
-    names = ["X[0]", "Z[0]"] if "Z" in new else ["X[0,0]", "X[1,0]" if "[2,1]" in new else "X[0,1]"]
+    names = ["X[0]", "Z[0]"] if "Z" in new else ["X[0,0]", "X[0,1]"]
+    names += ["X[1,0]", "X[1,1]"] if "[2,2]" in new else []
     names += ["X[0,2]"] if "[1,3]" in new else []
     bounds = "".join(f"(assert (>= {name} 0)) (assert (<= {name} 1))" for name in names)
     with pytest.raises(SpecError, match=message):
         verify(QOP, spec_file(tmp_path, bounds + "(assert (>= Y[0,0] 0.0))", HEAD_2.replace(old, new)), CPU)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (1, 1, 2)])
+def test_axes_of_one_may_differ(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """They leave every element in its place; the counterexample is printed in the declared shape."""
+    text = UNSAFE.with_name("tiny_unsafe_v2.vnnlib").read_text()
+
+    def renamed(match: re.Match[str]) -> str:
+        index = np.unravel_index(int(match[2]), shape)
+        return f"{match[1]}[{','.join(map(str, index))}]"
+
+    text = re.sub(r"\b([XY])\[0,(\d)\]", renamed, text).replace("[1,2]", str(list(shape)))
+    found = verify(QOP, spec_file(tmp_path, text, ""), CPU)
+    assert found.verdict is Verdict.SAT
+    check_witness(found, QOP)
+    first, second = found.details["warnings"]
+    assert f"X has shape {list(shape)}" in first and f"Y has shape {list(shape)}" in second
+
+
+def test_another_order_of_axes_is_refused(tmp_path: Path) -> None:
+    g = Graph()
+    x = g.quantize(g.input((1, 2, 3)), 1.0, np.array(0, np.uint8))
+    model = write(g.model(g.dequantize(x, 1.0, np.array(0, np.uint8))), tmp_path / "m.onnx")
+    head = "(vnnlib-version <2.0>)(declare-network f (declare-input X real [3,2])(declare-output Y real [1,2,3]))"
+    with pytest.raises(SpecError, match=r"X has shape \[3, 2\], the model's 'x0' \[1, 2, 3\]"):
+        verify(model, spec_file(tmp_path, "(assert (> X[0,0] Y[0,0,0]))", head), CPU)
+
+
+def test_an_empty_box_is_unsat_in_2_0(tmp_path: Path) -> None:
+    bounds = "(assert (and (>= X[0,0] 2.0) (<= X[0,0] 1.0) (>= X[0,1] 0.0) (<= X[0,1] 1.0)))"
+    result = verify(QOP, spec_file(tmp_path, bounds + "(assert (>= Y[0,0] 0.0))", HEAD_2), CPU)
+    assert result.verdict is Verdict.UNSAT
+    assert "no input is allowed: contradictory bounds for X[0,0]" in result.details["warnings"][0]
+
+
+def test_inputs_without_bounds_are_all_floats(tmp_path: Path) -> None:
+    """All codes occur then, also where a step before the quantizer overflows."""
+    g = Graph()
+    x = g.node("Mul", g.input((1, 2)), g.f32([10.0, -1e3]))
+    x = g.quantize(x, 0.5, np.array(7, np.uint8))
+    model = write(g.model(g.dequantize(x, 0.5, np.array(7, np.uint8))), tmp_path / "m.onnx")
+    for bounds, condition, verdict in (
+        ("", "(>= Y[0,0] 124.0)", "sat"),
+        ("", "(> Y[0,0] 124.0)", "unsat"),
+        ("(assert (>= X[0,1] 1e30))", "(>= Y[0,1] -3.4)", "unsat"),
+        ("(assert (>= X[0,1] 1e30))", "(<= Y[0,1] -3.5)", "sat"),
+    ):
+        result = verify(model, spec_file(tmp_path, f"{bounds}(assert {condition})", HEAD_2), CPU)
+        assert result.verdict == verdict, (bounds, condition)
+        assert "every finite float32" in result.details["warnings"][0]
+        if verdict == "sat":
+            check_witness(result, model)
 
 
 def test_an_unknown_branch_rule_is_named_with_the_known_ones() -> None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from qverify.checker.regions import Compiler, Inequality, holds, refuted
 from qverify.errors import SpecError
 from qverify.frontend.boundary import Encoder, make_domain, make_encoder
 from qverify.frontend.constraints import Fault, number
+from qverify.frontend.fit import check_fit
 from qverify.frontend.lower import Lowered
 from qverify.frontend.model import read_model
 from qverify.frontend.outputs import described_outputs, make_decoder
@@ -71,7 +71,7 @@ def check(model: Path, spec: Path, certificate: Path) -> Report:
                 raise Rejected(
                     f"it is about another {what}: SHA-256 {wanted[:16]!r}..., this file has {digest[:16]!r}..."
                 )
-        _check_fit(prop, read.lowered, spec)
+        check_fit(prop, read.lowered, spec)
         if any(row.x for query in prop.queries for case in query.cases for row in case):
             raise Rejected("no certificate is possible where conditions mention inputs")
         if not make_decoder(read.lowered).exact:
@@ -95,20 +95,6 @@ def check(model: Path, spec: Path, certificate: Path) -> Report:
     finally:
         archive.close()
     return Report(verdict, leaves, inner, time.perf_counter() - start)
-
-
-def _check_fit(prop: Property, lowered: Lowered, spec: Path) -> None:
-    """The property's variables must be the model's inputs and outputs."""
-    for declared, actual in ((prop.inputs, lowered.inputs), (prop.outputs, lowered.graph_outputs)):
-        if prop.version.startswith("1"):
-            same = sum(prod(v.shape) for v in declared) == sum(prod(shape) for _, shape, _ in actual)
-            same &= all(v.dtype.lower() != "int" for v in declared) or all(t != np.float32 for _, _, t in actual)
-        else:
-            same = [tuple(v.shape) for v in declared] == [shape for _, shape, _ in actual] and all(
-                v.dtype.lower() in ("real", str(t)) for v, (_, _, t) in zip(declared, actual, strict=True)
-            )
-        if not same:
-            raise SpecError(f"{spec}: its variables are not the model's inputs and outputs")
 
 
 # -- sat ---------------------------------------------------------------------------------------------------------------
@@ -156,7 +142,7 @@ def _rounded(point: Sequence[Fraction], texts: Sequence[str], encoder: Encoder) 
         x = np.array(
             [float(np.float32(float(t)) if f else float(t)) for f, t in zip(encoder.is_float, texts, strict=True)]
         )
-    if not np.isfinite(x).all() or not np.isfinite(encoder.scaled(x[None])).all():
+    if not np.isfinite(x).all() or np.isnan(encoder.scaled(x[None])).any():
         raise Rejected("an input overflows float32")
     return x
 

@@ -61,7 +61,7 @@ class Encoder:
         return np.concatenate([_encode_part(p, x) for p in self.parts], axis=1)
 
     def scaled(self, x: Float64Array) -> npt.NDArray[np.float32]:
-        """The float32 values just before rounding, [N, float codes]: finite at both ends of a box means finite within."""
+        """The float32 values just before rounding, [N, float codes]; an infinity is clipped to the last code."""
         with np.errstate(all="ignore"):
             parts = [_prefix(p, x) / p.scale for p in self.parts if isinstance(p, Quantizer)]
         return np.concatenate([np.zeros((len(x), 0), np.float32), *parts], axis=1)
@@ -265,9 +265,13 @@ def make_domain(encoder: Encoder, box: Box) -> Domain:
 
 
 def check_range(encoder: Encoder, lower: Float64Array, upper: Float64Array) -> None:
-    """Raise SpecError where inputs between `lower` and `upper` [inputs] may overflow on the way to the quantizer."""
+    """Raise SpecError where inputs between `lower` and `upper` [inputs] may be infinite or become NaN before rounding.
+
+    Sound because each step by a constant is monotone also where it overflows: an infinity between the ends is one at an
+    end too, so a product with 0, the only step that makes a NaN of it, makes one at that end.
+    """
     ends = np.stack([lower, upper])
-    if not np.isfinite(ends).all() or not np.isfinite(encoder.scaled(ends)).all():
+    if not np.isfinite(ends).all() or np.isnan(encoder.scaled(ends)).any():
         raise SpecError("the bounds are so large that the model's input arithmetic overflows float32")
 
 

@@ -143,6 +143,20 @@ def type_ranges(inputs: tuple[Variable, ...]) -> Bounds:
     return bounds
 
 
+def float_ranges(inputs: tuple[Variable, ...]) -> Bounds:
+    """The bounds that an input of type float32 or real has by what can be fed: the finite float32 numbers."""
+    largest = Fraction(2**128 - 2**104)
+    bounds: Bounds = {}
+    start = 0
+    for variable in inputs:
+        stop = start + 2 * math.prod(variable.shape)
+        if variable.dtype.lower() in ("float32", "real"):
+            ends = (-largest, False), (largest, False)
+            bounds.update((key, ends[key & 1]) for key in range(start, stop))
+        start = stop
+    return bounds
+
+
 def tighten(bounds: Bounds, atoms: Iterable[Atom], outer: Bounds) -> list[Row]:
     """Put the atoms that are bounds, where tighter than those in `outer`, into `bounds`; return the rows."""
     rows: list[Row] = []

@@ -12,11 +12,9 @@ github.com/VNNLIB/VNNLIB-Standard (grammar.cf), widened by scientific notation a
 from __future__ import annotations
 
 import gzip
-import math
 import os
 import re
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain, product
@@ -35,48 +33,37 @@ from qverify.frontend.constraints import (
     compare,
     contradictory,
     decimal,
+    float_ranges,
     linear,
-    number,
     quote,
     tighten,
     type_ranges,
 )
-from qverify.property import Case, Property, Query, Variable
+from qverify.frontend.declarations import Names
+from qverify.property import Case, Property, Query
 
 MAX_CASES: Final = 1_000_000  # conjunctions after multiplying out
 MAX_SIZE: Final = 50_000_000  # inequalities in them, and bounds in all boxes, at 8 bytes or more each
-MAX_ELEMENTS: Final = 4_000_000  # of all 2.x tensors: a shape is believed before anything bounds it
 MAX_DEPTH: Final = 10_000  # open parentheses; sums nested once per input are the deepest that real files come
-MAX_REMEMBERED: Final = 65_536  # distinct numbers; all those of a large file would cost more than they save
 
 _SPACE = r"[ \t\r\n\f\v]"
 _SKIP = rf"(?:{_SPACE}++|;[^\n]*+)*+"
 _NAME = r'[^\s()\[\];,"|]++'
 _INDEX = r"\[[^\[\]();]*\]"
+_OPERAND = rf"{_NAME}(?:{_SPACE}*+{_INDEX})?"  # the reference library prints X [0, 3]
 _TOKEN: Final = re.compile(
     rf"""{_SKIP}(?:
       (?P<simple>(?P<assert>\({_SPACE}*assert{_SPACE}+)?
-        \((?P<op>[<>]=?|==?|!=){_SPACE}+(?P<left>{_NAME}(?:{_INDEX})?){_SPACE}+(?P<right>{_NAME}(?:{_INDEX})?)
+        \((?P<op>[<>]=?|==?|!=){_SPACE}+(?P<left>{_OPERAND}){_SPACE}+(?P<right>{_OPERAND})
         {_SPACE}*\)(?(assert){_SPACE}*\)))
     | (?P<open>\({_SKIP}(?P<head>{_NAME})?)
     | (?P<close>\))
-    | (?P<word>{_NAME}(?:{_INDEX})?|{_INDEX}|"[^"]*"|\|[^|]*\|)
+    | (?P<word>{_OPERAND}|{_INDEX}|"[^"]*"|\|[^|]*\|)
     | (?P<end>\Z)
     | (?P<bad>.))""",
     re.VERBOSE | re.DOTALL,
 )
 _COMMENT: Final = re.compile(r";[^\n]*")
-_VERSION: Final = re.compile(r"\(\s*vnnlib-version\s+<(2\.[0-9]{1,3})>\s*\)")
-_FLAT: Final = re.compile(
-    r"\(\s*declare-(?:const|fun)\s+(([XY])_(0|[1-9][0-9]{0,17})|[^\s()]+)(?:\s+|\s*\(\s*\)\s*)([^\s()]+)\s*\)"
-)
-_NETWORK: Final = re.compile(r"\(\s*declare-network\s+[A-Za-z]\w*\s*(?:\([^()]*\)\s*)*\)", re.ASCII)
-_TENSOR: Final = re.compile(
-    r"\(\s*declare-(input|output)\s+([A-Za-z]\w*)\s+([A-Za-z]\w*)\s*\[\s*((?:\d{1,18}\s*(?:,\s*\d{1,18}\s*)*)?)\]\s*\)",
-    re.ASCII,
-)
-
-_IGNORED: Final = {"set-logic", "set-info", "set-option", "check-sat", "get-model", "exit"}
 _TOP_LEVEL: Final = {"assert", "declare-const", "declare-fun", "declare-network", "vnnlib-version"}
 _LOGIC: Final = {"and", "or", "not"}
 _ARITHMETIC: Final = {"+", "-", "*", "/"}
@@ -122,125 +109,6 @@ def _read_bytes(name: str) -> bytes:
         name += ".gz"
     with open(name, "rb") as file:
         return file.read()
-
-
-class _Names:
-    """What is declared: the version, the variables, and the meaning of an operand."""
-
-    def __init__(self) -> None:
-        self.version = ""
-        self.sizes = {"input": 0, "output": 0}  # elements
-        self._variables: dict[str, list[Variable]] = {"input": [], "output": []}  # in 1.0: one each, once complete
-        self._sorts: dict[str, str] = {}  # 1.0: of "input" and "output"
-        self._keys: dict[str, int] = {}  # "X_3", "X[0,3]": every element, for speed
-        self._numbers: dict[str, Fraction] = {}
-
-    def command(self, head: str, form: str, pos: int) -> None:
-        """Obey a top-level form that is no assert and whose comments are blanked; it begins at `pos`."""
-        if head == "vnnlib-version":
-            match = _VERSION.fullmatch(form)
-            if match is None or self.version:
-                raise Fault("expected one (vnnlib-version <2.0>), or 2.x, as the first form", pos)
-            self.version = match.group(1)
-            return
-        self.version = self.version or "1.0"
-        if head in ("declare-const", "declare-fun"):
-            self._declare_flat(form, pos)
-        elif head == "declare-network":
-            self._declare_network(form, pos)
-        elif head not in _IGNORED:
-            raise Fault(f"unknown command {quote(head)}", pos)
-
-    def _declare_flat(self, form: str, pos: int) -> None:
-        match = _FLAT.fullmatch(form)
-        if match is None or self.version != "1.0":
-            raise Fault(f"malformed {quote(form)}: expected (declare-const X_0 Real), in VNN-LIB 1.0 only", pos)
-        word, letter, index = match.group(1, 2, 3)
-        if letter is None:
-            raise Fault(f"unknown name {quote(word)}: VNN-LIB 1.0 names are X_0, X_1, ... and Y_0, Y_1, ...", pos)
-        kind, sort = "input" if letter == "X" else "output", match.group(4).lower()
-        if sort not in ("real", "int") or self._sorts.setdefault(kind, sort) != sort:
-            raise Fault(f"sort {quote(match.group(4))} of {word}: expected Real or Int, one for all {letter}", pos)
-        self._declare_elements(kind, (word,), int(index), pos)
-
-    def _declare_elements(self, kind: str, names: Iterable[str], start: int, pos: int) -> None:
-        for key, name in enumerate(names, start):
-            if name in self._keys:
-                raise Fault(f"{name.partition('[')[0]} is declared twice", pos)
-            self._keys[name] = key if kind == "input" else ~key
-            self.sizes[kind] += 1
-
-    def _declare_network(self, form: str, pos: int) -> None:
-        if self.version == "1.0":
-            raise Fault("declare-network needs (vnnlib-version <2.0>) as the first form", pos)
-        if self._keys:
-            raise Fault("two-network queries are not supported yet", pos)
-        if not _NETWORK.fullmatch(form):
-            raise Fault("malformed declare-network: expected (declare-network NAME (declare-input ...) ...)", pos)
-        for part in re.finditer(r"\([^()]*\)", form[1:]):
-            self._declare_tensor(part.group(), pos + 1 + part.start())
-
-    def _declare_tensor(self, form: str, pos: int) -> None:
-        if re.match(r"\(\s*(equal|isomorphic)-to\b", form):
-            raise Fault("two-network queries are not supported yet", pos)
-        if re.match(r"\(\s*declare-hidden\b", form):
-            raise Fault("declare-hidden is not supported yet", pos)
-        # `initialized` (2.1) and a quoted ONNX name (drafts of 2.0) change which tensor is meant: not skipped.
-        match = _TENSOR.fullmatch(form)
-        if match is None:
-            raise Fault(f"malformed {quote(form)}: expected (declare-input NAME TYPE [n,n,...])", pos)
-        kind, name, dtype = match.group(1, 2, 3)
-        shape = tuple(int(part) for part in match.group(4).split(",") if part.strip())
-        if any(variable.name == name for variable in chain(*self._variables.values())):
-            raise Fault(f"{name} is declared twice", pos)
-        if not 1 <= math.prod(shape) <= MAX_ELEMENTS - sum(self.sizes.values()):
-            raise Fault(f"{name} {list(shape)} has no element, or there are more than {MAX_ELEMENTS}", pos)
-        start = self.sizes[kind]
-        elements = (f"{name}[{','.join(map(str, index))}]" for index in product(*map(range, shape)))
-        self._declare_elements(kind, elements, start, pos)
-        if math.prod(shape) == 1:
-            self._keys[name] = start if kind == "input" else ~start
-        self._variables[kind].append(Variable(name, dtype, shape))
-
-    def variables(self, kind: str) -> tuple[Variable, ...]:
-        """The declared "input" or "output" variables; there is at least one, and 1.0 leaves no index out."""
-        if not self.sizes[kind]:
-            raise Fault(f"no {kind} is declared")
-        if kind in self._sorts:
-            letter, size = "X" if kind == "input" else "Y", self.sizes[kind]
-            missing = [index for index in range(size) if f"{letter}_{index}" not in self._keys]
-            if missing:
-                raise Fault(f"missing index: {letter}_{missing[0]} is not declared, but a higher one is")
-            return (Variable(letter, self._sorts[kind], (size,)),)
-        return tuple(self._variables[kind])
-
-    def input_name(self, index: int) -> str:
-        """What the file calls input element `index`."""
-        return next(name for name, key in self._keys.items() if key == index)
-
-    def operand(self, word: str) -> int | Fraction:
-        """The key of a variable (int) or the value of a number (Fraction)."""
-        value: int | Fraction | None = self._keys.get(word)
-        if value is None:
-            value = self._numbers.get(word)
-        if value is None and word[0] in "+-.0123456789":
-            if len(self._numbers) >= MAX_REMEMBERED:
-                self._numbers.clear()
-            value = self._numbers[word] = number(word)
-        return self._spaced(word) if value is None else value
-
-    def _spaced(self, word: str) -> int:
-        """The key of an element whose index is written with spaces, X[0, 3]; else says what is wrong with `word`."""
-        key = self._keys.get("".join(word.split()))
-        if key is not None:
-            return key
-        name = word.partition("[")[0]
-        for variable in chain(*self._variables.values()):
-            if variable.name == name:
-                raise Fault(f"{quote(word)} is not an element of {name}, whose shape is {list(variable.shape)}")
-        if name.lower() in ("nan", "inf", "infinity"):
-            raise Fault(f"bad number {quote(word)}: not finite")
-        raise Fault(f"undeclared variable {quote(word)}")
 
 
 @dataclass(slots=True)
@@ -307,7 +175,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self._text = text
         self._stack: list[_Other | _Logic | _Term] = []
-        self._names = _Names()
+        self._names = Names()
         self._root = _Logic("", 0)
         self._room = MAX_SIZE
 
@@ -352,6 +220,8 @@ class _Reader:
         if parent is not None and head in _TOP_LEVEL:
             raise self._unclosed(pos)
         if isinstance(parent, _Logic | _Term):
+            if self._names.is_operand(head):
+                raise Fault(f"{quote(head)} cannot stand first: write (>= {head} ...), not ({head} >= ...)", pos)
             self._stack.append(_opened(parent, head, pos))
         elif parent is None and head == "assert":
             self._stack.append(_Logic(head, pos, atoms=self._root.atoms, factors=self._root.factors))
@@ -419,12 +289,17 @@ class _Reader:
     def property(self) -> Property:
         """The property read, with one query for each distinct box."""
         inputs, outputs = self._names.variables("input"), self._names.variables("output")
-        outer = type_ranges(inputs)
+        outer, count = type_ranges(inputs), self._names.sizes["input"]
         common = tighten(outer, self._root.atoms, {})
-        self._check_bounds(outer)
-        count = self._names.sizes["input"]
         unbounded = [key for key in range(2 * count) if key not in outer]
+        if second := self._names.version != "1.0":
+            outer = float_ranges(inputs) | outer if unbounded else outer
+        if empty := self._contradiction(outer):
+            if not second:
+                raise Fault(empty)
+            return Property(self._names.version, inputs, outputs, (), (f"no input is allowed: {empty}",))
         groups: dict[frozenset[tuple[int, tuple[Fraction, bool]]], tuple[Bounds, dict[Case, None]]] = {}
+        filled: set[int] = set()  # the keys of bounds that are their type's
         conjunctions = self._multiplied([], self._root.factors)
         self._spend(len(conjunctions) * len(common))
         for atoms in conjunctions:
@@ -432,19 +307,35 @@ class _Reader:
             rows = common + tighten(bounds, atoms, outer)
             if any(contradictory(index, bounds, outer) for index in {key >> 1 for key in bounds}):
                 continue
-            for key in unbounded:
-                if key not in bounds:
+            missing = [key for key in unbounded if key not in bounds]
+            for key in missing:
+                if key not in outer:
                     raise Fault(f"{self._names.input_name(key >> 1)} has no {'upper' if key & 1 else 'lower'} bound")
+            filled.update(missing)
+            unbounded = [key for key in unbounded if key not in filled] if missing else unbounded
             _, cases = groups.setdefault(frozenset(bounds.items()), (bounds, {}))
             cases[tuple(dict.fromkeys(rows))] = None
         self._spend(2 * count * len(groups))
         queries = [Query(box(count, {**outer, **bounds}), tuple(cases)) for bounds, cases in groups.values()]
-        return Property(self._names.version, inputs, outputs, tuple(queries))
+        doubts = self._doubts_about({key >> 1 for key in filled})
+        if not queries:
+            doubts.append("its conditions contradict each other whatever the network computes: nothing can be unsafe")
+        return Property(self._names.version, inputs, outputs, tuple(queries), tuple(doubts))
 
-    def _check_bounds(self, bounds: Bounds) -> None:
+    def _doubts_about(self, filled: set[int]) -> list[str]:
+        """A remark on the inputs that the file does not bound on both sides, if there are any."""
+        if not filled:
+            return []
+        others = f" and {len(filled) - 1} more" if len(filled) > 1 else ""
+        name = self._names.input_name(min(filled))
+        return [f"the property does not bound {name}{others} on both sides: every finite float32 is allowed there"]
+
+    def _contradiction(self, bounds: Bounds) -> str:
+        """What is contradictory in the bounds that hold for all inputs; empty if nothing is."""
         for key in bounds:
             if not key & 1 and contradictory(key >> 1, bounds, {}):
                 (lower, _), (upper, _) = bounds[key], bounds[key + 1]
                 ends = f"lower {decimal(lower)} {'>' if lower > upper else '='} upper {decimal(upper)}"
                 excluded = "" if lower > upper else ", and that value is excluded"
-                raise Fault(f"contradictory bounds for {self._names.input_name(key >> 1)}: {ends}{excluded}")
+                return f"contradictory bounds for {self._names.input_name(key >> 1)}: {ends}{excluded}"
+        return ""

@@ -203,9 +203,17 @@ def test_an_integer_input_needs_an_integer(low: object, high: object) -> None:
         domain(encoder(Identity(np.array([0]), 0, 255)), (low, high))
 
 
-def test_bounds_that_overflow_the_prefix_are_refused() -> None:
+def test_an_infinity_before_the_quantizer_is_its_last_code() -> None:
+    """As in onnxruntime: it clips, then rounds."""
+    d = domain(encoder(quantizer(steps=(("mul", 1e30),))), (0, 10**30))
+    assert [end.tolist() for end in d.code_box()] == [[0], [255]]
+    falling = domain(encoder(quantizer(steps=(("div", -1e-30), ("add", 1.0)))), (-(10**30), 10**30))
+    assert [end.tolist() for end in falling.code_box()] == [[0], [255]]
+
+
+def test_bounds_that_give_a_nan_are_refused() -> None:
     with pytest.raises(SpecError, match="overflows float32"):
-        domain(encoder(quantizer(steps=(("mul", 1e30),))), (0, 10**30))
+        domain(encoder(quantizer(steps=(("mul", 1e30), ("mul", 0.0)))), (0, 10**30))
 
 
 def test_cells_of_large_values() -> None:
