@@ -9,7 +9,8 @@ float32 or integers of at most 32 bits; decimals in a property may be anything, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qverify.deadline import looking
 from qverify.property import Case, Query, Row
 
 Float64Array = npt.NDArray[np.float64]
@@ -38,13 +40,60 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
+class Matrix:
+    """Rows of coefficients, nearly all of them 0: entry e adds coefficient[e] * x[index[e]] to the row whose entries begin
+    at or before e. Every row has an entry."""
+
+    index: npt.NDArray[np.intp]  # [E]
+    coefficient: Float64Array  # [E]
+    start: npt.NDArray[np.intp]  # [rows]
+    columns: int
+
+    @staticmethod
+    def make(rows: Iterable[Sequence[tuple[int, Fraction]]], columns: int) -> Matrix:
+        """Of the terms (index, coefficient) of every row."""
+        index: list[int] = []
+        coefficient: list[float] = []
+        start: list[int] = []
+        for terms in looking(rows, 1024):
+            start.append(len(index))
+            index += [i for i, _ in terms] or [0]
+            coefficient += [float(c) for _, c in terms] or [0.0]
+        return Matrix(np.array(index, np.intp), np.array(coefficient), np.array(start, np.intp), columns)
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """The most entries of a row."""
+        return int(np.diff(self.start, append=len(self.index)).max(initial=1))
+
+    def range(self, lower: Float64Array, upper: Float64Array) -> tuple[Float64Array, Float64Array, Float64Array]:
+        """Least and largest value of every row over boxes [N, columns], and the sum of its terms' magnitudes: [N, rows]."""
+        if not len(self.start):
+            return (np.zeros((len(lower), 0)),) * 3
+        low, high = lower[:, self.index] * self.coefficient, upper[:, self.index] * self.coefficient
+        size = np.maximum(np.abs(low), np.abs(high))
+        parts = (np.minimum(low, high), np.maximum(low, high), size)
+        least, most, sizes = (np.add.reduceat(part, self.start, axis=1) for part in parts)
+        return least, most, sizes
+
+    def dense(self, rows: npt.NDArray[np.intp]) -> Float64Array:
+        """Some rows, in full: [N, columns]."""
+        result = np.zeros((len(rows), self.columns))
+        count = np.diff(self.start, append=len(self.index))[rows]
+        first = np.concatenate([[0], np.cumsum(count)[:-1]]) if len(rows) else count
+        entry = np.arange(count.sum()) + np.repeat(self.start[rows] - first, count)
+        result[np.repeat(np.arange(len(rows)), count), self.index[entry]] = self.coefficient[entry]
+        return result
+
+
+@dataclass(frozen=True, eq=False)
 class Unsafe:
     """The rows of a query over Y (and X), and which rows make up each case."""
 
     rows: tuple[Row, ...]
     cases: tuple[tuple[int, ...], ...]  # row numbers of each case
-    y_matrix: Float64Array  # [rows, outputs]
-    x_matrix: Float64Array | None  # [rows, inputs]; None if no row mentions an input
+    y_matrix: Matrix  # [rows, outputs]
+    x_matrix: Matrix | None  # [rows, inputs]; None if no row mentions an input
     threshold: Float64Array  # [rows]: the row holds iff its value <= threshold, where `exact`
     exact: BoolArray  # [rows]: float64 evaluation cannot round
 
@@ -61,10 +110,10 @@ class Unsafe:
     def ends(self, y: tuple[Float64Array, Float64Array], x: tuple[Float64Array, Float64Array] | None) -> Any:
         """Least and largest value of every row over the boxes (float64 [N, rows], possibly rounded), and the sum of
         the terms' magnitudes, which bounds the rounding."""
-        low, high, size = _range(self.y_matrix, *y)
+        low, high, size = self.y_matrix.range(*y)
         if self.x_matrix is not None:
             assert x is not None
-            more = _range(self.x_matrix, *x)
+            more = self.x_matrix.range(*x)
             low, high, size = low + more[0], high + more[1], size + more[2]
         return low, high, size
 
@@ -74,17 +123,26 @@ class Unsafe:
         """REFUTED, OPEN or CERTAIN for each box and case, int8 [N, cases]. On points (and without inputs in the rows)
         never OPEN."""
         low, high, size = self.ends(y, x)
-        terms = self.y_matrix.shape[1] + (0 if self.x_matrix is None else self.x_matrix.shape[1])
+        terms = self.y_matrix.longest + (0 if self.x_matrix is None else self.x_matrix.longest)
         slack = np.where(self.exact, 0.0, (size + np.abs(self.threshold) + TINY) * ((terms + 4) * HALF_ULP))
         possible = self._decide(low, slack, y, x, least=True)
         sure = self._decide(high, slack, y, x, least=False)
         result = np.empty((len(low), len(self.cases)), np.int8)
-        for k, case in enumerate(self.cases):
-            at = list(case)
-            result[:, k] = np.where(
-                sure[:, at].all(axis=1), CERTAIN, np.where(possible[:, at].all(axis=1), OPEN, REFUTED)
-            )
+        for cases, rows in self._alike:
+            certain, open_ = sure[:, rows].all(axis=2), possible[:, rows].all(axis=2)
+            result[:, cases] = np.where(certain, CERTAIN, np.where(open_, OPEN, REFUTED))
         return result
+
+    @functools.cached_property
+    def _alike(self) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
+        """The cases in groups of as many rows: their numbers [M], and their rows [M, rows of each]."""
+        numbers: dict[int, list[int]] = {}
+        for k, case in enumerate(self.cases):
+            numbers.setdefault(len(case), []).append(k)
+        return [
+            (np.array(own, np.intp), np.array([self.cases[k] for k in own], np.intp).reshape(len(own), count))
+            for count, own in numbers.items()
+        ]
 
     def _decide(self, value: Float64Array, slack: Float64Array, y: Any, x: Any, least: bool) -> BoolArray:
         """Whether each row holds at its least (or largest) value: [N, rows]."""
@@ -106,21 +164,13 @@ class Unsafe:
         room = self.threshold - values
         best = np.full((len(values), len(self.cases)), np.inf)
         row = np.zeros((len(values), len(self.cases)), np.intp)
-        for k, case in enumerate(self.cases):
-            if case:
-                at = np.array(case)
-                worst = room[:, at].argmin(axis=1)
-                best[:, k] = room[np.arange(len(values)), at[worst]]
-                row[:, k] = at[worst]
+        for cases, rows in self._alike:
+            if rows.shape[1]:
+                own = room[:, rows]
+                worst = own.argmin(axis=2)
+                best[:, cases] = np.take_along_axis(own, worst[:, :, None], axis=2)[:, :, 0]
+                row[:, cases] = rows[np.arange(len(rows)), worst]
         return best, row
-
-
-def _range(
-    matrix: Float64Array, lower: Float64Array, upper: Float64Array
-) -> tuple[Float64Array, Float64Array, Float64Array]:
-    positive, negative = np.maximum(matrix, 0).T, np.minimum(matrix, 0).T
-    size = np.maximum(np.abs(lower), np.abs(upper)) @ np.abs(matrix).T
-    return lower @ positive + upper @ negative, upper @ positive + lower @ negative, size
 
 
 def _holds_exactly(row: Row, ends: Sequence[tuple[Float64Array, Float64Array]], least: bool) -> bool:
@@ -135,19 +185,12 @@ def _holds_exactly(row: Row, ends: Sequence[tuple[Float64Array, Float64Array]], 
 def make_unsafe(query: Query, inputs: int, grid: Grid) -> Unsafe:
     """Compile a query's cases for `inputs` input elements and the outputs of `grid`."""
     numbers: dict[Row, int] = {}
-    cases = tuple(tuple(numbers.setdefault(row, len(numbers)) for row in case) for case in query.cases)
-    rows = tuple(_scaled(row) for row in numbers)
-    outputs = len(grid.unit)
-    y_matrix = np.zeros((len(rows), outputs))
-    mixed = any(row.x for row in rows)
-    x_matrix = np.zeros((len(rows), inputs)) if mixed else None
+    cases = tuple(tuple(numbers.setdefault(row, len(numbers)) for row in case) for case in looking(query.cases, 1024))
+    rows = tuple(_scaled(row) for row in looking(numbers, 1024))
+    y_matrix = Matrix.make((row.y for row in rows), len(grid.unit))
+    x_matrix = Matrix.make((row.x for row in rows), inputs) if any(row.x for row in rows) else None
     threshold, exact = np.zeros(len(rows)), np.zeros(len(rows), np.bool_)
-    for r, row in enumerate(rows):
-        for index, coefficient in row.y:
-            y_matrix[r, index] = float(coefficient)
-        for index, coefficient in row.x:
-            assert x_matrix is not None
-            x_matrix[r, index] = float(coefficient)
+    for r, row in enumerate(looking(rows, 1024)):
         threshold[r], exact[r] = _threshold(row, grid)
     return Unsafe(rows, cases, y_matrix, x_matrix, threshold, exact)
 

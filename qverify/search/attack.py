@@ -24,7 +24,7 @@ def slack_gradient(problem: Problem, values: list[Array], row: npt.NDArray[np.in
     raises the row's slack. (Each row is scaled by a power of two into float32's range.)"""
     if not len(problem.unsafe.rows):  # the only case is the empty one: everywhere unsafe
         return problem.kernels.xp.zeros(values[0].shape, dtype=problem.kernels.xp.float32)
-    upstream = problem.unsafe.y_matrix[row] * problem.decoder.steepness
+    upstream = problem.unsafe.y_matrix.dense(row) * problem.decoder.steepness
     _, exponent = np.frexp(np.abs(upstream).max(axis=1, keepdims=True, initial=0.0))
     upstream = np.ldexp(upstream, -exponent)
     return problem.network.gradient(problem.kernels, values, problem.kernels.asarray(upstream.astype(np.float32)))
