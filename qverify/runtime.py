@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,55 +95,66 @@ def _said(error: Exception) -> str:
     return re.sub(r"/\S*\.(cc|h):\d+ .*?\) (?=\S)", "", text)[:300]
 
 
+Function = Callable[[dict[str, npt.NDArray[Any]]], list[npt.NDArray[Any]]]
+
+
+def graph_function(
+    what: str,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, tuple[npt.DTypeLike, Sequence[int] | None]],
+    constants: Mapping[str, npt.NDArray[Any]],
+    outputs: Sequence[str],
+    opsets: Sequence[onnx.OperatorSetIdProto],
+) -> Function:
+    """Nodes as they stand, run by onnxruntime without optimisation on one thread, as a function from values of `inputs`
+    (name: element type and shape, None for any shape) to the `outputs`. It raises ModelError, as this does, where
+    onnxruntime refuses the nodes; `what` names them in the message."""
+    ort = _onnxruntime("Reading a model")
+    tensors = [numpy_helper.from_array(value, key) for key, value in constants.items()]
+    free = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+        for name, (dtype, shape) in inputs.items()
+    ]
+    graph = helper.make_graph(nodes, "nodes", free, [onnx.ValueInfoProto(name=name) for name in outputs], tensors)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = _create(ort, model.SerializeToString(), _as_written(ort), what)
+
+    def call(feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        try:
+            values: list[Any] = session.run(list(outputs), feeds)
+        except Exception as error:  # an attribute or a value that the kernel does not know, for instance
+            raise ModelError(f"onnxruntime {ort.__version__} cannot run {what}: {_said(error)}") from None
+        if not all(isinstance(value, np.ndarray) for value in values):
+            raise ModelError(f"{what} gives something other than tensors, which is not supported")
+        return values
+
+    return call
+
+
 def node_function(
     node: onnx.NodeProto,
     constants: dict[str, npt.NDArray[Any]],
     dtype: npt.DTypeLike,
     opsets: list[onnx.OperatorSetIdProto],
 ) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
-    """One node, run alone by onnxruntime without optimisation, as a function of its first input (of any shape)."""
-    ort = _onnxruntime(f"The op {node.op_type}")
-    name = node.input[0]
-    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    tensors = [numpy_helper.from_array(value, key) for key, value in constants.items()]
-    inputs = [helper.make_tensor_value_info(name, element, None)]
-    graph = helper.make_graph([node], "node", inputs, [onnx.ValueInfoProto(name=node.output[0])], tensors)
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    session = _create(ort, model.SerializeToString(), _as_written(ort), f"the node '{node.name}' ({node.op_type})")
-
-    def call(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        try:
-            return np.asarray(session.run(None, {name: x})[0])
-        except Exception as error:  # an attribute that the kernel does not know, for instance
-            raise ModelError(
-                f"onnxruntime {ort.__version__} cannot run the node '{node.name}': {_said(error)}"
-            ) from None
-
-    return call
+    """One node alone, as a function of its first input (of any shape) to its first output."""
+    name, what = node.input[0], f"the node '{node.name}' ({node.op_type})"
+    function = graph_function(what, [node], {name: (dtype, None)}, constants, node.output[:1], opsets)
+    return lambda x: function({name: x})[0]
 
 
 def constant_node(
     node: onnx.NodeProto, inputs: Sequence[npt.NDArray[Any] | None], opsets: list[onnx.OperatorSetIdProto]
 ) -> tuple[npt.NDArray[Any], ...]:
-    """What a node gives for constant inputs (None: absent), computed by onnxruntime without optimisation: an array for
-    every output, empty for one that is absent. ModelError where onnxruntime refuses the node or it gives something else."""
-    ort = _onnxruntime(f"The op {node.op_type}")
-    what = f"the node '{node.name}' ({node.op_type})"
+    """What a node gives for constant inputs (None: absent): an array for every output, empty for one that is absent."""
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     del alone.input[:]
     alone.input.extend(f"i{k}" if value is not None else "" for k, value in enumerate(inputs))
-    tensors = [numpy_helper.from_array(value, f"i{k}") for k, value in enumerate(inputs) if value is not None]
-    results = [name for name in node.output if name]
-    graph = helper.make_graph([alone], "constant", [], [onnx.ValueInfoProto(name=name) for name in results], tensors)
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    session = _create(ort, model.SerializeToString(), _as_written(ort), what)
-    try:
-        found = dict(zip(results, session.run(None, {}), strict=True))
-    except Exception as error:  # the same, from a node that cannot take these constants
-        raise ModelError(f"onnxruntime {ort.__version__} cannot run {what}: {_said(error)}") from None
-    if not all(isinstance(value, np.ndarray) for value in found.values()):
-        raise ModelError(f"{what} gives something other than tensors, which is not supported")
+    constants = {f"i{k}": value for k, value in enumerate(inputs) if value is not None}
+    names = [name for name in node.output if name]
+    what = f"the node '{node.name}' ({node.op_type})"
+    found = dict(zip(names, graph_function(what, [alone], {}, constants, names, opsets)({}), strict=True))
     return tuple(found.get(name, np.zeros(0, np.float32)) for name in node.output)
 
 

@@ -97,7 +97,7 @@ class Builder:
 
     def move(self, x: Tensor, index: IndexArray, fill: float | int | None = None) -> Tensor:
         """A tensor of index's shape whose element i is x.flat[index.flat[i]], or `fill` where the index is -1."""
-        index = np.ascontiguousarray(index, dtype=np.int64)
+        index = np.asarray(index, dtype=np.int64, order="C")
         holes = index < 0
         if isinstance(x, np.ndarray):
             moved = x.reshape(-1)[np.where(holes, 0, index)] if x.size else np.zeros(index.shape, x.dtype)

@@ -23,7 +23,7 @@ from qverify.frontend.builder import Builder, Identity, Refusal
 from qverify.frontend.registry import CONTROL_FLOW, RANDOM, RULES, View, refuse_unknown
 from qverify.frontend.simplify import simplified
 from qverify.frontend.tensors import Codes, FloatAcc, FloatInput, FloatSum, Tensor
-from qverify.network import Network
+from qverify.network import Network, Node
 from qverify.ops import Type
 
 HINTS = {
@@ -67,15 +67,37 @@ class Lowered:
         return tuple((name, t.shape, t.dtype if isinstance(t, Codes) else float32) for name, t in self.outputs)
 
 
-def lower(model: onnx.ModelProto) -> Lowered:
+@dataclass(frozen=True, eq=False)
+class ReadNode:
+    """One node as it was read: its inputs (None: absent) and outputs, and the part `values[first:last]` of the network's
+    nodes, not yet simplified, that its rule made."""
+
+    node: onnx.NodeProto
+    name: str
+    inputs: tuple[Tensor | None, ...]
+    outputs: tuple[Tensor, ...]
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """How a graph was read, node by node, but for those that onnxruntime itself computed since all inputs are constants."""
+
+    nodes: tuple[ReadNode, ...]
+    values: tuple[Node, ...]  # of the network as the rules made it
+    opsets: tuple[onnx.OperatorSetIdProto, ...]
+
+
+def lower(model: onnx.ModelProto) -> tuple[Lowered, Trace]:
     """Read a graph. Raises UnsupportedModel for a node without a rule, ModelError for a broken graph."""
     graph = model.graph
     builder = Builder()
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
     env: dict[str, Tensor] = {i.name: _initializer(i) for i in graph.initializer}
     inputs = _declare_inputs(graph, env, builder)
-    for node in graph.node:
-        _read_node(node, env, builder, opsets, list(model.opset_import))
+    read = [_read_node(node, env, builder, opsets, list(model.opset_import)) for node in graph.node]
+    trace = Trace(tuple(r for r in read if r is not None), tuple(builder.nodes), tuple(model.opset_import))
     outputs = _close_outputs(graph, env, builder)
     if not builder.encoders:
         raise UnsupportedModel("no output depends on a quantized input: this is not a quantized network")
@@ -86,7 +108,8 @@ def lower(model: onnx.ModelProto) -> Lowered:
     values = tuple(codes_of(t).value for _, t in outputs)
     network, number = simplified(Network(Type((size,), low.pop(), high.pop()), tuple(builder.nodes), values))
     outputs = [(name, _renumbered(output, network, number)) for name, output in outputs]
-    return Lowered(network, tuple(inputs), tuple(builder.encoders), tuple(outputs), tuple(builder.saturable))
+    saturable = tuple(builder.saturable)
+    return Lowered(network, tuple(inputs), tuple(builder.encoders), tuple(outputs), saturable), trace
 
 
 def _renumbered(output: Output, network: Network, number: list[int]) -> Output:
@@ -169,8 +192,8 @@ def _read_node(
     builder: Builder,
     opsets: dict[str, int],
     imports: list[onnx.OperatorSetIdProto],
-) -> None:
-    """Evaluate one node into `env`."""
+) -> ReadNode | None:
+    """Evaluate one node into `env`. None where onnxruntime did it."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     inputs: list[Tensor | None] = []
     for name in node.input:
@@ -178,6 +201,7 @@ def _read_node(
             raise ModelError(f"node '{node.name}' ({node.op_type}) reads '{name}', which nothing computes")
         inputs.append(env[name] if name else None)
     builder.node_name = re.sub(r"(_token_\d+)$", "", node.name) or next(iter(node.output), "")  # a copy's suffix
+    first = len(builder.nodes)
     op = f"{domain}.{node.op_type}" if domain else node.op_type
     where = f"node '{builder.node_name}' ({op} of {', '.join(_describe(i) for i in inputs)})"
     try:
@@ -194,9 +218,11 @@ def _read_node(
         raise UnsupportedModel(
             f"{where}: it cannot be read ({text}); if onnxruntime runs the model, please report this"
         ) from error
-    for name, result in zip(node.output, results, strict=False):
-        if name:
-            env[name] = np.asarray(result) if isinstance(result, np.generic) else result
+    results = tuple(np.asarray(result) if isinstance(result, np.generic) else result for result in results)
+    env.update((name, result) for name, result in zip(node.output, results, strict=False) if name)
+    if all(tensor is None or isinstance(tensor, np.ndarray) for tensor in inputs):
+        return None
+    return ReadNode(node, builder.node_name, tuple(inputs), results, first, len(builder.nodes))
 
 
 # What a rule, written for well-formed nodes, meets in others, or where it is wrong itself.

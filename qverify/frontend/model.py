@@ -12,7 +12,8 @@ import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from qverify import runtime
-from qverify.errors import ModelError, UnsupportedModel, UsageError
+from qverify.errors import ModelError, QverifyError, SoundnessError, UnsupportedModel, UsageError
+from qverify.frontend.compare import Compared, compare
 from qverify.frontend.lower import Lowered, lower
 from qverify.frontend.registry import RANDOM
 
@@ -26,6 +27,7 @@ class Model:
     sha256: str
     lowered: Lowered
     runtime_version: str
+    compared: Compared
     warnings: tuple[str, ...]
 
 
@@ -45,14 +47,18 @@ def read_model(path: Path) -> Model:
         _refuse_random(proto)
         fused = runtime.optimised_graph(path)
         _drop_folded_inputs(proto, fused)
-        return Model(path, sha256, lower(fused), runtime.version(), tuple(bias_warnings(proto)))
+        lowered, trace = lower(fused)
+        compared = compare(trace, lowered)
+        return Model(path, sha256, lowered, runtime.version(), compared, tuple(bias_warnings(proto)))
+    except SoundnessError as error:
+        raise SoundnessError(f"{path}: {_one_line(error)}") from None
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{path}: {_one_line(error)}") from None
     except ModelError as error:
         raise ModelError(f"{path}: {_one_line(error)}") from None
 
 
-def _one_line(error: ModelError) -> str:
+def _one_line(error: QverifyError) -> str:
     """Its text; names in a damaged file may hold any character."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(error))
 

@@ -35,7 +35,7 @@ def identity(n: View) -> Tensor:
     return n.tensor(0)
 
 
-@lowers("Reshape", inputs=2, attributes="allowzero shape")
+@lowers("Reshape", inputs=2, attributes="allowzero")
 def reshape(n: View) -> Tensor:
     x = n.tensor(0)
     wanted = _ints(n, 1, "shape")
@@ -87,7 +87,7 @@ def concat(n: View) -> Tensor:
     return n.builder.concat(parts, checked_axis(n.attr("axis"), len(parts[0].shape)))
 
 
-@lowers("Slice", inputs=5, attributes="axes ends starts")
+@lowers("Slice", inputs=5)
 def slice_(n: View) -> Tensor:
     x = n.tensor(0)
     starts, ends = _ints(n, 1, "starts"), _ints(n, 2, "ends")

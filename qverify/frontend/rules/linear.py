@@ -169,7 +169,8 @@ def matmul_integer_to_float(n: View) -> Tensor:
     return FloatAcc(acc, program)
 
 
-@lowers("Gemm", "MatMul", inputs=3, attributes="alpha beta transA transB")
+@lowers("Gemm", inputs=3, attributes="alpha beta transA transB")
+@lowers("MatMul", inputs=2)
 def float_product(n: View) -> Tensor:
     """A float product of dequantized codes with constant weights, as the network's last op.
 

@@ -78,7 +78,7 @@ def window_index(x: Tensor, window: Window) -> IndexArray:
     return flat
 
 
-@lowers("MaxPool", inputs=1, attributes=f"{WINDOW} ceil_mode storage_order", domains=("", MICROSOFT))
+@lowers("MaxPool", inputs=1, attributes=f"{WINDOW} ceil_mode", domains=("", MICROSOFT))
 @lowers("NhwcMaxPool", inputs=1, attributes=f"{WINDOW} ceil_mode", domains=(MICROSOFT,))
 def max_pool(n: View) -> Tensor:
     """On codes; on floats it commutes with the increasing function that gives them: max(f(a), f(b)) = f(max(a, b))."""
