@@ -831,8 +831,14 @@ def qlinear_activation(rng: Rng) -> Case:
 
 
 FUNCTIONS: dict[str, tuple[str, ...]] = {
-    **{name: () for name in ("Abs", "Tanh", "Sigmoid", "HardSwish", "Erf", "Softplus", "Softsign", "Exp", "Sqrt", "Log")},
-    **{name: () for name in ("Reciprocal", "Sin", "Cos", "Atan", "Floor", "Ceil", "Round", "Sign", "Mish", "Neg", "Relu")},
+    **{
+        name: ()
+        for name in ("Abs", "Tanh", "Sigmoid", "HardSwish", "Erf", "Softplus", "Softsign", "Exp", "Sqrt", "Log")
+    },
+    **{
+        name: ()
+        for name in ("Reciprocal", "Sin", "Cos", "Atan", "Floor", "Ceil", "Round", "Sign", "Mish", "Neg", "Relu")
+    },
     **{name: ("alpha",) for name in ("Elu", "Celu", "ThresholdedRelu", "LeakyRelu")},
     **{name: ("alpha", "beta") for name in ("HardSigmoid",)},
     "Selu": ("alpha", "gamma"),

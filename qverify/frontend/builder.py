@@ -301,7 +301,12 @@ class Builder:
         return self.emit(Table(values, x.low, x.which), codes, dtype=dtype)
 
     def as_accumulator(self, x: Float) -> FloatAcc:
-        """The same float tensor as (integer value, program); tables turn into ordinals of their floats."""
+        """The same float tensor as (integer value, program); tables turn into ordinals of their floats. All are finite."""
+        finite = np.isfinite(
+            x.program.ends(x.codes.type) if isinstance(x, FloatAcc) else getattr(x, "table", 0.0)
+        ).all()
+        if not finite:
+            raise ValueError("it can overflow float32")
         match x:
             case FloatAcc():
                 return x

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qverify.kernels import Array, Kernels
+from qverify.kernels import Array, Kernels, open_kernels
 from qverify.kernels.steps import largest
 from qverify.ops.base import AbstractOp, Interval, Type
 from qverify.ops.relax import (
@@ -24,8 +24,6 @@ from qverify.ops.relax import (
     summed,
 )
 from qverify.ops.requantize import ordinals
-
-LARGEST = 0x7F7FFFFF  # the ordinal of the largest float32; beyond it are infinity and NaN
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +150,9 @@ class Mean(AbstractOp):
             raise ValueError("the sum before the mean can overflow float32")
         if self.order not in ("sequential", "eigen"):
             raise ValueError(f"no summation order '{self.order}'")
-        return Type(x.shape[:-1], -LARGEST, LARGEST)
+        ends = np.broadcast_to(np.array([x.low, x.high], np.int32).reshape(2, *([1] * len(x.shape))), (2, *x.shape))
+        least, most = self.run(open_kernels("cpu"), ends)
+        return Type(x.shape[:-1], int(least.min()), int(most.max()))
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:
         v = kernels.xp.take(self.values, xs[0] - self.low)

@@ -77,6 +77,22 @@ class FloatProgram:
                 v = step.apply(kernels, v)
         return v
 
+    def ends(self, x: Type) -> FloatArray:
+        """float32 [2, *shape]: its values at the ends of the integers of `x`; all others lie between, since every step is
+        monotone. Raises ValueError where it could be NaN."""
+        for step in self.steps:
+            if step.kind not in ("max", "min") and not np.isfinite(step.operand).all():
+                raise ValueError("a float constant is NaN or infinite")  # 0 * infinity may lie between the ends
+            if step.kind == "div" and not step.operand.all():
+                raise ValueError("a division by zero")
+        shape = np.broadcast_shapes((1,) * len(x.shape), *(step.operand.shape for step in self.steps))
+        ends = np.array([x.low, x.high], np.int32).reshape(2, *([1] * len(shape)))
+        with np.errstate(all="ignore"):
+            result: FloatArray = self.run(open_kernels("cpu"), ends)
+        if np.isnan(result).any():
+            raise ValueError("an accumulator can overflow float32 and then become NaN")
+        return result
+
     def slope(self) -> Any:
         """The product of the steps' derivatives, a float or an array: a guide only."""
         total: Any = 1.0
@@ -121,10 +137,7 @@ class Requantize(AbstractOp):
         for operand in (*(step.operand for step in self.program.steps), self.zero_point):
             if np.broadcast_shapes(x.shape, operand.shape) != x.shape:
                 raise ValueError(f"a parameter {list(operand.shape)} does not fit a value {list(x.shape)}")
-        ends = np.array([x.low, x.high], np.int32).reshape(2, *([1] * len(x.shape)))
-        with np.errstate(all="ignore"):  # NaN would come at an end first: the program is monotone until it overflows
-            if np.isnan(self.program.run(open_kernels("cpu"), ends)).any():
-                raise ValueError("an accumulator can overflow float32 and then become NaN")
+        self.program.ends(x)
         return Type(x.shape, self.low, self.high)
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:

@@ -64,7 +64,7 @@ def qlinear_average_pool(n: View) -> Tensor:
     """Dequantize, add row by row in float32, divide by the count, then rint(v / y_scale + y_zero). A window that is the
     whole input is computed as a QLinearGlobalAveragePool, which rounds otherwise."""
     x = _channels_second(n, activation(n, 0))
-    window = read_window(n, x.shape[2:], tuple(n.attr("kernel_shape")), n.attr("ceil_mode", 0))
+    window = read_window(n, x.shape[2:], tuple(n.attr("kernel_shape")), pool=True)
     if window.kernel == x.shape[2:] and not any(window.pads):
         return _as_it_came(n, _global_mean(n, x))
     taps = window_index(x, window)
@@ -80,6 +80,8 @@ def qlinear_average_pool(n: View) -> Tensor:
     mean = n.builder.emit(Mean(values, rows.type.low, _divisor(inside), "sequential"), rows)
     y_scale = n.scale(3, "the output scale").reshape(())
     y_zero = n.constant(4, "the output zero point") if n.has(4) else np.zeros((), x.dtype)
+    if float(np.abs(values).max()) / float(y_scale) > 2.0**30:
+        raise Refusal("its scales' quotient is so large that the runtime's conversion to int32 overflows")
     info = np.iinfo(y_zero.dtype)
     program = FloatProgram(ordinal=True).then("div", y_scale).then("add", y_zero.reshape(()).astype(np.float32))
     op = Requantize(program, np.zeros((), np.int32), int(info.min), int(info.max))
@@ -103,8 +105,12 @@ def _divisor(counts: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 @lowers("ReduceMean", inputs=2, attributes="axes keepdims noop_with_empty_axes")
 def reduce_mean(n: View) -> Tensor:
-    """A float mean of dequantized codes, in the runtime's order of additions: Eigen's over trailing axes, one after another
-    over leading ones (axes of one element do not count). In between, the order is a matrix product's, and unknown."""
+    """A float mean of dequantized codes, in the runtime's order of additions.
+
+    Its axes, as they stand (those of one element too), fall into groups that are kept (K) or reduced (R). Measured over all
+    patterns (tests/frontend/test_means.py): R and KR add in Eigen's order, RK and KRK behind a single first element one
+    after another. The order of the others is unknown.
+    """
     x = n.tensor(0)
     rank = len(x.shape)
     axes = n.attr("axes")
@@ -117,17 +123,24 @@ def reduce_mean(n: View) -> Tensor:
     shape = kept if n.attr("keepdims", 1) else [s for i, s in enumerate(kept) if i not in axes]
     if all(x.shape[a] == 1 for a in axes):
         return n.builder.move(x, indices(x).reshape(shape))
-    while axes and axes[-1] != rank - 1 and all(s == 1 for s in x.shape[axes[-1] + 1 :]):
-        axes.append(axes[-1] + 1)
-    if axes != list(range(axes[0], axes[-1] + 1)) or (axes[-1] != rank - 1 and any(s != 1 for s in x.shape[: axes[0]])):
-        raise Refusal("a float mean over axes that are neither the trailing nor the leading ones is not supported")
+    count = int(np.prod([x.shape[a] for a in axes]))
+    order = _order(x.shape, axes, count)
     if not isinstance(x, FloatCodes) or x.which is not None:
         raise Refusal("a float mean is supported on dequantized 8-bit codes with one scale only")
-    count = int(np.prod(x.shape[axes[0] : axes[-1] + 1]))
     index = indices(x).reshape(*x.shape[: axes[0]], count, *x.shape[axes[-1] + 1 :])
     rows = n.builder.move(x.codes, np.moveaxis(index, axes[0], -1))
     assert isinstance(rows, Codes)
-    order = "eigen" if axes[-1] == rank - 1 else "sequential"
     op = Mean(x.table[0], rows.type.low, np.array(count, np.float32), order)
     acc = n.builder.emit(op, rows)
     return n.builder.move(FloatAcc(acc, FloatProgram(ordinal=True)), indices(acc).reshape(shape))
+
+
+def _order(shape: tuple[int, ...], axes: list[int], count: int) -> str:
+    """The order of additions in a float mean of `count` elements over the sorted axes."""
+    first, last = axes[0], axes[-1] + 1
+    if axes == list(range(first, last)):
+        if last == len(shape):
+            return "eigen"
+        if first == 0 or int(np.prod(shape[:first])) == 1 or count <= 2:
+            return "sequential"
+    raise Refusal("a float mean over axes that are neither the trailing nor the leading ones is not supported")

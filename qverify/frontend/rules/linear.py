@@ -11,7 +11,7 @@ from qverify.frontend.builder import Refusal
 from qverify.frontend.registry import MICROSOFT, View, along, lowers, scalar
 from qverify.frontend.rules.layout import indices
 from qverify.frontend.rules.quantize import EIGHT_BIT
-from qverify.frontend.rules.windows import WINDOW, Window, read_window
+from qverify.frontend.rules.windows import WINDOW, read_window, uncut
 from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, FloatSum, Tensor
 from qverify.ops import Conv, Dense, FloatProgram, Requantize
 
@@ -38,12 +38,17 @@ def requantized(n: View, acc: Codes, factor: npt.NDArray[Any], zero_point: npt.N
     """rint(clip(float32(acc) * factor)) + zero_point in the zero point's type."""
     if zero_point.dtype not in EIGHT_BIT:
         raise Refusal(f"an output of {zero_point.dtype} is not supported yet (uint8 and int8 are)")
-    if not np.isfinite(factor).all():
-        raise Refusal("the scales' quotient overflows float32")
     info = np.iinfo(zero_point.dtype)
     zero = np.asarray(scalar(zero_point, "the output zero point"), np.int32)
-    op = Requantize(FloatProgram().then("mul", factor), zero, int(info.min), int(info.max))
+    op = Requantize(FloatProgram().then("mul", _finite(factor)), zero, int(info.min), int(info.max))
     return n.builder.emit(op, acc, dtype=zero_point.dtype)
+
+
+def _finite(factor: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A product or quotient of scales. An infinite one would make NaN of an accumulator of zero."""
+    if not np.isfinite(factor).all():
+        raise Refusal("the product or the quotient of its scales overflows float32")
+    return factor
 
 
 def _note_saturation(n: View, x: Codes, pairs: npt.NDArray[Any]) -> None:
@@ -149,21 +154,28 @@ def qgemm(n: View) -> Tensor:
     alpha, x_scale = F32(n.attr("alpha", 1.0)), scalar(n.scale(1, "the scale of A"), "the scale of A")
     factor = np.asarray((alpha * F32(x_scale)) * w_scale, F32)
     if not n.has(7):
-        return FloatAcc(acc, FloatProgram().then("mul", factor))
+        return FloatAcc(acc, FloatProgram().then("mul", _finite(factor)))
     y_scale = scalar(n.scale(7, "the output scale"), "the output scale")
     return requantized(n, acc, factor / F32(y_scale), n.constant(8, "the output zero point"))
 
 
 @lowers("MatMulIntegerToFloat", inputs=7, domains=(MICROSOFT,))
 def matmul_integer_to_float(n: View) -> Tensor:
-    """float32(acc) * (a_scale * b_scale) + bias: one multiplication, then one addition."""
+    """float32(acc) * (a_scale * b_scale) + bias: one multiplication, then one addition.
+
+    The runtime multiplies the scales first only where B's are a scalar, or one for every column of each matrix; others it
+    multiplies one after the other.
+    """
     acc, turned = _product(n, 0, 1, 4, 5, np.zeros((), np.int64))
-    w_scale = n.scale(3, "the scale of B")
-    w_scale = w_scale.reshape(()) if w_scale.size == 1 else w_scale
+    w_scale, w = n.scale(3, "the scale of B"), n.tensor(1)
     if turned:
         raise Refusal("a constant left operand is not supported")
+    columns = w_scale.shape == (*w.shape[:-2], 1, w.shape[-1]) or w_scale.shape == w.shape[1:]
+    if not columns and w_scale.shape not in ((), (1,)):
+        raise Refusal(f"scales {list(w_scale.shape)} for a stack of matrices {list(w.shape)} are not supported")
+    w_scale = w_scale.reshape(()) if w_scale.size == 1 else w_scale
     factor = scalar(n.scale(2, "the scale of A"), "the scale of A") * w_scale
-    program = FloatProgram().then("mul", factor)
+    program = FloatProgram().then("mul", _finite(factor))
     if n.has(6):
         program = program.then("add", n.constant(6, "the bias"))
     return FloatAcc(acc, program)
@@ -235,7 +247,9 @@ def _convolution(n: View, x: Codes, x_zero: Any, w: npt.NDArray[Any], w_zero: An
         raise Refusal(f"{groups} groups do not fit a weight {list(w.shape)} and an input {list(x.shape)}")
     if not (w.shape[1] == 1 and w.shape[0] == groups):  # depthwise kernels accumulate exactly everywhere
         _note_saturation(n, x, np.moveaxis(w, 1, -1).reshape(len(w), -1))
-    window: Window = read_window(n, x.shape[2:], tuple(w.shape[2:]))
+    index, window = uncut(x, read_window(n, x.shape[2:], tuple(w.shape[2:]), pool=False))
+    x = n.builder.move(x, index)
+    assert isinstance(x, Codes)
     centred = w.astype(np.int64) - w_zero
     bias = np.broadcast_to(bias, (w.shape[0],)) - int(x_zero) * centred.reshape(len(w), -1).sum(axis=1)
     zero = int(x_zero)

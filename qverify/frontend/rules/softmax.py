@@ -20,7 +20,7 @@ def qlinear_softmax(n: View) -> Tensor:
         raise Refusal(f"its input is {x.dtype} (uint8 and int8 are supported)")
     rank = len(x.shape)
     modern = n.attr("opset", 13) >= 13
-    axis = checked_axis(n.attr("axis", -1 if modern else 1), rank)
+    axis = checked_axis(n.attr("axis", -1), rank)
     moved = indices(x)
     shape = moved.shape
     if modern:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ WINDOW = "auto_pad dilations kernel_shape pads strides"  # the attributes that `
 
 @dataclass(frozen=True)
 class Window:
-    """A resolved sliding window: explicit pads (all begins, all ends; ceil_mode already added at the ends)."""
+    """A resolved sliding window: explicit pads (all begins, all ends; ceil_mode already added at the ends). A negative pad
+    leaves elements out."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
@@ -27,35 +28,34 @@ class Window:
     output: tuple[int, ...]
 
 
-def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], ceil_mode: int = 0) -> Window:
-    """strides, dilations, pads and auto_pad of a node over an input of `spatial` size, and a pool's ceil_mode."""
+def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], pool: bool) -> Window:
+    """strides, dilations, pads, auto_pad and ceil_mode of a pool or a convolution over an input of `spatial` size."""
     rank = len(spatial)
-    strides = tuple(n.attr("strides", [1] * rank))
-    dilations = tuple(n.attr("dilations", [1] * rank))
-    declared = tuple(n.attr("kernel_shape", kernel))
-    pads = list(n.attr("pads", [0] * (2 * rank)))
+    strides = tuple(n.attr("strides") or [1] * rank)
+    dilations = tuple(n.attr("dilations") or [1] * rank)
+    declared = tuple(n.attr("kernel_shape") or kernel)
+    pads = list(n.attr("pads") or [0] * (2 * rank))
     if not len(strides) == len(dilations) == len(kernel) == rank or len(pads) != 2 * rank or declared != kernel:
         raise Refusal("its window attributes do not fit the input's rank or the weight")
-    if min(*strides, *dilations, *kernel) < 1:
-        raise Refusal("a stride, a dilation or a kernel size is not positive")
+    if min(*strides, *dilations, *kernel) < 1 or min(pads) < 0:
+        raise Refusal("a stride, a dilation or a kernel size is not positive, or a pad is negative")
     span = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     auto = n.attr("auto_pad", "NOTSET")
+    if auto not in ("NOTSET", "", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise Refusal(f"auto_pad '{auto}' is not known")
+    if auto.startswith("SAME") and not pool and max(dilations) > 1:
+        raise Refusal(f"auto_pad '{auto}' of a convolution with dilations is not supported by the runtime")
     output = []
     for i in range(rank):
-        if auto in ("SAME_UPPER", "SAME_LOWER"):
-            size = -(-spatial[i] // strides[i])
-            total = max((size - 1) * strides[i] + span[i] - spatial[i], 0)
-            first = total // 2 if auto == "SAME_UPPER" else total - total // 2
-            pads[i], pads[rank + i] = first, total - first
+        if auto.startswith("SAME"):
+            pads[i], pads[rank + i] = _same(spatial[i], kernel[i], strides[i], auto == "SAME_LOWER")
         elif auto == "VALID":
             pads[i] = pads[rank + i] = 0
-        elif auto != "NOTSET":
-            raise Refusal(f"auto_pad '{auto}' is not known")
         room = spatial[i] + pads[i] + pads[rank + i] - span[i]
-        if room < 0 or pads[i] < 0 or pads[rank + i] < 0:
+        if room < 0:
             raise Refusal(f"a window of {span[i]} does not fit {spatial[i]} elements with pads {pads}")
         size = room // strides[i] + 1
-        if ceil_mode and room % strides[i] and size * strides[i] < spatial[i] + pads[i]:
+        if pool and n.attr("ceil_mode", 0) and room % strides[i] and size * strides[i] < spatial[i] + pads[i]:
             pads[rank + i] += strides[i] - room % strides[i]  # a last window that begins inside the padded input
             size += 1
         output.append(size)
@@ -64,17 +64,37 @@ def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], ceil
     return Window(kernel, strides, dilations, tuple(pads), tuple(output))
 
 
+def _same(size: int, kernel: int, stride: int, lower: bool) -> tuple[int, int]:
+    """onnxruntime's pads for SAME_UPPER and SAME_LOWER: those of the undilated kernel. Where strides jump over elements
+    they are negative, and halved towards zero, as C divides. Measured for every small size (tests/frontend/test_windows.py).
+    """
+    total = (-(-size // stride) - 1) * stride + kernel - size
+    first = int((total + 1) / 2) if lower else int(total / 2)
+    return first, total - first
+
+
+def uncut(x: Tensor, window: Window) -> tuple[IndexArray, Window]:
+    """The flat indices of `x` [batch, channels, *spatial] without what negative pads leave out, and the window with these
+    pads zero."""
+    rank = len(window.kernel)
+    cut = [slice(max(0, -window.pads[i]), x.shape[2 + i] - max(0, -window.pads[rank + i])) for i in range(rank)]
+    return indices(x)[(slice(None), slice(None), *cut)], replace(window, pads=tuple(max(0, p) for p in window.pads))
+
+
 def window_index(x: Tensor, window: Window) -> IndexArray:
     """[batch, channels, *output, taps]: the flat index of every tap, -1 in the padding; `x` is NC*spatial."""
     rank = len(window.kernel)
+    index, window = uncut(x, window)
     width = [(0, 0), (0, 0), *((window.pads[i], window.pads[rank + i]) for i in range(rank))]
-    padded = np.pad(indices(x), width, constant_values=-1)
+    padded = np.pad(index, width, constant_values=-1)
     span = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
     view = np.lib.stride_tricks.sliding_window_view(padded, span, axis=tuple(range(2, 2 + rank)))
     view = view[(slice(None), slice(None), *(slice(None, None, s) for s in window.strides))]
     taps: Any = (..., *(slice(None, None, d) for d in window.dilations))
     view = view[taps]
     flat: IndexArray = view.reshape(*view.shape[: 2 + rank], -1)
+    if (flat < 0).all(axis=-1).any():
+        raise Refusal("a window lies wholly in the padding")
     return flat
 
 
@@ -86,10 +106,7 @@ def max_pool(n: View) -> Tensor:
     last = n.op == "NhwcMaxPool"
     if last:
         x = n.builder.move(x, np.moveaxis(indices(x), -1, 1))
-    window = read_window(n, x.shape[2:], tuple(n.attr("kernel_shape")), n.attr("ceil_mode", 0))
-    taps = window_index(x, window)
-    if (taps < 0).all(axis=-1).any():
-        raise Refusal("a window lies wholly in the padding")
+    taps = window_index(x, read_window(n, x.shape[2:], tuple(n.attr("kernel_shape")), pool=True))
     best = taps.max(axis=-1, keepdims=True)
     taps = np.where(taps < 0, best, taps)  # repeat a real element: the maximum is the same
     pooled = _max_over(n, n.builder.move(x, taps))
