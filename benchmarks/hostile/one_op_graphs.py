@@ -1,8 +1,8 @@
 """Random graphs of one op each, for `one_op.py`: every op that has a rule, in odd forms.
 
-A generator draws everything: opset 10 to 25, ranks and sizes (1 and vector tails among them), attributes present, absent or
-odd, uint8 or int8, zero points at the ends, scales from subnormal to nearly infinite. Where ONNX or onnxruntime rejects what
-was drawn, the graph is counted as invalid; where qverify does, as refused.
+A generator draws everything: opset 10 to 25, ranks and sizes (1 and vector tails among them), attributes present, absent
+or odd, uint8 or int8, zero points at the ends, scales from subnormal to nearly infinite. Where ONNX or onnxruntime rejects
+what was drawn, the graph is counted as invalid; where qverify does, as refused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tests.graphs import Graph
 Array = npt.NDArray[Any]
 Rng = np.random.Generator
 U8, S8 = np.dtype(np.uint8), np.dtype(np.int8)
+SIZES = (1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64, 130)  # of matrices
 
 
 @dataclass(frozen=True, eq=False)
@@ -411,7 +412,7 @@ def conv_qdq(rng: Rng) -> Case:
 
 def _matrices(rng: Rng) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of two matrices, or stacks of them, that can be multiplied."""
-    depth, rows, columns = (int(rng.choice([1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64])) for _ in range(3))
+    depth, rows, columns = (int(rng.choice(SIZES)) for _ in range(3))
     kind = rng.integers(6)
     if kind == 0:
         return (depth,), (depth, columns)
@@ -482,7 +483,7 @@ def matmul_integer_to_float(rng: Rng) -> Case:
 @graphs("QGemm")
 def qgemm(rng: Rng) -> Case:
     g, act, kind = Graph(opset(rng)), eight(rng), eight(rng)
-    rows, depth, width = (int(rng.choice([1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64])) for _ in range(3))
+    rows, depth, width = (int(rng.choice(SIZES)) for _ in range(3))
     columns = (width,) if chance(rng, 0.4) else ()
     a, b = scale(rng), scale(rng, None, columns)
     more: dict[str, Any] = {}

@@ -248,8 +248,8 @@ def _convolution(n: View, x: Codes, x_zero: Any, w: npt.NDArray[Any], w_zero: An
     if not (w.shape[1] == 1 and w.shape[0] == groups):  # depthwise kernels accumulate exactly everywhere
         _note_saturation(n, x, np.moveaxis(w, 1, -1).reshape(len(w), -1))
     index, window = uncut(x, read_window(n, x.shape[2:], tuple(w.shape[2:]), pool=False))
-    x = n.builder.move(x, index)
-    assert isinstance(x, Codes)
+    kept = n.builder.move(x, index)
+    assert isinstance(kept, Codes)
     centred = w.astype(np.int64) - w_zero
     bias = np.broadcast_to(bias, (w.shape[0],)) - int(x_zero) * centred.reshape(len(w), -1).sum(axis=1)
     zero = int(x_zero)
@@ -258,7 +258,7 @@ def _convolution(n: View, x: Codes, x_zero: Any, w: npt.NDArray[Any], w_zero: An
         op = Conv(centred, bias, window.strides, window.pads, window.dilations, groups, zero, *ends)
     except ValueError as error:
         raise Refusal(str(error)) from None
-    return n.builder.emit(op, x)
+    return n.builder.emit(op, kept)
 
 
 @lowers("ConvInteger", inputs=4, attributes=f"{WINDOW} group")

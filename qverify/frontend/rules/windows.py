@@ -48,7 +48,7 @@ def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], pool
     output = []
     for i in range(rank):
         if auto.startswith("SAME"):
-            pads[i], pads[rank + i] = _same(spatial[i], kernel[i], strides[i], auto == "SAME_LOWER")
+            pads[i], pads[rank + i] = _same(spatial[i], kernel[i], strides[i], auto == "SAME_LOWER", pool)
         elif auto == "VALID":
             pads[i] = pads[rank + i] = 0
         room = spatial[i] + pads[i] + pads[rank + i] - span[i]
@@ -64,12 +64,12 @@ def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], pool
     return Window(kernel, strides, dilations, tuple(pads), tuple(output))
 
 
-def _same(size: int, kernel: int, stride: int, lower: bool) -> tuple[int, int]:
+def _same(size: int, kernel: int, stride: int, lower: bool, pool: bool) -> tuple[int, int]:
     """onnxruntime's pads for SAME_UPPER and SAME_LOWER: those of the undilated kernel. Where strides jump over elements
-    they are negative, and halved towards zero, as C divides. Measured for every small size (tests/frontend/test_windows.py).
-    """
+    they are negative, halved towards zero as C divides, and begin otherwise for pools than for convolutions. Measured for
+    every small size (tests/frontend/test_windows.py)."""
     total = (-(-size // stride) - 1) * stride + kernel - size
-    first = int((total + 1) / 2) if lower else int(total / 2)
+    first = int((total + lower + (total < 0 and not pool)) / 2)
     return first, total - first
 
 
