@@ -5,9 +5,9 @@
 For every op that has a rule, `--count` random graphs of that op alone (see `one_op_graphs.py`) are read as the product
 reads a file, and run as integers and in onnxruntime with default options: all 256 codes of a unary op and all pairs of an
 op on two codes are among the inputs, random and extreme codes for the others. A row per op: graphs that ran, values that
-were compared, values and graphs that differ, graphs that qverify refused, graphs that onnxruntime itself rejects (`invalid`)
-or dies of (`killed`). A difference is printed with the seed and number that make its graph, and the file is kept with
-`--keep`. Exit status 1 if anything differs or crashes.
+were compared, values and graphs that differ, graphs that qverify refused, graphs that onnxruntime itself rejects
+(`invalid`) or dies of (`killed`). A difference is printed with the seed and number that make its graph, and the file is
+kept with `--keep`. Exit status 1 if anything differs or crashes.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Decoder:
             own = z[:, start : start + size]
             start += size
             if program is not None:
-                own = program.run(CPU, own.reshape(-1, *shape)).reshape(-1, size)
+                own = program.run(CPU, own.reshape(len(z), *shape)).reshape(len(z), size)
             result.append(own.astype(np.float64))
         return np.concatenate(result, axis=1)
 
