@@ -174,7 +174,7 @@ def pad(n: View) -> Tensor:
     pads = _ints(n, 1, "pads")
     if pads is None:
         raise Refusal("the pads are missing")
-    value: Any = n.attr("value", 0)
+    value: Any = n.attr("value", 0.0)
     if n.has(2):
         filler = n.constant(2, "the padding value")
         value = filler.reshape(-1)[0].item() if filler.size else 0

@@ -31,10 +31,10 @@ class Window:
 def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], pool: bool) -> Window:
     """strides, dilations, pads, auto_pad and ceil_mode of a pool or a convolution over an input of `spatial` size."""
     rank = len(spatial)
-    strides = tuple(n.attr("strides") or [1] * rank)
-    dilations = tuple(n.attr("dilations") or [1] * rank)
-    declared = tuple(n.attr("kernel_shape") or kernel)
-    pads = list(n.attr("pads") or [0] * (2 * rank))
+    strides = tuple(n.attr("strides", [1] * rank))
+    dilations = tuple(n.attr("dilations", [1] * rank))
+    declared = tuple(n.attr("kernel_shape", kernel))
+    pads = list(n.attr("pads", [0] * (2 * rank)))
     if not len(strides) == len(dilations) == len(kernel) == rank or len(pads) != 2 * rank or declared != kernel:
         raise Refusal("its window attributes do not fit the input's rank or the weight")
     if min(*strides, *dilations, *kernel) < 1 or min(pads) < 0:
