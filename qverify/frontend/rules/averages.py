@@ -57,7 +57,7 @@ def qlinear_global_average_pool(n: View) -> Tensor:
 @lowers(
     "QLinearAveragePool",
     inputs=5,
-    attributes="auto_pad ceil_mode channels_last count_include_pad kernel_shape pads strides",
+    attributes=f"{WINDOW} ceil_mode channels_last count_include_pad",
     domains=(MICROSOFT,),
 )
 def qlinear_average_pool(n: View) -> Tensor:
