@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from qverify import runtime
 from qverify.errors import ModelError, QverifyError, UnsupportedModel, UsageError
 from qverify.frontend.model import read_model
 from tests.graphs import Array, Graph, write
@@ -412,6 +413,8 @@ OPS: dict[str, tuple[Callable[[Graph], str], str]] = {
 
 @pytest.mark.parametrize("what", OPS)
 def test_ops_that_are_refused(what: str, path: Path) -> None:
+    if what == "a float op between codes" and runtime.release() < (1, 32):
+        pytest.skip("this onnxruntime does not load the file")
     build, words = OPS[what]
     message = refusal(model_of(build), path, UnsupportedModel)
     assert re.match(r"node '\w+' \((com\.microsoft\.)?\w+ of ", message) and words in message

@@ -10,8 +10,10 @@ from types import ModuleType
 
 import pytest
 
+from qverify import runtime
 from qverify.errors import UnsupportedModel
 from qverify.frontend.model import read_model
+from qverify.frontend.rules.softmax import OLDEST as OLDEST_SOFTMAX
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT.parent / "shared" / "models"
@@ -39,6 +41,8 @@ def _static(form: str, activation: str) -> list[Path]:
 
 @pytest.mark.parametrize("form,activation", [("qop", "u8"), ("qop", "s8"), ("qdq", "u8")])
 def test_static_8_bit_files_load_and_equal_onnxruntime(form: str, activation: str) -> None:
+    if runtime.release() < OLDEST_SOFTMAX:
+        pytest.skip("some of the files end in a QLinearSoftmax, which this onnxruntime rounds otherwise")
     table = _model_table()
     files = _static(form, activation)
     assert len(files) >= 20

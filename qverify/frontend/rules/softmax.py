@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from qverify import runtime
 from qverify.frontend.builder import Refusal
 from qverify.frontend.registry import MICROSOFT, View, checked_axis, lowers, scalar
 from qverify.frontend.rules.layout import indices
 from qverify.frontend.rules.quantize import EIGHT_BIT
 from qverify.frontend.tensors import Codes, Tensor
 from qverify.ops import Softmax
+
+OLDEST = (1, 32)  # the runtime whose arithmetic `Softmax` is; earlier ones round otherwise
 
 
 @lowers("QLinearSoftmax", inputs=5, attributes="axis opset", domains=(MICROSOFT,))
@@ -41,6 +44,9 @@ def qlinear_softmax(n: View) -> Tensor:
         zero_point=int(scalar(y_zero, "the output zero point")),
         length=rows.shape[-1],
     )
+    if runtime.release() < OLDEST:
+        wanted = ".".join(map(str, OLDEST))
+        raise Refusal(f"onnxruntime {runtime.version()} rounds this op otherwise: install {wanted} or newer")
     flat = n.builder.move(x, rows)
     assert isinstance(flat, Codes)
     y = n.builder.emit(op, flat, dtype=x.dtype)
