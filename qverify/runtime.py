@@ -5,6 +5,7 @@ run graphs of ours, and to replay counterexamples. The only module that names on
 from __future__ import annotations
 
 import os
+import platform
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 from qverify.errors import ModelError, UsageError
 
 OLDEST = (1, 30)  # the oldest version on which the tests pass, but for ops that refuse it themselves
+MEASURED = ("x86_64", "amd64")  # the machines on which the rules were compared with the runtime at length
 
 
 def _onnxruntime(purpose: str) -> Any:
@@ -44,6 +46,21 @@ def _release(onnxruntime: Any) -> tuple[int, ...]:
 def release() -> tuple[int, ...]:
     """The installed onnxruntime's version, major and minor."""
     return _release(_onnxruntime("This"))
+
+
+def machine() -> str:
+    """The architecture of this machine's processor, as Python names it."""
+    return platform.machine().lower() or "unknown"
+
+
+def machine_warnings() -> tuple[str, ...]:
+    """What to know of this machine where the rules were not tested on one like it."""
+    if machine() in MEASURED:
+        return ()
+    return (
+        f"the rules were tested on x86-64; on this machine ({machine()}) onnxruntime has other kernels, which may round "
+        "QLinearAdd and QLinearMul otherwise. Its nodes were compared with the rules here, not all of them on every input",
+    )
 
 
 def available() -> bool:

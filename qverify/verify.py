@@ -156,6 +156,7 @@ def _details(read: Model, prop: Property, spec: Path, kernels: Kernels) -> dict[
     saturable = read.lowered.saturable
     return {
         "device": kernels.description,
+        "machine": runtime.machine(),
         "semantics": "exact int32 accumulation, float32 requantization as onnxruntime's CPU provider",
         "read_by": f"onnxruntime {read.runtime_version}'s fused graph",
         "x86_without_vnni": f"may saturate in {len(saturable)} node(s)" if saturable else "computes the same integers",

@@ -7,6 +7,7 @@ import functools
 import gzip
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -584,3 +585,14 @@ def test_the_competition_s_scripts_end_to_end(command: Path, tmp_path: Path) -> 
             check_counterexample(rest, QOP, spec)
         else:
             assert rest == ""
+
+
+def test_a_machine_without_tested_rules_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "AMD64")
+    result = verify(QOP, SAFE, CPU)
+    assert result.details["machine"] == "amd64"
+    assert not any("x86-64" in text for text in result.details["warnings"])
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    other = verify(QOP, SAFE, CPU)
+    assert other.details["machine"] == "arm64"
+    assert any("on this machine (arm64) onnxruntime has other kernels" in text for text in other.details["warnings"])

@@ -49,7 +49,8 @@ def read_model(path: Path) -> Model:
         _drop_folded_inputs(proto, fused)
         lowered, trace = lower(fused)
         compared = compare(trace, lowered)
-        return Model(path, sha256, lowered, runtime.version(), compared, tuple(bias_warnings(proto)))
+        warnings = (*runtime.machine_warnings(), *bias_warnings(proto))
+        return Model(path, sha256, lowered, runtime.version(), compared, warnings)
     except SoundnessError as error:
         raise SoundnessError(f"{path}: {_one_line(error)}") from None
     except UnsupportedModel as error:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify import __version__
+from qverify import __version__, runtime
 from qverify.data import digest
 from qverify.errors import QverifyError, UsageError
 from qverify.frontend.model import read_model
@@ -129,10 +129,12 @@ def _radii(eps: Number | Iterable[Number], norm: str) -> tuple[Fraction, ...]:
 
 
 def _about(decider: Decider, images: npt.NDArray[np.uint8], labels: npt.NDArray[Any], norm: str) -> dict[str, str]:
-    """What rows rest on. onnxruntime is named because its fusions decide which integer network a file is."""
+    """What rows rest on. onnxruntime is named because its fusions decide which integer network a file is, the
+    machine because its kernels may round otherwise."""
     read = decider.engine.read
     return {
         "qverify": __version__,
+        "machine": runtime.machine(),
         "onnxruntime": read.runtime_version,
         "model": read.sha256,
         "data": digest(images, labels),
