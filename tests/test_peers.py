@@ -5,6 +5,7 @@ The long run is `benchmarks/peers/agree.py`.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
@@ -24,10 +25,10 @@ from tests.kernels.strict import open_strict
 
 SAMPLES = 12
 
-pytestmark = [
-    test_brute_force.pytestmark,
-    pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())} (pip install '.[peers]')"),
-]
+pytestmark = test_brute_force.pytestmark
+needs_solvers = pytest.mark.skipif(
+    bool(missing()), reason=f"not installed: {', '.join(missing())} (pip install '.[peers]')"
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,7 @@ def workers() -> Iterator[Workers]:
         yield running
 
 
+@needs_solvers
 @pytest.mark.parametrize("name", PACKAGES)
 def test_encoding_equals_brute_force(name: str, samples: list[agree.Sample], workers: Workers) -> None:
     truth = Counter(sample.truth for sample in samples)
@@ -157,3 +159,17 @@ def test_a_contradiction_is_loud() -> None:
     assert "CONTRADICTION" in run.contradictions(rows)[0]
     assert not run.contradictions([rows[0], {**rows[1], "verdict": "timeout"}])
     assert "| qverify | 1 | 0 | 1 |" in run.table(rows, ["smt", "qverify"])
+
+
+def test_a_peer_that_is_not_installed_is_not_beaten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is not asked, and the table has no figures of it."""
+    monkeypatch.setitem(PACKAGES, "smt", "a_package_that_nobody_has")
+    monkeypatch.setattr(run, "ask", lambda peer, *_: ("unsat", "", 1.0))
+    (tmp_path / "i.csv").write_text("a.onnx,b.vnnlib,5\n")
+    out = tmp_path / "rows.csv"
+    arguments = ["run.py", str(tmp_path / "i.csv"), "--peers", "smt,paper2023,qverify", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert run.main() == 0
+    text = out.with_suffix(".md").read_text()
+    assert "| smt | not installed | - | - | - | - | - | - | - |" in text and "| paper2023 | 1 | 0 | 1 |" in text
+    assert "1 instances" in text and "smt" not in out.read_text()

@@ -6,7 +6,8 @@
 INSTANCES.csv is VNN-COMP's (rows onnx,vnnlib,timeout; paths relative to it); --timeout replaces the third column. Every
 peer gets each instance in a fresh process, one process at a time, one thread, killed soon after the limit; its seconds
 count from the end of the imports to the answer, reading the files included. Rows that are in the output are not run
-again (but for crashes). The table is printed and written beside the rows (.md). A `sat` against an `unsat`, or a solver
+again (but for crashes). A peer whose solver is not installed is not asked, and the table says so. The table is printed
+and written beside the rows (.md). A `sat` against an `unsat`, or a solver
 whose codes are no counterexample, is printed loudly, and the exit code is 1.
 """
 
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,6 +63,13 @@ def one(peer: str, model: Path, spec: Path, timeout: float) -> tuple[str, str, f
     if seconds > timeout and answer.verdict in DECIDED:
         answer = decide.Answer("timeout", f"{answer.verdict} came late")
     return answer.verdict, answer.reason, seconds
+
+
+def installed(peer: str) -> bool:
+    """Whether the package of a peer's solver is here; no process is started to find out."""
+    from benchmarks.peers.workers import PACKAGES
+
+    return peer not in PACKAGES or importlib.util.find_spec(PACKAGES[peer]) is not None
 
 
 def ask(peer: str, model: Path, spec: Path, timeout: float) -> tuple[str, str, float]:
@@ -109,8 +118,8 @@ def contradictions(rows: Iterable[Row]) -> list[str]:
     return lines
 
 
-def table(rows: list[Row], peers: list[str]) -> str:
-    """A Markdown table over the instances that all peers were asked."""
+def table(rows: list[Row], peers: Sequence[str], absent: Sequence[str] = ()) -> str:
+    """A Markdown table over the instances that all peers were asked; `absent` ones were not, for want of their solver."""
     by = {(r["onnx"], r["vnnlib"], r["peer"]): r for r in rows}
     names = {(r["onnx"], r["vnnlib"]) for r in rows}
     common = sorted(n for n in names if all((*n, peer) in by for peer in peers))
@@ -152,6 +161,7 @@ def table(rows: list[Row], peers: list[str]) -> str:
             f"{median(both):.1f}" if both else "-",
         )
         lines.append(" | ".join(map(str, cells)))
+    lines += [" | ".join([peer, "not installed", *["-"] * (len(head) - 2)]) for peer in absent]
     note = (
         "PAR-2: mean seconds, an undecided instance counting twice its limit. Median: of the decided. Ratios: to qverify; "
         "of times: the median over the instances that both decide."
@@ -180,7 +190,11 @@ def main() -> int:
     if sys.argv[1:2] == ["--one"]:
         print(json.dumps(one(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), float(sys.argv[5]))))
         return 0
-    options, peers = arguments()
+    options, asked = arguments()
+    absent = [peer for peer in asked if not installed(peer)]
+    peers = [peer for peer in asked if peer not in absent]
+    for peer in absent:
+        print(f"{peer} is left out: its solver is not installed (pip install '.[peers]')", flush=True)
     rows: list[Row] = []
     if options.out.exists():
         with options.out.open(newline="") as stream:
@@ -203,7 +217,7 @@ def main() -> int:
                 writer.writerow(rows[-1])
                 stream.flush()
                 print(f"{spec:40} {peer:10} {verdict:8} {seconds:8.2f} s  {reason}", flush=True)
-    text = table(rows, peers)
+    text = table(rows, peers, absent)
     problems = contradictions(rows)
     text = "\n".join([text, *problems])
     options.out.with_suffix(".md").write_text(text + "\n")
