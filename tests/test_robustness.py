@@ -210,13 +210,12 @@ def test_the_radius_is_of_real_pixels(tmp_path: Path) -> None:
     form = FORMS["float"]
     path = classifier(form, tmp_path / "m.onnx")
     pixels, labels = some_images(path, form, 40)
-    report = certify(path, pixels, labels, ["0.2", 0.7, np.int64(1)], CPU)
+    report = certify(path, pixels, labels, ["0.5", 0.7, np.int64(1)], CPU)
     found = verdicts(report)
     for i in range(40):
         assert found[i, Fraction("0.7")] == found[i, ONE]  # 0.7 rounds to 1
-        assert found[i, Fraction(1, 5)] in ("unsat", "misclassified")  # the image's own codes
-    assert [spelled(level.eps) for level in report.levels] == ["0.2", "0.7", "1"]
-    assert report.warnings == ("the radius 0.2 is in pixels, of which the range has 255",)
+    assert [spelled(level.eps) for level in report.levels] == ["0.5", "0.7", "1"]
+    assert not report.warnings
     whole = classifier(FORMS["uint8"], tmp_path / "w.onnx")
     assert {v for (_, e), v in verdicts(certify(whole, pixels, labels, 0.7, CPU)).items()} <= {"unsat", "misclassified"}
 
@@ -590,6 +589,8 @@ def bad(**changes: Any) -> dict[str, Any]:
         (bad(eps=[]), "--eps must be radii"),
         (bad(eps=-1), "--eps must be radii"),
         (bad(eps=[1, 256]), "--eps must be radii"),
+        (bad(eps=8 / 255), r"--eps 0.03137: radii are in pixels, from 0 to 255, .* \(is 8 meant\?\)"),
+        (bad(eps=[0, 1, "0.49"]), r"--eps 0.49: radii are in pixels"),
         (bad(eps=["one"]), "--eps one: radii are numbers of pixels"),
         (bad(norm="l2"), "the norm 'l2' is not supported"),
         (bad(first=30), "no image to decide: the data set has 30"),
@@ -702,11 +703,30 @@ def test_split_selection_and_scaling(command: list[str], capsys: pytest.CaptureF
     assert capsys.readouterr().out.splitlines()[1].split()[:8] == plain
 
 
+def test_radii_may_stand_anywhere(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    name, *files = command
+    for words in (["--eps", "1", "2", ".5", *files], [*files, "--eps=1", "2", "--eps", ".5"]):
+        assert cli.main([name, *words]) == 0
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["0.5", "1", "2"]
+
+
+def test_an_accuracy_near_chance_is_pointed_out(small: tuple[Path, Any, Any]) -> None:
+    path, pixels, labels = small
+    assert not certify(path, pixels, labels, 0, CPU).warnings
+    wrong = certify(path, pixels, (labels + 1) % 3, 0, CPU)
+    assert "is near that of guessing (33.3 %)" in wrong.warnings[-1]
+    assert not certify(path, pixels, (labels + 1) % 3, 0, CPU, limit=5).warnings
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
         ([], "Missing option '--eps'"),
-        (["--eps", "1", "two"], "radii are numbers of pixels"),
+        (["--eps", "1", "two"], "Got unexpected extra argument (two)"),
+        (["--eps", "two"], "radii are numbers of pixels"),
+        (["8", "--eps", "1"], "Got unexpected extra argument (8)"),
+        (["--eps", "1", "2", "--jobs", "1", "4"], "Got unexpected extra argument (4)"),
+        (["--eps", "0.0314"], "--eps 0.0314: radii are in pixels, from 0 to 255"),
         (["--eps", "1/255"], "--eps 1/255: radii are in pixels, from 0 to 255"),
         (["--eps", "1", "--norm", "l1"], "the norm 'l1' is not supported"),
         (["--eps", "1", "--scale", "1,2"], "--scale 1,2: a number is wanted"),

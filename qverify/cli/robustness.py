@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -10,11 +11,27 @@ from qverify.cli.options import common_options
 from qverify.options import Options
 from qverify.report import Printer
 
+_NUMBERS = re.compile(r"\.?\d[\d.,/eE+-]*")
 
-@click.command("robustness", short_help="Certified accuracy of a classifier over labelled images.")
+
+class _WithRadii(click.Command):
+    """A command whose --eps takes all numbers that follow it. A number elsewhere is no radius, nor is a path one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        joined: list[str] = []
+        radii = False  # whether the last of them are --eps and its numbers
+        for word in args:
+            if radii and joined[-1] != "--eps" and _NUMBERS.fullmatch(word):
+                joined[-1] += f",{word}"
+            else:
+                radii = word.partition("=")[0] == "--eps" or (radii and joined[-1] == "--eps")
+                joined.append(word)
+        return super().parse_args(ctx, joined)
+
+
+@click.command("robustness", cls=_WithRadii, short_help="Certified accuracy of a classifier over labelled images.")
 @click.argument("model")
 @click.argument("data")
-@click.argument("more_eps", metavar="", nargs=-1)
 @click.option(
     "--eps",
     metavar="E,...",
@@ -40,7 +57,6 @@ def robustness(
     /,
     model: str,
     data: str,
-    more_eps: tuple[str, ...],
     eps: tuple[str, ...],
     scale: str | None,
     mean: str | None,
@@ -70,7 +86,5 @@ def robustness(
 
     printer.verbose = verbose
     options = Options(timeout=timeout or 10.0, device=device, seed=seed, attack=not no_attack)
-    measure(
-        printer, model, data, (*eps, *more_eps), (scale, mean, std), split, (json_file, plot_file), options, **chosen
-    )
+    measure(printer, model, data, eps, (scale, mean, std), split, (json_file, plot_file), options, **chosen)
     return 0

@@ -18,7 +18,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from qverify.workers import Answer, pool
 __all__ = ["Level", "Report", "Row", "Scaling", "certify"]
 
 DEFAULTS = Options(timeout=10.0)
+LEAST = Fraction(1, 2)  # pixels: a smaller radius is hardly meant, for it leaves most codes as they are
 BATCH = 128  # images bounded at once: enough of each label, and seconds at most
 Number = int | float | str | Fraction | np.number[Any]
 Tell = Callable[[float, str], None]
@@ -61,7 +62,7 @@ def certify(
 ) -> Report:
     """Decide for each image and radius whether a quantized classifier keeps the image's label within the radius.
 
-    `images` are uint8 [N, channels, height, width], `labels` integers [N], `eps` radii in pixels (0 to 255). The box of
+    `images` are uint8 [N, channels, height, width], `labels` integers [N], `eps` radii in pixels (8, not 8/255). The box of
     an image holds every input between those that pixels p - eps and p + eps (clipped to 0 and 255) become by `scaling`
     (None: p / 255 for float32 inputs, p for uint8, p - 128 for int8). It is unsafe if some input in it gives another class
     a score that is at least the label's: a tie counts against the network, also in the clean accuracy.
@@ -95,8 +96,6 @@ def certify(
     try:
         run.resume([] if file is None else [row for row in file.rows if row.image in chosen])
         warnings = [*read.warnings, *decider.engine.cross_check()]
-        if small := [radius for radius in radii if 0 < radius < Fraction(1, 2)]:
-            warnings.append(f"the radius {spelled(small[0])} is in pixels, of which the range has {PIXEL_MAX}")
         if open_ := sum(row.verdict == "timeout" and row.eps in radii for row in run.known.rows.values()):
             warnings.append(
                 f"{open_} open rows are taken over from {results} as they are; twice the time tries them again"
@@ -108,7 +107,19 @@ def certify(
         if file is not None:
             file.close()
     rows = [row for row in run.known.rows.values() if row.image in chosen]
-    return Report.make(rows, radii, about, [*warnings, *run.errors], time.monotonic() - started)
+    report = Report.make(rows, radii, about, [*warnings, *run.errors], time.monotonic() - started)
+    return replace(report, warnings=(*report.warnings, *_near_chance(report.levels[0], size)))
+
+
+def _near_chance(level: Level, classes: int) -> list[str]:
+    """A warning where the model hardly knows the labels: less than a tenth of the way from chance to all."""
+    share = level.correct / level.images
+    if level.images < 20 or share >= 1 / classes + (1 - 1 / classes) / 10:
+        return []
+    return [
+        f"the clean accuracy of {100 * share:.1f} % is near that of guessing ({100 / classes:.1f} %): do --scale, --mean "
+        "and --std, and the labels' numbers, fit the model?"
+    ]
 
 
 def _radii(eps: Number | Iterable[Number], norm: str) -> tuple[Fraction, ...]:
@@ -125,6 +136,11 @@ def _radii(eps: Number | Iterable[Number], norm: str) -> tuple[Fraction, ...]:
         raise UsageError(f"--eps {text}: radii are numbers of pixels") from None
     if not radii or radii[0] < 0 or radii[-1] > PIXEL_MAX:
         raise UsageError(f"--eps must be radii in pixels, from 0 to {PIXEL_MAX}")
+    if small := [float(radius) for radius in radii if 0 < radius < LEAST]:
+        raise UsageError(
+            f"--eps {small[0]:.4g}: radii are in pixels, from 0 to {PIXEL_MAX}, and less than half a pixel says nothing "
+            f"(is {small[0] * PIXEL_MAX:.4g} meant?)"
+        )
     return tuple(radii)
 
 

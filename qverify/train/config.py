@@ -79,6 +79,8 @@ class Config:
         for name, high in most.items():
             if not 0 <= getattr(self, name) <= high:
                 raise UsageError(f"{name} must lie between 0 and {high:g}")
+        if 0 < self.eps < 0.5:
+            raise UsageError(f"eps = {self.eps:g} is in pixels, from 0 to 255: is {255 * self.eps:.4g} meant?")
         for name in ("least", "boxed"):
             if not getattr(self, name):
                 raise UsageError(f"{name} must be above 0")

@@ -372,6 +372,7 @@ def test_fewer_bits_cover_the_same_ranges(data: Path, tmp_path: Path) -> None:
         ("eps = 'four'", "eps must be a number"),
         ("eps = nan", "eps must be a number"),
         ("eps = -1", "eps must lie between 0 and 255"),
+        ("eps = 0.0314", "eps = 0.0314 is in pixels, from 0 to 255: is 8.007 meant?"),
         ("epochs = 1.5", "epochs must be a whole number"),
         ("epochs = 0", "epochs must be at least 1"),
         ("norm = 1", "norm must be true or false"),
