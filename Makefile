@@ -4,7 +4,9 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+COMMAND := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTHON ?=
 # `make gpu` makes no virtual environment: CuPy has to fit the machine's CUDA, so the Python that is active brings it.
 GPU_PYTHON = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(or $(PYTHON),python3)
@@ -19,7 +21,7 @@ DEMO_SAT := specs/examples/onnx/tiny_mlp_qop.onnx specs/examples/vnnlib/tiny_uns
 .DEFAULT_GOAL := demo
 
 # Remade whenever a pin or the package's metadata changes; --clear, since an old interpreter may have made it.
-$(STAMP): requirements-dev.txt pyproject.toml
+$(COMMAND): requirements.txt pyproject.toml
 	@python=$$(for p in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
 	    if $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	        echo $$p; break; fi; done); \
@@ -28,8 +30,13 @@ $(STAMP): requirements-dev.txt pyproject.toml
 	    echo "Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
 	echo "Making $(VENV) with $$($$python --version)"; \
 	$$python -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What developers and CI need besides, PyTorch among it.
+$(TOOLS): requirements-dev.txt $(COMMAND)
+	@$(PIP) -r requirements-dev.txt
 	@touch $@
 
 # $(1): arguments of qverify, $(2): the exit code that this verdict has
@@ -38,12 +45,12 @@ define show
 	    [ $$code -eq $(2) ] || { echo "make demo: exit code $$code, expected $(2)" >&2; exit 1; }
 endef
 
-demo: $(STAMP)
+demo: $(COMMAND)
 	$(call show,$(DEMO_UNSAT),0)
 	$(call show,$(DEMO_CERTIFIED),0)
 	$(call show,$(DEMO_SAT),1)
 
-lint: $(STAMP)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -241,7 +241,7 @@ def _pictures(files: Iterator[tuple[str, bytes | Path]]) -> Uint8Array:
     try:
         from PIL import Image
     except ImportError as error:
-        raise UsageError(f"JPEG and PNG images need Pillow ({error}): pip install 'qverify[images]'") from None
+        raise UsageError(f"JPEG and PNG images need Pillow ({error}): pip install pillow") from None
     arrays: list[Uint8Array] = []
     for name, file in files:
         try:

@@ -29,9 +29,9 @@ def _onnxruntime(purpose: str) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UsageError(f"{purpose} needs onnxruntime ({error}): pip install 'qverify[cpu]'") from None
+        raise UsageError(f"{purpose} needs onnxruntime ({error}): pip install onnxruntime") from None
     if not hasattr(onnxruntime, "InferenceSession"):
-        raise UsageError(f"{purpose} needs onnxruntime, but the installed one is empty: reinstall 'qverify[cpu]'")
+        raise UsageError(f"{purpose} needs onnxruntime, but the installed one is empty: reinstall onnxruntime")
     if _release(onnxruntime) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise UsageError(f"onnxruntime {onnxruntime.__version__} is too old: install {oldest} or newer")

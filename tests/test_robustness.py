@@ -758,7 +758,7 @@ def test_without_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.main([*command, "--eps", "1", "--plot", str(tmp_path / "p.png")]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and "--plot needs matplotlib" in err and "qverify[plot]" in err
+    assert out == "" and "--plot needs matplotlib" in err and "pip install matplotlib" in err
 
 
 def test_an_interrupted_run_keeps_its_rows(

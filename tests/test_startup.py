@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,18 @@ def test_onnxruntime_writes_nothing_under_the_user_s_home(tmp_path: Path) -> Non
     assert python(code, home) == "1"
     assert not list(tmp_path.iterdir())
     assert python(code, home | {"ORT_DISABLE_TELEMETRY": "true"}) == "true"  # the user's own choice stays
+
+
+def test_the_command_s_pins_are_complete_and_apart() -> None:
+    """`make demo` installs requirements.txt alone."""
+    root = Path(__file__).parents[1]
+
+    def names(lines: list[str]) -> set[str]:
+        found = [re.match(r"[\w-]+", line) for line in lines]
+        return {match[0].lower().replace("_", "-") for match in found if match}
+
+    base, more = ((root / f"requirements{own}.txt").read_text().splitlines() for own in ("", "-dev"))
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    needed = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["cpu"]]
+    assert names([*needed, *project["build-system"]["requires"], "editables"]) <= names(base)
+    assert not names(base) & names(more) and "-r requirements.txt" in more

@@ -45,7 +45,7 @@ python=$(find_python) || {
 }
 
 "$python" -m venv --clear "$venv"
-pip=("$venv/bin/python" -m pip install --disable-pip-version-check --constraint "$repo/requirements-dev.txt")
+pip=("$venv/bin/python" -m pip install --disable-pip-version-check --constraint "$repo/requirements.txt")
 "${pip[@]}" hatchling # with its pin, instead of the newest one that an isolated build would fetch
 "${pip[@]}" --no-build-isolation "$repo[cpu]"
 "$venv/bin/qverify" --version

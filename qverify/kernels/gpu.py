@@ -26,7 +26,7 @@ def open_cuda() -> Kernels:
         import cupy
     except ImportError as error:
         raise DeviceError(
-            f"--device cuda needs CuPy ({error}): pip install 'qverify[gpu]', or use --device cpu"
+            f"--device cuda needs CuPy ({error}): pip install cupy-cuda12x, or use --device cpu"
         ) from None
     try:
         count = cupy.cuda.runtime.getDeviceCount()

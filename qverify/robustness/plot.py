@@ -17,7 +17,7 @@ def pyplot() -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UsageError(f"--plot needs matplotlib ({error}): pip install 'qverify[plot]'") from None
+        raise UsageError(f"--plot needs matplotlib ({error}): pip install matplotlib") from None
     return Figure, FigureCanvasAgg
 
 

@@ -217,7 +217,7 @@ class Problem:
         if inputs is None:
             return None
         if self.runtime is None:
-            raise Undecided("a float sum decides, and onnxruntime is not installed: pip install 'qverify[cpu]'")
+            raise Undecided("a float sum decides, and onnxruntime is not installed: pip install onnxruntime")
         actual = self.runtime(inputs)
         if (np.abs(actual - y) > self.decoder.error).any():
             raise SoundnessError("onnxruntime's float sum lies outside its proved error; please report this model")

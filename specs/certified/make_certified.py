@@ -1,6 +1,6 @@
 """Make the certified networks of this folder: train them by their TOML files, export, and write properties.
 
-    pip install 'qverify[train,plot]'
+    pip install '.[train,plot]'
     python make_certified.py --mnist mnist.npz --fashion fashion_mnist.npz [--runs DIR] [--out DIR]
 
 The archives hold `x_train`, `y_train`, `x_test`, `y_test`. Each `NAME.toml` is a configuration of `qverify train`; a run
