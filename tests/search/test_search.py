@@ -371,10 +371,11 @@ def test_no_time_is_a_timeout_before_any_work() -> None:
 
 @pytest.mark.parametrize("batch", [1, None, 4096])
 def test_a_timeout_is_prompt(batch: int | None) -> None:
-    started = time.monotonic()
+    started, busy = time.monotonic(), time.process_time()
     outcome, stats = run(parity_problem(40, 255), Options(batch=batch), Deadline.after(0.3))
     assert outcome.verdict is Verdict.TIMEOUT
-    assert 0.3 <= time.monotonic() - started < 2.0
+    assert time.monotonic() - started >= 0.3
+    assert time.process_time() - busy < 2.0  # of this process alone: others may keep the machine busy
     assert stats.subproblems > 10
 
 
