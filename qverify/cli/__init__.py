@@ -148,7 +148,8 @@ def _verify(
         raise UsageError("RESULTS_FILE, --json and --certificate must name different files")
     watch = None if watch_file is None else _watched(watch_file, spec)
     for path in wanted:
-        remove_old(path)  # whatever happens from here on, no answer to an earlier question stays behind
+        if path != proof_file:  # an old proof stays until there is a new one: it is checked before it is believed
+            remove_old(path)  # whatever happens from here on, no answer to an earlier question stays behind
     options = Options(attack=not no_attack, certificate=proof_file is not None, watch=watch, **chosen)
     result = _decide(model, spec, options, printer)
 
@@ -160,7 +161,8 @@ def _verify(
     if proof_file is not None and result.certificate is not None:
         write_bytes(proof_file, result.certificate)
     elif proof_file is not None:
-        printer.line(f"no certificate is written to {proof_file}: the verdict {result.verdict.value} has none here")
+        kept = "; what that file holds is from before" if os.path.exists(proof_file) else ""
+        printer.line(f"no certificate is written to {proof_file}: {result.verdict.value} has none here{kept}")
     _explain(result, printer)
     return 0 if exit_zero else _EXIT_CODES[result.verdict.value]
 
