@@ -216,6 +216,31 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("qverify ")
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("qverify ", {"plain,batch", "plain,robustness", "file,"}),
+        ("qverify ins", {"plain,inspect", "file,ins"}),
+        ("qverify m.onnx s", {"file,s"}),
+        ("qverify m.onnx s.vnnlib --dev", {"plain,--device"}),
+        ("qverify m.onnx s.vnnlib --json r", {"file,r"}),
+        ("qverify robustness m.onnx d", {"file,d"}),
+        ("qverify train --recipe ", {"plain,qverify", "plain,paper"}),
+    ],
+)
+def test_shell_completion(
+    words: str, found: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_QVERIFY_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    out, err = capsys.readouterr()
+    lines = set(out.splitlines())
+    assert (stop.value.code, err) == (0, "") and found <= lines and (words.endswith(" ") or found == lines)
+
+
 def test_inspect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     module = types.ModuleType("qverify.inspect")
     module.__dict__["describe"] = lambda path: f"a network in {path}"

@@ -47,6 +47,8 @@ from qverify.report import (
 )
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from qverify.result import Result
 
 _EXIT_CODES = {"unsat": 0, "sat": 1, "unknown": 3, "timeout": 3}
@@ -65,11 +67,19 @@ class _DefaultVerify(click.Group):
     """A group whose command `verify` may be left out: `qverify M S` is `qverify verify M S`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing and not args:  # a shell asks for completions
+            return super().parse_args(ctx, args)
         if not args:
             raise click.UsageError("MODEL and SPEC are missing", ctx)
         if args[0] not in {*self.commands, "-h", "--help", "--version"}:
             args = ["verify", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The first word is a command or a model."""
+        from click.shell_completion import CompletionItem
+
+        return [*super().shell_complete(ctx, incomplete), CompletionItem(incomplete, type="file")]
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage("qverify", "MODEL SPEC [RESULTS_FILE] [OPTIONS]")
@@ -105,20 +115,33 @@ def cli() -> None:
 
 
 @cli.command("verify", short_help="Decide one property; the word may be left out.", epilog=_EPILOG)
-@click.argument("model")
-@click.argument("spec")
-@click.argument("results_file", required=False)
+@click.argument("model", type=click.Path())
+@click.argument("spec", type=click.Path())
+@click.argument("results_file", required=False, type=click.Path())
 @common_options
 @click.option("--batch", metavar="N", type=click.IntRange(min=1), help="Boxes bounded at once [default: chosen].")
 @click.option(
     "--branch", metavar="RULE", default=Options().branch, show_default=True, help="Rule that picks where to split."
 )
-@click.option("--json", "json_file", metavar="FILE", help="Write verdict, counterexample and statistics as JSON.")
-@click.option("--certificate", "proof_file", metavar="FILE", help="Write what the verdict rests on, for qverify check.")
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(),
+    help="Write verdict, counterexample and statistics as JSON.",
+)
+@click.option(
+    "--certificate",
+    "proof_file",
+    metavar="FILE",
+    type=click.Path(),
+    help="Write what the verdict rests on, for qverify check.",
+)
 @click.option(
     "--watch-point",
     "watch_file",
     metavar="FILE",
+    type=click.Path(),
     help="For debugging: a counterexample as printed after `sat`; an error says if the search ever discards it.",
 )
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 for every verdict (for competition scripts).")
@@ -203,10 +226,11 @@ def _explain(result: Result, printer: Printer) -> None:
 
 
 @cli.command("batch", short_help="Run a VNN-COMP instances file.")
-@click.argument("instances")
+@click.argument("instances", type=click.Path())
 @click.option(
     "--results",
     metavar="CSV",
+    type=click.Path(),
     default="results.csv",
     show_default=True,
     help="Rows category,onnx,vnnlib,prepare_time,result,run_time are appended here; rows already there are kept.",
@@ -245,7 +269,7 @@ def _batch(
 
 
 @cli.command("inspect", short_help="Show the integer network read from an ONNX file.")
-@click.argument("model")
+@click.argument("model", type=click.Path())
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 @click.pass_obj
 def _inspect(printer: Printer, /, model: str, verbose: bool) -> int:
@@ -258,9 +282,9 @@ def _inspect(printer: Printer, /, model: str, verbose: bool) -> int:
 
 
 @cli.command("check", short_help="Check a certificate.")
-@click.argument("model")
-@click.argument("spec")
-@click.argument("certificate")
+@click.argument("model", type=click.Path())
+@click.argument("spec", type=click.Path())
+@click.argument("certificate", type=click.Path())
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 @click.pass_obj
 def _check(printer: Printer, /, model: str, spec: str, certificate: str, verbose: bool) -> int:

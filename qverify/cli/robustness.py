@@ -30,8 +30,8 @@ class _WithRadii(click.Command):
 
 
 @click.command("robustness", cls=_WithRadii, short_help="Certified accuracy of a classifier over labelled images.")
-@click.argument("model")
-@click.argument("data")
+@click.argument("model", type=click.Path())
+@click.argument("data", type=click.Path())
 @click.option(
     "--eps",
     metavar="E,...",
@@ -47,9 +47,20 @@ class _WithRadii(click.Command):
 @click.option("--first", metavar="K", type=click.IntRange(min=0), default=0, help="Begin with image K, counted from 0.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only N images.")
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
-@click.option("--results", metavar="CSV", help="Keep rows of images and radii; the same command goes on from them.")
-@click.option("--json", "json_file", metavar="FILE", help="Write the figures as JSON.")
-@click.option("--plot", "plot_file", metavar="FILE.png", help="Draw accuracy against the radius (needs matplotlib).")
+@click.option(
+    "--results",
+    metavar="CSV",
+    type=click.Path(),
+    help="Keep rows of images and radii; the same command goes on from them.",
+)
+@click.option("--json", "json_file", metavar="FILE", type=click.Path(), help="Write the figures as JSON.")
+@click.option(
+    "--plot",
+    "plot_file",
+    metavar="FILE.png",
+    type=click.Path(),
+    help="Draw accuracy against the radius (needs matplotlib).",
+)
 @common_options
 @click.pass_obj
 def robustness(

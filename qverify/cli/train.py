@@ -31,9 +31,11 @@ def _setting(name: str, help: str, **options: Any) -> Callable[[Command], Comman
 
 
 @click.command("train", short_help="Train a certifiably robust quantized classifier.", epilog=_EPILOG)
-@click.argument("data", required=False)
-@click.option("--out", metavar="DIR", required=True, help="The run's folder.")
-@click.option("--config", "config_file", metavar="TOML", help="Settings by name (eps = 4.0, ...); options win.")
+@click.argument("data", required=False, type=click.Path())
+@click.option("--out", metavar="DIR", type=click.Path(), required=True, help="The run's folder.")
+@click.option(
+    "--config", "config_file", metavar="TOML", type=click.Path(), help="Settings by name (eps = 4.0, ...); options win."
+)
 @_setting("--model", metavar="NAME", help="mlp, small, wide, medium, cnn7, resnet, paper-{mnist,fashion,cifar}.")
 @_setting("--recipe", type=click.Choice(RECIPES), help="Ours, or QA-IBP as published in 2023.")
 @_setting("--eps", type=float, metavar="PIXELS", help="Perturbation to be certified, of 255.")
