@@ -5,6 +5,7 @@
     ├── ModelError        the ONNX file is broken or contradicts itself
     │   └── UnsupportedModel   it is valid, but some node has no integer rule here
     ├── SpecError         the VNN-LIB file is broken or is for another model
+    │   └── EmptyBox      no input lies within a query's bounds (`verify` takes the query as refuted)
     ├── CertificateError  the certificate's file is broken or is no certificate
     ├── DeviceError       the device asked for cannot be used
     └── SoundnessError    a self-check failed: the verdict is withheld (our fault, please report)
@@ -31,6 +32,10 @@ class UnsupportedModel(ModelError):
 
 class SpecError(QverifyError):
     """The VNN-LIB file is broken or does not fit the model."""
+
+
+class EmptyBox(SpecError):
+    """No input lies within the bounds of a query, under any reading of them."""
 
 
 class CertificateError(QverifyError):

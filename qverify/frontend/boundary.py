@@ -1,13 +1,17 @@
 """Where the file's floats and the network's integers meet: box -> codes, codes -> floats, outputs as floats.
 
-The runtime is fed float32, so a box of rationals stands for a set of float32 values, and there are two readings of a
-decimal bound: the exact rational, and its float32 rounding (which is what a harness compares with). `Domain` takes the
-union of both, so that `unsat` holds under either. Every float32 in it is the rounding of some rational inside the exact
-box, and a witness is printed as such a rational (see `decimal_for`): then `sat` holds under either reading as well.
+The runtime is fed float32, so a box of rationals stands for a set of float32 values, and there are several readings of a
+decimal bound: the rational that it spells, the nearest double, and the nearest float32 (at once, or by way of the double,
+as a harness does that compares in float32). An input may be a decimal too, of which the network is fed the rounding, so
+an excluded bound's own rounding counts as well. `Domain` holds the values that lie inside under some reading, and `unsat`
+holds for all of them; `Domain.sure` are those that lie inside under every reading, and only they are counterexamples. A
+witness is printed as a decimal inside the exact box that every one of these roundings turns into the value that was run.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -15,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.errors import SpecError
+from qverify.errors import EmptyBox, SpecError
 from qverify.frontend.builder import Identity, Quantizer, quantize_linear
 from qverify.frontend.lower import Lowered
 from qverify.kernels import open_kernels
@@ -112,7 +116,8 @@ def make_encoder(lowered: Lowered) -> Encoder:
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """The input values that a box allows, element by element: every float32 (or integer) in [lower, upper]."""
+    """The input values that a box allows under some reading, element by element: every float32 (or integer) in
+    [lower, upper]."""
 
     encoder: Encoder
     box: Box
@@ -189,23 +194,36 @@ class Domain:
     def _codes_at(self, ordinal: npt.NDArray[np.int64]) -> Int32Array:
         return self.encoder.encode_at(self._values(ordinal))
 
+    @functools.cached_property
+    def sure(self) -> tuple[Float64Array, Float64Array]:
+        """Least and largest value of each input element that lies within its bounds under every reading [inputs]; the
+        first is the larger one where there is none."""
+        ends = [_ends(self.encoder, self.box, i, sure=True) for i in range(len(self.lower))]
+        return np.array([low for low, _ in ends]), np.array([high for _, high in ends])
+
     def lift(self, codes: Int32Array) -> Float64Array | None:
-        """Input values in the domain that quantize to `codes` [codes], away from cell borders and inside the exact box
-        where possible; None if there are none."""
+        """Input values in the domain that quantize to `codes` [codes], away from cell borders and inside the box under
+        every reading where possible; None if there are none."""
         cell = self.cells(codes, codes)
         if cell is None:
             return None
         first, last = cell
+        inner = np.maximum(first, self.sure[0]), np.minimum(last, self.sure[1])
+        first, last = (np.where(inner[0] <= inner[1], own, end) for own, end in zip(inner, cell, strict=True))
         middle = first + (last - first) * 0.5
         rounded = np.where(self.encoder.is_float, middle.astype(np.float32).astype(np.float64), np.floor(middle))
         return np.clip(rounded, first, last)
 
+    def holds_surely(self, x: Float64Array) -> bool:
+        """Whether inputs [inputs] lie inside the box under every reading of its bounds."""
+        return bool(((self.sure[0] <= x) & (x <= self.sure[1])).all())
+
     def decimal_for(self, index: int, value: float, exactly: bool = False) -> str:
-        """A decimal that lies in the exact box and that float32(float64(...)) rounds to `value`: a short one, or
-        (`exactly`) the value itself where it lies in the box."""
-        lower, upper = self.box.lower[index], self.box.upper[index]
+        """A decimal that lies in the exact box (as a double, in the box of doubles) and that is rounded to the float32
+        `value`, at once and by way of float64: a short one, or (`exactly`) the value itself where it lies in the box."""
         if not self.encoder.is_float[index]:
             return str(int(value))
+        lower, upper = self.box.lower[index], self.box.upper[index]
         number = np.float32(value)
         exact = Fraction(float(number))
         ends = (_decimal(lower, upward=True), _decimal(upper, upward=False))
@@ -213,11 +231,20 @@ class Domain:
         short = (str(number), repr(float(number)), _decimal(exact, upward=True))
         for text in (*(short[::-1] if exactly else short), *ends, *inside):
             point = Fraction(text)
-            above = point > lower if index in self.box.lower_strict else point >= lower
-            below = point < upper if index in self.box.upper_strict else point <= upper
-            if above and below and np.float32(float(text)) == number:
+            if inside_bounds(self.box, index, point) and set(float32s(point)) == {number}:
                 return text
         raise SpecError(f"no decimal inside the bounds of X_{index} rounds to {number}")
+
+
+def inside_bounds(box: Box, index: int, point: Fraction) -> bool:
+    """Whether an input element's value lies within its bounds: as rationals, and all of them as doubles."""
+    lower, upper = box.lower[index], box.upper[index]
+    for low, x, high in ((lower, point, upper), (_double(lower), _double(point), _double(upper))):
+        above = x > low if index in box.lower_strict else x >= low
+        below = x < high if index in box.upper_strict else x <= high
+        if not (above and below):
+            return False
+    return True
 
 
 def _first_true(a: Any, b: Any, predicate: Any) -> npt.NDArray[np.int64]:
@@ -251,17 +278,21 @@ def _nudged(end: Fraction, towards: Fraction) -> str:
 
 
 def make_domain(encoder: Encoder, box: Box) -> Domain:
-    """The domain of a box. Integer inputs have the integers of their type that lie within it. Raises SpecError where an
-    input has no value inside its bounds, or where the bounds overflow float32 on the way to the quantizer."""
-    lower = np.empty(len(box.lower))
-    upper = np.empty(len(box.upper))
-    for i, (low, high) in enumerate(zip(box.lower, box.upper, strict=True)):
-        lower[i], upper[i] = element_ends(encoder, i, low, high, i in box.lower_strict, i in box.upper_strict)
+    """The domain of a box. Integer inputs have the integers of their type that lie within it. Raises EmptyBox where an
+    input has no value inside its bounds under any reading, SpecError where the bounds overflow float32 on the way to the
+    quantizer."""
+    ends = np.array([_ends(encoder, box, i) for i in range(len(box.lower))]).reshape(-1, 2)
+    lower, upper = ends[:, 0].copy(), ends[:, 1].copy()
     if (lower > upper).any():
         i = int(np.flatnonzero(lower > upper)[0])
-        raise SpecError(f"no value of X_{i} lies within its bounds [{float(box.lower[i])}, {float(box.upper[i])}]")
+        raise EmptyBox(f"no value of X_{i} lies within its bounds {_interval(box, i)}")
     check_range(encoder, lower, upper)
     return Domain(encoder, box, lower, upper)
+
+
+def _interval(box: Box, i: int) -> str:
+    opening, closing = "(" if i in box.lower_strict else "[", ")" if i in box.upper_strict else "]"
+    return f"{opening}{_double(box.lower[i])}, {_double(box.upper[i])}{closing}"
 
 
 def check_range(encoder: Encoder, lower: Float64Array, upper: Float64Array) -> None:
@@ -275,30 +306,55 @@ def check_range(encoder: Encoder, lower: Float64Array, upper: Float64Array) -> N
         raise SpecError("the bounds are so large that the model's input arithmetic overflows float32")
 
 
+def _ends(encoder: Encoder, box: Box, i: int, sure: bool = False) -> tuple[float, float]:
+    strict = i in box.lower_strict, i in box.upper_strict
+    return element_ends(encoder, i, box.lower[i], box.upper[i], strict, sure)
+
+
 def element_ends(
-    encoder: Encoder, index: int, low: Fraction, high: Fraction, low_strict: bool = False, high_strict: bool = False
+    encoder: Encoder,
+    index: int,
+    low: Fraction,
+    high: Fraction,
+    strict: tuple[bool, bool] = (False, False),
+    sure: bool = False,
 ) -> tuple[float, float]:
-    """Least and largest value of an input element between its bounds: the union of both readings for float32, the integers
-    of its type otherwise. The first is the larger one where there is none."""
-    if encoder.is_float[index]:
-        return _float_ends(low, high, low_strict, high_strict)
-    first = -(-low // 1) + (1 if low_strict and low.denominator == 1 else 0)
-    last = high // 1 - (1 if high_strict and high.denominator == 1 else 0)
-    return float(max(first, encoder.low)), float(min(last, encoder.high))
+    """Least and largest value of an input element that lies within its bounds under some reading, or (`sure`) under every
+    one. The first is the larger one where there is none.
+
+    Sound because rounding is monotone: a decimal inside the bounds is fed as a float32 between their roundings, and so is
+    every float32 inside; where bounds exclude one another, so do their roundings.
+    """
+    if low >= high if any(strict) else low > high and sure:
+        return np.inf, -np.inf
+    wider: Callable[..., Any] = min if sure else max
+    if not encoder.is_float[index]:
+        first, last = -wider(_last(-low, strict[0])), wider(_last(high, strict[1]))
+        return float(max(first, encoder.low)), float(min(last, encoder.high))
+    first, last = -wider(float32s(-low)), wider(float32s(high))
+    if sure:  # an excluded bound's own rounding may stand for a decimal inside, but as a float32 it is excluded
+        first = np.nextafter(first, np.float32(np.inf)) if strict[0] else first
+        last = np.nextafter(last, np.float32(-np.inf)) if strict[1] else last
+    return float(first) + 0.0, float(last) + 0.0  # no -0.0
 
 
-def _float_ends(low: Fraction, high: Fraction, low_strict: bool, high_strict: bool) -> tuple[float, float]:
-    """Least and largest float32 of the union of both readings of [low, high]."""
-    with np.errstate(over="ignore"):  # a bound beyond float32 becomes infinite, and is refused by the caller
-        near_low, near_high = np.float32(_double(low)), np.float32(_double(high))
-        first, last = _round_up(low), -_round_up(-high)
-    if low_strict:
-        first = first if Fraction(float(first)) > low else np.nextafter(first, np.float32(np.inf))
-        near_low = first
-    if high_strict:
-        last = last if Fraction(float(last)) < high else np.nextafter(last, np.float32(-np.inf))
-        near_high = last
-    return float(min(first, near_low)), float(max(last, near_high))
+def _last(high: Fraction, strict: bool) -> list[Any]:
+    """The largest integer that is at most `high` (less, if `strict`), as a rational and as a double."""
+    readings = {high} if np.isinf(_double(high)) else {high, Fraction(_double(high))}
+    return [-(-r // 1) - 1 if strict else r // 1 for r in readings]
+
+
+def float32s(value: Fraction) -> tuple[np.float32, np.float32]:
+    """`value` rounded to float32, at once and by way of float64. They differ where the double is halfway between."""
+    double = _double(value)
+    with np.errstate(over="ignore"):
+        twice = np.float32(double)
+    if float(twice) == double or not np.isfinite(twice):
+        return twice, twice
+    other = np.nextafter(twice, np.float32(np.inf if double > float(twice) else -np.inf))
+    if 2 * double != float(twice) + float(other) or Fraction(double) == value:
+        return twice, twice
+    return (max if value > double else min)(twice, other), twice
 
 
 def _double(value: Fraction) -> float:
@@ -306,15 +362,3 @@ def _double(value: Fraction) -> float:
         return float(value)
     except OverflowError:
         return float("inf") if value > 0 else float("-inf")
-
-
-def _round_up(value: Fraction) -> np.float32:
-    """The least float32 that is at least `value`, within the finite range."""
-    limit = np.finfo(np.float32).max
-    guess = np.float32(np.clip(_double(value), -float(limit), float(limit)))
-    while Fraction(float(guess)) < value and guess < limit:
-        guess = np.nextafter(guess, np.float32(np.inf))
-    below = np.nextafter(guess, np.float32(-np.inf))
-    while guess > -limit and Fraction(float(below)) >= value:
-        guess, below = below, np.nextafter(below, np.float32(-np.inf))
-    return guess

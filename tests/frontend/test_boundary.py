@@ -13,8 +13,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from qverify.errors import SpecError
-from qverify.frontend.boundary import Domain, Encoder, make_domain, make_encoder
+from qverify.errors import EmptyBox, SpecError
+from qverify.frontend.boundary import Domain, Encoder, float32s, make_domain, make_encoder
 from qverify.frontend.builder import Identity, Quantizer
 from qverify.frontend.lower import Lowered
 from qverify.frontend.model import read_model
@@ -156,13 +156,40 @@ def test_a_point_between_two_codes_has_the_code_of_its_float32() -> None:
         assert Fraction(d.decimal_for(0, 0.5)) == end
 
 
-def test_strict_bounds_leave_out_their_ends() -> None:
+def test_strict_bounds_leave_out_their_ends_surely() -> None:
+    """X > 1 excludes 1, but the decimal 1.00000000001 lies inside and is fed as 1: under some reading 1 is inside."""
     d = domain(encoder(quantizer()), (1, 3), strict=True)
-    assert d.lower[0] == np.nextafter(F32(1), INF) and d.upper[0] == np.nextafter(F32(3), -INF)
+    assert (d.lower[0], d.upper[0]) == (1, 3)
+    assert (d.sure[0][0], d.sure[1][0]) == (np.nextafter(F32(1), INF), np.nextafter(F32(3), -INF))
     d = domain(encoder(quantizer()), ("0.1", "0.3"), strict=True)
-    assert d.lower[0] == F32(0.1) and d.upper[0] == np.nextafter(F32(0.3), -INF)
-    with pytest.raises(SpecError, match="no value of X_0 lies within its bounds"):
-        domain(encoder(quantizer()), (1, 1), strict=True)
+    assert (d.lower[0], d.upper[0]) == (F32(0.1), F32(0.3))
+    assert (d.sure[0][0], d.sure[1][0]) == (np.nextafter(F32(0.1), INF), np.nextafter(F32(0.3), -INF))
+
+
+@pytest.mark.parametrize("ends", [(1, 1), (2, 1), ("0.1", "0.1")])
+def test_a_strict_box_without_a_number_is_empty(ends: tuple[object, object]) -> None:
+    with pytest.raises(EmptyBox, match="no value of X_0 lies within its bounds"):
+        domain(encoder(quantizer()), ends, strict=True)
+
+
+def test_bounds_between_two_float32() -> None:
+    """A decimal inside is fed as a float32 outside: an input under some reading, under every one there is none."""
+    d = domain(encoder(quantizer()), ("0.1", "0.1000000001"), strict=True)
+    assert d.lower[0] == d.upper[0] == F32(0.1) and not d.holds_surely(d.lower)
+    d = domain(encoder(quantizer()), ("0.1", "0.1000000001"))
+    assert d.lower[0] == d.upper[0] == F32(0.1) and d.holds_surely(d.lower)
+    d = domain(encoder(quantizer()), ("0.1000000001", "0.1"))  # excluded as decimals, one point as float32
+    assert d.lower[0] == d.upper[0] == F32(0.1) and not d.holds_surely(d.lower)
+    with pytest.raises(EmptyBox):
+        domain(encoder(quantizer()), ("0.1", "0.09"))
+
+
+def test_lift_prefers_values_that_lie_inside_under_every_reading() -> None:
+    d = domain(encoder(quantizer()), ("0.1", "0.10000002"), strict=True)
+    first, second = F32(0.1), np.nextafter(F32(0.1), INF)
+    assert d.lower[0] == first and d.upper[0] >= second and d.sure[0][0] == second
+    x = d.lift(d.encoder.encode(np.array([[first]]))[0])
+    assert x is not None and d.holds_surely(x) and x[0] == second
 
 
 def test_strict_bounds_are_kept_by_decimals() -> None:
@@ -197,9 +224,19 @@ def test_integer_inputs_have_the_integers_of_their_box() -> None:
     assert strict.lower.tolist() == [2] and strict.upper.tolist() == [3]
 
 
+def test_bounds_of_integers_are_read_as_doubles_too() -> None:
+    e = encoder(Identity(np.array([0]), 0, 255))
+    d = domain(e, ("3.00000000000000000001", "6.99999999999999999999"))
+    assert (d.lower[0], d.upper[0]) == (3, 7) and (d.sure[0][0], d.sure[1][0]) == (4, 6)
+    d = domain(e, ("2.99999999999999999999", "7.00000000000000000001"), strict=True)
+    assert (d.lower[0], d.upper[0]) == (3, 7) and (d.sure[0][0], d.sure[1][0]) == (4, 6)
+    d = domain(e, (-(10**400), 10**400))
+    assert (d.lower[0], d.upper[0]) == (0, 255) == (d.sure[0][0], d.sure[1][0])
+
+
 @pytest.mark.parametrize(("low", "high"), [("0.2", "0.8"), (3, 2.5)])
 def test_an_integer_input_needs_an_integer(low: object, high: object) -> None:
-    with pytest.raises(SpecError, match="no value of X_0 lies within its bounds"):
+    with pytest.raises(EmptyBox, match="no value of X_0 lies within its bounds"):
         domain(encoder(Identity(np.array([0]), 0, 255)), (low, high))
 
 
@@ -234,20 +271,74 @@ decimals = st.one_of(
 ).map(lambda d: Fraction(str(d)))
 
 
-@given(decimals, decimals)
-@example(Fraction("0.1"), Fraction("0.1"))
-@example(Fraction(1, 10**60), Fraction(1, 10**50))
-def test_ends_of_a_domain(one: Fraction, other: Fraction) -> None:
-    """The least float32 in the box, or the rounding of its lower end, whichever is less; and so above."""
+def rounded(value: Fraction) -> np.float32:
+    """The nearest float32, the even one of two: straight from the rational."""
+    start = F32(float(value))
+    near = [np.nextafter(start, -INF), start, np.nextafter(start, INF)]
+    return min(near, key=lambda v: (abs(Fraction(float(v)) - value), int(v.view(np.int32)) & 1))
+
+
+@st.composite
+def beside_a_midpoint(draw: Any) -> Fraction:
+    """A rational at or just beside the middle of two float32, nearer than a double can say, or not."""
+    a = F32(draw(st.floats(-(2.0**100), 2.0**100, width=32)))
+    middle = (Fraction(float(a)) + Fraction(float(np.nextafter(a, INF)))) / 2
+    off: Fraction = draw(
+        st.sampled_from([Fraction(0), Fraction(1, 10**40), Fraction(1, 2**54), Fraction(1, 2**52), Fraction(1, 2**30)])
+    )
+    sign: int = draw(st.sampled_from([-1, 1]))
+    return middle + sign * off * (abs(middle) or Fraction(1, 2**149))
+
+
+ends_of_boxes = st.one_of(decimals, beside_a_midpoint())
+
+
+@settings(deadline=None)
+@given(ends_of_boxes)
+@example(Fraction(1, 10**60))
+@example(-Fraction(1, 10**60))
+@example((Fraction(float(F32(1))) + Fraction(float(np.nextafter(F32(1), INF)))) / 2 + Fraction(1, 10**40))
+def test_rounding_at_once_and_by_way_of_a_double(value: Fraction) -> None:
+    once, twice = float32s(value)
+    assert once == rounded(value) and twice == F32(float(value))
+
+
+def is_inside(low: Any, x: Any, high: Any, strict: bool) -> bool:
+    return bool(low < x < high if strict else low <= x <= high)
+
+
+@settings(deadline=None)
+@given(ends_of_boxes, ends_of_boxes, st.booleans(), st.lists(st.fractions(0, 1), max_size=3))
+@example(Fraction("0.1"), Fraction("0.1"), False, [])
+@example(Fraction(1, 10**60), Fraction(1, 10**50), False, [])
+def test_ends_of_a_domain(one: Fraction, other: Fraction, strict: bool, parts: list[Fraction]) -> None:
+    """What lies inside under any reading is in the domain, and what is `sure` does under every one."""
     low, high = sorted((one, other))
-    d = make_domain(encoder(quantizer(scale=1e10)), Box((low,), (high,)))
-    first, last = F32(float(low)), F32(float(high))
-    up = first if Fraction(float(first)) >= low else np.nextafter(first, INF)
-    down = last if Fraction(float(last)) <= high else np.nextafter(last, -INF)
-    before, after = np.nextafter(up, -INF), np.nextafter(down, INF)
-    assert Fraction(float(before)) < low <= Fraction(float(up)) or not np.isfinite(before)
-    assert Fraction(float(down)) <= high < Fraction(float(after)) if np.isfinite(after) else True
-    assert d.lower[0] == min(up, first) and d.upper[0] == max(down, last)
+    which = frozenset([0]) if strict else frozenset()
+    bounds = Box((low,), (high,), which, which)
+    if low == high and strict:
+        with pytest.raises(EmptyBox):
+            make_domain(encoder(quantizer(scale=1e10)), bounds)
+        return
+    d = make_domain(encoder(quantizer(scale=1e10)), bounds)
+    readings: list[tuple[Any, Any]] = [(low, high), (float(low), float(high)), (rounded(low), rounded(high))]
+    readings.append((F32(float(low)), F32(float(high))))
+    around = [*(F32(float(end)) for end in (low, high)), F32(d.lower[0]), F32(d.upper[0])]
+    around += [np.nextafter(v, side) for v in around for side in (-INF, INF)]
+    for v in filter(np.isfinite, around):
+        found = [is_inside(a, Fraction(float(v)) if type(a) is Fraction else v, b, strict) for a, b in readings]
+        assert d.lower[0] <= v <= d.upper[0] or not any(found)
+        if d.sure[0][0] <= v <= d.sure[1][0]:
+            assert all(found[1:])
+            text = d.decimal_for(0, float(v))
+            assert is_inside(low, Fraction(text), high, strict) and is_inside(
+                float(low), float(text), float(high), strict
+            )
+            assert rounded(Fraction(text)) == F32(float(text)) == v
+    for part in parts:  # decimals inside are fed as values of the domain
+        x = low + part * (high - low)
+        assert d.lower[0] <= rounded(x) <= d.upper[0] and d.lower[0] <= F32(float(x)) <= d.upper[0]
+    assert d.lower[0] == min(rounded(low), F32(float(low))) and d.upper[0] == max(rounded(high), F32(float(high)))
 
 
 # -- decimals ----------------------------------------------------------------------------------------------------------
