@@ -13,8 +13,29 @@ graph's order. Nothing here is a float: a decimal in the file is the rational it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """How a row's two sides are computed, as far as it decides what rounding can do to them (`frontend/readings.py`).
+
+    A side is a sum of leaves: constants, and variables times constants. In a float evaluation each leaf arrives with at
+    most `depth` roundings of its own or of sums that it is part of.
+    """
+
+    depth: int
+    constants: Fraction  # the sum of the constants' magnitudes (2**-126 at least, where rounding can underflow)
+    excess: tuple[tuple[int, Fraction], ...]  # of variables (X_i: i, Y_j: ~j), magnitude of leaves beyond |coefficient|
+    shrink: Fraction  # no value on the way is larger than so many times the sum of the leaves' magnitudes
+    plain: bool  # every variable occurs once, times at most one constant, and there is at most one other constant
+    alone: bool  # one side is a constant as it stands, and the other has none
+
+    @property
+    def once(self) -> bool:
+        """Whether one side is the sum or difference of two variables, the other a constant as it stands."""
+        return self.alone and self.depth == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +46,7 @@ class Row:
     y: tuple[tuple[int, Fraction], ...]
     rhs: Fraction
     strict: bool = False
+    arithmetic: Arithmetic | None = field(default=None, compare=False)  # None: it compares what stands there as it is
 
 
 Case = tuple[Row, ...]  # a conjunction; the empty case is always true
@@ -46,6 +68,7 @@ class Query:
 
     box: Box
     cases: tuple[Case, ...]
+    float32: bool = False  # whether a checker may compute its rows in float32 (VNN-LIB 2.x), not only in float64
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from fractions import Fraction
-from typing import Final
+from typing import Final, NamedTuple
 
-from qverify.property import Box, Row, Variable
+from qverify.property import Arithmetic, Box, Case, Row, Variable
 
 MAX_EXPONENT: Final = 1_000  # float64 ends at 1e308 and 5e-324
 MAX_DIGITS: Final = 2_000  # the exact decimal of any float64 has fewer than 1,100
@@ -26,8 +27,31 @@ ONE: Final = Fraction(1)
 _SHARED: Final = {ONE: ONE, -ONE: -ONE}  # nearly all coefficients of real files: one object each
 NEGATED: Final = {"<=": ">", ">=": "<", "<": ">=", ">": "<=", "==": "!=", "=": "!=", "!=": "=="}
 
-# X_i has the key i and Y_j the key ~j (that is -1 - j), so that one dictionary holds both.
-Linear = tuple[dict[int, Fraction], Fraction]  # sum of coefficient * variable, plus a constant
+LEAST_NORMAL: Final = Fraction(1, 2**126)  # of float32: smaller magnitudes are not rounded relatively
+BEYOND: Final = Fraction(2**2000)  # more than a float holds
+LOOSE: Final = Fraction(1, 2**20)  # rounding changes a comparison of constants by less
+
+
+class Steps(NamedTuple):
+    """How an expression is computed; see `Arithmetic`."""
+
+    depth: int
+    constants: Fraction
+    excess: dict[int, Fraction]
+    shrink: Fraction
+    plain: bool
+    numbers: int  # constants among the leaves
+
+
+class Linear(NamedTuple):
+    """A sum of coefficient * variable, plus a constant. X_i has the key i and Y_j the key ~j (that is -1 - j), so that one
+    dictionary holds both."""
+
+    terms: dict[int, Fraction]
+    constant: Fraction
+    steps: Steps | None = None  # None: a variable, its negative, or a constant, as it stands
+
+
 # Of X_i the lower bound has the key 2 * i and the upper bound 2 * i + 1; the bool says that the bound is excluded.
 Bound = tuple[int, Fraction, bool]
 Bounds = dict[int, tuple[Fraction, bool]]
@@ -48,7 +72,7 @@ class Fault(Exception):
 
 def linear(operand: int | Fraction) -> Linear:
     """A variable's key, or a constant, as a linear expression."""
-    return ({operand: ONE}, _ZERO) if isinstance(operand, int) else ({}, operand)
+    return Linear({operand: ONE}, _ZERO) if isinstance(operand, int) else Linear({}, operand)
 
 
 def arithmetic(head: str, operands: list[Linear]) -> Linear:
@@ -59,37 +83,90 @@ def arithmetic(head: str, operands: list[Linear]) -> Linear:
         return _sum(operands)
     if head == "-":
         start = min(1, len(operands) - 1)  # (- a) is -a
-        return _sum(operands[:start] + [_scaled(operand, -ONE) for operand in operands[start:]])
+        return _sum(operands[:start] + [_negated(operand) for operand in operands[start:]])
     result = operands[0]
     for operand in operands[1:]:
-        variables, constant = operand
-        if variables and (head == "/" or result[0]):
+        if operand.terms and (head == "/" or result.terms):
             raise Fault(f"not linear: '{head}' of variables")
-        if head == "/" and not constant:
+        if head == "/" and not operand.constant:
             raise Fault("division by zero")
-        factor = 1 / constant if head == "/" else constant
-        result = _scaled(operand, result[1]) if variables else _scaled(result, factor)
+        result = _product(operand, result) if operand.terms else _product(result, operand, head == "/")
     return result
 
 
 def _sum(operands: list[Linear]) -> Linear:
     # Into the longest, in place: a sum nested (+ a (+ b (+ c ...))) takes linear time.
-    terms = max((terms for terms, _ in operands), key=len)
-    constant = _ZERO
-    for others, other_constant in operands:
-        constant = _checked(constant + other_constant)
-        for key, coefficient in others.items() if others is not terms else ():
-            total = _checked(terms.get(key, _ZERO) + coefficient)
+    if len(operands) == 1:
+        return operands[0]
+    steps = [_steps(operand) for operand in operands]
+    longest = max(range(len(operands)), key=lambda k: len(operands[k].terms))
+    terms, excess = operands[longest].terms, steps[longest].excess
+    constant, plain = _ZERO, True
+    for k, (own, more) in enumerate(zip(operands, steps, strict=True)):
+        constant = _checked(constant + own.constant)
+        for key, magnitude in more.excess.items() if k != longest else ():
+            excess[key] = _checked(excess.get(key, _ZERO) + magnitude)
+        for key, coefficient in own.terms.items() if k != longest else ():
+            before = terms.get(key)
+            total = coefficient if before is None else _checked(before + coefficient)
+            if before is not None:
+                plain = False
+                excess[key] = excess.get(key, _ZERO) + abs(before) + abs(coefficient) - abs(total)
             if total:
                 terms[key] = total
             else:
                 del terms[key]
-    return terms, constant
+    numbers = sum(own.numbers for own in steps)
+    return Linear(
+        terms,
+        constant,
+        Steps(
+            max(own.depth for own in steps) + len(steps) - 1,
+            _checked(sum((own.constants for own in steps), _ZERO)),
+            excess,
+            max(own.shrink for own in steps),
+            plain and numbers <= 1 and all(own.plain for own in steps),
+            numbers,
+        ),
+    )
 
 
-def _scaled(operand: Linear, factor: Fraction) -> Linear:
-    terms = {key: _checked(factor * coefficient) for key, coefficient in operand[0].items()} if factor else {}
-    return terms, _checked(factor * operand[1])
+def _negated(operand: Linear) -> Linear:
+    return Linear({key: -coefficient for key, coefficient in operand.terms.items()}, -operand.constant, operand.steps)
+
+
+def _steps(operand: Linear) -> Steps:
+    if operand.steps is not None:
+        return operand.steps
+    constant = abs(operand.constant)
+    constants = max(constant, LEAST_NORMAL) if constant else _ZERO
+    return Steps(0 if operand.terms else 1, constants, {}, ONE, True, 0 if operand.terms else 1)
+
+
+def _product(operand: Linear, constant: Linear, division: bool = False) -> Linear:
+    """`operand` times (or through) an expression without variables."""
+    own, other = _steps(operand), _steps(constant)
+    factor = 1 / constant.constant if division else constant.constant
+    size = max(abs(factor), other.constants)
+    shrink = own.shrink if operand.steps is None or abs(factor) >= 1 else own.shrink / abs(factor) if factor else BEYOND
+    if division:
+        size = abs(factor)
+        if constant.steps is not None or abs(constant.constant) < LEAST_NORMAL:
+            shrink = BEYOND  # what is divided through is known too badly
+    terms = {key: _checked(factor * coefficient) for key, coefficient in operand.terms.items()} if factor else {}
+    excess = {key: _checked(size * magnitude) for key, magnitude in own.excess.items()}
+    if size != abs(factor):
+        for key, coefficient in operand.terms.items():
+            excess[key] = _checked(excess.get(key, _ZERO) + (size - abs(factor)) * abs(coefficient))
+    steps = Steps(
+        own.depth + other.depth + 1 + division,
+        _checked(own.constants * size + LEAST_NORMAL),
+        excess,
+        _checked(min(shrink, BEYOND)),
+        bool(operand.terms) and operand.steps is None and constant.steps is None and not division,
+        own.numbers,
+    )
+    return Linear(terms, _checked(factor * operand.constant), steps)
 
 
 def _checked(value: Fraction) -> Fraction:
@@ -112,17 +189,45 @@ def compare(op: str, left: Linear, right: Linear, positive: bool) -> Disjunction
 
 def _below(left: Linear, right: Linear, strict: bool) -> Disjunction:
     """`left <= right` (or `<`): a bound if it has one X and nothing else, a truth value if it has no variable."""
-    terms, rhs = dict(left[0]), right[1] - left[1]
-    for key, coefficient in right[0].items():
+    terms, rhs = dict(left.terms), right.constant - left.constant
+    for key, coefficient in right.terms.items():
         terms[key] = terms.get(key, _ZERO) - coefficient
     x = tuple(sorted((key, _SHARED.get(value, value)) for key, value in terms.items() if key >= 0 and value))
     y = tuple(sorted((~key, _SHARED.get(value, value)) for key, value in terms.items() if key < 0 and value))
+    own = None if left.steps is None and right.steps is None else _joined(left, right)
+    row = Row(x, y, rhs, strict, own)
     if y or len(x) > 1:
-        return [(Row(x, y, rhs, strict),)]
+        return [(row,)]
     if not x:
+        both = _joined(left, right)
+        if (own and both.excess) or 0 < abs(rhs) <= LOOSE * both.constants:  # rounding may decide
+            return [(replace(row, arithmetic=both),)]
         return [()] if rhs > 0 or (rhs == 0 and not strict) else []
     index, coefficient = x[0]
     return [((2 * index + (coefficient > 0), rhs / coefficient, strict),)]
+
+
+def _joined(left: Linear, right: Linear) -> Arithmetic:
+    """How two sides are computed, together."""
+    one, other = _steps(left), _steps(right)
+    excess = dict(one.excess)
+    for key, magnitude in other.excess.items():
+        excess[key] = excess.get(key, _ZERO) + magnitude
+    both = left.terms.keys() & right.terms.keys()
+    for key in both:
+        a, b = left.terms[key], right.terms[key]
+        excess[key] = excess.get(key, _ZERO) + abs(a) + abs(b) - abs(a - b)
+    alone = any(
+        not own.terms and own.steps is None and steps.numbers == 0 for own, steps in ((left, other), (right, one))
+    )
+    return Arithmetic(
+        other.depth if alone and not left.terms else one.depth if alone else max(one.depth, other.depth),
+        one.constants + other.constants,
+        tuple(sorted((key, magnitude) for key, magnitude in excess.items() if magnitude)),
+        max(one.shrink, other.shrink),
+        one.plain and other.plain and not both and one.numbers + other.numbers <= 1,
+        alone,
+    )
 
 
 # --- bounds ----------------------------------------------------------------------------------------------------------
@@ -171,13 +276,20 @@ def tighten(bounds: Bounds, atoms: Iterable[Atom], outer: Bounds) -> list[Row]:
     return rows
 
 
+def distinct(rows: Iterable[Row]) -> Case:
+    """The rows in their order, each once; those that are computed in different ways are different."""
+    return tuple({(row, row.arithmetic): row for row in rows}.values())
+
+
 def contradictory(index: int, bounds: Bounds, outer: Bounds) -> bool:
-    """Whether no value of X_index lies within `bounds`, completed by `outer`."""
+    """Whether no value of X_index lies within `bounds`, completed by `outer`, however they are rounded."""
     lower = bounds.get(2 * index) or outer.get(2 * index)
     upper = bounds.get(2 * index + 1) or outer.get(2 * index + 1)
     if lower is None or upper is None:
         return False
-    return lower[0] > upper[0] or (lower[0] == upper[0] and (lower[1] or upper[1]))
+    gap = lower[0] - upper[0]
+    near = gap <= LOOSE * max(abs(lower[0]), abs(upper[0]), LEAST_NORMAL)  # both may be rounded to one float32
+    return gap >= 0 and (lower[1] or upper[1] or not near)
 
 
 def box(count: int, bounds: Bounds) -> Box:

@@ -33,6 +33,7 @@ from qverify.frontend.constraints import (
     compare,
     contradictory,
     decimal,
+    distinct,
     float_ranges,
     linear,
     quote,
@@ -298,7 +299,7 @@ class _Reader:
             if not second:
                 raise Fault(empty)
             return Property(self._names.version, inputs, outputs, (), (f"no input is allowed: {empty}",))
-        groups: dict[frozenset[tuple[int, tuple[Fraction, bool]]], tuple[Bounds, dict[Case, None]]] = {}
+        groups: dict[frozenset[tuple[int, tuple[Fraction, bool]]], tuple[Bounds, dict[object, Case]]] = {}
         filled: set[int] = set()  # the keys of bounds that are their type's
         conjunctions = self._multiplied([], self._root.factors)
         self._spend(len(conjunctions) * len(common))
@@ -314,9 +315,12 @@ class _Reader:
             filled.update(missing)
             unbounded = [key for key in unbounded if key not in filled] if missing else unbounded
             _, cases = groups.setdefault(frozenset(bounds.items()), (bounds, {}))
-            cases[tuple(dict.fromkeys(rows))] = None
+            case = distinct(rows)
+            cases[case, tuple(row.arithmetic for row in case if row.arithmetic)] = case
         self._spend(2 * count * len(groups))
-        queries = [Query(box(count, {**outer, **bounds}), tuple(cases)) for bounds, cases in groups.values()]
+        queries = [
+            Query(box(count, {**outer, **bounds}), tuple(cases.values()), second) for bounds, cases in groups.values()
+        ]
         doubts = self._doubts_about({key >> 1 for key in filled})
         if not queries:
             doubts.append("its conditions contradict each other whatever the network computes: nothing can be unsafe")
