@@ -25,7 +25,8 @@ from qverify.property import Property, Query
 from qverify.result import Progress, Result, Stats, Verdict
 from qverify.search.bab import Outcome, search
 from qverify.search.branch import RULES
-from qverify.search.problem import Problem, Undecided
+from qverify.search.cells import Undecided
+from qverify.search.problem import Problem
 from qverify.search.proof import Proof
 from qverify.search.watch import Watch
 

@@ -29,7 +29,8 @@ from qverify.property import Case, Query, Row
 from qverify.result import Stats, Verdict
 from qverify.robustness.pixels import PIXEL_MAX, Inputs, Pixels, Radius, Scaling
 from qverify.search.bab import batch_size, search
-from qverify.search.problem import Problem, Undecided
+from qverify.search.cells import Undecided
+from qverify.search.problem import Problem
 from qverify.workers import Answer
 
 BOUNDS_BYTES = 4 << 20  # one array of multipliers of a batch: what caches hold (measured: half the time per image)

@@ -56,7 +56,12 @@ class Attack:
         return self._rounds == 0 or 4 * self._spent < self._stats.subproblems - self._bounded_before
 
     def strike(self, deadline: Deadline) -> Candidate | None:
-        """One round: an unsafe point, or None."""
+        """One round: an unsafe point, or None. Inputs known to satisfy the conditions on inputs come first."""
+        found, tried = self._problem.try_joint()
+        self._spent += tried
+        self._stats.attack_points += tried
+        if found is not None:
+            return found
         first = self._rounds == 0
         self._rounds += 1
         cases = np.argsort(-self._nearest, kind="stable")

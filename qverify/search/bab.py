@@ -273,13 +273,15 @@ def _choose(
     gradient = slack_gradient(problem, values, rows[np.arange(len(case)), case])
     scene = Scene(problem.kernels, lower, upper, gradient)
     if try_points:
-        found = problem.find_unsafe(centre, problem.outputs(values))
+        found, tried = problem.try_joint()
+        if found is None:
+            found = problem.find_unsafe(centre, problem.outputs(values))
         if found is None:
             best = problem.kernels.asarray(np.argsort(-slack.max(axis=1))[:TRIED_CORNERS])
             corner = corners(problem, lower[best], upper[best], gradient[best])
             y = problem.decoder.decode(problem.kernels.to_host(problem.network.run(problem.kernels, corner)))
             found = problem.find_unsafe(corner, y)
-        stats.attack_points += len(case) + min(len(case), TRIED_CORNERS)
+        stats.attack_points += tried + len(case) + min(len(case), TRIED_CORNERS)
         if found is not None:
             return None, found
     return rule(scene), None

@@ -25,7 +25,8 @@ from qverify.ops import Interval
 from qverify.ops.relax import Nonlinear
 from qverify.ops.table import Sandwiched
 from qverify.propagate import Propagator
-from qverify.property import Row
+from qverify.search.cells import Undecided, solve_in_cell
+from qverify.search.joint import Joint
 from qverify.search.proof import Proof
 from qverify.search.watch import Watch
 
@@ -72,6 +73,7 @@ class Problem:
     undecided: str = ""  # why some code vector could be neither confirmed nor ruled out
     _relaxed: Relaxed | None = field(default=None, repr=False)
     _cells: Any = field(default=None, repr=False)
+    _joint: Joint | None = field(default=None, repr=False)
 
     def relaxed(self) -> Relaxed | None:
         """The dual of this query, made on the first call. None where it is not wanted or can say nothing about any case."""
@@ -139,6 +141,13 @@ class Problem:
             result[part][relaxed.cover.refuted(relaxed.dual, boxes)] = REFUTED
         return result
 
+    @property
+    def joint(self) -> Joint:
+        """What is known of the conditions that only together leave no input."""
+        if self._joint is None or self._joint.unsafe is not self.unsafe:
+            self._joint = Joint.make(self.unsafe, self.decoder.grid, len(self.domain.lower))
+        return self._joint
+
     def input_ends(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array] | None:
         """Bounds of the float inputs over code boxes; only where rows mention inputs (None otherwise)."""
         if not self.unsafe.mixed:
@@ -157,6 +166,7 @@ class Problem:
         y = self._decoded(*ends)
         x = self.input_ends(lower, upper)
         status = self.unsafe.status(y, x)
+        self.joint.refine(status, y, x)
         if self.watch is not None:
             self.watch.boxes(lower, upper, status, "intervals")
         return status, self.unsafe.ends(y, x)[0]
@@ -172,7 +182,10 @@ class Problem:
     def refuted_by(self, boxes: list[Interval]) -> npt.NDArray[np.bool_]:
         """Which cases the intervals of all values refute: bool [N, cases]."""
         ends = (self.network.flat_outputs(self.kernels, [box[i] for box in boxes]) for i in (0, 1))
-        found: npt.NDArray[np.bool_] = self.unsafe.status(self._decoded(*ends), self.input_ends(*boxes[0])) == REFUTED
+        y, x = self._decoded(*ends), self.input_ends(*boxes[0])
+        status = self.unsafe.status(y, x)
+        self.joint.refine(status, y, x)
+        found: npt.NDArray[np.bool_] = status == REFUTED
         return found
 
     def around(self, y: Float64Array) -> tuple[Float64Array, Float64Array]:
@@ -185,7 +198,9 @@ class Problem:
 
     def find_unsafe(self, points: Array, y: Float64Array) -> Candidate | None:
         """The first of `points` [N, codes] with outputs `y` that is unsafe and that some input in the domain produces."""
-        status = self.unsafe.status(self.around(y), self.input_ends(points, points))
+        around, x = self.around(y), self.input_ends(points, points)
+        status = self.unsafe.status(around, x)
+        self.joint.refine(status, around, x, search=False)
         for i in np.flatnonzero((status != 0).any(axis=1)):
             codes = self.kernels.to_host(points[i])
             try:
@@ -199,6 +214,26 @@ class Problem:
         if self.watch is not None and not self.undecided:
             self.watch.safe({0: (points, points)})
         return None
+
+    def try_joint(self) -> tuple[Candidate | None, int]:
+        """Try the inputs that satisfied a case's conditions on inputs: a counterexample, and how many were tried."""
+        points = [] if self._joint is None else self._joint.points
+        if not points:
+            return None, 0
+        inputs = np.stack([self._completed(point) for point in points])
+        points.clear()
+        codes = self.kernels.asarray(self.domain.encoder.encode(inputs))
+        y = self.decoder.decode(self.kernels.to_host(self.network.run(self.kernels, codes)))
+        return self.find_unsafe(codes, y), len(inputs)
+
+    def _completed(self, point: dict[int, Fraction]) -> Float64Array:
+        """Input values near those of `point`, in the middle of the domain where it says nothing."""
+        own = self.domain
+        result = own.lower + (own.upper - own.lower) * 0.5
+        for i, value in point.items():
+            result[i] = float(value)
+        rounded = np.where(own.encoder.is_float, result.astype(np.float32).astype(np.float64), np.rint(result))
+        return np.clip(rounded, own.lower, own.upper)
 
     def _candidate(
         self, codes: npt.NDArray[np.int32], y: Float64Array, status: npt.NDArray[np.int8]
@@ -237,7 +272,7 @@ class Problem:
             return None
         for k in np.flatnonzero(status == OPEN):
             rows = [self.unsafe.rows[r] for r in self.unsafe.cases[k]]
-            found = _solve_in_cell(rows, y, *cell, self.domain.encoder.is_float)
+            found = solve_in_cell(rows, y, *cell, self.domain.encoder.is_float)
             if found is not None:
                 return found
         return None
@@ -270,64 +305,3 @@ class CellTable:
         at = np.arange(len(self.low))
         one, other = self.first[at, lower - self.low], self.last[at, upper - self.low]
         return self.domain.spread(np.minimum(one, other), np.maximum(one, other))
-
-
-class Undecided(Exception):
-    """The query has no answer here; the text says why."""
-
-
-def _solve_in_cell(
-    rows: list[Row], y: Float64Array, first: Float64Array, last: Float64Array, is_float: npt.NDArray[np.bool_]
-) -> Float64Array | None:
-    """Values in [first, last] (float32, or integers) for which all rows hold at outputs `y`; None if there are none.
-
-    Exact: a small branch and bound in Fractions over the inputs that the rows mention; it ends because float32 are
-    finitely many. Raises Undecided after a budget of boxes.
-    """
-    left = [(row.x, row.rhs - sum(c * Fraction(float(y[i])) for i, c in row.y), row.strict) for row in rows]
-    used = sorted({i for terms, _, _ in left for i, _ in terms})
-    stack = [({i: (float(first[i]), float(last[i])) for i in used})]
-    for _ in range(2_000):
-        if not stack:
-            return None
-        box = stack.pop()
-        point = _point_in(box, left)
-        if point is not None:
-            result = first.copy()
-            for i, value in point.items():
-                result[i] = value
-            return result
-        if any(not _at_most(sum(c * Fraction(box[i][c < 0]) for i, c in terms), rhs, s) for terms, rhs, s in left):
-            continue
-        wide = [i for i in used if box[i][0] < box[i][1]]
-        if not wide:
-            continue  # a single point, and it was tried
-        i = max(wide, key=lambda j: (box[j][1] - box[j][0]) * max(abs(float(dict(t).get(j, 0))) for t, _, _ in left))
-        below, above = _halves(*box[i], bool(is_float[i]))
-        stack += [{**box, i: (box[i][0], below)}, {**box, i: (above, box[i][1])}]
-    raise Undecided("the conditions on inputs inside one quantization cell could not be decided")
-
-
-def _at_most(value: Fraction | int, rhs: Fraction, strict: bool) -> bool:
-    return value < rhs if strict else value <= rhs
-
-
-def _point_in(box: dict[int, tuple[float, float]], left: list[Any]) -> dict[int, float] | None:
-    """A corner of the box that minimizes one of the rows and satisfies all of them."""
-    for terms, _, _ in left:
-        falls = {i: c < 0 for i, c in terms}
-        point = {i: ends[falls.get(i, False)] for i, ends in box.items()}
-        if all(_at_most(sum(c * Fraction(point[i]) for i, c in t), rhs, s) for t, rhs, s in left):
-            return point
-    return None
-
-
-def _halves(low: float, high: float, is_float: bool) -> tuple[float, float]:
-    """Neighbouring values between low and high: where the two halves meet, sharing no point."""
-    if not is_float:
-        middle = float(np.floor((low + high) / 2))
-        return middle, middle + 1
-    below = np.float32(low + (high - low) / 2)
-    if below >= np.float32(high):
-        below = np.nextafter(np.float32(high), np.float32(-np.inf))
-    return float(below), float(np.nextafter(below, np.float32(np.inf)))

@@ -1,0 +1,181 @@
+"""Conditions on inputs inside one quantization cell, where the outputs are constant: linear inequalities over float32.
+
+Whether real numbers satisfy them is decided exactly. Whether float32 numbers do is an integer problem: a real solution is
+rounded, with room to spare where there is room; where equalities leave none, its numbers are replaced one after another
+by nearby ones of few bits; and small cells are searched through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from qverify.bounds.simplex import Inequality, common_point
+from qverify.deadline import looking
+from qverify.property import Row
+
+Float64Array = npt.NDArray[np.float64]
+Point = dict[int, Fraction]
+Ends = dict[int, tuple[Fraction, Fraction]]
+
+MAX_BOXES = 500  # of the search through a cell
+HALVINGS = 24  # of the distance in which a number of few bits is looked for
+
+
+class Undecided(Exception):
+    """The query has no answer here; the text says why."""
+
+
+def conditions(rows: Sequence[Row], y: Float64Array) -> list[Inequality]:
+    """Rows at outputs `y`, as inequalities over the inputs."""
+    return [
+        Inequality(dict(row.x), row.rhs - sum((c * Fraction(float(y[j])) for j, c in row.y), Fraction(0)), row.strict)
+        for row in rows
+    ]
+
+
+def may_hold(rows: Sequence[Row], y: Float64Array, lower: Float64Array, upper: Float64Array) -> bool:
+    """Whether all rows may hold together at outputs `y` for real inputs in [lower, upper]: False is a proof."""
+    own = conditions(rows, y)
+    return not isinstance(common_point(own, _ends(own, lower, upper)), Inequality)
+
+
+def solve_in_cell(
+    rows: Sequence[Row], y: Float64Array, first: Float64Array, last: Float64Array, is_float: npt.NDArray[np.bool_]
+) -> Float64Array | None:
+    """Values in [first, last] (float32, or integers) for which all rows hold at outputs `y`; None if no real numbers are
+    (nor integers, for integer inputs). Raises Undecided if that is not known.
+    """
+    own = conditions(rows, y)
+    stack, doubt = [_ends(own, first, last)], False
+    for _ in looking(range(MAX_BOXES)):
+        if not stack:
+            break
+        box = stack.pop()
+        found = common_point(own, box)
+        if isinstance(found, Inequality):
+            continue
+        whole = [j for j, (low, high) in box.items() if not is_float[j] and low < high]
+        if whole:  # integers first: they can be parted until each has one value
+            j = max(whole, key=lambda j: box[j][1] - box[j][0])
+            middle = found[j] if found else (box[j][0] + box[j][1]) / 2
+            at = min(Fraction(middle // 1), box[j][1] - 1)
+            stack += [{**box, j: (at + 1, box[j][1])}, {**box, j: (box[j][0], at)}]
+            continue
+        for point in _tries(own, box, found, is_float):
+            if all(row.holds(point) for row in own):
+                result = first.copy()
+                for j, value in point.items():
+                    result[j] = float(value)
+                return result
+        doubt = True
+    if doubt or stack:
+        raise Undecided("the conditions on inputs hold together for real numbers, but no float32 numbers were found")
+    return None
+
+
+def _ends(own: Sequence[Inequality], lower: Float64Array, upper: Float64Array) -> Ends:
+    used = sorted({j for row in own for j in row.terms})
+    return {j: (Fraction(float(lower[j])), Fraction(float(upper[j]))) for j in used}
+
+
+def _tries(
+    own: list[Inequality], box: Ends, found: Point | None, is_float: npt.NDArray[np.bool_]
+) -> Iterator[Mapping[int, Fraction]]:
+    """Points of float32 in a box of float32 ends that may satisfy all rows; integers are fixed."""
+    yield {j: ends[0] for j, ends in box.items()}
+    if found is None:
+        return
+    yield _rounded(found, box)
+    roomy = common_point([_with_room(row, own, box) for row in own], box)
+    if isinstance(roomy, dict):
+        yield _rounded(roomy, box)
+        found = roomy
+    for order in (list(box), list(box)[::-1]):
+        yield from _few_bits(own, box, found, order)
+    yield from _searched(own, {j: (float(low), float(high)) for j, (low, high) in box.items()}, is_float)
+
+
+def _rounded(point: Point, box: Ends) -> Point:
+    return {j: min(max(Fraction(float(np.float32(float(v)))), box[j][0]), box[j][1]) for j, v in point.items()}
+
+
+def _with_room(row: Inequality, own: list[Inequality], box: Ends) -> Inequality:
+    """The row, tighter by what rounding its variables can change; half of an equality as it is."""
+    opposite = {j: -c for j, c in row.terms.items()}
+    if any(other.rhs == -row.rhs and other.terms == opposite for other in own):
+        return row
+    room = sum((abs(c) * _spacing(*box[j]) for j, c in row.terms.items() if box[j][0] < box[j][1]), Fraction(0))
+    return replace(row, rhs=row.rhs - room)
+
+
+def _spacing(low: Fraction, high: Fraction) -> Fraction:
+    return Fraction(float(np.spacing(np.float32(float(max(abs(low), abs(high)))))))
+
+
+def _few_bits(own: list[Inequality], box: Ends, point: Point, order: list[int]) -> Iterator[Point]:
+    """Fix one variable after another at a number of few bits near its value, such that the others still have a solution."""
+    box = dict(box)
+    for j in order:
+        low, high = box[j]
+        for value in _simple_numbers(point[j], low, high):
+            near = common_point(own, {**box, j: (value, value)}, point)
+            if isinstance(near, dict):
+                box[j], point = (value, value), near
+                break
+        else:
+            return
+    yield point
+
+
+def _simple_numbers(value: Fraction, low: Fraction, high: Fraction) -> Iterator[Fraction]:
+    """float32 numbers in [low, high] near `value`, those of few bits first."""
+    seen = set()
+    width = high - low
+    for k in range(HALVINGS) if width else ():
+        step = Fraction(2) ** (_log2(width) - k)
+        rounded = Fraction(round(value / step)) * step
+        if low <= rounded <= high and rounded not in seen and Fraction(float(np.float32(float(rounded)))) == rounded:
+            seen.add(rounded)
+            yield rounded
+    nearest = Fraction(float(np.float32(float(value))))
+    yield min(max(nearest, low), high)
+
+
+def _log2(value: Fraction) -> int:
+    return value.numerator.bit_length() - value.denominator.bit_length()
+
+
+def _searched(
+    own: list[Inequality], start: dict[int, tuple[float, float]], is_float: npt.NDArray[np.bool_]
+) -> Iterator[Point]:
+    """Corners of ever smaller boxes of float32; all of them, where they are few."""
+    stack = [start]
+    for _ in looking(range(MAX_BOXES), 16):
+        if not stack:
+            return
+        box = stack.pop()
+        ends = {j: (Fraction(low), Fraction(high)) for j, (low, high) in box.items()}
+        for row in own:
+            yield {j: pair[row.terms.get(j, 0) < 0] for j, pair in ends.items()}
+        wide = [j for j, (low, high) in box.items() if low < high]
+        if any(row.fails_on(ends) for row in own) or not wide:
+            continue
+        j = max(wide, key=lambda j: (box[j][1] - box[j][0]) * max(abs(float(row.terms.get(j, 0))) for row in own))
+        below, above = halves(*box[j], bool(is_float[j]))
+        stack += [{**box, j: (box[j][0], below)}, {**box, j: (above, box[j][1])}]
+
+
+def halves(low: float, high: float, is_float: bool) -> tuple[float, float]:
+    """Neighbouring values between low and high: where the two halves meet, sharing no point."""
+    if not is_float:
+        middle = float(np.floor((low + high) / 2))
+        return middle, middle + 1
+    below = np.float32(low + (high - low) / 2)
+    if below >= np.float32(high):
+        below = np.nextafter(np.float32(high), np.float32(-np.inf))
+    return float(below), float(np.nextafter(below, np.float32(np.inf)))
