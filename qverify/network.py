@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from qverify.deadline import looking
 from qverify.kernels import Array, Kernels
 from qverify.ops import AbstractOp, Interval, Type
 
@@ -69,7 +70,7 @@ class Network:
     def values(self, kernels: Kernels, x: Array) -> list[Array]:
         """All values for a batch of code vectors `x` int32 [N, n]."""
         values = [x]
-        for node in self.nodes:
+        for node in looking(self.nodes):
             values.append(node.op.run(kernels, *(values[i] for i in node.inputs)))
         return values
 
@@ -77,7 +78,7 @@ class Network:
         """The outputs, int32 [N, output_size], for a batch of code vectors `x` int32 [N, n]."""
         values: list[Array | None] = [x]
         last = self.last_use()
-        for k, node in enumerate(self.nodes):
+        for k, node in enumerate(looking(self.nodes)):
             values.append(node.op.run(kernels, *(values[i] for i in node.inputs)))
             for i in node.inputs:
                 if last[i] == k:
@@ -96,7 +97,7 @@ class Network:
         """
         boxes: list[Interval | None] = [(lower, upper)]
         last = self.last_use()
-        for k, node in enumerate(self.nodes):
+        for k, node in enumerate(looking(self.nodes)):
             boxes.append(node.op.interval(kernels, *(boxes[i] for i in node.inputs)))  # type: ignore[arg-type]
             for i in node.inputs:
                 if last[i] == k:
@@ -121,7 +122,7 @@ class Network:
         xp, n = kernels.xp, lower.shape[0]
         boxes: list[Interval] = [(lower, upper)]
         possible = xp.ones(n, dtype=xp.bool_)
-        for k, node in enumerate(self.nodes, 1):
+        for k, node in enumerate(looking(self.nodes), 1):
             if known and k in known:
                 low, high = (xp.broadcast_to(end, (n, *end.shape[1:])) for end in known[k])
             else:
@@ -144,7 +145,7 @@ class Network:
             held = grads[i]
             grads[i] = part if held is None else held + part
             start += size
-        for k in range(len(self.nodes) - 1, -1, -1):
+        for k in looking(range(len(self.nodes) - 1, -1, -1)):
             grad = grads[k + 1]
             if grad is None:
                 continue

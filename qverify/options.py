@@ -13,7 +13,8 @@ class Options:
     "auto" (cuda where it can be used, else cpu). `seed` fixes every random choice; it never changes what is proved.
     `batch` is the number of boxes bounded at once (None: chosen from the network's size). `branch` names the rule that
     picks where to split (`qverify.search.branch.RULES`). `attack` switches the counterexample search off for
-    debugging, and `backward` the backward linear bounds: the verdict must not depend on them. `certificate` asks for
+    debugging, `backward` the backward linear bounds, and `sweep` the evaluation of all points of a box that has few: the
+    verdict must not depend on them. `certificate` asks for
     what the verdict rests on (`Result.certificate`). `watch` is an input (flat) that nothing may lose: whatever the
     search prunes is held against it, and SoundnessError says what was pruned wrongly (for debugging).
     """
@@ -25,5 +26,6 @@ class Options:
     branch: str = "balanced"
     attack: bool = True
     backward: bool = True
+    sweep: bool = True
     certificate: bool = False
     watch: tuple[float, ...] | None = None

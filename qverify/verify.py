@@ -13,7 +13,7 @@ import numpy as np
 
 from qverify import runtime
 from qverify.certificate import certificate
-from qverify.deadline import Deadline
+from qverify.deadline import Deadline, TimeUp
 from qverify.engine import Engine
 from qverify.errors import SpecError, UsageError
 from qverify.frontend.fit import check_fit
@@ -51,12 +51,28 @@ def verify(
         raise UsageError(f"a batch of {options.batch} boxes is not possible: use at least 1")
     if options.timeout is not None and not options.timeout > 0:
         raise UsageError(f"a time limit of {options.timeout} seconds is not possible: use a positive number")
-    path, spec_path = Path(model), Path(spec)
+    stats = Stats()
+    try:
+        with deadline.limits():
+            return _verify(Path(model), Path(spec), options, progress, deadline, stats)
+    except TimeUp:
+        stats.seconds = deadline.elapsed()
+        return Result(Verdict.TIMEOUT, "time is up before the search began", None, stats)
+
+
+def _verify(
+    path: Path,
+    spec_path: Path,
+    options: Options,
+    progress: Callable[[Progress], None] | None,
+    deadline: Deadline,
+    stats: Stats,
+) -> Result:
     kernels = open_kernels(options.device)
     read = read_model(path)
     prop = read_property(spec_path)
     remarks = check_fit(prop, read.lowered, spec_path)
-    stats = Stats(load_seconds=deadline.elapsed())
+    stats.load_seconds = deadline.elapsed()
     engine = Engine.make(read, kernels, options.backward)
     rng = np.random.default_rng(options.seed)
     details = _details(read, prop, spec_path, kernels)
@@ -76,7 +92,8 @@ def verify(
         stats.seconds = deadline.elapsed()
         details["intervals_by"] = engine.propagator.name
         if outcome.verdict is Verdict.SAT:
-            found = _answer_sat(engine, query, problem, outcome, stats, details, deadline)
+            with Deadline.after(None).limits():  # what was found in time is replayed, whatever that takes
+                found = _answer_sat(engine, query, problem, outcome, stats, details, deadline)
             return _certified(found, proofs)
         if outcome.verdict is Verdict.TIMEOUT:
             return Result(Verdict.TIMEOUT, outcome.reason, None, stats, details)

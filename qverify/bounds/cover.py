@@ -18,6 +18,7 @@ import numpy.typing as npt
 from qverify.bounds.dual import Dual, Scene
 from qverify.bounds.improve import Objective, Point, rounded
 from qverify.bounds.regions import Compiler, Inequality, Output, Region
+from qverify.deadline import looking
 from qverify.kernels import Array
 from qverify.kernels.steps import largest
 from qverify.network import Network
@@ -27,6 +28,7 @@ from qverify.property import Case
 
 PRECISION = 18  # a mix of 1 becomes 2**18, less what the inequalities' coefficients take
 LEAST_PRECISION = 4
+CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}  # one array of multipliers of some inequalities
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -67,31 +69,46 @@ class Cover:
         kernels = dual.kernels
         return Objective({v: kernels.asarray(own) for v, own in terms.items()}, kernels.asarray(constants))
 
-    def refuted(self, dual: Dual, boxes: list[Interval]) -> BoolArray:
+    def refuted(self, dual: Dual, boxes: list[Interval], asked: BoolArray | None = None) -> BoolArray:
         """Which cases some single inequality per region refutes, by intervals of the inequalities themselves or with
-        multipliers at the hulls' edges: [N, cases]."""
+        multipliers at the hulls' edges: [N, cases]. Only the inequalities of the cases `asked` [cases] (None: all) are
+        bounded; a look at the limit comes with every few of them."""
         n = boxes[0][0].shape[0]
-        terms, constants = self.rows([list(range(len(self.inequalities)))])
-        result = np.zeros((n, len(self.cases)), np.bool_)
-        if not terms:
-            return result
-        sizes = (max(float(own.max(initial=0)), -float(own.min(initial=0))) for own in (constants, *terms.values()))
-        size, scene, negative = max(sizes), Scene(boxes, {}), np.zeros((n, constants.shape[1]), np.bool_)
+        if not self.inequalities:
+            return np.zeros((n, len(self.cases)), np.bool_)
+        size = max(abs(c) for i in self.inequalities for c in (i.constant, *(c for _, _, c in i.terms)))
+        scene, negative = Scene(boxes, {}), np.zeros((n, len(self.inequalities)), np.bool_)
+        result = self._refuted(negative)
         for shift, bound in ((0, dual.nearest), (self.precision(), dual.upper)):
-            if size * 2.0**shift >= LIMIT:
+            left = np.ones(len(self.cases), np.bool_) if asked is None else asked & ~result.all(axis=0)
+            numbers = sorted({i for k in np.flatnonzero(left) for r in self.cases[k] or () for i in self.regions[r]})
+            if size << shift >= LIMIT or not numbers:
                 continue
-            weights = {
-                value: dual.kernels.xp.broadcast_to(dual.kernels.asarray(own << shift), (n, *own.shape[1:]))
-                for value, own in terms.items()
-            }
             try:
-                negative |= dual.kernels.to_host(bound(scene, weights)) + (constants << shift) < 0
+                negative[:, numbers] |= self._negative(dual, scene, bound, numbers, shift)
             except TooLarge:
                 continue
             result = self._refuted(negative)
             if result.all():
                 break
         return result
+
+    def _negative(self, dual: Dual, scene: Scene, bound: Any, numbers: list[int], shift: int) -> BoolArray:
+        """Which of some inequalities, 2**shift fold, `bound` bounds below 0: [N, numbers]. Raises TooLarge."""
+        kernels, n = dual.kernels, len(scene.boxes[0][0])
+        widest = max((node.type.size for node in self.network.nodes[: self.last]), default=1)
+        step = max(1, CHUNK_BYTES[kernels.name] // (8 * n * max(widest, self.network.input_type.size)))
+        parts = []
+        for start in looking(range(0, len(numbers), step)):
+            own = numbers[start : start + step]
+            terms, constants = self.rows([own])
+            weights = {
+                value: kernels.xp.broadcast_to(kernels.asarray(w << shift), (n, *w.shape[1:]))
+                for value, w in terms.items()
+            }
+            total = kernels.to_host(bound(scene, weights)) + (constants << shift)
+            parts.append(total[:, : len(own)] < 0)
+        return np.concatenate(parts, axis=1)
 
     def _refuted(self, negative: BoolArray) -> BoolArray:
         """The cases of which every region has an inequality that cannot hold; `negative` [N, inequalities or more]."""
@@ -127,7 +144,7 @@ def make_cover(
     numbers: dict[Inequality, int] = {}
     regions: list[tuple[int, ...]] = []
     covered: list[tuple[int, ...] | None] = []
-    for case in cases:
+    for case in looking(cases, 16):
         found: list[Region] | None = compiler.regions(case)
         if found is None or any(not region for region in found):  # a region without a condition cannot be refuted
             covered.append(None)

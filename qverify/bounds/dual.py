@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from qverify.deadline import looking
 from qverify.kernels import Array, Kernels
 from qverify.kernels.steps import total
 from qverify.network import Network
@@ -85,14 +86,16 @@ class Dual:
     @staticmethod
     def make(network: Network, kernels: Kernels) -> Dual:
         """Prepare the rules of `network` (whose arrays are NumPy) for `kernels`."""
-        cpu = [node.op.relaxation(kernels, *(network.type_of(i) for i in node.inputs)) for node in network.nodes]
+        cpu = [
+            node.op.relaxation(kernels, *(network.type_of(i) for i in node.inputs)) for node in looking(network.nodes)
+        ]
         rules = cpu if kernels.name == "cpu" else [moved(rule, kernels) for rule in cpu]
         return Dual(kernels, network.on(kernels), tuple(rules), tuple(cpu))
 
     def scene(self, boxes: list[Interval], last: int) -> Scene:
         """Boxes with the hulls of the nonlinear nodes up to value `last`."""
         hulls = {}
-        for k, (node, rule) in enumerate(zip(self.network.nodes[:last], self.rules, strict=False), 1):
+        for k, (node, rule) in enumerate(looking(zip(self.network.nodes[:last], self.rules, strict=False)), 1):
             if isinstance(rule, Nonlinear):
                 hulls[k] = rule.hull(self.kernels, tuple(boxes[i] for i in node.inputs), boxes[k])
         return Scene(boxes, hulls)
@@ -130,7 +133,7 @@ class Dual:
         held: dict[int, Array] = dict(weights)
         primal = Primal()
         constants: list[Any] = []
-        for k in range(max(held, default=0), 0, -1):
+        for k in looking(range(max(held, default=0), 0, -1)):
             own, node, rule = held.pop(k, None), self.network.nodes[k - 1], self.rules[k - 1]
             inputs = tuple(boxes[i] for i in node.inputs)
             if own is None:
@@ -185,7 +188,7 @@ class Dual:
             return x.reshape(-1, *x.shape[2:])
 
         values: list[Any] = [None if primal.codes is None else flat(primal.codes)]
-        for k, node in enumerate(self.network.nodes[:last], 1):
+        for k, node in enumerate(looking(self.network.nodes[:last]), 1):
             rule = self.rules[k - 1]
             if k in primal.y:
                 values.append(flat(primal.y[k]))

@@ -217,16 +217,42 @@ def _one(row: Row, steps: _Steps) -> list[Region]:
     return [() if k == 0 else (steps.at_least(k),)]
 
 
+def _needs(row: Row, first: _Steps, second: _Steps) -> IntArray:
+    """For every step of the second, the least one of the first at which the row holds; one past the end if there is none.
+
+    In integers where all values are small multiples of one power of two, which is the rule; else in Fractions."""
+    (_, c1), (_, c2) = row.y
+    scale = lcm(c1.denominator, c2.denominator)
+    factors = [int(c * scale) for c in (c1, c2)]
+    unit = min(_unit(first.values), _unit(second.values))
+    with np.errstate(over="ignore"):
+        whole = [steps.values / 2.0**unit for steps in (first, second)]
+    sizes = [max(float(np.abs(n).max(initial=0.0)), 1.0) for n in whole]
+    if not max(sizes) < 2.0**53 or not all(abs(f) < REACH / 2 / s for f, s in zip(factors, sizes, strict=True)):
+        rests = [c2 * Fraction(float(y)) for y in second.values]
+        return np.array([_least(row, c1, first, rest) for rest in rests], np.int64)
+    falling, more = (f * n.astype(np.int64) for f, n in zip(factors, whole, strict=True))
+    limit = row.rhs * scale / Fraction(2) ** unit
+    least = -(-limit.numerator // limit.denominator) - 1 if row.strict else limit.numerator // limit.denominator
+    room = max(min(least, REACH), -REACH) - more  # beyond REACH nothing changes any more
+    return len(falling) - np.searchsorted(falling[::-1], room, side="right")
+
+
+def _unit(values: npt.NDArray[np.float64]) -> int:
+    """The power of two that divides all values (of float32 or integers), as an exponent; 0 if all are 0."""
+    mantissa, exponent = np.frexp(values[values != 0])
+    whole = (np.abs(mantissa) * 2.0**53).astype(np.int64)
+    return int((exponent - 53 + np.frexp((whole & -whole).astype(np.float64))[1] - 1).min()) if len(whole) else 0
+
+
 def _two(row: Row, first: _Steps, second: _Steps) -> list[Region]:
     """Regions of a row over two outputs: corner k says "second is at least k and first at least what that needs"."""
-    (_, c1), (_, c2) = row.y
-    corners: list[tuple[int, int]] = []  # (k of first, k of second), only where `first` needs less than before
-    for k in range(len(second.values)):
-        need = _least(row, c1, first, c2 * Fraction(float(second.values[k])))
-        if need < len(first.values) and (not corners or need < corners[-1][0]):
-            corners.append((need, k))
+    needs = _needs(row, first, second)
+    before = np.minimum.accumulate(np.concatenate([[len(first.values)], needs[:-1]]))
+    at = np.flatnonzero(needs < before)  # only where `first` needs less than before
+    corners = list(zip(needs[at].tolist(), at.tolist(), strict=True))  # (k of first, k of second)
     result: list[Region] = []
-    if any(corner == (0, 0) for corner in corners):
+    if (0, 0) in corners:
         return [()]
     if corners and corners[0][1] == 0:
         result.append((first.at_least(corners.pop(0)[0]),))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qverify import runtime
+from qverify.deadline import looking
 from qverify.errors import DeviceError, ModelError, QverifyError, SoundnessError
 from qverify.kernels import Array, Kernels, open_kernels
 from qverify.network import Network, Node
@@ -80,8 +81,8 @@ class Propagator:
     def intervals(self, lower: Array, upper: Array) -> Interval:
         """As `Network.intervals`: the outputs' bounds, int32 [N, output_size] each, over boxes of code vectors [N, n]."""
         if self._waiting and self._spent >= self._enough():
-            self._waiting = False
             self._build() if self._kernels.name == "cpu" else self._build_plan()
+            self._waiting = False
         if self._steps is not None or self._plan is not None:
             try:
                 found = self._plan.run(lower, upper) if self._plan else self._run(self._steps or [], lower, upper)
@@ -110,7 +111,7 @@ class Propagator:
 
     def _run(self, steps: list[Stretch | int], lower: Array, upper: Array) -> Interval:
         network, boxes = self._network, {0: (lower, upper)}
-        for number, step in enumerate(steps):
+        for number, step in enumerate(looking(steps)):
             if isinstance(step, Stretch):
                 step.run(network, boxes)
                 read = list(step.inputs)
@@ -194,7 +195,7 @@ def make_steps(network: Network, exactly: bool) -> list[Stretch | int]:
     steps: list[Stretch | int] = []
     done: set[int] = set()
     part = _Part(network, readers)
-    for k in range(len(network.nodes)):
+    for k in looking(range(len(network.nodes))):
         if k in done:
             continue
         try:

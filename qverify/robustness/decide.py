@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.bounds.unsafe import CERTAIN, REFUTED
-from qverify.deadline import Deadline
+from qverify.deadline import Deadline, TimeUp
 from qverify.engine import Engine
 from qverify.errors import SoundnessError, UsageError
 from qverify.frontend.boundary import Domain
@@ -125,13 +125,16 @@ class Decider:
         query = Query(self.inputs.box(task.pixels, radius), cases(task.label, self.engine.decoder.size))
         lower, upper = (end[0] for end in self.inputs.ends(task.pixels[None], radius))
         try:
-            problem = self.engine.problem(query, Domain(self.engine.encoder, query.box, lower, upper))
+            with deadline.limits():
+                problem = self.engine.problem(query, Domain(self.engine.encoder, query.box, lower, upper))
             outcome = search(problem, options, deadline, np.random.default_rng(options.seed), Stats())
             verdict, reason = outcome.verdict, outcome.reason
             if outcome.candidate is not None:
                 verdict, reason, _ = self.engine.replayed(query, problem, outcome.candidate)
         except Undecided as error:
             verdict, reason = Verdict.UNKNOWN, str(error)
+        except TimeUp:
+            verdict, reason = Verdict.TIMEOUT, "time is up before the search began"
         except SoundnessError as error:
             return Answer("error", deadline.elapsed(), f"internal error, please report it: {error}")
         except MemoryError:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.deadline import Deadline
+from qverify.deadline import look
 from qverify.kernels import Array
 from qverify.result import Stats
 from qverify.search.problem import Candidate, Problem
@@ -55,7 +55,7 @@ class Attack:
         """Whether the next round's turn has come: the attack takes about a fifth of the work."""
         return self._rounds == 0 or 4 * self._spent < self._stats.subproblems - self._bounded_before
 
-    def strike(self, deadline: Deadline) -> Candidate | None:
+    def strike(self) -> Candidate | None:
         """One round: an unsafe point, or None. Inputs known to satisfy the conditions on inputs come first."""
         found, tried = self._problem.try_joint()
         self._spent += tried
@@ -68,22 +68,19 @@ class Attack:
         restarts, steps, decay = (4, 16, 0.75) if first else (16, 40, 0.9)
         group = max(1, min(1024, self._batch // restarts)) if first else 4
         for start in range(0, len(cases) if first else min(len(cases), group), group):
-            found = self._descend(np.repeat(cases[start : start + group], restarts), restarts, steps, decay, deadline)
-            if found is not None or deadline.passed():
+            found = self._descend(np.repeat(cases[start : start + group], restarts), restarts, steps, decay)
+            if found is not None:
                 return found
         return None
 
-    def _descend(
-        self, target: npt.NDArray[np.intp], restarts: int, steps: int, decay: float, deadline: Deadline
-    ) -> Candidate | None:
+    def _descend(self, target: npt.NDArray[np.intp], restarts: int, steps: int, decay: float) -> Candidate | None:
         """Sign steps from `restarts` starts per case; `target` is each point's case."""
         problem, xp = self._problem, self._problem.kernels.xp
         lower, upper = problem.kernels.asarray(problem.lower), problem.kernels.asarray(problem.upper)
         width = problem.upper - problem.lower
         points: Any = _starts(problem, self._rng, len(target) // restarts, restarts)
         for step in range(steps + 1):
-            if deadline.passed():
-                return None
+            look()
             values = problem.network.values(problem.kernels, problem.kernels.asarray(points))
             y = problem.outputs(values)
             self._spent += len(points)

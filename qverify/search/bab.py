@@ -17,19 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from qverify.deadline import Deadline
+from qverify.deadline import Deadline, TimeUp, look
 from qverify.options import Options
 from qverify.result import Progress, Stats, Verdict
+from qverify.search import points as few
 from qverify.search.attack import Attack, corners, slack_gradient
 from qverify.search.branch import RULES, Scene, split
 from qverify.search.cuts import CutSearch
 from qverify.search.frontier import Frontier, Origin
+from qverify.search.points import Points
 from qverify.search.problem import Candidate, Problem
 from qverify.search.proof import Proof
 
 FRONTIER_BYTES = 4 << 30  # in the host's memory
 RESIDENT = 16 << 30, 0.25  # on a GPU, so much more in its memory: at most so many bytes, and this part of what is free
 PROVED = "every part of the box is proved"
+SWEPT = (
+    68  # points for each case that are evaluated rather than attacked, which costs no less: 17 steps from four starts
+)
+PATIENCE, PATIENT = 2.0, 0.05  # seconds for the points of a box after a first look at it; or this part of the time left
+INNER_PART = 0.25  # of the time left for the first bounds of inner values
 SPLITTABLE = 12  # inputs: a box with more that vary is searched by cuts on neurons
 TRIED_CORNERS = 64  # of a batch's boxes, those that look most unsafe also have a corner tried
 BATCH_BYTES = {"cpu": 8 << 20, "cuda": 4 << 30}  # on a CPU what caches hold (measured: half the time per box)
@@ -84,18 +91,36 @@ def search(
     proof: Proof | None = None,
 ) -> Outcome:
     """Decide one query: bounds and attack on the whole box, then split until nothing is open, a counterexample is found, or
-    time is up."""
-    kernels = problem.kernels
+    time is up. Where the box has few points, all of them are evaluated instead."""
     run = Run(problem, options, deadline, stats, report, proof)
+    problem.thorough = proof is not None
+    try:
+        with deadline.limits():
+            return _searched(run, rng)
+    except TimeUp:
+        return Outcome(Verdict.TIMEOUT, f"time is up with {run.open} parts open, {run.proved:.1%} proved")
+
+
+def _searched(run: Run, rng: np.random.Generator) -> Outcome:
+    problem, options, stats, proof = run.problem, run.options, run.stats, run.proof
+    kernels = problem.kernels
     if options.attack:
         run.attack = Attack(problem, rng, stats, options.batch or batch_size(problem))
     lower, upper = kernels.asarray(problem.lower[None]), kernels.asarray(problem.upper[None])
     status, _ = problem.bound(lower, upper)
     if (status == 0).all() or bool((lower == upper).all()):
         return split_boxes(run)
-    if run.attack is not None and (found := run.attack.strike(deadline)) is not None:
+    points = Points(problem, options.batch or batch_size(problem), few.MOST if proof is None else few.MOST_CERTIFIED)
+    if points.count <= SWEPT * len(problem.unsafe.cases) and (outcome := run.sweep(points, np.inf)) is not None:
+        return outcome
+    if run.attack is not None and (found := run.attack.strike()) is not None:
         return Outcome(Verdict.SAT, "found by the attack", found)
-    status = problem.refute(lower, upper, status, deadline)
+    status = problem.refute(lower, upper, status)
+    if status.any() and problem.relaxed() is not None:
+        if (outcome := run.sweep(points, max(PATIENCE, PATIENT * min(run.deadline.left(), 600.0)))) is not None:
+            return outcome
+        problem.bound_inner(run.deadline.share(INNER_PART))
+        status = problem.refute(lower, upper, status)
     if (status == 0).all():
         stats.subproblems += 1
         stats.proved += 1
@@ -116,13 +141,31 @@ class Run:
     report: Callable[[Progress], None] | None
     proof: Proof | None
     attack: Attack | None = None
+    open: int = 1  # parts that wait
+    proved: float = 0.0  # the share of the search that is done
 
     def strike(self) -> Outcome | None:
         """A round of the attack, if its turn has come."""
         if self.attack is None or not self.attack.due():
             return None
-        found = self.attack.strike(self.deadline)
+        found = self.attack.strike()
         return None if found is None else Outcome(Verdict.SAT, "found by the attack", found)
+
+    def sweep(self, points: Points, patience: float) -> Outcome | None:
+        """Evaluate all points of the box; None where they are too many for the options or for so many seconds."""
+        if not self.options.sweep:
+            return None
+        before = points.done
+        found = points.sweep(patience)
+        self.stats.leaves += points.done - before
+        if found is not None:
+            return Outcome(Verdict.SAT, "found among all points of the box", found)
+        if points.done < points.count:
+            return None
+        if self.proof is not None:
+            points.note(self.proof)
+        self.tell(0, 1.0)
+        return self.done()
 
     def close(self, entries: Any) -> None:
         """Note boxes that were closed."""
@@ -140,8 +183,9 @@ class Run:
     def tell(self, open_: int, proved: float) -> None:
         """Note how many subproblems are open, and report progress."""
         self.stats.max_open = max(self.stats.max_open, open_)
+        self.open, self.proved = open_, min(max(proved, 0.0), 1.0)  # sums of shares are rounded
         if self.report is not None:
-            self.report(Progress(self.deadline.elapsed(), self.stats.subproblems, open_, min(proved, 1.0)))
+            self.report(Progress(self.deadline.elapsed(), self.stats.subproblems, open_, self.proved))
 
     def done(self) -> Outcome:
         """The outcome when nothing is open."""
@@ -174,8 +218,7 @@ def cut_neurons(run: Run, status: Any) -> Outcome:
         tree = _rooted(run)
         found = tree.root(rest)
     while found is None and tree.open:
-        if run.deadline.passed():
-            return Outcome(Verdict.TIMEOUT, f"time is up with {tree.open} subproblems open")
+        look()
         outcome = run.strike()
         if outcome is not None:
             return outcome
@@ -196,7 +239,7 @@ def _rooted(run: Run) -> CutSearch:
 
 def split_boxes(run: Run) -> Outcome:
     """Split the input box along its variables."""
-    problem, deadline, stats = run.problem, run.deadline, run.stats
+    problem, stats = run.problem, run.stats
     kernels, xp = problem.kernels, problem.kernels.xp
     root = _log_volume(problem.lower[None], problem.upper[None])[0]
     resident = kernels.allowance(*RESIDENT) if kernels.name != "cpu" else 0
@@ -207,10 +250,7 @@ def split_boxes(run: Run) -> Outcome:
     pays = Payoff(problem.dual is not None)
     proved = 0.0
     while frontier.size:
-        if deadline.passed():
-            return Outcome(
-                Verdict.TIMEOUT, f"time is up with {frontier.size} boxes open, {proved:.1%} of the box proved"
-            )
+        look()
         lower, upper = frontier.pop(batch)
         entries = frontier.taken
         status, least = problem.bound(lower, upper)
@@ -236,7 +276,7 @@ def split_boxes(run: Run) -> Outcome:
             if len(least) and (outcome := run.strike()) is not None:
                 return outcome
             if len(least) and pays.now():
-                left = (problem.refute(lower, upper, status, deadline) != 0).any(axis=1)
+                left = (problem.refute(lower, upper, status) != 0).any(axis=1)
                 pays.count(len(left), int((~left).sum()))
                 stats.proved += int((~left).sum())
                 proved += _volume_share(kernels, lower, upper, np.flatnonzero(~left), root)
@@ -257,8 +297,7 @@ def split_boxes(run: Run) -> Outcome:
 def _leaves(problem: Problem, points: Any, stats: Stats) -> Candidate | None:
     """Decide single code vectors by exact evaluation."""
     stats.leaves += points.shape[0]
-    y = problem.decoder.decode(problem.kernels.to_host(problem.network.run(problem.kernels, points)))
-    return problem.find_unsafe(points, y)
+    return problem.find_unsafe(points, problem.evaluate(points))
 
 
 def _choose(
@@ -279,8 +318,7 @@ def _choose(
         if found is None:
             best = problem.kernels.asarray(np.argsort(-slack.max(axis=1))[:TRIED_CORNERS])
             corner = corners(problem, lower[best], upper[best], gradient[best])
-            y = problem.decoder.decode(problem.kernels.to_host(problem.network.run(problem.kernels, corner)))
-            found = problem.find_unsafe(corner, y)
+            found = problem.find_unsafe(corner, problem.evaluate(corner))
         stats.attack_points += tried + len(case) + min(len(case), TRIED_CORNERS)
         if found is not None:
             return None, found

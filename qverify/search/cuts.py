@@ -308,8 +308,7 @@ class CutSearch:
         """Evaluate code vectors exactly."""
         problem = self.problem
         self.stats.attack_points += len(codes)
-        y = problem.decoder.decode(problem.kernels.to_host(problem.network.run(problem.kernels, codes)))
-        return problem.find_unsafe(codes, y)
+        return problem.find_unsafe(codes, problem.evaluate(codes))
 
     @np.errstate(over="ignore", invalid="ignore")
     def _choose(

@@ -15,7 +15,7 @@ from qverify.bounds.dual import Dual
 from qverify.bounds.inner import Inner, sharpened, tightened
 from qverify.bounds.regions import Output
 from qverify.bounds.unsafe import CERTAIN, OPEN, REFUTED, Unsafe
-from qverify.deadline import Deadline
+from qverify.deadline import Deadline, looking
 from qverify.errors import SoundnessError
 from qverify.frontend.boundary import Domain
 from qverify.frontend.outputs import Decoder
@@ -71,6 +71,7 @@ class Problem:
     watch: Watch | None = None  # an input that nothing may lose, for debugging
     unrealised: bool = False  # whether unsafe code vectors were met that no input produces
     undecided: str = ""  # why some code vector could be neither confirmed nor ruled out
+    thorough: bool = False  # whether the dual bounds the inequalities of closed cases too, as a checker will
     _relaxed: Relaxed | None = field(default=None, repr=False)
     _cells: Any = field(default=None, repr=False)
     _joint: Joint | None = field(default=None, repr=False)
@@ -113,32 +114,23 @@ class Problem:
                 if isinstance(rule, Sandwiched):
                     proof.slopes[k] = rule.slope
 
-    def refute(
-        self, lower: Array, upper: Array, status: npt.NDArray[np.int8], deadline: Deadline
-    ) -> npt.NDArray[np.int8]:
-        """`status` [N, cases] of boxes, with cases refuted by the dual, where there are any."""
+    def refute(self, lower: Array, upper: Array, status: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+        """`status` [N, cases] of boxes, with cases refuted by the dual, where there are any; inner values are as well known
+        as `bound_inner` made them."""
         relaxed = self.relaxed()
         if relaxed is None:
             return status
-        result = self._by_edges(relaxed, lower, upper, status)
-        if relaxed.inner is None and result.any() and not deadline.passed():
-            self.bound_inner(deadline)
-            return self.refute(lower, upper, result, deadline)
-        if self.watch is not None:
-            self.watch.boxes(lower, upper, result, "edges")
-        return result
-
-    def _by_edges(
-        self, relaxed: Relaxed, lower: Array, upper: Array, status: npt.NDArray[np.int8]
-    ) -> npt.NDArray[np.int8]:
         clamps = relaxed.inner.clamps if relaxed.inner is not None else {}
         result = status.copy()
         each = 8 * max(1, len(relaxed.cover.inequalities)) * max(node.type.size for node in self.network.nodes)
         step = max(1, BACKWARD_BYTES // each)
-        for start in range(0, len(status), step):
+        for start in looking(range(0, len(status), step)):
             part = slice(start, start + step)
             boxes, _ = self.network.boxes(self.kernels, lower[part], upper[part], clamps)
-            result[part][relaxed.cover.refuted(relaxed.dual, boxes)] = REFUTED
+            asked = None if self.thorough else (status[part] != REFUTED).any(axis=0)
+            result[part][relaxed.cover.refuted(relaxed.dual, boxes, asked)] = REFUTED
+        if self.watch is not None:
+            self.watch.boxes(lower, upper, result, "edges")
         return result
 
     @property
@@ -175,9 +167,12 @@ class Problem:
         """Bounds of the outputs, from those of the network's. Undecided where one may be infinite."""
         with np.errstate(over="ignore", invalid="ignore"):
             y = self.decoder.decode_box(self.kernels.to_host(lower), self.kernels.to_host(upper))
-        if not (np.isfinite(y[0]).all() and np.isfinite(y[1]).all()):
-            raise Undecided("an output can overflow float32: the rows of the property say nothing about an infinity")
+        self._finite(*y)
         return y
+
+    def _finite(self, *ends: Float64Array) -> None:
+        if not all(np.isfinite(end).all() for end in ends):
+            raise Undecided("an output can overflow float32: the rows of the property say nothing about an infinity")
 
     def refuted_by(self, boxes: list[Interval]) -> npt.NDArray[np.bool_]:
         """Which cases the intervals of all values refute: bool [N, cases]."""
@@ -192,6 +187,17 @@ class Problem:
         """The outputs that the runtime may give where the network decodes to `y`."""
         return y - self.decoder.error, y + self.decoder.error
 
+    def evaluate(self, points: Array) -> Float64Array:
+        """The output values [N, outputs] of code vectors [N, codes]. Raises Undecided where one may be infinite.
+
+        By intervals, which are exact on points and have the faster kernels."""
+        fast = self.propagator
+        codes = fast.intervals(points, points)[0] if fast else self.network.run(self.kernels, points)
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = self.decoder.decode(self.kernels.to_host(codes))
+        self._finite(*self.around(y))
+        return y
+
     def outputs(self, values: list[Array]) -> Float64Array:
         """The output values [N, outputs] of stored network values."""
         return self.decoder.decode(self.kernels.to_host(self.network.flat_outputs(self.kernels, values)))
@@ -201,7 +207,7 @@ class Problem:
         around, x = self.around(y), self.input_ends(points, points)
         status = self.unsafe.status(around, x)
         self.joint.refine(status, around, x, search=False)
-        for i in np.flatnonzero((status != 0).any(axis=1)):
+        for i in looking(np.flatnonzero((status != 0).any(axis=1))):
             codes = self.kernels.to_host(points[i])
             try:
                 found = self._candidate(codes, y[i], status[i])
@@ -270,7 +276,7 @@ class Problem:
         cell = self.domain.cells(codes, codes)
         if cell is None:
             return None
-        for k in np.flatnonzero(status == OPEN):
+        for k in looking(np.flatnonzero(status == OPEN)):
             rows = [self.unsafe.rows[r] for r in self.unsafe.cases[k]]
             found = solve_in_cell(rows, y, *cell, self.domain.encoder.is_float)
             if found is not None:
@@ -293,7 +299,7 @@ class CellTable:
         """Tabulate a domain over the root box."""
         width = int((upper - lower).max(initial=0)) + 1
         first, last = np.empty((len(lower), width)), np.empty((len(lower), width))
-        for k in range(width):
+        for k in looking(range(width)):
             code = np.minimum(lower + k, upper)
             above, below = domain.code_cells(code, upper), domain.code_cells(lower, code)
             first[:, k] = np.where(domain.falling(), above[1], above[0])

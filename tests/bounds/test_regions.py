@@ -4,7 +4,7 @@ allow it no other pair lies in one."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from itertools import product
@@ -178,6 +178,26 @@ def test_two_outputs_are_covered() -> None:
         ties += bool((holds(own, [Row((), r.y, r.rhs, not r.strict)], 2) != true).any())
         assert len(found) <= 3
     assert slopes > 50 * ROUNDS and ties > 200 * ROUNDS
+
+
+@pytest.mark.parametrize("power", [0, -20, 60, 300])
+def test_needs_are_the_same_in_integers_and_in_fractions(power: int) -> None:
+    """The least step of the first output at which a row holds, for every step of the second; values and coefficients of all
+    sizes, so that either way is taken."""
+    factors = [Fraction(n, d) for n in (-(2**70), -7, -1, 1, 3, 2**40) for d in (1, 3)]
+    for seed in range(200 * ROUNDS):
+        rng = np.random.default_rng([9, seed])
+        first, second = (
+            regions_module._Steps(0, 0, 1, values.astype(np.float32).astype(np.float64), np.zeros(0, np.int64))
+            for values in np.sort(rng.integers(-40, 40, (2, 12)) * np.ldexp(1.0, rng.integers(-9, 9, (2, 1))))
+        )
+        c1, c2 = (factors[rng.integers(len(factors))] for _ in "ab")
+        ends = [replace(s, values=s.values[:: -1 if c > 0 else 1]) for s, c in ((first, c1), (second, c2))]
+        rhs = c1 * Fraction(float(rng.choice(first.values))) + c2 * Fraction(float(rng.choice(second.values)))
+        rhs = rhs * Fraction(2) ** power + Fraction(int(rng.integers(-2, 3)), 6)
+        own = Row((), ((0, c1), (1, c2)), rhs, bool(rng.random() < 0.5))
+        expected = [regions_module._least(own, c1, ends[0], c2 * Fraction(float(y))) for y in ends[1].values]
+        assert regions_module._needs(own, *ends).tolist() == expected
 
 
 def test_two_outputs_of_equal_scales_and_single_steps_are_exact() -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qverify.bounds.unsafe import OPEN, Grid, make_unsafe
-from qverify.deadline import Deadline
+from qverify.deadline import Deadline, TimeUp
 from qverify.errors import SoundnessError
 from qverify.frontend.boundary import Encoder, make_domain
 from qverify.frontend.builder import Identity, Quantizer
@@ -367,7 +367,7 @@ def test_no_time_is_a_timeout_before_any_work() -> None:
     outcome, stats = run(random_problem(0), deadline=Deadline.after(0))
     assert outcome.verdict is Verdict.TIMEOUT
     assert stats.subproblems == 0
-    assert "1 boxes open" in outcome.reason
+    assert "1 parts open, 0.0% proved" in outcome.reason
 
 
 @pytest.mark.parametrize("batch", [1, None, 4096])
@@ -433,10 +433,10 @@ def test_a_small_gpu_splits_the_same_boxes(monkeypatch: pytest.MonkeyPatch) -> N
 # -- the attack ----------------------------------------------------------------------------------------------------------
 
 
-def strike(problem: Problem, deadline: Deadline = FOREVER, rounds: int = 1) -> Candidate | None:
+def strike(problem: Problem, rounds: int = 1) -> Candidate | None:
     """What some rounds of the attack find."""
     attack = Attack(problem, np.random.default_rng(0), Stats(), 4096)
-    return next((found for _ in range(rounds) if (found := attack.strike(deadline)) is not None), None)
+    return next((found for _ in range(rounds) if (found := attack.strike()) is not None), None)
 
 
 def test_the_attack_walks_downhill_to_a_corner() -> None:
@@ -449,7 +449,8 @@ def test_the_attack_walks_downhill_to_a_corner() -> None:
 
 
 def test_the_attack_gives_up() -> None:
-    assert strike(random_problem(1), Deadline.after(0)) is None
+    with Deadline.after(0).limits(), pytest.raises(TimeUp):
+        strike(random_problem(1))
     assert strike(parity_problem(2, 15), rounds=3) is None
     assert strike(problem_of([dense([[1]], [0])], box_of((0, 9)), []), rounds=3) is None
 
@@ -468,7 +469,7 @@ def test_the_attack_takes_its_share_of_the_work(before: int) -> None:
     problem, stats = parity_problem(2, 15), Stats(subproblems=before)
     attack = Attack(problem, np.random.default_rng(0), stats, 4096)
     assert attack.due()
-    attack.strike(FOREVER)
+    attack.strike()
     assert stats.attack_points > 0 and not attack.due()
     stats.subproblems += 100 * stats.attack_points
     assert attack.due()
@@ -485,7 +486,7 @@ def test_the_attack_keeps_to_what_fits_the_memory(batch: int, monkeypatch: pytes
 
     monkeypatch.setattr(Network, "values", values)
     problem = problem_of([dense([[1]], [0])], box_of((0, 255)), [(y_row(-1 - k, 1),) for k in range(30)])
-    assert Attack(problem, np.random.default_rng(0), Stats(), batch).strike(FOREVER) is None
+    assert Attack(problem, np.random.default_rng(0), Stats(), batch).strike() is None
     assert max(sizes) <= max(batch, 4)
 
 

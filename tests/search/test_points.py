@@ -1,0 +1,114 @@
+"""Boxes with few points are decided by evaluating them all: verdicts are brute force's, and certificates are accepted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qverify import Verdict
+from qverify.checker import check
+from qverify.deadline import Deadline, TimeUp
+from qverify.kernels import Kernels
+from qverify.options import Options
+from qverify.result import Stats
+from qverify.search import bab, points
+from qverify.search.bab import search
+from qverify.search.points import Points
+from tests.graphs import ROUNDS
+from tests.kernels.strict import open_strict
+from tests.networks import CPU
+from tests.search.queries import asked
+from tests.search.test_cuts import instances
+from tests.test_deadline import Looks
+
+FOREVER = Deadline.after(None)
+
+
+@pytest.fixture(autouse=True)
+def swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(points, "MOST", 1 << 22)
+    monkeypatch.setattr(points, "MOST_CERTIFIED", 1 << 16)
+
+
+@pytest.mark.parametrize("kernels", [CPU, open_strict()], ids=lambda own: own.name)
+@pytest.mark.parametrize("seed", range(20 * ROUNDS))
+def test_the_verdict_is_brute_force_s(seed: int, kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no box is split, nor a neuron cut. In batches of three, so that digits carry over."""
+    rng = np.random.default_rng([seed, 5])
+    own = asked(rng)
+    problem, stats = own.problem(own.watched(rng), kernels), Stats()
+    monkeypatch.setattr(bab, "SWEPT", 10**6)
+    monkeypatch.delattr(bab, "cut_neurons")
+    options = Options(attack=False, batch=3)
+    outcome = search(problem, options, FOREVER, np.random.default_rng(0), stats)
+    assert outcome.verdict is own.expected
+    if outcome.candidate is None:
+        assert stats.leaves == (0 if stats.subproblems else len(own.points))  # unless intervals refute the whole box
+
+
+def test_every_point_comes_once() -> None:
+    lower, upper = np.array([3, 7, -2, 0], np.int32), np.array([5, 7, 1, 1], np.int32)
+    own = Points(SimpleNamespace(kernels=CPU, lower=lower, upper=upper), 4, 100)  # type: ignore[arg-type]
+    assert own.count == 3 * 4 * 2 and own.few
+    found = np.concatenate([own._points(start, min(start + 5, own.count)) for start in range(0, own.count, 5)])
+    assert len(np.unique(found, axis=0)) == len(found) == own.count
+    assert ((lower <= found) & (found <= upper)).all()
+
+
+def test_certificates_of_points_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {Verdict.SAT: 0, Verdict.UNSAT: 0}
+    monkeypatch.setattr(bab, "SWEPT", 10**6)
+    for own in instances([1, 4], 8 * ROUNDS, tmp_path, most=12):
+        if own.mixed:
+            continue
+        result = own.verified(certificate=True, attack=False)
+        assert own.verified(sweep=False).verdict is result.verdict
+        if result.certificate is not None:
+            (tmp_path / "own.zip").write_bytes(result.certificate)
+            assert check(own.model, own.spec, tmp_path / "own.zip").verdict == result.verdict.value
+            kinds[result.verdict] += 1
+    assert min(kinds.values()) > 0
+
+
+def slow(per_point: float, problem: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A clock that evaluation moves; how many points were evaluated at a time."""
+    sizes: list[int] = []
+    clock = SimpleNamespace(perf_counter=lambda: per_point * sum(sizes))
+    monkeypatch.setattr(points, "time", clock)
+    honest = problem.evaluate
+
+    def evaluate(own: Any) -> Any:
+        sizes.append(len(own))
+        return honest(own)
+
+    problem.evaluate = evaluate
+    return sizes
+
+
+def test_points_are_given_up_where_they_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a few of them; with more time it goes on from there."""
+    rng = np.random.default_rng(2)
+    own = next(q for q in iter(lambda: asked(rng), None) if q.expected is Verdict.UNSAT and len(q.points) > 200)
+    problem = own.problem()
+    sizes = slow(1.0, problem, monkeypatch)
+    few = Points(problem, 10, 10**6)
+    assert few.sweep(patience=100.0) is None
+    assert few.done == sum(sizes) == sum(points.TRIAL) + 10 < few.count
+    assert few.sweep(patience=1.0 * few.count) is None
+    assert few.done == sum(sizes) == few.count
+    assert Points(problem, 10, few.count - 1).sweep(np.inf) is None
+    assert sum(sizes) == few.count  # beyond the most, none is
+
+
+def test_time_is_up_between_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    problem = next(q for q in iter(lambda: asked(rng), None) if len(q.points) > 200).problem()
+    sizes = slow(1.0, problem, monkeypatch)
+    monkeypatch.setattr(problem, "find_unsafe", lambda *_: None)
+    with Looks.of(3).limits(), pytest.raises(TimeUp):
+        Points(problem, 10, 10**6).sweep(np.inf)
+    assert len(sizes) <= 3
