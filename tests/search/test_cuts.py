@@ -149,7 +149,7 @@ def test_trees_of_cuts_on_integer_networks(
     right, verdicts = Problem.refute, Counter[Verdict]()
     for seed in range(count * ROUNDS):
         off = seed % 2 == 0
-        monkeypatch.setattr(Problem, "refute", (lambda self, lower, upper, status, deadline: status) if off else right)
+        monkeypatch.setattr(Problem, "refute", (lambda self, lower, upper, status: status) if off else right)
         rng = np.random.default_rng([3, seed])
         own = asked(rng, 600 if share else 60)
         verdicts[own.expected] += 1
@@ -281,7 +281,7 @@ def row_of(rhs: int, coefficient: int) -> Condition:
 def test_what_waits_on_the_host_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU without memory to spare, and one with plenty: the same subproblems, the same proof, the same verdict."""
     monkeypatch.setattr(bab, "SPLITTABLE", 0)
-    monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status, deadline: status)
+    monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status: status)
     monkeypatch.setattr(cuts, "ROOT", ((2, 0.1),))
     monkeypatch.setattr(cuts, "PHASES", ((2, 0.1),))
     monkeypatch.setattr(cuts, "BATCH", {"cuda": (0, 1, 8)})
