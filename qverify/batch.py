@@ -86,11 +86,11 @@ class ResultsFile:
             if not self.path.is_file():  # a device or a pipe has no end to read to
                 raise UsageError(f"{path} is not a regular file, so a batch cannot be resumed from it; name another")
             self._load(category)
-        self._stream = self.path.open("a", encoding="utf-8", newline="")
+        self._stream = self.path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
 
     def _load(self, category: str) -> None:
         head, newline, torn = self.path.read_bytes().rpartition(b"\n")
-        self.rows = [row for row in csv.reader(head.decode("utf-8", "replace").splitlines()) if row]
+        self.rows = [row for row in csv.reader(head.decode("utf-8", "surrogateescape").splitlines()) if row]
         # Cut off nothing from a file that some slip of the hand named: it must look like ours.
         start = torn.partition(b",")[0].decode("utf-8", "replace")
         if not all(map(_is_row, self.rows)) or (torn and not self.rows and not category.startswith(start)):

@@ -15,7 +15,8 @@ from qverify import __version__
 from qverify.result import Result, Verdict
 from qverify.search.proof import Proof
 
-VERSION = 1
+VERSION = 2
+CONTENT, RATIO, HEADER_COST = 2**20, 16, 8  # what a file may hold ("Limits" in specs/certificate.md)
 
 
 def certificate(result: Result, proofs: Sequence[Proof]) -> bytes:
@@ -37,6 +38,9 @@ def _query(proof: Proof, prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> di
     own: dict[str, npt.NDArray[Any]] = {"kind": np.array(proof.kind, np.int8)}
     for name in ("first", "value", "element", "threshold", "data", "regions"):
         own[name] = np.array(getattr(proof, name), np.int64)
+    walked = proof.walked()  # their rows are read in this order
+    rows = [proof.data[entry] for entry in walked]
+    own["data"][walked] = np.arange(len(walked))
     inner = []
     for j, step in enumerate(proof.inner):
         own[f"inner{j}"] = np.asarray(step.elements, np.int64)
@@ -49,7 +53,8 @@ def _query(proof: Proof, prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> di
             own[f"given{j}"] = np.concatenate([_flat(m) for m in step.multipliers.values()], axis=1)
         inner.append(entry)
     own["mix"], own["multipliers"] = (
-        np.stack(rows) if rows else np.zeros((0, 0), np.int64) for rows in (proof.mix, proof.multipliers)
+        np.stack([given[row] for row in rows]) if rows else np.zeros((0, 0), np.int64)
+        for given in (proof.mix, proof.multipliers)
     )
     arrays |= {f"{prefix}.{name}": array for name, array in own.items()}
     return {
@@ -67,11 +72,19 @@ def _flat(multipliers: Any) -> npt.NDArray[np.int64]:
 
 
 def _zip(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("header.json", json.dumps(header, indent=1))
-        for name, array in arrays.items():
-            own = io.BytesIO()
-            np.save(own, array, allow_pickle=False)
-            archive.writestr(f"{name}.npy", own.getvalue())
-    return buffer.getvalue()
+    """Packed, unless the file would hold more than one of its size may."""
+    text = json.dumps(header, indent=1).encode()
+    content = HEADER_COST * len(text) + sum(8 * array.size + 128 for array in arrays.values())
+    data = b""
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", method) as archive:
+            archive.writestr("header.json", text)
+            for name, array in arrays.items():
+                own = io.BytesIO()
+                np.save(own, array, allow_pickle=False)
+                archive.writestr(f"{name}.npy", own.getvalue())
+        data = buffer.getvalue()
+        if content <= CONTENT + RATIO * len(data):
+            break
+    return data

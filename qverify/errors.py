@@ -6,16 +6,32 @@
     │   └── UnsupportedModel   it is valid, but some node has no integer rule here
     ├── SpecError         the VNN-LIB file is broken or is for another model
     │   └── EmptyBox      no input lies within a query's bounds (`verify` takes the query as refuted)
-    ├── CertificateError  the certificate's file is broken or is no certificate
+    ├── CertificateError  the certificate's file is broken, is no certificate, or is larger than its limits
+    ├── Rejected          the certificate proves nothing about this model and property
     ├── DeviceError       the device asked for cannot be used
     └── SoundnessError    a self-check failed: the verdict is withheld (our fault, please report)
 
-A message is one line: what, where, and what to do next.
+A message is one line: what, where, and what to do next. Names and numbers in it may come from hostile files, so every
+message goes through `one_line`.
 """
+
+LONGEST = 10_000  # characters of a message
+
+
+def one_line(text: str) -> str:
+    """`text` as one line that can be shown anywhere: white space becomes single spaces, any other character that cannot be
+    printed (control characters, directions of writing, lone surrogates) the replacement character; what is longer than
+    LONGEST is cut."""
+    text = " ".join(text[: LONGEST + 1].split())
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return line if len(line) <= LONGEST else line[:LONGEST] + "..."
 
 
 class QverifyError(Exception):
     """Base of all errors below; its text is one line fit for a user."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(one_line(text))
 
 
 class UsageError(QverifyError):
@@ -39,7 +55,11 @@ class EmptyBox(SpecError):
 
 
 class CertificateError(QverifyError):
-    """The file of a certificate is broken, or is no certificate."""
+    """The file of a certificate is broken, is no certificate, or is larger than the checker's limits."""
+
+
+class Rejected(QverifyError):
+    """A certificate does not prove its verdict; the text says why."""
 
 
 class DeviceError(QverifyError):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from qverify.errors import one_line
 from qverify.frontend.boundary import make_encoder
 from qverify.frontend.lower import Lowered, codes_of
 from qverify.frontend.model import read_model
@@ -35,7 +36,12 @@ def describe(model: str | os.PathLike[str]) -> str:
         lines.append(f"output  {name}: {kind}{list(tensor.shape)}, from value {codes_of(tensor).value}")
     lines += ["", f"{make_decoder(lowered).size} outputs; {_weights(lowered.network)}", *_verdicts(lowered)]
     lines += [f"warning: {w}" for w in read.warnings]
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """A line of the table, whatever names it holds: as `one_line`, but columns stay where they are."""
+    return line if line.isprintable() else one_line(line)
 
 
 def _range(lowered: Lowered) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from qverify import __version__
-from qverify.errors import SoundnessError, UsageError
+from qverify.errors import SoundnessError, UsageError, one_line
 
 if TYPE_CHECKING:
     from qverify.options import Options
@@ -204,10 +204,12 @@ class Printer:
         return time.monotonic() - self._started
 
     def answer(self, text: str) -> None:
-        """Print to standard output. A reader that has gone away is no error; a full disk is a UsageError."""
+        """Print to standard output. A reader that has gone away is no error; a full disk is a UsageError. What the stream's
+        encoding does not have is escaped."""
         self.clear()
+        encoding = getattr(self._stdout, "encoding", None) or "utf-8"
         try:
-            self._stdout.write(text)
+            self._stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self._stdout.flush()
         except OSError as error:
             self._discard_stdout()
@@ -216,7 +218,7 @@ class Printer:
 
     def line(self, text: str) -> None:
         """Print one line for people, whatever the text holds."""
-        self.block(f"qverify: {' '.join(text.split())}\n")
+        self.block(f"qverify: {one_line(text)}\n")
 
     def block(self, text: str) -> None:
         """Print text for people as it is."""

@@ -27,6 +27,7 @@ from qverify import Options, Verdict, verify
 from qverify.bounds.cover import Cover
 from qverify.checker import Proof, Rejected, check
 from qverify.checker.archive import Archive
+from qverify.checker.tree import Tree
 from qverify.cli import main
 from qverify.errors import CertificateError
 from qverify.frontend.model import read_model
@@ -308,7 +309,7 @@ def opened(own: Certificate, folder: Path) -> Any:
     proof.root, possible = proof.net.part(1, {}, proof.known)
     assert possible.all()
     proof.known = list(proof.root.ends)
-    proof._read_tree()
+    proof.tree = Tree(proof.archive, proof.name, proof.sizes, len(proof.cover.regions))
     return proof
 
 
@@ -331,24 +332,47 @@ def test_inner_bounds_hold(name: str, tmp_path: Path) -> None:
 def test_the_leaves_cover_the_root_box(name: str, tmp_path: Path) -> None:
     """Every code vector is in a leaf's box, for every region that the root is parted into; two leaves share none."""
     proof = opened(genuine(name), tmp_path)
-    leaves = np.flatnonzero((proof.kind == CLOSED) | (proof.kind == DUAL))
-    part, possible, region = proof._part(leaves)
-    values = sampled(proof, 300)
-    for n in range(300):
-        inside = possible.copy()
-        for (low, high), value in zip(part.ends, values, strict=True):
-            inside &= ((low <= value[n]) & (value[n] <= high)).all(axis=1)
-        for r in set(region.tolist()):
-            assert inside[region == r].sum() == 1
+    values, found = sampled(proof, 300), []
+    for kind in (CLOSED, DUAL):
+        for leaves in proof.tree.leaves(kind, 7):
+            part, possible = proof._part(leaves)
+            inside = np.tile(possible, (300, 1))
+            for (low, high), value in zip(part.ends, values, strict=True):
+                inside &= ((low <= value[:, None]) & (value[:, None] <= high)).all(axis=2)
+            found.append((leaves.region, inside))
+    region, inside = np.concatenate([r for r, _ in found]), np.concatenate([i for _, i in found], axis=1)
+    for r in set(region.tolist()):
+        assert (inside[:, region == r].sum(axis=1) == 1).all()
 
 
-def test_the_ends_of_a_cut_are_next_to_each_other(tmp_path: Path) -> None:
-    proof = opened(genuine("splits"), tmp_path)
-    cuts = np.flatnonzero(proof.kind == CUT)
-    (below, *_), (above, *_) = (proof._part(proof.first[cuts] + side) for side in (0, 1))
-    rows, element = np.arange(len(cuts)), proof.element[cuts]
-    assert (below.ends[0][1][rows, element] == proof.threshold[cuts] - 1).all()
-    assert (above.ends[0][0][rows, element] == proof.threshold[cuts]).all()
+@pytest.mark.parametrize("name", UNSAT)
+def test_a_leaf_s_ends_are_those_of_all_cuts_above_it(name: str, tmp_path: Path) -> None:
+    """Found once more by climbing from every leaf to the root."""
+    proof = opened(genuine(name), tmp_path)
+    tree = proof.tree
+    parent = {int(tree.first[e]) + side: (e, side) for e in np.flatnonzero(tree.kind == CUT) for side in (0, 1)}
+    met = []
+    for leaves in (own for kind in (CLOSED, DUAL) for own in tree.leaves(kind, 5)):
+        for n, leaf in enumerate(leaves.entries.tolist()):
+            ends = {v: (np.full(proof.sizes[v], -(2**40)), np.full(proof.sizes[v], 2**40)) for v in set(tree.value)}
+            at = leaf
+            while at in parent:
+                at, side = parent[at]
+                low, high = ends[tree.value[at]]
+                element, t = tree.element[at], tree.threshold[at]
+                if side:
+                    low[element] = max(low[element], t)
+                else:
+                    high[element] = min(high[element], t - 1)
+            for v, (low, high) in ends.items():
+                if v in leaves.cuts:
+                    assert (leaves.cuts[v][0][n] == low).all() and (leaves.cuts[v][1][n] == high).all()
+                else:
+                    assert low.max() == -(2**40) and high.min() == 2**40
+            top = at - int(tree.first[0])
+            assert leaves.region[n] == (tree.regions[top] if tree.parted else -1)
+            met.append(leaf)
+    assert sorted(met) == np.flatnonzero((tree.kind == CLOSED) | (tree.kind == DUAL)).tolist()
 
 
 @pytest.mark.parametrize("name", ["cuts", "residual", "pooled"])

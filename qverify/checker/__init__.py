@@ -8,7 +8,9 @@ and all multipliers are right, if they lead to a proof.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,24 +23,23 @@ import numpy.typing as npt
 
 from qverify.checker.archive import Archive
 from qverify.checker.bounds import Net, Part
-from qverify.checker.ops import CPU, Ends, Floats, Ints, Rejected, added, fits, reach
+from qverify.checker.ops import CPU, Ends, Floats, Ints, TooLarge, added, fits
 from qverify.checker.regions import Compiler, Inequality, holds, refuted
-from qverify.errors import SpecError
+from qverify.checker.tree import BEYOND, CLOSED, DUAL, Leaves, Tree
+from qverify.errors import Rejected, SpecError
 from qverify.frontend.boundary import Encoder, make_domain, make_encoder
 from qverify.frontend.constraints import Fault, number
 from qverify.frontend.fit import check_fit
 from qverify.frontend.lower import Lowered
-from qverify.frontend.model import read_model
+from qverify.frontend.model import Model, read_model
 from qverify.frontend.outputs import described_outputs, make_decoder
 from qverify.frontend.vnnlib import read_property
-from qverify.property import Box, Property, Query
+from qverify.property import Box, Property, Query, Row
 
 __all__ = ["Rejected", "Report", "check"]
 
-CUT, CLOSED, REGIONS, DUAL = range(4)  # kinds of entries of a tree
 INNER, PRECISION, LEAST_PRECISION = 16, 18, 8  # powers of two that sums are multiplied by before edges are taken
-BEYOND = 2**40  # all values
-BATCH = 2**22  # elements of an array
+BATCH = 2**19  # elements of an array
 BoolArray = npt.NDArray[np.bool_]
 Terms = list[tuple[Inequality, int]]  # inequalities and their factors
 
@@ -53,48 +54,40 @@ class Report:
     seconds: float
 
 
-def check(model: Path, spec: Path, certificate: Path) -> Report:
-    """Accept a certificate for a model and a property. Raises Rejected if it does not prove its verdict, and a QverifyError
-    for files that cannot be read."""
+def check(model: str | os.PathLike[str], spec: str | os.PathLike[str], certificate: str | os.PathLike[str]) -> Report:
+    """Accept a certificate for a model and a property. Raises Rejected if it does not prove its verdict, and another
+    QverifyError for files that cannot be read."""
     start = time.perf_counter()
-    archive = Archive(certificate)
+    archive = Archive(Path(certificate))
     try:
         verdict = archive.field(archive.header, "verdict", str)
-        read, prop = read_model(model), read_property(spec)
-        text = (spec if spec.exists() else spec.with_name(spec.name + ".gz")).read_bytes()  # as the reader does
-        for key, what, digest in (
-            ("model", "model", read.sha256),
-            ("spec", "property", hashlib.sha256(text).hexdigest()),
-        ):
-            wanted = archive.field(archive.header, f"{key}_sha256", str)
-            if wanted != digest:
-                raise Rejected(
-                    f"it is about another {what}: SHA-256 {wanted[:16]!r}..., this file has {digest[:16]!r}..."
-                )
-        check_fit(prop, read.lowered, spec)
-        if any(row.x for query in prop.queries for case in query.cases for row in case):
-            raise Rejected("no certificate is possible where conditions mention inputs")
+        read, prop = read_model(Path(model)), read_property(spec)
+        _check_identity(archive, read, Path(spec))
+        check_fit(prop, read.lowered, Path(spec))
         if not make_decoder(read.lowered).exact:
             raise Rejected("no certificate is possible where outputs are float sums")
         leaves = inner = 0
         if verdict == "sat":
             check_sat(archive, prop, read.lowered)
         elif verdict == "unsat":
-            queries = archive.field(archive.header, "queries", list)
-            if len(queries) != len(prop.queries):
-                raise Rejected(f"it has {len(queries)} queries, the property {len(prop.queries)}")
-            for i, query in enumerate(prop.queries):
-                try:
-                    proof = Proof(archive, i, read.lowered, query)
-                except SpecError as error:
-                    raise SpecError(f"{spec}: {error}") from None
-                proof.check()
-                leaves, inner = leaves + proof.leaves, inner + proof.inner
+            leaves, inner = _check_unsat(archive, prop, read.lowered, Path(spec))
         else:
             raise Rejected(f"its verdict is {verdict[:20]!r}")
     finally:
         archive.close()
     return Report(verdict, leaves, inner, time.perf_counter() - start)
+
+
+def _check_identity(archive: Archive, read: Model, spec: Path) -> None:
+    """The certificate must be about these very files."""
+    text = (spec if spec.exists() else spec.with_name(spec.name + ".gz")).read_bytes()  # as the reader does
+    for key, what, digest in (
+        ("model", "model", read.sha256),
+        ("spec", "property", hashlib.sha256(text).hexdigest()),
+    ):
+        wanted = archive.field(archive.header, f"{key}_sha256", str)
+        if wanted != digest:
+            raise Rejected(f"it is about another {what}: SHA-256 {wanted[:16]!r}..., this file has {digest[:16]!r}...")
 
 
 # -- sat ---------------------------------------------------------------------------------------------------------------
@@ -117,10 +110,16 @@ def check_sat(archive: Archive, prop: Property, lowered: Lowered) -> None:
     if not np.isfinite(y).all():
         raise Rejected("an output for its inputs is not finite")
     exact = [Fraction(float(v)) for v in y]
+    readings = point, [Fraction(float(v)) for v in x]  # the decimals, and what the runtime is fed
     for case in (case for query in inside for case in query.cases):
-        if all(holds(row, sum((c * exact[j] for j, c in row.y), Fraction(0))) for row in case):
+        if all(holds(row, _left(row, inputs, exact)) for row in case for inputs in readings):
             return
     raise Rejected("the outputs for its inputs are not unsafe")
+
+
+def _left(row: Row, x: Sequence[Fraction], y: Sequence[Fraction]) -> Fraction:
+    """The left side of a row."""
+    return sum((c * x[i] for i, c in row.x), Fraction(0)) + sum((c * y[j] for j, c in row.y), Fraction(0))
 
 
 def _within(point: Sequence[Fraction], box: Box) -> bool:
@@ -150,6 +149,24 @@ def _rounded(point: Sequence[Fraction], texts: Sequence[str], encoder: Encoder) 
 # -- unsat -------------------------------------------------------------------------------------------------------------
 
 
+def _check_unsat(archive: Archive, prop: Property, lowered: Lowered, spec: Path) -> tuple[int, int]:
+    """A proof for every query; how many leaves and inner bounds they have."""
+    if any(row.x for query in prop.queries for case in query.cases for row in case):
+        raise Rejected("no certificate of unsat is possible where conditions mention inputs")
+    queries = archive.field(archive.header, "queries", list)
+    if len(queries) != len(prop.queries):
+        raise Rejected(f"it has {len(queries)} queries, the property {len(prop.queries)}")
+    leaves = inner = 0
+    for i, query in enumerate(prop.queries):
+        try:
+            proof = Proof(archive, i, lowered, query)
+        except SpecError as error:
+            raise SpecError(f"{spec}: {error}") from None
+        proof.check()
+        leaves, inner = leaves + proof.leaves, inner + proof.inner
+    return leaves, inner
+
+
 class Proof:
     """The proof of a query: inner bounds, and a tree of parts of the root box whose leaves are closed one by one."""
 
@@ -164,7 +181,8 @@ class Proof:
         if any(k not in nodes or type(name) is not str for k, name in rules.items()):
             raise Rejected("a rule is not for a node of the network")
         self.net = Net(self.network, {nodes[k]: (name, slopes.get(k)) for k, name in rules.items()})
-        low, high = (end[None].astype(np.int64) for end in make_domain(make_encoder(lowered), query.box).code_box())
+        self.domain = make_domain(make_encoder(lowered), query.box)
+        low, high = (end[None].astype(np.int64) for end in self.domain.code_box())
         self.known: list[Ends | None] = [(low, high), *([None] * len(self.network.nodes))]
         root, _ = self.net.part(1, {}, self.known)
         if not all(np.isfinite(end).all() for end in self._outputs(root)):
@@ -174,7 +192,7 @@ class Proof:
         self.inequalities = self.cover.inequalities
         self.values = sorted({v for own in self.inequalities for v, _, _ in own.terms})
         self.sizes = np.array([t.size for t in self.net.types])
-        self.leaves = self.inner = 0
+        self.leaves = self.inner = self.duals = 0
         self.bare, self.at_root = root, np.zeros(len(query.cases), np.bool_)
 
     def check(self) -> None:
@@ -186,18 +204,18 @@ class Proof:
         if not possible.all():
             return  # no point meets the inner bounds
         self.known = list(self.root.ends)
-        self._read_tree()
-        if self.kind[0] == REGIONS or (self.kind == CLOSED).any():
+        self.tree = Tree(self.archive, self.name, self.sizes, len(self.cover.regions))
+        kinds = self.tree.kind
+        if self.tree.parted or (kinds == CLOSED).any():
             # What is refuted in the whole box is so in every part. (Edges need not be better where bounds are.)
             self.at_root = (self._closed_cases(self.bare) | self._closed_cases(self.root))[0]
-        if self.kind[0] == REGIONS:
+        if self.tree.parted:
             self._check_root()
         step = max(1, min(256, BATCH // max(int(self.sizes.sum()), 1)))
-        closed, dual = np.flatnonzero(self.kind == CLOSED), np.flatnonzero(self.kind == DUAL)
-        for start in range(0, len(closed), step):
-            self._check_closed(closed[start : start + step])
-        if len(dual):
-            self._check_dual(dual, step)
+        for leaves in self.tree.leaves(CLOSED, step):
+            self._check_closed(leaves)
+        if (kinds == DUAL).any():
+            self._check_dual(step)
 
     # -- inner bounds
 
@@ -251,70 +269,22 @@ class Proof:
             for i, w in zip(self.net.inputs[node], rule.back(unit), strict=True):
                 weights[i] = added(weights[i], w) if i in weights else w
             rows = np.r_[start : start + len(own), count + start : count + start + len(own)]
-            bound = self.net.upper(part, weights, {k: m[rows].swapaxes(0, 1) for k, m in given.items()})[0] >> precision
+            mine = {k: m[rows].swapaxes(0, 1) for k, m in given.items()}
+            bound = self._bounds(part, weights, mine, precision)[0]
             low[0, own], high[0, own] = -bound[len(own) :], bound[: len(own)]
         return low, high
 
-    # -- the tree
-
-    def _read_tree(self) -> None:
-        """The arrays of the tree; rejected unless every entry but the first is the child of one earlier entry."""
-        self.kind = self.archive.array(f"{self.name}kind", None)
-        count = len(self.kind)
-        names = ("first", "value", "element", "threshold", "data")
-        self.first, self.value, self.element, self.threshold, self.data = (
-            self.archive.array(self.name + name, count) for name in names
-        )
-        if not count or self.kind.min() < 0 or self.kind.max() > DUAL or (self.kind[1:] == REGIONS).any():
-            raise Rejected("its tree has an entry of no kind, or regions below the root")
-        self.regions = np.zeros(0, np.int64)
-        if self.kind[0] == REGIONS:
-            self.regions = self.archive.array(f"{self.name}regions", None)
-        elif (self.kind == DUAL).any():
-            raise Rejected("its tree has an entry about no region that is closed by multipliers")
-        if len(self.regions) and not 0 <= self.regions.min() <= self.regions.max() < len(self.cover.regions):
-            raise Rejected("its tree names a region that the property does not have")
-        cuts, top = np.flatnonzero(self.kind == CUT), np.arange(len(self.regions))
-        first = self.first[cuts]
-        if (
-            (first <= cuts).any()
-            or (first >= count - 1).any()
-            or (len(top) and not 0 < self.first[0] <= count - len(top))
-        ):
-            raise Rejected("a child in its tree does not exist, or comes before its parent")
-        children = np.concatenate([first, first + 1, self.first[0] + top])
-        if (np.bincount(children, minlength=count) != (np.arange(count) > 0)).any():
-            raise Rejected("its tree is no tree: an entry is nobody's child, or that of two")
-        self.parent = np.zeros(count, np.int64)
-        self.parent[children] = np.concatenate([cuts, cuts, 0 * top])
-        value, element = self.value[cuts], self.element[cuts]
-        if ((value < 0) | (value >= len(self.sizes))).any() or ((element < 0) | (element >= self.sizes[value])).any():
-            raise Rejected("a cut is on an element that the network does not have")
-        if reach(self.threshold[cuts]) >= BEYOND:
-            raise Rejected("a cut is beyond all values")
-
-    def _part(self, entries: Ints) -> tuple[Part, BoolArray, Ints]:
-        """The boxes of some entries, which of them may hold a point, and the regions that they are about (-1: all)."""
-        n, at, region = len(entries), entries.copy(), np.full(len(entries), -1)
-        cuts: dict[int, Ends] = {}
-        while len(rows := np.flatnonzero(at)):  # one step up
-            child, parent = at[rows], self.parent[at[rows]]
-            at[rows] = parent
-            if self.kind[0] == REGIONS and not parent.all():
-                top = parent == 0
-                region[rows[top]] = self.regions[child[top] - self.first[0]]
-                rows, child, parent = rows[~top], child[~top], parent[~top]
-            right = child > self.first[parent]
-            for value in np.unique(self.value[parent]).tolist():
-                if value not in cuts:
-                    cuts[value] = np.full((n, self.sizes[value]), -BEYOND), np.full((n, self.sizes[value]), BEYOND)
-                low, high = cuts[value]
-                for end, own in ((high, ~right), (low, right)):
-                    own = own & (self.value[parent] == value)
-                    spot, t = (rows[own], self.element[parent[own]]), self.threshold[parent[own]]
-                    end[spot] = np.maximum(end[spot], t) if end is low else np.minimum(end[spot], t - 1)
-        part, possible = self.net.part(n, cuts, self.known)
-        return part, possible, region
+    def _bounds(self, part: Part, weights: dict[int, Ints], given: dict[int, Ints], precision: int) -> Ints:
+        """Upper bounds [1, R] over one box, in units of 2**precision; of what has none, a number beyond all values."""
+        try:
+            return self.net.upper(part, weights, given) >> precision
+        except TooLarge:  # one function may be, and the others not
+            count = max(w.shape[1] for w in weights.values())
+            if count == 1:
+                return np.full((1, 1), BEYOND)
+        halves = slice(0, count // 2), slice(count // 2, None)
+        parts = (({k: m[:, rows] for k, m in own.items()} for own in (weights, given)) for rows in halves)
+        return np.concatenate([self._bounds(part, w, m, precision) for w, m in parts], axis=1)
 
     # -- leaves
 
@@ -346,7 +316,15 @@ class Proof:
         ends, edges = (1, None), (1 << max(PRECISION - most.bit_length() + 1, LEAST_PRECISION), dict[int, Ints]())
         result = np.zeros((len(part.ends[0][0]), len(self.inequalities)), np.bool_)
         for unit, given in (ends, edges):
-            result |= self._upper(part, [[[(own, unit)] for own in self.inequalities]], given) < 0
+            try:
+                result |= self._upper(part, [[[(own, unit)] for own in self.inequalities]], given) < 0
+                continue
+            except TooLarge:  # one of them may be, and the others not
+                pass
+            for n, i in np.ndindex(*result.shape):
+                with contextlib.suppress(TooLarge):
+                    bound = self._upper(part.take([n]), [[[(self.inequalities[i], unit)]]], given)
+                    result[n, i] |= bool(bound[0, 0] < 0)
         return result
 
     def _upper(self, part: Part, sums: list[list[Terms]], given: dict[int, Ints] | None) -> Ints:
@@ -368,47 +346,74 @@ class Proof:
 
     def _check_root(self) -> None:
         """The root's children stand for regions; a case that has another one must be closed."""
-        named = set(self.regions.tolist())
+        named = set(self.tree.regions.tolist())
         left = [i for i, own in enumerate(self.cover.cases) if own is None or not named.issuperset(own)]
         if not self.at_root[left].all():
             raise Rejected("a region of the property is missing, and its case is not refuted")
 
-    def _check_closed(self, entries: Ints) -> None:
+    def _part(self, leaves: Leaves) -> tuple[Part, BoolArray]:
+        """The boxes of some leaves, and which of them may hold a point."""
+        return self.net.part(len(leaves.entries), leaves.cuts, self.known)
+
+    def _check_closed(self, leaves: Leaves) -> None:
         """Parts without a point, or in which every case is refuted: of a part that is about a region, the region's case."""
-        part, possible, region = self._part(entries)
+        part, possible = self._part(leaves)
         rows = np.flatnonzero(possible)
         if len(rows):
             closed = self._closed_cases(part.take(rows)) | self.at_root
-            for i, own in enumerate(region[rows].tolist()):
+            for i, own in enumerate(leaves.region[rows].tolist()):
                 closed[i] |= own >= 0 and np.array([own not in (case or ()) for case in self.cover.cases])
-            if not (every := closed.all(axis=1)).all():
-                raise Rejected(
-                    f"entry {entries[rows[every.argmin()]]} of its tree is not closed: a case is not refuted there"
-                )
-        self.leaves += len(entries)
+            for row in rows[~closed.all(axis=1)]:
+                if not self._without_input(part, row):
+                    raise Rejected(
+                        f"entry {leaves.entries[row]} of its tree is not closed: a case is not refuted there"
+                    )
+        self.leaves += len(leaves.entries)
 
-    def _check_dual(self, entries: Ints, step: int) -> None:
+    def _without_input(self, part: Part, row: int) -> bool:
+        """Whether no input has codes in a part: several codes may come from one input element.
+
+        Sound because `cells` gives, for every input element, all its values whose codes lie in the part."""
+        low, high = (end[row].astype(np.int32) for end in part.ends[0])
+        return self.domain.cells(low, high) is None
+
+    def _check_dual(self, step: int) -> None:
         """Parts in which a combination of a region's inequalities has a negative upper bound."""
         columns = self._columns(self.header)
-        entries = entries[np.argsort(self.data[entries], kind="stable")]
-        count, longest = len(entries), max(len(own) for own in self.cover.regions)
-        if (self.data[entries] != np.arange(count)).any():
-            raise Rejected("a row of multipliers is used twice, or not at all")
+        count, longest = int((self.tree.kind == DUAL).sum()), max(len(own) for own in self.cover.regions)
         mixes = self.archive.rows(f"{self.name}mix", count, longest)
         multipliers = self.archive.rows(f"{self.name}multipliers", count, sum(columns.values()))
-        for start in range(0, count, step):
-            own = entries[start : start + step]
+        for leaves in self.tree.leaves(DUAL, step):
+            own = leaves.entries
+            if (self.tree.data[own] != np.arange(self.duals, self.duals + len(own))).any():
+                raise Rejected("its rows of multipliers are not those of its tree's entries, in the order of a walk")
+            self.duals += len(own)
             mix, given = mixes.take(len(own)), _split(multipliers.take(len(own)), columns)
             if (mix < 0).any():
                 raise Rejected("a combination of inequalities has a negative weight")
-            part, possible, region = self._part(own)
+            part, possible = self._part(leaves)
             sums = [
-                [list(zip(self.cover.regions[r], m, strict=False))] for r, m in zip(region, mix.tolist(), strict=True)
+                [list(zip(self.cover.regions[r], m, strict=False))]
+                for r, m in zip(leaves.region, mix.tolist(), strict=True)
             ]
-            open_ = possible & (self._upper(part, sums, given)[:, 0] >= 0)
-            if open_.any():
-                raise Rejected(f"entry {own[open_.argmax()]} of its tree is not closed: its bound is not negative")
+            rows = np.flatnonzero(possible)
+            if (bad := self._first_open(part, sums, given, rows)) is not None:
+                raise Rejected(f"entry {own[bad]} of its tree is not closed: its bound is not negative")
             self.leaves += len(own)
+
+    def _first_open(self, part: Part, sums: list[list[Terms]], given: dict[int, Ints], rows: Ints) -> int | None:
+        """The first of `rows` whose sum has no negative upper bound."""
+        if not len(rows):
+            return None
+        own = {k: m[rows] for k, m in given.items()}
+        try:
+            bound = self._upper(part.take(rows), [sums[i] for i in rows], own)[:, 0]
+        except TooLarge:  # one of them may be, and the others not
+            if len(rows) == 1:
+                return int(rows[0])
+            found = (self._first_open(part, sums, given, rows[i : i + 1]) for i in range(len(rows)))
+            return next((row for row in found if row is not None), None)
+        return int(rows[(bound >= 0).argmax()]) if (bound >= 0).any() else None
 
 
 def _split(rows: Ints, columns: dict[int, int]) -> dict[int, Ints]:

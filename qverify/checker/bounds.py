@@ -19,7 +19,6 @@ from qverify.checker.ops import (
     Ends,
     Floats,
     Ints,
-    Rejected,
     added,
     fits,
     gathered,
@@ -30,6 +29,7 @@ from qverify.checker.ops import (
     rows_of,
     spots,
 )
+from qverify.errors import Rejected
 from qverify.network import Network
 from qverify.ops import AbstractOp, Dense, Max, Pairwise, Requantize, Table, Type
 

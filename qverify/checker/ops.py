@@ -3,8 +3,8 @@ become weights of its inputs.
 
 A value is flat here: ends of N boxes are [N, size], weights of R functions in each box [N, R, size]. All integers are
 int64, and before every product or sum a Python integer bounds the magnitude of whatever it can give: what could reach 2**62
-is rejected. Floats stand in two places: in an op's own `run`, and in products of integers whose partial sums stay below
-2**53, which are exact.
+has no bound (`TooLarge`). Floats stand in two places: in an op's own `run`, and in products of integers whose partial sums
+stay below 2**53, which are exact.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qverify.errors import Rejected
 from qverify.kernels import open_kernels
 from qverify.ops import AbstractOp, Conv, Dense, Layout, Max, Mean, Pairwise, Requantize, Softmax, Table, Type
 
@@ -25,8 +26,8 @@ Floats = npt.NDArray[np.float64]
 Ends = tuple[Ints, Ints]  # least and largest, [N, size] each
 
 
-class Rejected(Exception):
-    """The certificate proves nothing; the text says why."""
+class TooLarge(Rejected):
+    """Numbers so large that a sum could leave 64 bits: there is no bound."""
 
 
 def reach(*arrays: Ints) -> int:
@@ -37,7 +38,7 @@ def reach(*arrays: Ints) -> int:
 def fits(size: int, limit: int = LIMIT) -> None:
     """Reject what could leave its type; `size` bounds the magnitude of every intermediate result."""
     if size >= limit:
-        raise Rejected("its numbers are so large that a sum could leave 64 bits")
+        raise TooLarge("its numbers are so large that a sum could leave 64 bits")
 
 
 def added(a: Ints, b: Ints) -> Ints:

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.checker.bounds import Staircase, Steps
-from qverify.checker.ops import Ends, Floats, Rejected
+from qverify.checker.ops import Ends, Floats
+from qverify.errors import Rejected
 from qverify.network import Network
 from qverify.ops import Requantize, Table
 from qverify.property import Case, Row

@@ -70,3 +70,16 @@ class Proof:
         self.kind[entry], self.data[entry] = DUAL, len(self.mix)
         self.mix.append(mix)
         self.multipliers.append(multipliers)
+
+    def walked(self) -> list[int]:
+        """The entries that multipliers close, as a depth-first walk meets them, the first child first."""
+        found: list[int] = []
+        stack = [0]
+        while stack:
+            entry = stack.pop()
+            if self.kind[entry] in (CUT, REGIONS):
+                count = 2 if self.kind[entry] == CUT else self.data[entry]
+                stack += range(self.first[entry] + count - 1, self.first[entry] - 1, -1)
+            elif self.kind[entry] == DUAL:
+                found.append(entry)
+        return found

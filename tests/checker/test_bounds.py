@@ -14,7 +14,8 @@ import pytest
 
 from qverify.checker import bounds, ops
 from qverify.checker.bounds import Net, Rule, make_rule
-from qverify.checker.ops import Ends, Ints, Rejected, interval, linear
+from qverify.checker.ops import Ends, Ints, interval, linear
+from qverify.errors import Rejected
 from qverify.frontend.model import read_model
 from qverify.kernels import open_kernels
 from qverify.ops import Type
