@@ -24,7 +24,7 @@ def certificate(result: Result, proofs: Sequence[Proof]) -> bytes:
     if result.verdict not in (Verdict.SAT, Verdict.UNSAT):
         raise ValueError(f"no certificate says {result.verdict}")
     header: dict[str, Any] = {"format": "qverify certificate", "version": VERSION, "verdict": result.verdict.value}
-    header |= {key: result.details[key] for key in ("model_sha256", "spec_sha256", "semantics", "read_by")}
+    header |= {key: result.details[key] for key in ("model_sha256", "spec_sha256", "reading", "semantics", "read_by")}
     header["made_by"] = f"qverify {__version__}"
     arrays: dict[str, npt.NDArray[Any]] = {}
     if result.witness is not None:

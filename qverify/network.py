@@ -53,6 +53,11 @@ class Network:
     def output_size(self) -> int:
         return sum(self.type_of(i).size for i in self.outputs)
 
+    @property
+    def widest(self) -> int:
+        """The elements of the largest value."""
+        return max(self.input_type.size, *(node.type.size for node in self.nodes), 1)
+
     def elements_per_point(self) -> int:
         """How many int32 values one evaluation makes: what a batch size is chosen by."""
         return self.input_type.size + sum(node.type.size for node in self.nodes)

@@ -77,8 +77,10 @@ def _verify(
     rng = np.random.default_rng(options.seed)
     details = _details(read, prop, spec_path, kernels)
     details["warnings"] += [*remarks, *engine.cross_check()]
+    if options.certificate:
+        details["reading"] = read.lowered.digest()
     unknown: Outcome | None = None
-    proofs: list[Proof] | None = [] if options.certificate else None
+    proofs = _wanted_proofs(options, prop, engine)
     for query in prop.queries:
         problem = _problem(engine, query, spec_path)
         problem.watch = _watch(problem, options.watch)
@@ -86,7 +88,7 @@ def _verify(
             why = "lies outside the box" if problem.watch is None else "is no counterexample"
             details["warnings"].append(f"the watched point {why}" + (" of a query" if len(prop.queries) > 1 else ""))
         try:
-            outcome = search(problem, options, deadline, rng, stats, progress, _new_proof(problem, proofs))
+            outcome = search(problem, options, deadline, rng, stats, progress, _new_proof(proofs))
         except Undecided as error:
             outcome = Outcome(Verdict.UNKNOWN, str(error))
         stats.seconds = deadline.elapsed()
@@ -103,22 +105,28 @@ def _verify(
             problem.watch.unsat()
         if proofs is not None:
             problem.note(proofs[-1])
-            if problem.unrealised:
-                details["warnings"].append("no certificate: the proof meets unsafe codes that no input produces")
-                proofs = None
     stats.seconds = deadline.elapsed()
     if unknown is not None:
         return Result(Verdict.UNKNOWN, unknown.reason, None, stats, details)
     return _certified(Result(Verdict.UNSAT, "every part of the input box is proved", None, stats, details), proofs)
 
 
-def _new_proof(problem: Problem, proofs: list[Proof] | None) -> Proof | None:
-    """A proof to be filled, if certificates are wanted. UsageError where there can be none."""
+def _wanted_proofs(options: Options, prop: Property, engine: Engine) -> list[Proof] | None:
+    """Where the proofs of the queries will be, if a certificate is wanted. UsageError, before the search, where there can
+    be none: no search can tell beforehand which query it will end with."""
+    if not options.certificate:
+        return None
+    mixed = any(row.x for query in prop.queries for case in query.cases for row in case)
+    if mixed or not engine.decoder.exact:
+        why = "its conditions mention inputs" if mixed else "the model ends in a float sum"
+        raise UsageError(f"there is no certificate for this property: {why}; leave out --certificate")
+    return []
+
+
+def _new_proof(proofs: list[Proof] | None) -> Proof | None:
+    """The next proof to be filled, if certificates are wanted."""
     if proofs is None:
         return None
-    if problem.unsafe.mixed or not problem.decoder.exact:
-        why = "its conditions mention inputs" if problem.unsafe.mixed else "the model ends in a float sum"
-        raise UsageError(f"there is no certificate for this property: {why}; leave out --certificate")
     proofs.append(Proof())
     return proofs[-1]
 

@@ -70,7 +70,10 @@ def check(model: str | os.PathLike[str], spec: str | os.PathLike[str], certifica
         if verdict == "sat":
             check_sat(archive, prop, read.lowered)
         elif verdict == "unsat":
-            leaves, inner = _check_unsat(archive, prop, read.lowered, Path(spec))
+            try:
+                leaves, inner = _check_unsat(archive, prop, read.lowered, Path(spec))
+            except Rejected as reason:
+                raise _other_reading(archive, read, reason) from None
         else:
             raise Rejected(f"its verdict is {verdict[:20]!r}")
     finally:
@@ -88,6 +91,17 @@ def _check_identity(archive: Archive, read: Model, spec: Path) -> None:
         wanted = archive.field(archive.header, f"{key}_sha256", str)
         if wanted != digest:
             raise Rejected(f"it is about another {what}: SHA-256 {wanted[:16]!r}..., this file has {digest[:16]!r}...")
+
+
+def _other_reading(archive: Archive, read: Model, reason: Rejected) -> Rejected:
+    """`reason`; in front of it, if so, that the certificate's numbers are those of another network than was read here."""
+    if archive.header.get("reading") == read.lowered.digest():
+        return reason
+    there, here = str(archive.header.get("read_by"))[:80], f"onnxruntime {read.runtime_version}'s fused graph"
+    return Rejected(
+        f"it was made for another reading of the model (there: {there}; here: {here}; or by another version of qverify), "
+        f"and does not hold for this one: {reason}; make it anew in this environment"
+    )
 
 
 # -- sat ---------------------------------------------------------------------------------------------------------------

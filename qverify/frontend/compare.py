@@ -10,7 +10,7 @@ it is the net under the rules. A difference refuses the model.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -66,7 +66,7 @@ def compare(trace: Trace, lowered: Lowered) -> Compared:
     Nodes whose int16 sums may saturate on this CPU (x86 without VNNI) are left out: verdicts are for exact sums.
     """
     left_out = frozenset(lowered.saturable) if lowered.saturable and runtime.saturates() else frozenset()
-    asker = Asker(trace, make_encoder(lowered), np.random.default_rng(0))
+    asker = Asker(trace, replace(make_encoder(lowered), parts=trace.encoders), np.random.default_rng(0))
     tasks = [task for read in trace.nodes if read.name not in left_out for task in asker.tasks(read)]
     by_rounds: dict[int, list[Task]] = {}
     for task in tasks:

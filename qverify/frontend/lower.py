@@ -20,6 +20,7 @@ import qverify.frontend.rules  # noqa: F401  (registers the rules)
 from qverify import runtime
 from qverify.errors import ModelError, UnsupportedModel
 from qverify.frontend.builder import Builder, Identity, Refusal
+from qverify.frontend.canonical import canonical_codes, canonical_values, digest
 from qverify.frontend.registry import CONTROL_FLOW, RANDOM, RULES, View, refuse_unknown
 from qverify.frontend.simplify import simplified
 from qverify.frontend.tensors import Codes, FloatAcc, FloatInput, FloatSum, Tensor
@@ -66,6 +67,11 @@ class Lowered:
         float32 = np.dtype(np.float32)
         return tuple((name, t.shape, t.dtype if isinstance(t, Codes) else float32) for name, t in self.outputs)
 
+    def digest(self) -> str:
+        """SHA-256 of all of this but names: equal where values and codes have the same numbers and meaning."""
+        inputs = [(shape, dtype) for _, shape, dtype in self.inputs]
+        return digest(self.network, self.encoders, inputs, [output for _, output in self.outputs])
+
 
 @dataclass(frozen=True, eq=False)
 class ReadNode:
@@ -86,6 +92,7 @@ class Trace:
 
     nodes: tuple[ReadNode, ...]
     values: tuple[Node, ...]  # of the network as the rules made it
+    encoders: tuple[Any, ...]  # Quantizer | Identity, as the rules made them
     opsets: tuple[onnx.OperatorSetIdProto, ...]
 
 
@@ -97,19 +104,22 @@ def lower(model: onnx.ModelProto) -> tuple[Lowered, Trace]:
     env: dict[str, Tensor] = {i.name: _initializer(i) for i in graph.initializer}
     inputs = _declare_inputs(graph, env, builder)
     read = [_read_node(node, env, builder, opsets, list(model.opset_import)) for node in graph.node]
-    trace = Trace(tuple(r for r in read if r is not None), tuple(builder.nodes), tuple(model.opset_import))
+    made, encoders = tuple(builder.nodes), tuple(builder.encoders)
+    trace = Trace(tuple(r for r in read if r is not None), made, encoders, tuple(model.opset_import))
     outputs = _close_outputs(graph, env, builder)
     if not builder.encoders:
         raise UnsupportedModel("no output depends on a quantized input: this is not a quantized network")
     low, high = {e.low for e in builder.encoders}, {e.high for e in builder.encoders}
     if len(low) > 1 or len(high) > 1:
         raise UnsupportedModel("inputs quantized to int8 and to uint8 in one network are not supported")
-    size = sum(len(e.source) for e in builder.encoders)
+    nodes, ordered = canonical_codes(builder.nodes, builder.encoders)
+    size = sum(len(e.source) for e in ordered)
     values = tuple(codes_of(t).value for _, t in outputs)
-    network, number = simplified(Network(Type((size,), low.pop(), high.pop()), tuple(builder.nodes), values))
-    outputs = [(name, _renumbered(output, network, number)) for name, output in outputs]
+    network, number = simplified(Network(Type((size,), low.pop(), high.pop()), tuple(nodes), values))
+    network, last = canonical_values(network)
+    outputs = [(name, _renumbered(output, network, [last[k] for k in number])) for name, output in outputs]
     saturable = tuple(builder.saturable)
-    return Lowered(network, tuple(inputs), tuple(builder.encoders), tuple(outputs), saturable), trace
+    return Lowered(network, tuple(inputs), tuple(ordered), tuple(outputs), saturable), trace
 
 
 def _renumbered(output: Output, network: Network, number: list[int]) -> Output:

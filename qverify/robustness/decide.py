@@ -220,7 +220,7 @@ class Decider:
         relaxed, network, kernels = root.relaxed(), self.engine.network, self.engine.kernels
         if relaxed is None or any(own is None for own in relaxed.cover.cases):
             return status
-        each = 8 * max(1, len(relaxed.cover.inequalities)) * max(node.type.size for node in network.nodes)
+        each = 8 * max(1, len(relaxed.cover.inequalities)) * network.widest
         step = max(1, BOUNDS_BYTES // each)
         for start in range(0, len(low), step):
             part = slice(start, start + step)

@@ -69,7 +69,6 @@ class Problem:
     described: Sequence[Output] = ()  # the outputs, for it
     propagator: Propagator | None = None  # a faster `network.intervals`
     watch: Watch | None = None  # an input that nothing may lose, for debugging
-    unrealised: bool = False  # whether unsafe code vectors were met that no input produces
     undecided: str = ""  # why some code vector could be neither confirmed nor ruled out
     thorough: bool = False  # whether the dual bounds the inequalities of closed cases too, as a checker will
     _relaxed: Relaxed | None = field(default=None, repr=False)
@@ -122,7 +121,7 @@ class Problem:
             return status
         clamps = relaxed.inner.clamps if relaxed.inner is not None else {}
         result = status.copy()
-        each = 8 * max(1, len(relaxed.cover.inequalities)) * max(node.type.size for node in self.network.nodes)
+        each = 8 * max(1, len(relaxed.cover.inequalities)) * self.network.widest
         step = max(1, BACKWARD_BYTES // each)
         for start in looking(range(0, len(status), step)):
             part = slice(start, start + step)
@@ -216,7 +215,6 @@ class Problem:
                 continue
             if found is not None:
                 return found
-            self.unrealised = True
         if self.watch is not None and not self.undecided:
             self.watch.safe({0: (points, points)})
         return None
