@@ -389,7 +389,7 @@ class Proof:
 
         Sound because `cells` gives, for every input element, all its values whose codes lie in the part."""
         low, high = (end[row].astype(np.int32) for end in part.ends[0])
-        return self.domain.cells(low, high) is None
+        return self.domain.encoder.shared and self.domain.cells(low, high) is None
 
     def _check_dual(self, step: int) -> None:
         """Parts in which a combination of a region's inequalities has a negative upper bound."""

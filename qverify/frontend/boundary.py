@@ -60,6 +60,12 @@ class Encoder:
         """[codes]: the input element behind each code, -1 for a constant."""
         return np.concatenate([p.source for p in self.parts])
 
+    @functools.cached_property
+    def shared(self) -> bool:
+        """Whether several codes come from one input element."""
+        real = self.source[self.source >= 0]
+        return len(np.unique(real)) < len(real)
+
     def encode(self, x: Float64Array) -> Int32Array:
         """`x` [N, inputs] -> int32 [N, codes]."""
         return np.concatenate([_encode_part(p, x) for p in self.parts], axis=1)

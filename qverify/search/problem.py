@@ -141,12 +141,21 @@ class Problem:
 
     def input_ends(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array] | None:
         """Bounds of the float inputs over code boxes; only where rows mention inputs (None otherwise)."""
-        if not self.unsafe.mixed:
-            return None
+        return self._ends_in_cells(lower, upper) if self.unsafe.mixed else None
+
+    def _ends_in_cells(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array]:
         if self._cells is None:
             self._cells = CellTable.make(self.domain, self.lower, self.upper)
         cells: CellTable = self._cells
         return cells.ends(self.kernels.to_host(lower), self.kernels.to_host(upper))
+
+    def without_input(self, lower: Array, upper: Array) -> npt.NDArray[np.bool_]:
+        """In which code boxes no input's codes lie, bool [N]: where several codes come from one input element, most code
+        vectors come from none."""
+        if not self.domain.encoder.shared:
+            return np.zeros(len(lower), np.bool_)
+        first, last = self._ends_in_cells(lower, upper)
+        return np.asarray((first > last).any(axis=1), np.bool_)
 
     def bound(self, lower: Array, upper: Array) -> tuple[npt.NDArray[np.int8], Float64Array]:
         """Interval bounds: the status of every case [N, cases], and the rows' least values [N, rows] (a guide).
@@ -157,6 +166,7 @@ class Problem:
         y = self._decoded(*ends)
         x = self.input_ends(lower, upper)
         status = self.unsafe.status(y, x)
+        status[self.without_input(lower, upper)] = REFUTED
         self.joint.refine(status, y, x)
         if self.watch is not None:
             self.watch.boxes(lower, upper, status, "intervals")
@@ -180,6 +190,7 @@ class Problem:
         status = self.unsafe.status(y, x)
         self.joint.refine(status, y, x)
         found: npt.NDArray[np.bool_] = status == REFUTED
+        found[self.without_input(*boxes[0])] = True
         return found
 
     def around(self, y: Float64Array) -> tuple[Float64Array, Float64Array]:
