@@ -51,7 +51,9 @@ class Asked:
         """A point: an unsafe one where there is one."""
         return rng.choice(self.points[self.unsafe] if self.unsafe.any() else self.points)
 
-    def problem(self, watch: Any = None, kernels: Kernels = CPU) -> Problem:
+    @property
+    def lowered(self) -> Lowered:
+        """The network as if a file had been read: its inputs are its codes."""
         size, own = self.network.input_type.size, self.network.input_type
         encoders = (Identity(np.arange(size), own.low, own.high),)
         types = [self.network.type_of(v) for v in self.network.outputs]
@@ -59,13 +61,17 @@ class Asked:
         outputs = tuple(
             (f"y{i}", Codes(v, t, kind)) for i, (v, t) in enumerate(zip(self.network.outputs, types, strict=True))
         )
-        lowered = Lowered(self.network, (("x", (size,), np.dtype(np.uint8)),), encoders, outputs, ())
+        return Lowered(self.network, (("x", (size,), np.dtype(np.uint8)),), encoders, outputs, ())
+
+    def problem(self, watch: Any = None, kernels: Kernels = CPU, backward: bool = True) -> Problem:
+        lowered, size = self.lowered, self.network.input_type.size
         decoder = make_decoder(lowered)
-        domain = make_domain(Encoder(encoders, np.zeros(size, np.bool_)), self.query.box)
+        domain = make_domain(Encoder(lowered.encoders, np.zeros(size, np.bool_)), self.query.box)
         lower, upper = domain.code_box()
         unsafe = make_unsafe(self.query, size, decoder.grid)
         problem = Problem(kernels, self.network.on(kernels), domain, decoder, unsafe, lower, upper)
-        problem.dual, problem.described = Dual.make(self.network, kernels), described_outputs(lowered)
+        problem.dual = Dual.make(self.network, kernels) if backward else None
+        problem.described = described_outputs(lowered)
         if watch is not None:
             problem.watch = Watch.make(
                 kernels, problem.network, domain, decoder, unsafe, None, watch.astype(np.float64)
