@@ -12,6 +12,7 @@ reason. The exit code is 1 if anything failed.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -20,8 +21,10 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -37,14 +40,18 @@ from benchmarks.hostile.properties import Names, random_box, random_property
 from qverify import Options, Verdict, verify
 from qverify.checker import Rejected, check
 from qverify.errors import QverifyError, SoundnessError, UnsupportedModel, UsageError
+from qverify.frontend.boundary import make_encoder
+from qverify.frontend.model import read_model
+from qverify.frontend.outputs import make_decoder
+from qverify.kernels import open_kernels
 from qverify.report import verdict_text
 from qverify.search.branch import RULES
 
 LIMIT = 20.0  # seconds for one verification
+POINTS_READ = 40  # inputs on which the network is compared as read
 POINTS = 300  # code vectors in a box
 PROPERTIES = 2
 SILENCE = 150.0  # seconds after which a process that says nothing is ended
-FAILURES = ("wrong", "reading", "witness", "certificate", "error", "soundness", "crash", "hang")
 
 
 # -- one network -------------------------------------------------------------------------------------------------------
@@ -67,6 +74,9 @@ def examine(seed: int, index: int, folder: Path, begin: Callable[[], None]) -> d
         return line | {"status": "not runnable", "reason": reason_of(error)}
     begin()
     line |= {"status": "decided", "verdicts": [], "faults": [], "undecided": []}
+    refused = same_outputs(line, model, network, brute, rng, folder)
+    if refused:
+        return line | {"status": "refused", "reason": refused}
     for number in range(PROPERTIES):
         spec = folder / "spec.vnnlib"
         text = property_of(network, brute, rng)
@@ -76,13 +86,49 @@ def examine(seed: int, index: int, folder: Path, begin: Callable[[], None]) -> d
         truth = brute.truth(oracle.parse_spec(text), most=60_000)
         if truth is None:
             continue
-        for options in options_of(rng, index * PROPERTIES + number):
+        for options in list(options_of(rng, index * PROPERTIES + number))[: 2 - number]:
             refused = compare(line, model, spec, truth, options, index, folder)
             if refused:
                 return line | {"status": "refused", "reason": refused}
     if not line["verdicts"] and not line["faults"]:
         line["status"] = "no property"
     return line
+
+
+def same_outputs(
+    line: dict[str, Any], model: Path, network: Network, brute: oracle.Brute, rng: np.random.Generator, folder: Path
+) -> str:
+    """Compare the integer network with the file on inputs of the whole range, extreme ones among them. The reason of a
+    refusal, or ""."""
+    try:
+        lowered = read_model(model).lowered
+    except UnsupportedModel as error:
+        return reason_of(error)
+    except Exception as error:
+        line["faults"].append(["error", f"reading: {type(error).__name__}: {reason_of(error)}"])
+        keep(folder, model, None, "".join(traceback.format_exception(error)))
+        return "an error"
+    centres, steps = np.array(network.sample(0)), np.array(network.steps)
+    reach = rng.choice([1, 4, 30, 128, 300], (POINTS_READ, 1)) * steps
+    points = centres + rng.uniform(-1, 1, (POINTS_READ, len(steps))) * reach
+    points[rng.random(points.shape) < 0.1] = float(rng.choice([0.0, 3e38, -3e38, 1e4, -1e4]))
+    is_float = np.array(network.is_float)
+    kinds = [i.dtype for i in network.maker.inputs for _ in range(i.array.size)]
+    for k, kind in enumerate(kinds):
+        if kind != np.float32:
+            info = np.iinfo(kind)
+            points[:, k] = np.clip(np.rint(points[:, k]), info.min, info.max)
+    points[:, is_float] = points[:, is_float].astype(np.float32)
+    encoder, decoder, kernels = make_encoder(lowered), make_decoder(lowered), open_kernels("cpu")
+    ours = decoder.decode(lowered.network.run(kernels, encoder.encode(points)))
+    theirs = np.array([brute.outputs(tuple(point)) for point in points.tolist()])
+    different = ~(np.abs(ours - theirs) <= decoder.error)
+    if different.any():
+        row = int(np.flatnonzero(different.any(axis=1))[0])
+        text = f"at {points[row].tolist()} onnxruntime gives {theirs[row].tolist()}, qverify {ours[row].tolist()}"
+        line["faults"].append(["outputs", f"{int(different.any(axis=1).sum())} of {len(points)} inputs"])
+        keep(folder, model, None, text)
+    return ""
 
 
 def property_of(network: Network, brute: oracle.Brute, rng: np.random.Generator) -> str | None:
@@ -136,8 +182,6 @@ def compare(
         return reason_of(error)
     except UsageError:
         if options.certificate:  # none is possible where conditions mention inputs, or after a float product
-            from dataclasses import replace
-
             return compare(line, model, spec, truth, replace(options, certificate=False), index, folder)
         raise
     except SoundnessError as error:
@@ -178,13 +222,13 @@ def compare(
     return ""
 
 
-def keep(folder: Path, model: Path, spec: Path, text: str) -> None:
+def keep(folder: Path, model: Path, spec: Path | None, text: str) -> None:
     """Files of the first fault, in `folder/kept`."""
     kept = folder / "kept"
     if not kept.exists():
         kept.mkdir()
         for path in (model, spec, folder / "certificate.zip"):
-            if path.exists():
+            if path is not None and path.exists():
                 (kept / path.name).write_bytes(path.read_bytes())
     with (kept / "info.txt").open("a") as file:
         file.write(text + "\n")
@@ -201,27 +245,29 @@ def reason_of(error: BaseException) -> str:
 # -- many networks -----------------------------------------------------------------------------------------------------
 
 
+def one(seed: int, index: int, out: Path, begin: Callable[[], None]) -> dict[str, Any]:
+    """The line of a network; its faults are kept in `out`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            line = examine(seed, index, folder, begin)
+        except Exception as error:
+            line = {"index": index, "status": "failed", "faults": [["error", f"this script: {reason_of(error)}"]]}
+            keep(folder, folder / "model.onnx", None, traceback.format_exc())
+        if line.get("faults") and (folder / "kept").exists():
+            target = out / str(index)
+            target.mkdir(exist_ok=True)
+            for path in (folder / "kept").iterdir():
+                (target / path.name).write_bytes(path.read_bytes())
+    return line
+
+
 def work(seed: int, indices: list[int], out: Path, results: Any) -> None:
     """Examine networks; say which one begins, so that a crash has a name."""
-    import warnings
-
     warnings.simplefilter("ignore")
     for index in indices:
         results.put(("make", index, None))
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            try:
-                line = examine(seed, index, folder, lambda index=index: results.put(("begin", index, None)))
-            except Exception as error:
-                line = {"index": index, "status": "failed", "faults": [["error", reason_of(error)]]}
-                (folder / "kept").mkdir(exist_ok=True)
-                (folder / "kept" / "info.txt").write_text(traceback.format_exc())
-            if line.get("faults") and (folder / "kept").exists():
-                target = out / str(index)
-                target.mkdir(exist_ok=True)
-                for path in (folder / "kept").iterdir():
-                    (target / path.name).write_bytes(path.read_bytes())
-        results.put(("end", index, line))
+        results.put(("end", index, one(seed, index, out, functools.partial(results.put, ("begin", index, None)))))
     results.put(("done", -1, None))
 
 
@@ -233,7 +279,13 @@ class Crew:
         self.context = multiprocessing.get_context("spawn")
 
     def run(self, indices: list[int], jobs: int, until: float) -> Iterator[dict[str, Any]]:
-        """The lines as they come."""
+        """The lines as they come. No jobs: in this process."""
+        if not jobs:
+            for index in indices:
+                if time.monotonic() > until:
+                    return
+                yield one(self.seed, index, self.out, lambda: None)
+            return
         waiting = [indices[k::jobs] for k in range(jobs)]
         members = [self._start(own) for own in waiting]
         while any(m is not None for m in members):
@@ -291,7 +343,7 @@ def summary(lines: list[dict[str, Any]]) -> str:
     decided = [line for line in lines if line["status"] == "decided"]
     verdicts = Counter(v for line in lines for v in line.get("verdicts", ()))
     faults = Counter(f"{kind}: {text}" for line in lines for kind, text in line.get("faults", ()))
-    reasons = Counter(line["reason"] for line in lines if line["status"] == "refused")
+    reasons = Counter(line["reason"] for line in lines if line["status"] in ("refused", "not runnable"))
     undecided = Counter(text for line in lines for text in line.get("undecided", ()))
     ops = Counter(op for line in decided for op in line["ops"])
     certificates = sum(line.get("certificates", 0) for line in lines)
@@ -299,7 +351,7 @@ def summary(lines: list[dict[str, Any]]) -> str:
     parts.append(
         "verdicts: " + ", ".join(f"{n} {v}" for v, n in verdicts.most_common()) + f"; {certificates} certificates"
     )
-    for title, counts in (("faults", faults), ("undecided", undecided), ("refused", reasons)):
+    for title, counts in (("faults", faults), ("undecided", undecided), ("refused or not runnable", reasons)):
         parts.append(f"{title}: {sum(counts.values())}")
         parts += [f"  {n:6d}  {text}" for text, n in counts.most_common(60)]
     parts.append("ops in decided networks: " + ", ".join(f"{op} {n}" for op, n in ops.most_common()))

@@ -285,21 +285,17 @@ def optimised(path: Path, folder: Path) -> onnx.ModelProto | None:
         return None
 
 
-def doors(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """The model cut after the first quantizers of its inputs; None if it has none."""
+def doors(model: onnx.ModelProto, inputs: Sequence[str]) -> onnx.ModelProto | None:
+    """The model cut after the first quantizers of its inputs (what else is listed as one has a value); None if it has none."""
     graph = model.graph
-    floats = {i.name for i in graph.input} - {i.name for i in graph.initializer}
-    kept, found = [], []
+    floats = set(inputs)
+    found = []
     for node in graph.node:
         if any(name in floats for name in node.input):
             if node.op_type == "QuantizeLinear":
-                kept.append(node)
                 found.append(node.output[0])
-            elif node.op_type != "DynamicQuantizeLinear" and "QLinear" not in node.op_type:
-                kept.append(node)
+            else:
                 floats.update(node.output)
-        elif not node.input or all(not name or name in floats for name in node.input):
-            kept.append(node)
     if not found:
         return None
     needed, nodes = set(found), []
@@ -309,7 +305,12 @@ def doors(model: onnx.ModelProto) -> onnx.ModelProto | None:
             needed.update(node.input)
     cut = onnx.ModelProto()
     cut.CopyFrom(model)
-    del cut.graph.node[:], cut.graph.output[:], cut.graph.value_info[:]
+    constants = [i for i in cut.graph.initializer if i.name in needed]
+    kept = [i for i in cut.graph.input if i.name in inputs]
+    del cut.graph.node[:], cut.graph.output[:], cut.graph.value_info[:], cut.graph.initializer[:], cut.graph.input[:]
+    cut.graph.initializer.extend(constants)
+    cut.graph.input.extend(kept)
+    cut.ir_version = max(cut.ir_version, 4)
     cut.graph.node.extend(reversed(nodes))
     cut.graph.output.extend(onnx.ValueInfoProto(name=name) for name in found)
     return cut
@@ -406,7 +407,7 @@ class Brute:
         self._outputs: dict[tuple[float, ...], tuple[float, ...]] = {}
         if any(self.run.is_float):
             for own in (onnx.load(model), optimised(model, folder)):
-                cut = None if own is None else doors(own)
+                cut = None if own is None else doors(own, self.run.names)
                 if cut is not None:
                     path = folder / f"doors{len(self.doors)}.onnx"
                     path.write_bytes(cut.SerializeToString())

@@ -132,6 +132,12 @@ def close(m: Maker, x: Value, like: Value | None = None, dtype: np.dtype[Any] | 
     """Quantize a float result, perhaps behind a Relu or a Clip."""
     if m.chance(0.25):
         x = m.node("Relu", x)
+        if like is None and m.chance(0.7):  # onnxruntime fuses a Relu where its zero is the lowest code
+            kind = code_type(m, dtype)
+            scale, _ = parameters(m, x.samples, kind)
+            return quantize(
+                m, x, like=Value("", [np.zeros((), kind)], True, np.asarray(scale), np.array(np.iinfo(kind).min, kind))
+            )
     elif m.chance(0.15):
         x = clip(m, x)
     elif m.chance(0.06):
@@ -756,7 +762,7 @@ def function(m: Maker, x: Value) -> Value:
         return m.node("PRelu", x, m.const(m.rng.normal(0, 1, m.pick((1,), x.shape[-1:])).astype(F32)))
     if form == 8:
         return m.node("Mul", x, x)
-    return m.node("Pow", x, m.const(F32(m.pick(2.0, 3.0))))
+    return m.node("Pow", x, m.const(F32(m.pick(2.0, 3.0)))) if m.chance(0.2) else m.node("Mul", m.node("Abs", x), x)
 
 
 @on_codes(2)
@@ -844,7 +850,7 @@ def odd_move(m: Maker, x: Value) -> Value:
 
 @on_floats(1)
 def mean(m: Maker, x: Value) -> Value:
-    return reduce(m, x, m.pick("ReduceMean", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum"))
+    return reduce(m, x, m.pick(*["ReduceMean"] * 8, "ReduceMax", "ReduceMin", "ReduceSum"))
 
 
 @on_floats(1)
