@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy.typing as npt
 
+from qverify.engine import Engine
 from qverify.errors import one_line
 from qverify.frontend.boundary import make_encoder
 from qverify.frontend.lower import Lowered, codes_of
 from qverify.frontend.model import read_model
 from qverify.frontend.outputs import make_decoder
 from qverify.frontend.tensors import Codes, FloatSum
+from qverify.kernels import open_kernels
 from qverify.network import Network, Node
 from qverify.ops import Conv, Dense, Layout, Mean, Pairwise, Requantize, Softmax, Table
 
@@ -24,7 +26,16 @@ def describe(model: str | os.PathLike[str]) -> str:
     read = read_model(Path(model))
     lowered = read.lowered
     how = f"the graph that onnxruntime {read.runtime_version} runs for it"
-    lines = [f"{read.path}  (sha256 {read.sha256[:16]}…)", f"read from: {how}", ""]
+    compared = read.compared
+    net = (
+        f"compared: {compared.nodes} nodes, each by itself, with onnxruntime on {compared.values:,} values "
+        f"({compared.complete} on every code)"
+    )
+    engine = Engine.make(read, open_kernels("cpu"), backward=False)
+    warnings = [*read.warnings, *engine.cross_check()]
+    lines = [f"{read.path}  (sha256 {read.sha256[:16]}…)", f"read from: {how}", net]
+    lines += [f"fusion: {text}" for text in (engine.written.text,) if text not in warnings]
+    lines.append("")
     for name, shape, dtype in lowered.inputs:
         lines.append(f"input   {name}: {dtype}{list(shape)}")
     lines.append(f"        {make_encoder(lowered).size} code variables in [{_range(lowered)}]")
@@ -35,7 +46,7 @@ def describe(model: str | os.PathLike[str]) -> str:
             kind += f", known within {tensor.error.max():.3g} (a float product; near a tie the runtime is asked)"
         lines.append(f"output  {name}: {kind}{list(tensor.shape)}, from value {codes_of(tensor).value}")
     lines += ["", f"{make_decoder(lowered).size} outputs; {_weights(lowered.network)}", *_verdicts(lowered)]
-    lines += [f"warning: {w}" for w in read.warnings]
+    lines += [f"warning: {w}" for w in warnings]
     return "\n".join(map(_printable, lines))
 
 

@@ -260,11 +260,12 @@ class IntegerGraph:
 
 
 class Session:
-    """The user's file in onnxruntime with default options on the CPU: what a counterexample is replayed on."""
+    """The user's file in onnxruntime with default options on the CPU: what a counterexample is replayed on. `as_written`
+    switches all optimisation off."""
 
-    def __init__(self, path: Path) -> None:
-        ort = _onnxruntime("Replaying a counterexample")
-        options = ort.SessionOptions()
+    def __init__(self, path: Path, as_written: bool = False) -> None:
+        ort = _onnxruntime("Running the model")
+        options = _as_written(ort) if as_written else ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
         self._session = _create(ort, str(path), options, f"'{path}'")

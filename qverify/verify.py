@@ -101,8 +101,10 @@ def _verify(
             return Result(Verdict.TIMEOUT, outcome.reason, None, stats, details)
         if outcome.verdict is Verdict.UNKNOWN:
             unknown = outcome
-        elif problem.watch is not None:
-            problem.watch.unsat()
+        else:
+            engine.confirm(problem)
+            if problem.watch is not None:
+                problem.watch.unsat()
         if proofs is not None:
             problem.note(proofs[-1])
     stats.seconds = deadline.elapsed()

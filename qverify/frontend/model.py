@@ -49,8 +49,7 @@ def read_model(path: Path) -> Model:
         _drop_folded_inputs(proto, fused)
         lowered, trace = lower(fused)
         compared = compare(trace, lowered)
-        warnings = (*runtime.machine_warnings(), *bias_warnings(proto))
-        return Model(path, sha256, lowered, runtime.version(), compared, warnings)
+        return Model(path, sha256, lowered, runtime.version(), compared, tuple(runtime.machine_warnings()))
     except SoundnessError as error:
         raise SoundnessError(f"{path}: {_one_line(error)}") from None
     except UnsupportedModel as error:
@@ -155,30 +154,3 @@ def _check_references(graph: onnx.GraphProto) -> None:
                     "initializer, nor computed by an earlier node"
                 )
         known.update(node.output)
-
-
-def bias_warnings(proto: onnx.ModelProto) -> list[str]:
-    """QDQ nodes whose int32 bias has a scale other than input scale * weight scale: some onnxruntime versions fuse
-    them and silently use the product instead (measured: Gemm and MatMul+Add up to 1.32, Conv up to 1.26)."""
-    tensors = {i.name: i for i in proto.graph.initializer}
-    made: dict[str, onnx.NodeProto] = {o: n for n in proto.graph.node for o in n.output}
-    found = []
-    for node in proto.graph.node:
-        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
-            continue
-        scales = [_scale_of(made.get(name), tensors) for name in node.input[:3]]
-        if any(s is None for s in scales):
-            continue
-        product = scales[0] * scales[1]
-        if (abs(scales[2] - product) > 1e-3 * abs(product)).any():
-            found.append(
-                f"node '{node.name}' ({node.op_type}): the bias scale is not input scale * weight scale; onnxruntime may "
-                "fuse it wrongly. The verdict is about what the installed onnxruntime computes."
-            )
-    return found
-
-
-def _scale_of(node: onnx.NodeProto | None, tensors: dict[str, onnx.TensorProto]) -> Any:
-    if node is None or node.op_type != "DequantizeLinear" or node.input[1] not in tensors:
-        return None
-    return onnx.numpy_helper.to_array(tensors[node.input[1]]).reshape(-1).astype("float64")

@@ -112,6 +112,9 @@ class Decider:
                 continue
             lost = set()
             for stage, (proved, seconds) in self._bounded(task, rows, eps).items():
+                if proved.any():  # nothing is certified on a network that the file is not
+                    lower, upper = self.inputs.ends(task.pixels[rows[proved]], self._radius(eps))
+                    self.engine.check_points(np.concatenate([lower, upper]))
                 found += [(i, eps, "unsat", stage, seconds) for i in rows[proved].tolist()]
                 lost = set(rows[~proved].tolist())
                 rows = rows[~proved]
@@ -131,6 +134,8 @@ class Decider:
             verdict, reason = outcome.verdict, outcome.reason
             if outcome.candidate is not None:
                 verdict, reason, _ = self.engine.replayed(query, problem, outcome.candidate)
+            elif verdict is Verdict.UNSAT:
+                self.engine.confirm(problem)
         except Undecided as error:
             verdict, reason = Verdict.UNKNOWN, str(error)
         except TimeUp:
@@ -242,7 +247,9 @@ def load_decider(
     read = read_model(path)
     if read.sha256 != sha256:
         raise UsageError(f"{path}: the file has changed")
-    return Decider.make(read, shape, scaling, options)
+    decider = Decider.make(read, shape, scaling, options)
+    decider.engine.cross_check()
+    return decider
 
 
 def loader(
