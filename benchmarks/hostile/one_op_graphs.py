@@ -148,12 +148,20 @@ def long_shape(rng: Rng, most: int = 300) -> tuple[int, ...]:
     return (*dims(rng, rank - 1, 4), int(rng.integers(1, max(2, most // 8))))
 
 
-def finish(rng: Rng, g: Graph, y: str, natural: float | None, dtype: Any = None) -> str:
-    """The float `y` quantized, dequantized after that, or left as it is."""
+def finish(
+    rng: Rng, g: Graph, y: str, natural: float | None, dtype: Any = None, shape: tuple[int, ...] | None = None
+) -> str:
+    """The float `y` quantized (per axis at times, where its shape is given), dequantized after that, or left as it is."""
     kind = rng.random()
     if kind < 0.2:
         return y
     dtype = eight(rng) if dtype is None else dtype
+    if shape and g.opset >= 13 and chance(rng, 0.25):
+        axis = int(rng.integers(-len(shape), len(shape)))
+        count = (shape[axis],)
+        ends = (g.const(scale(rng, natural, count)), g.const(zero(rng, dtype, count)))
+        y = g.node("QuantizeLinear", y, *ends, axis=axis)
+        return y if kind < 0.8 else g.node("DequantizeLinear", y, *ends, axis=axis)
     s, z, _ = parameters(rng, g, natural, dtype)
     y = g.node("QuantizeLinear", y, s, z)
     return y if kind < 0.8 else g.node("DequantizeLinear", y, *parameters(rng, g, natural, dtype)[:2])
@@ -217,7 +225,8 @@ def input_chain(rng: Rng) -> Case:
         else:
             ends = (x, g.f32(c))
             x = g.node(name, *(ends[::-1] if chance(rng, 0.3) else ends))
-    return Case(g.model(finish(rng, g, x, step)), (Input(shape, np.dtype(np.float32), step),))
+    y = finish(rng, g, x, step, shape=shape)
+    return Case(g.model(y), (Input(shape, np.dtype(np.float32), step),))
 
 
 @graphs("DequantizeLinear")
@@ -241,7 +250,7 @@ def dequantize_linear(rng: Rng) -> Case:
     if chance(rng, 0.1):
         more["domain"] = "com.microsoft"
     y = g.node("DequantizeLinear", *inputs, **more)
-    return Case(g.model(finish(rng, g, y, natural)), (Input(shape, dtype),))
+    return Case(g.model(finish(rng, g, y, natural, shape=shape)), (Input(shape, dtype),))
 
 
 @graphs("Cast")
@@ -373,8 +382,10 @@ def _after_sum(rng: Rng, g: Graph, y: str, channel: tuple[int, ...]) -> str:
     if kind == 0:
         return y
     if kind == 1:
-        s = scale(rng)
-        return finish(rng, g, g.node("DequantizeLinear", y, g.const(s)), float(s) * 300)
+        per_axis = g.opset >= 13 and chance(rng, 0.4)
+        s = scale(rng, None, (max(channel),) if per_axis else ())
+        more = {"axis": -len(channel)} if per_axis else {}
+        return finish(rng, g, g.node("DequantizeLinear", y, g.const(s), **more), float(s.flat[0]) * 300)
     s = scale(rng, None, channel if chance(rng, 0.5) else ())
     y = g.node("Mul", g.node("Cast", y, to=int(onnx.TensorProto.FLOAT)), g.const(s))
     natural = float(s.flat[0]) * 300
@@ -620,7 +631,7 @@ def float_constant(rng: Rng) -> Case:
         c = c * size(rng)
     pair = (x, g.f32(np.clip(c, -3e38, 3e38)))
     y = g.node(name, *(pair[::-1] if chance(rng, 0.3) and name != "PRelu" else pair))
-    return Case(g.model(finish(rng, g, y, s)), (item,))
+    return Case(g.model(finish(rng, g, y, s, shape=np.broadcast_shapes(*ends))), (item,))
 
 
 # -- concatenation, where --------------------------------------------------------------------------
