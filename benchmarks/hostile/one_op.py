@@ -1,6 +1,6 @@
 """One op at a time against onnxruntime, bit for bit, over random graphs.
 
-    python -m benchmarks.hostile.one_op --count 1000 --seed 1 [--op QLinearConv ...] [--out FILE.csv] [--keep FOLDER]
+    python benchmarks/hostile/one_op.py --count 1000 --seed 1 [--op QLinearConv ...] [--out FILE] [--keep FOLDER]
 
 For every op that has a rule, `--count` random graphs of that op alone (see `one_op_graphs.py`) are read as the product
 reads a file, and run as integers and in onnxruntime with default options: all 256 codes of a unary op and all pairs of an
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import multiprocessing
+import os
 import sys
 import tempfile
 import zlib
@@ -22,6 +23,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 

@@ -436,14 +436,17 @@ def _matrices(rng: Rng) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (rows, depth), (depth, columns)
 
 
+def _columns(rng: Rng, weight: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape for parameters of a weight [*stack, K, N]: one for all, or one for every column, in odd spellings too."""
+    forms = [(), (), (1,), weight[-1:], (*weight[:-2], 1, weight[-1]), (1,) * len(weight), (1, weight[-1])]
+    return forms[rng.integers(len(forms))]
+
+
 @graphs("QLinearMatMul")
 def qlinear_matmul(rng: Rng) -> Case:
     g, act, kind = Graph(opset(rng)), eight(rng), eight(rng)
     left, right = _matrices(rng)
-    form = rng.integers(5)
-    columns: tuple[int, ...] = () if form < 2 else right[-1:] if form == 2 else (*right[:-2], 1, right[-1])
-    if form == 4:
-        columns = (1,)
+    columns = _columns(rng, right)
     a, b = scale(rng), scale(rng, None, columns)
     zeros = zero(rng, kind, columns) if chance(rng, 0.9) else zero(rng, kind)
     out = act if chance(rng, 0.9) else eight(rng)
@@ -466,9 +469,8 @@ def matmul_integer(rng: Rng) -> Case:
     g, act, kind = Graph(opset(rng)), eight(rng), eight(rng)
     left, right = _matrices(rng)
     inputs = [g.input(left, act), g.const(weight(rng, right, kind))]
-    if form := rng.integers(4):
-        shape = right[-1:] if form == 3 else ()
-        inputs += [g.const(zero(rng, act)), g.const(zero(rng, kind, shape))][:form]
+    if form := rng.integers(3):
+        inputs += [g.const(zero(rng, act)), g.const(zero(rng, kind, _columns(rng, right)))][:form]
     y = g.node("MatMulInteger", *inputs)
     if chance(rng, 0.2):
         y = g.node("Add", y, g.const(_bias(rng, right[-1:] if chance(rng, 0.7) else ())))
@@ -479,12 +481,13 @@ def matmul_integer(rng: Rng) -> Case:
 def matmul_integer_to_float(rng: Rng) -> Case:
     g, act, kind = Graph(opset(rng)), eight(rng), eight(rng)
     left, right = _matrices(rng)
-    columns = right[-1:] if chance(rng, 0.5) else ()
+    columns = _columns(rng, right)
     a, b = scale(rng), scale(rng, None, columns)
     inputs = [g.input(left, act), g.const(weight(rng, right, kind)), g.const(a), g.const(b)]
     form = rng.integers(4)
     natural = float(a) * float(b.flat[0]) * 300
-    inputs += [g.const(zero(rng, act)), g.const(zero(rng, kind, columns))][: min(form, 2)]
+    zeros = columns if chance(rng, 0.5) else _columns(rng, right)
+    inputs += [g.const(zero(rng, act)), g.const(zero(rng, kind, zeros))][: min(form, 2)]
     if form == 3:
         inputs.append(g.f32(np.clip(rng.normal(size=right[-1:]) * natural, -3e38, 3e38)))
     y = g.node("MatMulIntegerToFloat", *inputs)
@@ -495,7 +498,7 @@ def matmul_integer_to_float(rng: Rng) -> Case:
 def qgemm(rng: Rng) -> Case:
     g, act, kind = Graph(opset(rng)), eight(rng), eight(rng)
     rows, depth, width = (int(rng.choice(SIZES)) for _ in range(3))
-    columns = (width,) if chance(rng, 0.4) else ()
+    columns = _columns(rng, (depth, width))
     a, b = scale(rng), scale(rng, None, columns)
     more: dict[str, Any] = {}
     if chance(rng, 0.5):

@@ -112,6 +112,19 @@ def _product(n: View, a: int, b: int, a_zero: int, b_zero: int, bias: IntArray) 
     return dense(n, turned, x_zero, w.T, w_zero, bias), True
 
 
+def _columns(n: View, k: int, weight: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """The scales of B [*stack, K, N], input k: one for all, [], or one for every column, [N] or [*stack, 1, N]. The runtime
+    rejects other shapes, or multiplies by them at another place."""
+    scale = n.scale(k, "the scale of B")
+    if scale.shape in ((), (1,)):
+        return scale.reshape(())
+    if len(weight) == 2 and scale.shape in (weight[1:], (1, weight[1])):
+        return scale.reshape(-1)
+    if scale.shape == (*weight[:-2], 1, *weight[-1:]):
+        return scale
+    raise Refusal(f"scales {list(scale.shape)} for a weight {list(weight)} are not supported")
+
+
 @lowers("MatMulInteger", inputs=4)
 def matmul_integer(n: View) -> Tensor:
     acc, turned = _product(n, 0, 1, 2, 3, np.zeros((), np.int64))
@@ -121,10 +134,8 @@ def matmul_integer(n: View) -> Tensor:
 @lowers("QLinearMatMul", inputs=8, domains=("", MICROSOFT))
 def qlinear_matmul(n: View) -> Tensor:
     x_scale = scalar(n.scale(1, "the scale of A"), "the scale of A")
-    w_scale = n.scale(4, "the scale of B")
+    w_scale = _columns(n, 4, n.tensor(3).shape)
     y_scale = scalar(n.scale(6, "the output scale"), "the output scale")
-    if w_scale.size == 1:
-        w_scale = w_scale.reshape(())
     acc, turned = _product(n, 0, 3, 2, 5, np.zeros((), np.int64))
     if turned and w_scale.size > 1:
         raise Refusal("per-column scales of a right operand that depends on the input are not supported")
@@ -142,11 +153,10 @@ def qgemm(n: View) -> Tensor:
         x = moved
     w = _weight(n, 3)
     w_zero = n.zero_point(5, w.dtype)
-    w_scale = n.scale(4, "the scale of B")
     if n.attr("transB", 0):
         w = w.T
+    w_scale = _columns(n, 4, w.shape)
     w_zero = w_zero.reshape(()) if w_zero.size == 1 else w_zero
-    w_scale = w_scale.reshape(()) if w_scale.size == 1 else w_scale
     bias = n.constant(6, "the bias").astype(np.int64) if n.has(6) else np.zeros((), np.int64)
     x_zero = scalar(n.zero_point(2, x.dtype), "the zero point of A")
     _note_saturation(n, x, w.T)
@@ -167,14 +177,9 @@ def matmul_integer_to_float(n: View) -> Tensor:
     multiplies one after the other.
     """
     acc, turned = _product(n, 0, 1, 4, 5, np.zeros((), np.int64))
-    w_scale, w = n.scale(3, "the scale of B"), n.tensor(1)
     if turned:
         raise Refusal("a constant left operand is not supported")
-    columns = w_scale.shape == (*w.shape[:-2], 1, w.shape[-1]) or w_scale.shape == w.shape[1:]
-    if not columns and w_scale.shape not in ((), (1,)):
-        raise Refusal(f"scales {list(w_scale.shape)} for a stack of matrices {list(w.shape)} are not supported")
-    w_scale = w_scale.reshape(()) if w_scale.size == 1 else w_scale
-    factor = scalar(n.scale(2, "the scale of A"), "the scale of A") * w_scale
+    factor = scalar(n.scale(2, "the scale of A"), "the scale of A") * _columns(n, 3, n.tensor(1).shape)
     program = FloatProgram().then("mul", _finite(factor))
     if n.has(6):
         program = program.then("add", n.constant(6, "the bias"))
