@@ -19,6 +19,7 @@ from qverify.errors import SoundnessError, SpecError
 from qverify.frontend.boundary import Domain, Encoder, make_domain, make_encoder
 from qverify.frontend.model import Model
 from qverify.frontend.outputs import Decoder, described_outputs, make_decoder
+from qverify.frontend.readings import make_readings
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Network
 from qverify.propagate import Propagator, make_propagator
@@ -79,14 +80,18 @@ class Engine:
         )
 
     def problem(self, query: Query, domain: Domain | None = None) -> Problem:
-        """A query, ready to be searched; `domain` is its box's where that is known already. Raises SpecError for a box
-        without a point or beyond float32."""
+        """A query, ready to be searched; `domain` is its box's where that is known already. Raises EmptyBox for a box
+        without a point, SpecError for one beyond float32."""
         domain = make_domain(self.encoder, query.box) if domain is None else domain
         lower, upper = domain.code_box()
-        unsafe = make_unsafe(query, len(self.encoder.is_float), self.decoder.grid)
+        read = make_readings(query, domain, self.decoder)
+        unsafe = make_unsafe(read.possible, len(self.encoder.is_float), self.decoder.grid)
         ask = None if self.decoder.exact else self.file_function()
         problem = Problem(self.kernels, self.network, domain, self.decoder, unsafe, lower, upper, ask)
         problem.dual, problem.described, problem.propagator = self.dual, self.described, self.propagator
+        if read.certain is not read.possible:
+            problem.certain = make_unsafe(read.certain, len(self.encoder.is_float), self.decoder.grid)
+            problem.readings = read
         return problem
 
     def file_function(self, as_written: bool = False) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
@@ -114,7 +119,8 @@ class Engine:
         try:
             decimals = (problem.domain.decimal_for(i, float(v), exactly) for i, v in enumerate(candidate.inputs))
             text = tuple(decimals)
-            witness = replay(self.read.path, query, self.graph_inputs(candidate.inputs), text, candidate.outputs)
+            sure = make_readings(query, problem.domain, self.decoder).certain_at(candidate.outputs)
+            witness = replay(self.read.path, sure, self.graph_inputs(candidate.inputs), text, candidate.outputs)
         except SpecError as error:  # no decimal inside the bounds is read as the float32 that was found
             return Verdict.UNKNOWN, f"a counterexample was found, but cannot be written down: {error}", None
         except NotReplayed as error:

@@ -15,7 +15,7 @@ from qverify import runtime
 from qverify.certificate import certificate
 from qverify.deadline import Deadline, TimeUp
 from qverify.engine import Engine
-from qverify.errors import SpecError, UsageError
+from qverify.errors import EmptyBox, SpecError, UsageError
 from qverify.frontend.fit import check_fit
 from qverify.frontend.model import Model, read_model
 from qverify.frontend.vnnlib import read_property
@@ -80,9 +80,16 @@ def _verify(
     if options.certificate:
         details["reading"] = read.lowered.digest()
     unknown: Outcome | None = None
+    empty: list[str] = []  # why queries allow no input
     proofs = _wanted_proofs(options, prop, engine)
     for query in prop.queries:
-        problem = _problem(engine, query, spec_path)
+        try:
+            problem = _problem(engine, query, spec_path)
+        except EmptyBox as error:
+            empty.append(str(error))
+            if proofs is not None:
+                proofs.append(Proof())
+            continue
         problem.watch = _watch(problem, options.watch)
         if options.watch is not None and (problem.watch is None or not problem.watch.holds.any()):
             why = "lies outside the box" if problem.watch is None else "is no counterexample"
@@ -96,7 +103,9 @@ def _verify(
         if outcome.verdict is Verdict.SAT:
             with Deadline.after(None).limits():  # what was found in time is replayed, whatever that takes
                 found = _answer_sat(engine, query, problem, outcome, stats, details, deadline)
-            return _certified(found, proofs)
+            if found.verdict is Verdict.SAT:
+                return _certified(found, proofs)
+            outcome = Outcome(found.verdict, found.reason)
         if outcome.verdict is Verdict.TIMEOUT:
             return Result(Verdict.TIMEOUT, outcome.reason, None, stats, details)
         if outcome.verdict is Verdict.UNKNOWN:
@@ -107,10 +116,17 @@ def _verify(
                 problem.watch.unsat()
         if proofs is not None:
             problem.note(proofs[-1])
+    details["warnings"] += _said_of(empty)
     stats.seconds = deadline.elapsed()
     if unknown is not None:
         return Result(Verdict.UNKNOWN, unknown.reason, None, stats, details)
     return _certified(Result(Verdict.UNSAT, "every part of the input box is proved", None, stats, details), proofs)
+
+
+def _said_of(empty: list[str]) -> list[str]:
+    """A warning about queries that allow no input, if there are any."""
+    more = f" (and so are {len(empty) - 1} more)" if len(empty) > 1 else ""
+    return [f"a part of the property allows no input and is refuted{more}: {empty[0]}"] if empty else []
 
 
 def _wanted_proofs(options: Options, prop: Property, engine: Engine) -> list[Proof] | None:
@@ -143,7 +159,7 @@ def _problem(engine: Engine, query: Query, spec: Path) -> Problem:
     try:
         return engine.problem(query)
     except SpecError as error:
-        raise SpecError(f"{spec}: {error}") from None
+        raise type(error)(f"{spec}: {error}") from None
 
 
 def _watch(problem: Problem, point: tuple[float, ...] | None) -> Watch | None:

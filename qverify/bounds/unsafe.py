@@ -218,7 +218,7 @@ def _threshold(row: Row, grid: Grid) -> tuple[float, bool]:
     reach = Fraction(0)
     for index, c in row.y:
         unit = grid.unit[index]
-        power = _power_of_two(c)
+        power = power_of_two(c)
         if unit is None or power is None or not isfinite(grid.largest[index]):
             return nearest, False
         units.append(unit + power)
@@ -232,7 +232,7 @@ def _threshold(row: Row, grid: Grid) -> tuple[float, bool]:
     return float(Fraction(int(whole)) * step), True
 
 
-def _power_of_two(c: Fraction) -> int | None:
+def power_of_two(c: Fraction) -> int | None:
     """The largest p with c a multiple of 2**p, for a dyadic c that float64 holds with room to spare; None otherwise."""
     if c.denominator & (c.denominator - 1):
         return None

@@ -26,15 +26,16 @@ from qverify.checker.bounds import Net, Part
 from qverify.checker.ops import CPU, Ends, Floats, Ints, TooLarge, added, fits
 from qverify.checker.regions import Compiler, Inequality, holds, refuted
 from qverify.checker.tree import BEYOND, CLOSED, DUAL, Leaves, Tree
-from qverify.errors import Rejected, SpecError
-from qverify.frontend.boundary import Encoder, make_domain, make_encoder
+from qverify.errors import EmptyBox, Rejected, SpecError
+from qverify.frontend.boundary import Encoder, float32s, inside_bounds, make_domain, make_encoder
 from qverify.frontend.constraints import Fault, number
 from qverify.frontend.fit import check_fit
 from qverify.frontend.lower import Lowered
 from qverify.frontend.model import Model, read_model
-from qverify.frontend.outputs import described_outputs, make_decoder
+from qverify.frontend.outputs import Decoder, described_outputs, make_decoder
+from qverify.frontend.readings import make_readings
 from qverify.frontend.vnnlib import read_property
-from qverify.property import Box, Property, Query, Row
+from qverify.property import Box, Case, Property, Query, Row
 
 __all__ = ["Rejected", "Report", "check"]
 
@@ -124,8 +125,8 @@ def check_sat(archive: Archive, prop: Property, lowered: Lowered) -> None:
     if not np.isfinite(y).all():
         raise Rejected("an output for its inputs is not finite")
     exact = [Fraction(float(v)) for v in y]
-    readings = point, [Fraction(float(v)) for v in x]  # the decimals, and what the runtime is fed
-    for case in (case for query in inside for case in query.cases):
+    readings = point, [Fraction(float(v)) for v in point], [Fraction(float(v)) for v in x]
+    for case in (case for query in inside for case in _certain(query, encoder, make_decoder(lowered), x, y)):
         if all(holds(row, _left(row, inputs, exact)) for row in case for inputs in readings):
             return
     raise Rejected("the outputs for its inputs are not unsafe")
@@ -136,12 +137,15 @@ def _left(row: Row, x: Sequence[Fraction], y: Sequence[Fraction]) -> Fraction:
     return sum((c * x[i] for i, c in row.x), Fraction(0)) + sum((c * y[j] for j, c in row.y), Fraction(0))
 
 
+def _certain(query: Query, encoder: Encoder, decoder: Decoder, x: Floats, y: Floats) -> Sequence[Case]:
+    """The cases of a query with the rows that no reading of their numbers doubts at outputs `y`; none where `x` lies within
+    rounding of the box's bounds."""
+    domain = make_domain(encoder, query.box)
+    return make_readings(query, domain, decoder).certain_at(y).cases if domain.holds_surely(x) else ()
+
+
 def _within(point: Sequence[Fraction], box: Box) -> bool:
-    ends = enumerate(zip(box.lower, point, box.upper, strict=True))
-    return all(
-        low <= x <= high and not (x == low and i in box.lower_strict) and not (x == high and i in box.upper_strict)
-        for i, (low, x, high) in ends
-    )
+    return all(inside_bounds(box, i, x) for i, x in enumerate(point))
 
 
 def _rounded(point: Sequence[Fraction], texts: Sequence[str], encoder: Encoder) -> Floats:
@@ -157,6 +161,8 @@ def _rounded(point: Sequence[Fraction], texts: Sequence[str], encoder: Encoder) 
         )
     if not np.isfinite(x).all() or np.isnan(encoder.scaled(x[None])).any():
         raise Rejected("an input overflows float32")
+    if any(f and float32s(own)[0] != v for f, own, v in zip(encoder.is_float, point, x, strict=True)):
+        raise Rejected("an input is another float32 where it is rounded at once")
     return x
 
 
@@ -174,6 +180,8 @@ def _check_unsat(archive: Archive, prop: Property, lowered: Lowered, spec: Path)
     for i, query in enumerate(prop.queries):
         try:
             proof = Proof(archive, i, lowered, query)
+        except EmptyBox:
+            continue  # nothing to prove
         except SpecError as error:
             raise SpecError(f"{spec}: {error}") from None
         proof.check()
@@ -185,7 +193,7 @@ class Proof:
     """The proof of a query: inner bounds, and a tree of parts of the root box whose leaves are closed one by one."""
 
     def __init__(self, archive: Archive, query_number: int, lowered: Lowered, query: Query) -> None:
-        self.archive, self.name, self.query = archive, f"q{query_number}.", query
+        self.archive, self.name = archive, f"q{query_number}."
         self.header = archive.header["queries"][query_number]
         if not isinstance(self.header, dict):
             raise archive.fault(f"query {query_number} in header.json is no object")
@@ -196,6 +204,8 @@ class Proof:
             raise Rejected("a rule is not for a node of the network")
         self.net = Net(self.network, {nodes[k]: (name, slopes.get(k)) for k, name in rules.items()})
         self.domain = make_domain(make_encoder(lowered), query.box)
+        self.readings = make_readings(query, self.domain, self.decoder)
+        self.query = query = self.readings.possible
         low, high = (end[None].astype(np.int64) for end in self.domain.code_box())
         self.known: list[Ends | None] = [(low, high), *([None] * len(self.network.nodes))]
         root, _ = self.net.part(1, {}, self.known)
@@ -377,19 +387,24 @@ class Proof:
             closed = self._closed_cases(part.take(rows)) | self.at_root
             for i, own in enumerate(leaves.region[rows].tolist()):
                 closed[i] |= own >= 0 and np.array([own not in (case or ()) for case in self.cover.cases])
-            for row in rows[~closed.all(axis=1)]:
-                if not self._without_input(part, row):
+            for row in np.flatnonzero(~closed.all(axis=1)):
+                if not self._holds_nothing(part, rows[row], np.flatnonzero(~closed[row])):
                     raise Rejected(
-                        f"entry {leaves.entries[row]} of its tree is not closed: a case is not refuted there"
+                        f"entry {leaves.entries[rows[row]]} of its tree is not closed: a case is not refuted there"
                     )
         self.leaves += len(leaves.entries)
 
-    def _without_input(self, part: Part, row: int) -> bool:
-        """Whether no input has codes in a part: several codes may come from one input element.
+    def _holds_nothing(self, part: Part, row: int, cases: Ints) -> bool:
+        """Whether no input has codes in a part (several codes may come from one input element), or it is one code vector
+        and no reading of the property accepts these cases there.
 
         Sound because `cells` gives, for every input element, all its values whose codes lie in the part."""
         low, high = (end[row].astype(np.int32) for end in part.ends[0])
-        return self.domain.encoder.shared and self.domain.cells(low, high) is None
+        without = self.domain.encoder.shared and self.domain.cells(low, high) is None
+        if without or (low < high).any():
+            return without
+        y = self.decoder.decode(self.network.run(CPU, low[None]))[0]
+        return not any(self.readings.accept(int(k), y) for k in cases)
 
     def _check_dual(self, step: int) -> None:
         """Parts in which a combination of a region's inequalities has a negative upper bound."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -216,9 +216,47 @@ class Domain:
         first, last = cell
         inner = np.maximum(first, self.sure[0]), np.minimum(last, self.sure[1])
         first, last = (np.where(inner[0] <= inner[1], own, end) for own, end in zip(inner, cell, strict=True))
+        return self.middle(first, last)
+
+    def middle(self, first: Float64Array, last: Float64Array) -> Float64Array:
+        """Input values halfway between others [inputs]."""
         middle = first + (last - first) * 0.5
         rounded = np.where(self.encoder.is_float, middle.astype(np.float32).astype(np.float64), np.floor(middle))
         return np.clip(rounded, first, last)
+
+    def hull(self, lower: Float64Array, upper: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """From ends of values [N, inputs] to ends of all that they may stand for: themselves, and the decimals inside the
+        box that are fed as one of them, also after they became doubles.
+
+        Sound because a decimal lies at most half a step from its float32; one that becomes a double first, and is then
+        halfway between two, half a step of that more.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            ends = []
+            for end, side, bound in ((lower, -np.inf, self._outside[0]), (upper, np.inf, self._outside[1])):
+                beyond = np.nextafter(end.astype(np.float32), np.float32(side)).astype(np.float64)
+                border = np.nextafter((end + beyond) / 2, side)
+                nearer, further = (np.maximum, np.minimum) if side < 0 else (np.minimum, np.maximum)
+                ends.append(np.where(self.encoder.is_float, further(end, nearer(border, bound)), end))
+        return ends[0], ends[1]
+
+    @functools.cached_property
+    def _outside(self) -> tuple[Float64Array, Float64Array]:
+        """The bounds as doubles, not inside of them."""
+        lower = [-_above(-low) for low in self.box.lower]
+        return np.array(lower), np.array([_above(high) for high in self.box.upper])
+
+    @functools.cached_property
+    def _sure_codes(self) -> tuple[Int32Array, Int32Array] | None:
+        low, high = self.sure
+        return None if (low > high).any() else replace(self, lower=low, upper=high).code_box()
+
+    def beyond_surely(self, low: Int32Array, high: Int32Array) -> npt.NDArray[np.bool_]:
+        """Which boxes of codes [N, codes] have no code that an input inside the box under every reading has: [N]."""
+        if self._sure_codes is None:
+            return np.ones(len(low), np.bool_)
+        first, last = self._sure_codes
+        return np.asarray(((high < first) | (low > last)).any(axis=1), np.bool_)
 
     def holds_surely(self, x: Float64Array) -> bool:
         """Whether inputs [inputs] lie inside the box under every reading of its bounds."""
@@ -361,6 +399,14 @@ def float32s(value: Fraction) -> tuple[np.float32, np.float32]:
     if 2 * double != float(twice) + float(other) or Fraction(double) == value:
         return twice, twice
     return (max if value > double else min)(twice, other), twice
+
+
+def _above(value: Fraction) -> float:
+    """The least double that is at least `value`."""
+    double = _double(value)
+    if np.isinf(double):
+        return double if double > 0 else float(-np.finfo(np.float64).max)
+    return double if Fraction(double) >= value else float(np.nextafter(double, np.inf))
 
 
 def _double(value: Fraction) -> float:

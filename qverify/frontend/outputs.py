@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ class Decoder:
     steepness: npt.NDArray[np.float64]  # [outputs]: d value / d integer, a guide for gradients
     grid: Grid
     error: npt.NDArray[np.float64]  # [outputs]: how far the runtime's value may lie from the decoded one; mostly 0
+    types: tuple[tuple[int, int], ...]  # least and largest integer behind the outputs of each part
 
     @property
     def exact(self) -> bool:
@@ -35,6 +37,21 @@ class Decoder:
     @property
     def size(self) -> int:
         return sum(size for _, size, _ in self.parts)
+
+    @functools.cached_property
+    def is_float(self) -> npt.NDArray[np.bool_]:
+        """[outputs]: float32 (True) or integer (False)."""
+        return np.repeat([program is not None for program, _, _ in self.parts], [size for _, size, _ in self.parts])
+
+    @functools.cached_property
+    def reach(self) -> Float64Array:
+        """[outputs]: a magnitude that no value exceeds, on any input; not finite where it may overflow float32."""
+        sizes = [size for _, size, _ in self.parts]
+        ends = (np.repeat([pair[k] for pair in self.types], sizes).astype(np.int32)[None] for k in (0, 1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            lower, upper = self.decode_box(*ends)
+            reach: Float64Array = np.maximum(np.abs(lower[0]), np.abs(upper[0]))
+        return reach
 
     def decode(self, z: Int32Array) -> Float64Array:
         """int32 [N, outputs] -> the runtime's output values, float64 [N, outputs]."""
@@ -60,6 +77,7 @@ def make_decoder(lowered: Lowered) -> Decoder:
     units: list[int | None] = []
     largest: list[float] = []
     errors: list[Float64Array] = []
+    types: list[tuple[int, int]] = []
     for _, tensor in lowered.outputs:
         codes = codes_of(tensor)
         errors.append(np.broadcast_to(_error_of(tensor), codes.shape).reshape(-1))
@@ -67,12 +85,14 @@ def make_decoder(lowered: Lowered) -> Decoder:
         program = tensor.program if isinstance(tensor, FloatAcc) else None
         size, shape = codes.type.size, codes.type.shape
         parts.append((program, size, shape))
+        types.append((codes.type.low, codes.type.high))
         slope = np.asarray(1.0 if program is None else program.slope(), np.float64)
         steep.append(np.broadcast_to(slope, shape).reshape(-1))
         unit, most = _grid_of(lowered, codes, program)
         units += [unit] * size
         largest += [most] * size
-    return Decoder(tuple(parts), np.concatenate(steep), Grid(tuple(units), tuple(largest)), np.concatenate(errors))
+    grid = Grid(tuple(units), tuple(largest))
+    return Decoder(tuple(parts), np.concatenate(steep), grid, np.concatenate(errors), tuple(types))
 
 
 def _error_of(output: Output) -> Float64Array:

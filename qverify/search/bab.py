@@ -126,7 +126,7 @@ def _searched(run: Run, rng: np.random.Generator) -> Outcome:
         stats.proved += 1
         if proof is not None:
             proof.close([0])
-        return Outcome(Verdict.UNSAT, PROVED)
+        return run.done()
     return cut_neurons(run, status[0]) if _prefers_cuts(problem, status[0]) else split_boxes(run)
 
 
@@ -222,6 +222,10 @@ def cut_neurons(run: Run, status: Any) -> Outcome:
         outcome = run.strike()
         if outcome is not None:
             return outcome
+        if problem.narrow():  # from the beginning, with fewer regions
+            run.proof = None
+            status, _ = problem.bound(*(problem.kernels.asarray(end[None]) for end in (problem.lower, problem.upper)))
+            return cut_neurons(run, status[0]) if _prefers_cuts(problem, status[0]) else split_boxes(run)
         found = tree.step()
         run.tell(tree.open, 1 - tree.open_share)
     return run.done() if found is None else Outcome(Verdict.SAT, "found by the search", found)

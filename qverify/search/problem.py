@@ -14,22 +14,27 @@ from qverify.bounds.cover import Cover, make_cover
 from qverify.bounds.dual import Dual
 from qverify.bounds.inner import Inner, sharpened, tightened
 from qverify.bounds.regions import Output
-from qverify.bounds.unsafe import CERTAIN, OPEN, REFUTED, Unsafe
+from qverify.bounds.unsafe import CERTAIN, REFUTED, Unsafe
 from qverify.deadline import Deadline, looking
 from qverify.errors import SoundnessError
 from qverify.frontend.boundary import Domain
 from qverify.frontend.outputs import Decoder
+from qverify.frontend.readings import Readings
 from qverify.kernels import Array, Kernels
 from qverify.network import Network
 from qverify.ops import Interval
 from qverify.ops.relax import Nonlinear
 from qverify.ops.table import Sandwiched
 from qverify.propagate import Propagator
-from qverify.search.cells import Undecided, solve_in_cell
+from qverify.property import Case
+from qverify.search.cells import Undecided, may_hold
+from qverify.search.inputs import solve_surely
 from qverify.search.joint import Joint
 from qverify.search.proof import Proof
 from qverify.search.watch import Watch
 
+DIFFERS = "a counterexample under some readings of the property's numbers only (exact, as doubles, in float32): "
+NEAR_TIE, NEAR_BOUND = DIFFERS + "it is within rounding of a tie", DIFFERS + "an input is within rounding of its bound"
 BACKWARD_BYTES = 32 << 20  # one array of multipliers of a batch
 
 Float64Array = npt.NDArray[np.float64]
@@ -61,19 +66,22 @@ class Problem:
     network: Network
     domain: Domain
     decoder: Decoder
-    unsafe: Unsafe
+    unsafe: Unsafe  # what some reading of the property calls unsafe: refuted, or there is no proof
     lower: npt.NDArray[np.int32]  # [codes], the root box
     upper: npt.NDArray[np.int32]
     runtime: Callable[[Float64Array], Float64Array] | None = None  # inputs -> the runtime's outputs, both flat
     dual: Dual | None = None  # where the dual's bounds are wanted
     described: Sequence[Output] = ()  # the outputs, for it
     propagator: Propagator | None = None  # a faster `network.intervals`
+    readings: Readings | None = None  # the query's versions, where they differ; `unsafe` is of the possible one,
+    certain: Unsafe | None = None  # and this of the certain one, case by case
     watch: Watch | None = None  # an input that nothing may lose, for debugging
     undecided: str = ""  # why some code vector could be neither confirmed nor ruled out
     thorough: bool = False  # whether the dual bounds the inequalities of closed cases too, as a checker will
     _relaxed: Relaxed | None = field(default=None, repr=False)
     _cells: Any = field(default=None, repr=False)
     _joint: Joint | None = field(default=None, repr=False)
+    _narrowed: bool = False
 
     def relaxed(self) -> Relaxed | None:
         """The dual of this query, made on the first call. None where it is not wanted or can say nothing about any case."""
@@ -140,8 +148,8 @@ class Problem:
         return self._joint
 
     def input_ends(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array] | None:
-        """Bounds of the float inputs over code boxes; only where rows mention inputs (None otherwise)."""
-        return self._ends_in_cells(lower, upper) if self.unsafe.mixed else None
+        """Bounds of what the inputs stand for over code boxes; only where rows mention inputs (None otherwise)."""
+        return self.domain.hull(*self._ends_in_cells(lower, upper)) if self.unsafe.mixed else None
 
     def _ends_in_cells(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array]:
         if self._cells is None:
@@ -161,12 +169,13 @@ class Problem:
         """Interval bounds: the status of every case [N, cases], and the rows' least values [N, rows] (a guide).
 
         Raises Undecided where an output may be infinite: no real number stands for it in a row."""
+        self.narrow()
         fast = self.propagator
         ends = fast.intervals(lower, upper) if fast else self.network.intervals(self.kernels, lower, upper)
         y = self._decoded(*ends)
         x = self.input_ends(lower, upper)
         status = self.unsafe.status(y, x)
-        status[self.without_input(lower, upper)] = REFUTED
+        status[self._without_wanted(lower, upper)] = REFUTED
         self.joint.refine(status, y, x)
         if self.watch is not None:
             self.watch.boxes(lower, upper, status, "intervals")
@@ -185,13 +194,33 @@ class Problem:
 
     def refuted_by(self, boxes: list[Interval]) -> npt.NDArray[np.bool_]:
         """Which cases the intervals of all values refute: bool [N, cases]."""
+        self.narrow()
         ends = (self.network.flat_outputs(self.kernels, [box[i] for box in boxes]) for i in (0, 1))
         y, x = self._decoded(*ends), self.input_ends(*boxes[0])
         status = self.unsafe.status(y, x)
         self.joint.refine(status, y, x)
         found: npt.NDArray[np.bool_] = status == REFUTED
-        found[self.without_input(*boxes[0])] = True
+        found[self._without_wanted(*boxes[0])] = True
         return found
+
+    def narrow(self) -> bool:
+        """Once there is a doubt, the answer is `unknown` unless there is a counterexample, so from then on only what every
+        reading calls unsafe is sought; whether that is news. (It is called where no numbers of rows are held.)"""
+        if not self.undecided or self._narrowed or self.watch is not None:
+            return False
+        if self.certain is not None:
+            self.unsafe, self._relaxed = self.certain, None
+        self._narrowed = True
+        return self.certain is not None
+
+    def _without_wanted(self, lower: Array, upper: Array) -> npt.NDArray[np.bool_]:
+        """Which boxes of codes hold no input that is sought, bool [N]."""
+        without = self.without_input(lower, upper)
+        return (
+            without | self.domain.beyond_surely(*map(self.kernels.to_host, (lower, upper)))
+            if self._narrowed
+            else without
+        )
 
     def around(self, y: Float64Array) -> tuple[Float64Array, Float64Array]:
         """The outputs that the runtime may give where the network decodes to `y`."""
@@ -217,7 +246,13 @@ class Problem:
         around, x = self.around(y), self.input_ends(points, points)
         status = self.unsafe.status(around, x)
         self.joint.refine(status, around, x, search=False)
-        for i in looking(np.flatnonzero((status != 0).any(axis=1))):
+        unsafe = (status != REFUTED).any(axis=1)
+        if self.undecided:  # one more doubt would change nothing
+            host = self.kernels.to_host(points)
+            unsafe &= ~self.domain.beyond_surely(host, host)
+            if self.certain is not None and self.decoder.exact and not self.unsafe.mixed:
+                unsafe[unsafe] = (self.certain.status((y[unsafe], y[unsafe])) == CERTAIN).any(axis=1)
+        for i in looking(np.flatnonzero(unsafe)):
             codes = self.kernels.to_host(points[i])
             try:
                 found = self._candidate(codes, y[i], status[i])
@@ -279,18 +314,34 @@ class Problem:
     def realise(
         self, codes: npt.NDArray[np.int32], y: Float64Array, status: npt.NDArray[np.int8]
     ) -> Float64Array | None:
-        """Input values that quantize to `codes` and for which one of the cases left by `status` holds; None if none."""
-        if (status == CERTAIN).any():
-            return self.domain.lift(codes)
+        """Input values that quantize to `codes` and for which one of the cases left by `status` holds under every reading;
+        None if none holds under any. Raises Undecided where readings differ."""
         cell = self.domain.cells(codes, codes)
         if cell is None:
             return None
-        for k in looking(np.flatnonzero(status == OPEN)):
-            rows = [self.unsafe.rows[r] for r in self.unsafe.cases[k]]
-            found = solve_in_cell(rows, y, *cell, self.domain.encoder.is_float)
+        ends = [end[0] for end in self.domain.hull(cell[0][None], cell[1][None])]
+        doubt = ""
+        for k in looking(np.flatnonzero(status != REFUTED)):
+            possible, certain = self._versions(int(k), y)
+            if not may_hold(possible, y, *ends):
+                continue
+            try:
+                found = solve_surely(self.domain, certain, y, *cell)
+            except Undecided as error:
+                found, doubt = None, str(error)
             if found is not None:
                 return found
+            doubt = doubt or (NEAR_BOUND if may_hold(certain, y, *ends) else NEAR_TIE)
+        if doubt:
+            raise Undecided(doubt)
         return None
+
+    def _versions(self, case: int, y: Float64Array) -> tuple[Case, Case]:
+        """The rows of a case that some reading of the property accepts at outputs `y`, and those that every one does."""
+        if self.readings is not None:
+            return self.readings.at(case, y)
+        rows = tuple(self.unsafe.rows[r] for r in self.unsafe.cases[case])
+        return rows, rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,6 +49,7 @@ class Instance:
     box: Any
     cases: list[list[Row]]
     expected: Verdict
+    allowed: set[Verdict]  # also `unknown`, where readings of the property's numbers differ
     point: tuple[float, ...]  # in the box; a counterexample where there is one
     model: Path
     spec: Path
@@ -61,7 +62,7 @@ class Instance:
     def verified(self, **options: Any) -> Result:
         """The result, after the test that it is right."""
         result = verify(self.model, self.spec, Options(device="cpu", **options))
-        assert result.verdict == self.expected, (result, options, [n.op_type for n in self.net.g.nodes])
+        assert result.verdict in self.allowed, (result, options, [n.op_type for n in self.net.g.nodes])
         if result.witness is not None:
             check_witness(self.net, result.witness, self.box, self.cases, self.folder / "part.onnx")
         return result
@@ -98,7 +99,8 @@ def instances(seed: Any, count: int, folder: Path, most: int = 40) -> Iterator[I
         except UnsupportedModel:
             continue
         verdicts[expected] += 1
-        yield Instance(net, box, cases, expected, tuple(float(v) for v in point), model, spec, folder)
+        allowed = points.verdicts(cases)
+        yield Instance(net, box, cases, expected, allowed, tuple(float(v) for v in point), model, spec, folder)
 
 
 @pytest.fixture
@@ -132,7 +134,8 @@ def test_the_search_by_cuts_equals_brute_force(chunk: int, tmp_path: Path, seen:
         exact = not own.mixed
         own.verified(certificate=exact, seed=k)
         result = own.verified(attack=False, certificate=exact)
-        assert not exact or own.expected is Verdict.SAT or result.certificate is not None or result.details["warnings"]
+        proved = result.verdict is Verdict.UNSAT
+        assert not exact or not proved or result.certificate is not None or result.details["warnings"]
         own.verified(attack=False, watch=own.point)  # no SoundnessError
     assert min(verdicts[v] for v in (Verdict.SAT, Verdict.UNSAT)) >= EACH // 5
     assert seen["cut_neurons"] and seen["boxes"] >= EACH and seen["cover"]
