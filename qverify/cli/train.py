@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,7 @@ def _setting(name: str, help: str, **options: Any) -> Callable[[Command], Comman
 @_setting("--activation-bits", metavar="B[,B...]", help="2 to 8, for all layers or for each.")
 @_setting("--format", type=click.Choice(FORMATS), help="How the ONNX file spells quantization.")
 @_setting("--device", type=click.Choice(DEVICES), help="Where to train.")
-@_setting("--threads", type=int, metavar="N", help="CPU threads; 0: PyTorch's choice.")
+@_setting("--threads", type=int, metavar="N", help="CPU threads; 0: one for each core.")
 @click.option("--search-bits", is_flag=True, help="Then take bits from the weights while --target is certified.")
 @click.option("--target", type=float, metavar="F", help="With --search-bits: certified accuracy to keep, 0 to 1.")
 @click.option("--images", type=click.IntRange(min=1), metavar="N", help="With --search-bits: held-out images. [200]")
@@ -85,6 +86,7 @@ def train(
         )
     if search_bits != (target is not None) or (not search_bits and (images or jobs)):
         raise UsageError("--search-bits and --target go together; --images and --jobs go with them")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for each other must not spin meanwhile
     from qverify.train import loop, precision
 
     given = {name: value for name, value in chosen.items() if value is not None}

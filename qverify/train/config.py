@@ -27,8 +27,8 @@ class Config:
     The training images' last `held_out` (0: a tenth, at most 5000) are not trained on: the log's accuracies are theirs.
     Images sorted by class are shuffled before. `past`, `mix`, `shrink`, `boxed`, `least`, `attack_steps` and `regularise`
     are the recipe `qverify`'s (see `recipes.Qverify`), and so are `norm` (see `layers.Affine`) and the scales: the recipe
-    `paper` has none, and fixed ones. `start_from` names another run's checkpoint, whose network is trained on: eps is whole
-    from the first step, and layers with other bits cover the same ranges.
+    `paper` has none, and fixed ones. `threads` 0 means PyTorch's choice. `start_from` names another run's checkpoint, whose
+    network is trained on: eps is whole from the first step, and layers with other bits cover the same ranges.
     """
 
     data: str
@@ -58,7 +58,7 @@ class Config:
     norm: bool = True
     format: str = "qoperator"
     device: str = "auto"
-    threads: int = 0
+    threads: int = 1
     start_from: str = ""
 
     def __post_init__(self) -> None:

@@ -43,6 +43,7 @@ from qverify.train.models import PAPER_INT_BITS, Precision, make_model
 from qverify.train.recipes import Paper, Qverify, Recipe, box
 
 MEASURED = 500  # images at once
+LONG = 600.0  # seconds of training on one thread after which more of them are mentioned
 FREEZE_AT = 0.8  # of the steps: from there on normalisation uses the population's statistics
 CONFIG, CHECKPOINT, LOG, CURVES, MODEL = "config.toml", "checkpoint.pt", "log.csv", "training.png", "model.onnx"
 TRIALS = "trials"  # the runs of a search for bits
@@ -106,6 +107,7 @@ def train(
         say(f"warning: eps {config.eps:g} is in pixels, of which the range has 255")
     started = time.monotonic()
     kept_back = run.images[-run.held_out :]
+    cores = torch.get_num_threads()
     with _settings(config):
         while run.epoch < config.epochs:
             seconds = time.monotonic()
@@ -114,12 +116,15 @@ def train(
             row["seconds"] = time.monotonic() - seconds
             run.rows.append(row)
             _save(run, folder)
+            left = row["seconds"] * (config.epochs - run.epoch)
             parts = [f"{100 * row['certified_1']:.2f} % at eps 1"] if config.eps != 1 else []
             parts.append(f"{100 * row['certified']:.2f} % at {config.eps:g}")
             say(
                 f"epoch {run.epoch} of {config.epochs}: loss {loss:.4f}, clean {100 * row['clean']:.2f} %, certified by "
                 f"intervals {', '.join(parts)} (of {len(kept_back):,} held-out images), {row['seconds']:.0f} s"
             )
+            if len(run.rows) == 1 and left > LONG and config.threads == 1 < cores and run.device.type == "cpu":
+                say(f"about {left / 60:.0f} minutes are left; with --threads {cores}, fewer if nothing else runs here")
         if not kept:
             _export(run, folder, say)
             run.model = _sha256(folder / MODEL)

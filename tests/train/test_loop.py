@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 from qverify import cli  # noqa: E402
 from qverify.data import load_images  # noqa: E402
 from qverify.errors import QverifyError, UsageError  # noqa: E402
+from qverify.train import loop  # noqa: E402
 from qverify.train.codes import Quantizer  # noqa: E402
 from qverify.train.config import Config, read_config  # noqa: E402
 from qverify.train.loop import augmented, held_out, train, training_images  # noqa: E402
@@ -158,6 +159,17 @@ def test_another_run_is_not_touched(data: Path, tmp_path: Path) -> None:
     assert path.read_bytes() == before
     train(config(data, epochs=1), tmp_path)
     assert (tmp_path / "config.toml").read_text() == config(data, epochs=1).text()
+
+
+def test_a_long_run_on_one_thread_is_told_of_more(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Config("d").threads == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    for name, seconds, told in (("long", 0.0, 1), ("short", 600.0, 0)):
+        monkeypatch.setattr(loop, "LONG", seconds)
+        said: list[str] = []
+        train(config(data, epochs=3, device="cpu"), tmp_path / name, said.append)
+        assert sum("minutes are left; with --threads 8," in text for text in said) == told
 
 
 def test_a_run_goes_on_with_other_threads(data: Path, tmp_path: Path) -> None:
