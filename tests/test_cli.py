@@ -195,7 +195,9 @@ def test_options_reach_the_verifier(solver: Any, capsys: pytest.CaptureFixture[s
         (["m.onnx", "s.vnnlib", "--device", "tpu"], "--device"),
         (["s.vnnlib", "m.onnx"], "swapped"),
         (["batch"], "INSTANCES"),
-        (["inspect"], "MODEL"),
+        (["inspect"], "Missing argument 'MODEL'. (qverify inspect --help shows the usage)"),
+        (["m.onnx"], "(qverify --help shows the usage)"),
+        (["insepct", "m.onnx"], "there is no command and no file 'insepct': is 'inspect' meant?"),
     ],
 )
 def test_bad_usage_is_one_line(
@@ -282,10 +284,17 @@ def test_verbose_shows_the_traceback_of_our_own_faults(solver: Any, capsys: pyte
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_too_little_memory_is_unknown(solver: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_little_memory_is_no_fault_of_ours(
+    solver: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     solver(raising(MemoryError()))
     assert cli.main(["m.onnx", "s.vnnlib"]) == 3
     assert capsys.readouterr().out == "unknown\n"
+    module = types.ModuleType("qverify.inspect")
+    module.__dict__["describe"] = raising(MemoryError())
+    monkeypatch.setitem(sys.modules, "qverify.inspect", module)
+    assert cli.main(["inspect", "m.onnx"]) == 2
+    expect_one_line(capsys, "error: ", "not enough memory")
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ Nothing heavy is imported here: the commands load what they need.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -72,6 +73,9 @@ class _DefaultVerify(click.Group):
         if not args:
             raise click.UsageError("MODEL and SPEC are missing", ctx)
         if args[0] not in {*self.commands, "-h", "--help", "--version"}:
+            meant = [] if os.path.exists(args[0]) else difflib.get_close_matches(args[0], self.commands, 1)
+            if meant and not ctx.resilient_parsing:
+                raise click.UsageError(f"there is no command and no file '{args[0]}': is '{meant[0]}' meant?", ctx)
             args = ["verify", *args]
         return super().parse_args(ctx, args)
 
@@ -323,12 +327,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         printer.line("interrupted")
         return 130
     except click.ClickException as error:
-        printer.line(f"error: {error.format_message()} (qverify --help shows the usage)")
+        context = getattr(error, "ctx", None)
+        command = context.command_path.removesuffix(" verify") if context else "qverify"
+        printer.line(f"error: {error.format_message()} ({command} --help shows the usage)")
         return 2
     except SoundnessError as error:
         return _our_fault(error, printer)
     except QverifyError as error:
         printer.line(f"error: {error}")
+        return 2
+    except MemoryError:
+        printer.line("error: not enough memory for this model or data")
         return 2
     except OSError as error:  # a file that went away or may not be read
         place = f"{error.filename}: " if error.filename else ""

@@ -171,9 +171,9 @@ def _compare(path: Path, line: str, about: dict[str, str]) -> None:
         raise UsageError(f"{path} is not a results file of qverify robustness; name another with --results")
     for key in sorted(about):
         if old.get(key) != about[key]:
+            there, here = (f"{text[:16]}…" if len(text) == 64 else text for text in (str(old.get(key)), about[key]))
             raise UsageError(
-                f"{path} holds rows of another {key} ({str(old.get(key))[:16]}, not {about[key][:16]}); name another "
-                "file with --results"
+                f"{path} holds rows of another {key} ({there}, not {here}); name another file with --results"
             )
 
 
