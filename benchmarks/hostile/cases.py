@@ -83,8 +83,9 @@ def run(arguments: list[str], folder: Path, without_runtime: bool = False) -> Ru
         for file in (out, err):
             file.seek(0)
             texts.append(file.read().decode(errors="replace"))
+        said, complained = texts
     code = os.waitstatus_to_exitcode(status)
-    return Run(code, *texts, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * 1024)
+    return Run(code, said, complained, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * 1024)
 
 
 # -- what is right -----------------------------------------------------------------------------------------------------

@@ -16,14 +16,18 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from benchmarks.hostile.oracle import F32, session
+from benchmarks.hostile.oracle import session
 
 Array = npt.NDArray[Any]
 Rng = np.random.Generator
+F32 = np.float32
 MICROSOFT = "com.microsoft"
 SAMPLES = 5
 NAMES = ("{}", "/layer.{}/out_0", "a b {}", "ß→{}", "{}", "node:{}@x", "'{}\"", "{}" + "x" * 90, "n-{}.weight", "_{}")
 IR_OF = {10: (5, 6), 11: (6, 7), 12: (7, 8), 13: (7, 8), 15: (8, 9), 17: (8, 9), 19: (9, 10), 21: (10, 11)}
+
+
+RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli")
 
 
 class Impossible(Exception):
@@ -40,6 +44,7 @@ class Value:
     constant: bool = False
     scale: Array | None = None
     zero: Array | None = None
+    tensor: onnx.TensorProto | None = None  # of a constant that NumPy has no type for
 
     @property
     def array(self) -> Array:
@@ -73,6 +78,7 @@ class Maker:
     known: list[Value] = field(default_factory=list)  # constants, to be shared
     count: int = 0
     style: str = "{}"
+    random: bool = False  # some node is no function of its inputs
     dyadic: bool = False  # scales are powers of two, so that ties are frequent
 
     # -- names and choices
@@ -96,9 +102,9 @@ class Maker:
 
     # -- constants
 
-    def const(self, value: npt.ArrayLike, dtype: npt.DTypeLike | None = None, plain: bool = False) -> Value:
+    def const(self, value: npt.ArrayLike | None, dtype: npt.DTypeLike | None = None, plain: bool = False) -> Value:
         """A constant in one of its spellings, or one that is there already."""
-        array = np.asarray(value, dtype)
+        array: Array = np.asarray(value, dtype)
         if not plain and self.chance(0.4):
             for own in self.known:
                 if own.dtype == array.dtype and own.shape == array.shape and own.array.tobytes() == array.tobytes():
@@ -198,13 +204,25 @@ class Maker:
             return self.node("Div", real, self.const(F32(1.7)))
         if op == "Sqrt":
             real = self.node("Abs", real)
-        return self.node(op, real)
+        made = self.node(op, real)
+        if self.chance(0.3):  # a branch of constants with quantizers of its own
+            two = self.const(F32(step * 3)), self.const(np.array(int(self.rng.integers(256)), np.uint8))
+            made = self.node("DequantizeLinear", self.node("QuantizeLinear", made, *two), *two)
+        return made
+
+    def four_bits(self, value: Value) -> Value:
+        """A constant's integers as INT4 or UINT4."""
+        low = int(value.array.min())
+        kind = onnx.TensorProto.INT4 if low < 0 or self.chance(0.5) else onnx.TensorProto.UINT4
+        own = Value(self.name(), [value.array], True)
+        own.tensor = helper.make_tensor(own.name, kind, value.shape, value.array.reshape(-1).astype(int).tolist())
+        self.initializers.append(own.tensor)
+        return own
 
     def ints(self, values: Sequence[int]) -> Value:
         """An int64 vector, sometimes by shape arithmetic."""
         array = np.array(values, np.int64)
-        fixed = [v for v in self.known if not v.constant]
-        if self.chance(0.15) and self.inputs and not fixed:
+        if self.chance(0.15) and self.inputs:
             whole = self.node("Shape", self.inputs[0])
             try:
                 first = self.node("Gather", whole, self.const(np.array([0], np.int64)))
@@ -216,11 +234,11 @@ class Maker:
 
     # -- nodes
 
-    def node(self, op: str, *inputs: Value | None, domain: str = "", **attributes: Any) -> Value:
+    def node(self, op: str, *inputs: Value | None, domain: Any = "", **attributes: Any) -> Value:
         """The node's first output; Impossible where onnxruntime does not take it. Empty inputs at the end are kept."""
         return self.split(op, *inputs, domain=domain, outputs=1, **attributes)[0]
 
-    def split(self, op: str, *inputs: Value | None, domain: str = "", outputs: int, **attributes: Any) -> list[Value]:
+    def split(self, op: str, *inputs: Value | None, domain: Any = "", outputs: int, **attributes: Any) -> list[Value]:
         """The node's outputs."""
         names = [self.name() for _ in range(outputs)]
         proto = helper.make_node(
@@ -234,10 +252,11 @@ class Maker:
         given = [i for i in inputs if i is not None]
         results = self.run(proto, given)
         self.nodes.append(proto)
-        constant = all(i.constant for i in given) and op not in ("RandomNormal", "RandomUniform")
+        constant = all(i.constant for i in given) and op not in RANDOM
+        self.random |= op in RANDOM or (op == "Dropout" and len(inputs) > 2)
         return [Value(name, [r[k] for r in results], constant) for k, name in enumerate(names)]
 
-    def probe(self, op: str, *inputs: Value | None, domain: str = "", **attributes: Any) -> list[Array]:
+    def probe(self, op: str, *inputs: Value | None, domain: Any = "", **attributes: Any) -> list[Array]:
         """What the node would give, on every sample; it is not added."""
         proto = helper.make_node(
             op, [i.name if i is not None else "" for i in inputs], ["y"], domain=domain, **attributes
@@ -255,7 +274,7 @@ class Maker:
             for i in distinct.values()
             if not i.constant
         ]
-        constants = [numpy_helper.from_array(i.array, i.name) for i in distinct.values() if i.constant]
+        constants = [i.tensor or numpy_helper.from_array(i.array, i.name) for i in distinct.values() if i.constant]
         results = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
         graph = helper.make_graph([proto], "one", infos, results, constants)
         model = self.wrapped(graph, 10)

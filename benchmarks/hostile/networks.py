@@ -36,6 +36,7 @@ import numpy as np
 
 from benchmarks.hostile import oracle
 from benchmarks.hostile.build import Network, random_network
+from benchmarks.hostile.maker import RANDOM
 from benchmarks.hostile.properties import Names, random_box, random_property
 from qverify import Options, Verdict, verify
 from qverify.checker import Rejected, check
@@ -77,6 +78,10 @@ def examine(seed: int, index: int, folder: Path, begin: Callable[[], None]) -> d
     refused = same_outputs(line, model, network, brute, rng, folder)
     if refused:
         return line | {"status": "refused", "reason": refused}
+    if network.maker.random and set(line["ops"]) & {*RANDOM, "Dropout"}:
+        line["faults"].append(["wrong", "a random node is read as a function"])
+        keep(folder, model, None, f"{line}\n")
+        return line
     for number in range(PROPERTIES):
         spec = folder / "spec.vnnlib"
         text = property_of(network, brute, rng)
@@ -287,29 +292,29 @@ class Crew:
                 yield one(self.seed, index, self.out, lambda: None)
             return
         waiting = [indices[k::jobs] for k in range(jobs)]
-        members = [self._start(own) for own in waiting]
-        while any(m is not None for m in members):
-            for k, member in enumerate(members):
-                if member is None:
-                    continue
-                yield from self._hear(member)
+        members = {k: self._start(own) for k, own in enumerate(waiting) if own}
+        while members:
+            for k, member in list(members.items()):
                 process = member["process"]
+                over = time.monotonic() > until or not process.is_alive()
+                yield from self._hear(member)
                 late = time.monotonic() - member["heard"] > SILENCE
-                if time.monotonic() > until or member["done"]:
+                over |= late
+                if member["done"] or over:
                     process.kill()
-                    members[k] = None
-                elif late or not process.is_alive():
-                    process.kill()
-                    yield from self._hear(member)
-                    if member["done"]:
-                        members[k] = None
-                        continue
+                    process.join()
+                    del members[k]
+                if over and not member["done"] and time.monotonic() <= until:
                     kind = "hang" if late else "crash"
                     faults = [[kind, f"exit code {process.exitcode}"]] if member["began"] else []
-                    status = "failed" if faults else f"onnxruntime: {kind}"
-                    yield {"index": member["at"], "status": status, "faults": faults}
+                    yield {
+                        "index": member["at"],
+                        "status": "failed" if faults else f"onnxruntime: {kind}",
+                        "faults": faults,
+                    }
                     rest = [i for i in waiting[k] if i > member["at"]]
-                    members[k] = self._start(rest) if rest else None
+                    if rest:
+                        members[k] = self._start(rest)
             time.sleep(0.2)
 
     def _start(self, indices: list[int]) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def parse_spec(text: str) -> Spec:
     """VNN-LIB 1.0 (X_0, Y_0) or 2.x (tensors)."""
     names: dict[str, tuple[str, int]] = {}
     shapes: list[tuple[int, ...]] = []
-    asserts, version, counts = [], "1.0", {"x": 0, "y": 0}
+    asserts: list[Expression] = []
+    version, counts = "1.0", {"x": 0, "y": 0}
     for own in expressions(text):
         if own[0] == "vnnlib-version":
             version = own[1].strip("<>")
@@ -286,7 +287,8 @@ def optimised(path: Path, folder: Path) -> onnx.ModelProto | None:
 
 
 def doors(model: onnx.ModelProto, inputs: Sequence[str]) -> onnx.ModelProto | None:
-    """The model cut after the first quantizers of its inputs (what else is listed as one has a value); None if it has none."""
+    """The model cut after the first quantizers of its inputs; None if it has none. What else is listed as an input has a
+    value."""
     graph = model.graph
     floats = set(inputs)
     found = []
@@ -443,7 +445,7 @@ class Brute:
                     pairs += [(v, single(v)) for v in inside]
                 result.append(sorted(set(pairs)))
             else:
-                info = np.iinfo(kinds[k])
+                info = np.iinfo(np.uint8 if kinds[k] is np.uint8 else np.int8)
                 a = info.min if low is None else max(info.min, -((-low.numerator) // low.denominator))
                 b = info.max if high is None else min(info.max, high.numerator // high.denominator)
                 result.append([(Fraction(v), float(v)) for v in range(a, b + 1)])
@@ -518,12 +520,12 @@ def witness_fault(model: Path, spec: Spec, printed: str) -> str | None:
     run = Runner(model, spec.shapes)
     if printed.lstrip().startswith("("):
         values = dict(re.findall(r"\(\s*([XY]_\d+)\s+([^\s()]+)\s*\)", printed))
-        x, y = ([values.get(f"{v}_{k}") for k in range(n)] for v, n in (("X", spec.inputs), ("Y", spec.outputs)))
+        x, y = ([values.get(f"{v}_{k}", "") for k in range(n)] for v, n in (("X", spec.inputs), ("Y", spec.outputs)))
     else:
         words = [line for line in printed.split("\n") if line.strip() and not re.search(r"[A-Za-z]\w* \w+ ?\[", line)]
         flat = " ".join(words).split()
         x, y = flat[: spec.inputs], flat[spec.inputs :]
-    if None in x or None in y or len(x) != spec.inputs or len(y) != spec.outputs:
+    if "" in x or "" in y or len(x) != spec.inputs or len(y) != spec.outputs:
         return "it does not name every variable"
     text = tuple(Fraction(v) for v in x)
     fed = tuple(single(v) if f else float(v) for v, f in zip(text, run.is_float, strict=True))

@@ -45,7 +45,7 @@ Family = Callable[[Maker, Value, Codes], Value]
 def codes(m: Maker, op: str, *inputs: Value, scale: float, zero: int, **attributes: object) -> Value:
     """A node whose last two inputs are the scale and the zero point of its codes."""
     s, z = m.const(np.asarray(scale, F32)), m.const(np.array(zero, np.uint8))
-    y = m.node(op, *inputs, s, z, **attributes)  # type: ignore[arg-type]
+    y = m.node(op, *inputs, s, z, **attributes)
     y.scale, y.zero = s.array, z.array
     return y
 

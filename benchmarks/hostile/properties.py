@@ -56,7 +56,7 @@ def bound(rng: Rng, value: float) -> Fraction:
     form = rng.integers(5)
     if form < 3:
         return Fraction(f"{value:.{(1, 3, 7)[form]}f}")
-    at = ordinal(F32(value)) + int(rng.integers(-1, 2))
+    at = ordinal(value) + int(rng.integers(-1, 2))
     return Fraction(number(at)) if form == 3 else (Fraction(number(at)) + Fraction(number(at + 1))) / 2
 
 
@@ -69,10 +69,8 @@ def random_box(
     for centre, step, real in zip(centres, steps, is_float, strict=True):
         width = 0.0 if rng.random() < 0.15 else float(rng.uniform(0, widest))
         if not real:
-            a = int(centre)
-            b = a + int(width)
             half = Fraction(int(rng.integers(0, 2)), 2)
-            box.append((a - half, b + half))
+            box.append((int(centre) - half, int(centre) + int(width) + half))
             continue
         tie = rng.random() < 0.3  # on the edges between codes, if the chain before the quantizer is plain
         start = (np.rint(centre / step) + 0.5) * step if tie else centre
@@ -98,7 +96,7 @@ def threshold(rng: Rng, total: Fraction, single: bool) -> str:
     if form < 5:
         return decimal(total)
     if form == 5 and single:
-        return decimal(Fraction(number(ordinal(F32(float(total))) + int(rng.choice([-1, 1])))))
+        return decimal(Fraction(number(ordinal(float(total)) + int(rng.choice([-1, 1])))))
     if form == 6 and single:
         return decimal(Fraction(str(F32(float(total)))))
     if form == 7:

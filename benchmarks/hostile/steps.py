@@ -48,7 +48,7 @@ def code_type(m: Maker, like: np.dtype[Any] | None = None) -> np.dtype[Any]:
     return like if like is not None else m.pick(U8, U8, S8)
 
 
-def parameters(m: Maker, reals: Sequence[Array], dtype: np.dtype[Any]) -> tuple[np.float32, Array]:
+def parameters(m: Maker, reals: Sequence[Array], dtype: np.dtype[Any]) -> tuple[Any, Array]:
     """A scale and a zero point for these numbers: well used, coarse, or saturating at the ends."""
     flat = np.concatenate([np.asarray(r, np.float64).reshape(-1) for r in reals])
     flat = flat[np.isfinite(flat)]
@@ -201,7 +201,16 @@ def dequantized(m: Maker, w: Value, axis: int, rank: int) -> Value:
     attributes: dict[str, Any] = {}
     if w.scale.ndim and m.opset >= 13:
         attributes["axis"] = m.pick(axis, axis - rank)
-    inputs = [w, m.const(w.scale), m.const(w.zero)]
+    source = w
+    if m.chance(0.1):  # floats behind a quantizer
+        source = m.node(
+            "QuantizeLinear", m.const(_real(m, w, axis).array), m.const(w.scale), m.const(w.zero), **attributes
+        )
+    elif m.chance(0.06) and m.opset >= 21 and int(np.abs(w.array.astype(int)).max()) < 8:
+        source = m.four_bits(w)
+        attributes.pop("axis", None)
+        return m.node("DequantizeLinear", source, m.const(np.reshape(w.scale, -1)[0]))
+    inputs = [source, m.const(w.scale), m.const(w.zero)]
     if not w.zero.any() and m.chance(0.15):
         inputs = inputs[:2]
     return m.node("DequantizeLinear", *inputs, **attributes)
@@ -224,7 +233,7 @@ def image(m: Maker, x: Value) -> Value:
     n = int(np.prod(x.shape))
     if x.array.ndim in (3, 4) and m.chance(0.7):
         return x
-    splits = [(1, c, n // c) for c in (1, 2, 3) if n % c == 0]
+    splits: list[tuple[int, ...]] = [(1, c, n // c) for c in (1, 2, 3) if n % c == 0]
     splits += [(1, c, h, n // c // h) for c in (1, 2, 4) for h in (1, 2, 3) if n % (c * h) == 0]
     return reshaped(m, x, m.pick(*splits))
 
@@ -368,7 +377,7 @@ def partner(m: Maker, x: Value) -> Value:
         y.name,
         y.samples,
         True,
-        np.asarray(m.scale(float(x.scale) * m.rng.uniform(0.3, 2))),
+        np.asarray(m.scale(float(np.asarray(x.scale)) * m.rng.uniform(0.3, 2))),
         np.array(info.max // 2, x.dtype),
     )
     return own
@@ -401,6 +410,7 @@ def qlinear_average(m: Maker, x: Value) -> Value:
     x = image(m, x)
     last = m.chance(0.25)
     spatial = x.shape[1:-1] if last else x.shape[2:]
+    attributes: dict[str, Any]
     if m.chance(0.4):
         scale, zero = parameters(m, x.reals, x.dtype)
         s = scale_const(m, scale)
@@ -540,6 +550,13 @@ def layout(m: Maker, x: Value) -> Value:
         y = m.node("Expand", x, m.ints([int(m.pick(1, 2)), *(n if n > 1 else int(m.pick(1, 2)) for n in x.shape)]))
     else:
         y = m.node("Identity", x)
+    y.scale, y.zero = x.scale, x.zero
+    return y
+
+
+def _blocks(m: Maker, x: Value) -> Value:
+    op = m.pick("DepthToSpace", "SpaceToDepth")
+    y = m.node(op, x, blocksize=2, **({"mode": m.pick("DCR", "CRD")} if op == "DepthToSpace" and m.opset >= 11 else {}))
     y.scale, y.zero = x.scale, x.zero
     return y
 
@@ -846,6 +863,25 @@ def odd_move(m: Maker, x: Value) -> Value:
         return m.node("Dropout", x)
     flat = m.node("Reshape", x, m.ints([-1]))
     return m.node("Reshape", flat, m.ints(list(x.shape)))
+
+
+@on_floats(1)
+def noise(m: Maker, x: Value) -> Value:
+    """Now and then a node that is no function; a network that has one must be refused."""
+    if m.chance(0.8):
+        raise Impossible
+    form = m.rng.integers(4)
+    if form == 0:
+        op = m.pick("RandomNormal", "RandomUniform")
+        seed = {"seed": 1.0} if m.chance(0.5) else {}
+        return m.node("Add", x, m.node(op, shape=list(x.shape), **seed))
+    if form == 1:
+        return m.node("Add", x, m.node(m.pick("RandomNormalLike", "RandomUniformLike"), x))
+    if form == 2 and m.opset >= 15:
+        return m.node("Add", x, m.node("Bernoulli", m.node("Sigmoid", x)))
+    if m.opset < 12:
+        raise Impossible
+    return m.node("Dropout", x, m.const(F32(0.5)), m.const(np.array(True)))
 
 
 @on_floats(1)
