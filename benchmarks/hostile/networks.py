@@ -91,7 +91,7 @@ def examine(seed: int, index: int, folder: Path, begin: Callable[[], None]) -> d
         truth = brute.truth(oracle.parse_spec(text), most=60_000)
         if truth is None:
             continue
-        for options in list(options_of(rng, index * PROPERTIES + number))[: 2 - number]:
+        for options in list(options_of(rng, index * PROPERTIES + number))[number:]:
             refused = compare(line, model, spec, truth, options, index, folder)
             if refused:
                 return line | {"status": "refused", "reason": refused}
@@ -161,14 +161,16 @@ def property_of(network: Network, brute: oracle.Brute, rng: np.random.Generator)
 def options_of(rng: np.random.Generator, k: int) -> Iterator[Options]:
     """The defaults with a certificate, and another set."""
     yield Options(device="cpu", timeout=LIMIT, certificate=True)
-    rule = list(RULES)[k % len(RULES)]
-    attack, backward = k // 2 % 2 == 0, k % 2 == 0
-    certificate = bool(rng.random() < 0.5)
-    size = int(rng.choice([1, 7, 64]))
-    yield (
-        Options(None, "cpu", k, size, rule, attack, backward, certificate)
-        if rng.random() < 0.1
-        else Options(LIMIT, "cpu", k, size, rule, attack, backward, certificate)
+    yield Options(
+        device="cpu",
+        timeout=LIMIT,
+        seed=k,
+        batch=int(rng.choice([1, 7, 64])),
+        branch=list(RULES)[k % len(RULES)],
+        attack=k // 2 % 2 == 0,
+        backward=k % 2 == 0,
+        sweep=bool(rng.random() < 0.2),
+        certificate=bool(rng.random() < 0.5),
     )
 
 
