@@ -43,8 +43,11 @@ from qverify.frontend.constraints import (
 from qverify.frontend.declarations import Names
 from qverify.property import Case, Property, Query
 
+MAX_BYTES: Final = 1 << 30  # of text; the largest known property has 124 MB
 MAX_CASES: Final = 1_000_000  # conjunctions after multiplying out
 MAX_SIZE: Final = 50_000_000  # inequalities in them, and bounds in all boxes, at 8 bytes or more each
+LEAST_PRODUCTS: Final = 1_000_000  # of numbers, in all sums; and more for every character of the file
+MAX_PRODUCTS: Final = 2
 MAX_DEPTH: Final = 10_000  # open parentheses; sums nested once per input are the deepest that real files come
 
 _SPACE = r"[ \t\r\n\f\v]"
@@ -80,7 +83,7 @@ def read_property(path: str | os.PathLike[str]) -> Property:
     name = os.fspath(path)
     try:
         data = _read_bytes(name)
-        text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpecError(f"{name}: not a VNN-LIB file: byte {error.start} is not UTF-8 text") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -106,10 +109,15 @@ def parse_property(text: str, source: str = "<string>") -> Property:
 
 
 def _read_bytes(name: str) -> bytes:
+    """The unpacked bytes of a file, or of `name`.gz where only that exists."""
     if not os.path.exists(name) and os.path.exists(name + ".gz"):
         name += ".gz"
     with open(name, "rb") as file:
-        return file.read()
+        packed = file.peek(2).startswith(b"\x1f\x8b")
+        data = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise SpecError(f"{name}: larger than {MAX_BYTES >> 20} MiB{' when unpacked' if packed else ''}: {_SPLIT}")
+    return data
 
 
 @dataclass(slots=True)
@@ -179,6 +187,7 @@ class _Reader:
         self._names = Names()
         self._root = _Logic("", 0)
         self._room = MAX_SIZE
+        self._products = LEAST_PRODUCTS + MAX_PRODUCTS * len(text)  # so that time stays linear in the text
 
     def read(self) -> None:
         handlers = {"simple": self._simple, "open": self._open, "close": self._close, "word": self._word}
@@ -241,6 +250,8 @@ class _Reader:
                 raise Fault(f"'{frame.head}' needs 2 operands, not {len(frame.operands)}", frame.pos)
             parent.add(compare(frame.head, frame.operands[0], frame.operands[1], parent.positive))
         elif isinstance(frame, _Term) and isinstance(parent, _Term):
+            if frame.head != "+":
+                self._multiply(sum(len(operand[0]) for operand in frame.operands), frame.pos)
             parent.operands.append(arithmetic(frame.head, frame.operands))
         elif not self._stack:
             form = self._text[frame.pos : match.end()]
@@ -278,9 +289,18 @@ class _Reader:
                 raise Fault(f"more than {MAX_CASES} cases after multiplying out: {_SPLIT}")
         if count == 0:
             return []
+        if not atoms and len(factors) == 1:  # once for every level of a deep nest
+            self._spend(count)
+            return factors[0]
         chosen = sum(count // len(factor) * sum(map(len, factor)) for factor in factors)
         self._spend(count * (1 + len(atoms)) + chosen)
         return [tuple(chain(atoms, *choice)) for choice in product(*factors)]
+
+    def _multiply(self, terms: int, pos: int) -> None:
+        """Note that terms are multiplied: often in all only where products or differences nest around long sums."""
+        self._products -= terms
+        if self._products < 0:
+            raise Fault("products or differences nest too deeply around sums: multiply them out", pos)
 
     def _spend(self, size: int) -> None:
         self._room -= size

@@ -487,6 +487,18 @@ def test_too_many_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "more than 5000 inequalities" in error_of(flat(f"(assert (or {boxes}))", inputs=50))
 
 
+def test_nested_arithmetic_takes_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every level would multiply all terms again."""
+    monkeypatch.setattr(vnnlib, "LEAST_PRODUCTS", 1000)
+    names = " ".join(f"Y_{k}" for k in range(500))
+    for head in ("(- ", "(* 2 ", "(/ "):
+        end = ")" if head != "(/ " else " 2)"
+        text = flat(f"(assert (<= {head * 500}(+ {names}){end * 500} 0))", outputs=500)
+        assert re.match(r":\d+: products or differences nest too deeply", error_of(text))
+    text = flat(f"(assert (<= {'(- ' * 20}(+ {names}){')' * 20} 0))", outputs=500)
+    assert len(parse_property(text).queries[0].cases[0][0].y) == 500
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -526,6 +538,20 @@ def test_unreadable_files(tmp_path: Path) -> None:
         read_property(tmp_path)
     with pytest.raises(SpecError, match="cannot read: embedded null"):
         read_property("a\0b")
+
+
+def test_a_file_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vnnlib, "MAX_BYTES", 1 << 20)
+    for name, data in (("a.vnnlib", b" " * (1 << 20)), ("b.vnnlib.gz", gzip.compress(b" " * (1 << 20)))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(SpecError, match="empty file"):
+            read_property(tmp_path / name)
+    (tmp_path / "a.vnnlib").write_bytes(b" " * (1 << 21))
+    (tmp_path / "b.vnnlib.gz").write_bytes(gzip.compress(b" " * (1 << 24)))
+    with pytest.raises(SpecError, match=r"a\.vnnlib: larger than 1 MiB: split"):
+        read_property(tmp_path / "a.vnnlib")
+    with pytest.raises(SpecError, match=r"b\.vnnlib\.gz: larger than 1 MiB when unpacked"):
+        read_property(tmp_path / "b.vnnlib")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
