@@ -38,10 +38,13 @@ def conditions(rows: Sequence[Row], y: Float64Array) -> list[Inequality]:
     ]
 
 
-def may_hold(rows: Sequence[Row], y: Float64Array, lower: Float64Array, upper: Float64Array) -> bool:
-    """Whether all rows may hold together at outputs `y` for real inputs in [lower, upper]: False is a proof."""
+def may_hold(
+    rows: Sequence[Row], y: Float64Array, lower: Float64Array, upper: Float64Array, is_float: npt.NDArray[np.bool_]
+) -> bool:
+    """Whether all rows may hold together at outputs `y` for inputs in [lower, upper], real numbers or integers: False is a
+    proof."""
     own = conditions(rows, y)
-    return not isinstance(common_point(own, _ends(own, lower, upper)), Inequality)
+    return any(True for _ in _parts(own, _ends(own, lower, upper), is_float))
 
 
 def solve_in_cell(
@@ -51,21 +54,8 @@ def solve_in_cell(
     (nor integers, for integer inputs). Raises Undecided if that is not known.
     """
     own = conditions(rows, y)
-    stack, doubt = [_ends(own, first, last)], False
-    for _ in looking(range(MAX_BOXES)):
-        if not stack:
-            break
-        box = stack.pop()
-        found = common_point(own, box)
-        if isinstance(found, Inequality):
-            continue
-        whole = [j for j, (low, high) in box.items() if not is_float[j] and low < high]
-        if whole:  # integers first: they can be parted until each has one value
-            j = max(whole, key=lambda j: box[j][1] - box[j][0])
-            middle = found[j] if found else (box[j][0] + box[j][1]) / 2
-            at = min(Fraction(middle // 1), box[j][1] - 1)
-            stack += [{**box, j: (at + 1, box[j][1])}, {**box, j: (box[j][0], at)}]
-            continue
+    doubt = False
+    for box, found in _parts(own, _ends(own, first, last), is_float):
         for point in _tries(own, box, found, is_float):
             if all(row.holds(point) for row in own):
                 result = first.copy()
@@ -73,9 +63,31 @@ def solve_in_cell(
                     result[j] = float(value)
                 return result
         doubt = True
-    if doubt or stack:
+    if doubt:
         raise Undecided("the conditions on inputs hold together for real numbers, but no float32 numbers were found")
     return None
+
+
+def _parts(own: list[Inequality], box: Ends, is_float: npt.NDArray[np.bool_]) -> Iterator[tuple[Ends, Point | None]]:
+    """The parts of a box in which all integer inputs are fixed and all rows may hold, with real numbers for which they do
+    (None: not known); and after MAX_BOXES parts, what is left, unparted."""
+    stack = [box]
+    for _ in looking(range(MAX_BOXES)):
+        if not stack:
+            return
+        box = stack.pop()
+        found = common_point(own, box)
+        if isinstance(found, Inequality):
+            continue
+        whole = [j for j, (low, high) in box.items() if not is_float[j] and low < high]
+        if not whole:
+            yield box, found
+            continue
+        j = max(whole, key=lambda j: box[j][1] - box[j][0])
+        middle = found[j] if found else (box[j][0] + box[j][1]) / 2
+        at = min(Fraction(middle // 1), box[j][1] - 1)
+        stack += [{**box, j: (at + 1, box[j][1])}, {**box, j: (box[j][0], at)}]
+    yield from ((box, None) for box in stack)
 
 
 def _ends(own: Sequence[Inequality], lower: Float64Array, upper: Float64Array) -> Ends:

@@ -34,7 +34,7 @@ def solve_surely(
         return None
     used = sorted({i for row in rows for i, _ in row.x})
     if not used:
-        return domain.middle(first, last) if may_hold(rows, y, first, last) else None
+        return domain.middle(first, last) if may_hold(rows, y, first, last, domain.encoder.is_float) else None
     left = list(rows)
     for i in used:
         if not domain.encoder.is_float[i]:

@@ -319,7 +319,7 @@ class Problem:
         cell = self.domain.cells(codes, codes)
         if cell is None:
             return None
-        ends = [end[0] for end in self.domain.hull(cell[0][None], cell[1][None])]
+        ends = (*(end[0] for end in self.domain.hull(cell[0][None], cell[1][None])), self.domain.encoder.is_float)
         doubt = ""
         for k in looking(np.flatnonzero(status != REFUTED)):
             possible, certain = self._versions(int(k), y)
