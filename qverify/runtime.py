@@ -268,11 +268,15 @@ class Session:
         options = _as_written(ort) if as_written else ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
-        self._session = _create(ort, str(path), options, f"'{path}'")
+        self._session, self._path = _create(ort, str(path), options, f"'{path}'"), path
         self.version = str(ort.__version__)
         self.input_names = [item.name for item in self._session.get_inputs()]
 
     def run(self, inputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """The graph's outputs, in its order, for its inputs, in its order."""
+        """The graph's outputs, in its order, for its inputs, in its order. ModelError where onnxruntime loads the file but
+        cannot run it."""
         feeds = dict(zip(self.input_names, inputs, strict=True))
-        return [np.asarray(value) for value in self._session.run(None, feeds)]
+        try:
+            return [np.asarray(value) for value in self._session.run(None, feeds)]
+        except Exception as error:  # some kernels look at their inputs only now
+            raise ModelError(f"onnxruntime {self.version} cannot run '{self._path}': {_said(error)}") from None

@@ -182,6 +182,7 @@ CATCH_ALL = {
     ("runtime.py", "call"),
     ("runtime.py", "compiled"),  # and from a graph of ours
     ("runtime.py", "evaluate"),
+    ("runtime.py", "run"),
 }
 
 
