@@ -149,6 +149,8 @@ class Engine:
         fused, literal = (
             np.stack([ask(row) for row in flat]) for ask in (self._file, self.file_function(as_written=True))
         )
+        if not fused.size:
+            return AsWritten(0.0, 0, 0, len(flat))
         with np.errstate(invalid="ignore"):
             gaps = np.where(fused == literal, 0.0, np.abs(fused - literal))
             differ = np.where(np.isnan(gaps), np.inf, gaps).max(axis=1, initial=0.0)

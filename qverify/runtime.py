@@ -170,18 +170,38 @@ def node_function(
 
 
 def constant_node(
-    node: onnx.NodeProto, inputs: Sequence[npt.NDArray[Any] | None], opsets: list[onnx.OperatorSetIdProto]
+    node: onnx.NodeProto,
+    inputs: Sequence[npt.NDArray[Any] | None],
+    stored: Sequence[bool],
+    opsets: list[onnx.OperatorSetIdProto],
 ) -> tuple[npt.NDArray[Any], ...]:
-    """What a node gives for constant inputs (None: absent): an array for every output, empty for one that is absent."""
+    """What a node gives for constant inputs (None: absent): an array for every output, empty for one that is absent.
+
+    Inputs that the graph stores are given as it stores them, those that other nodes compute as values: a kernel may
+    rearrange stored weights, and then add in another order.
+    """
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     del alone.input[:]
     alone.input.extend(f"i{k}" if value is not None else "" for k, value in enumerate(inputs))
-    constants = {f"i{k}": value for k, value in enumerate(inputs) if value is not None}
+    present = {f"i{k}": (value, stored[k]) for k, value in enumerate(inputs) if value is not None}
+    constants = {name: value for name, (value, is_stored) in present.items() if is_stored}
+    feeds = {name: aligned(value) for name, (value, is_stored) in present.items() if not is_stored}
+    free = {name: (value.dtype, value.shape) for name, value in feeds.items()}
     names = [name for name in node.output if name]
     what = f"the node '{node.name}' ({node.op_type})"
-    found = dict(zip(names, graph_function(what, [alone], {}, constants, names, opsets)({}), strict=True))
-    return tuple(found.get(name, np.zeros(0, np.float32)) for name in node.output)
+    found = graph_function(what, [alone], free, constants, names, opsets)(feeds)
+    given = dict(zip(names, found, strict=True))
+    return tuple(given.get(name, np.zeros(0, np.float32)) for name in node.output)
+
+
+def aligned(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy that begins where the runtime's own tensors begin: its sums of floats start at aligned addresses."""
+    room = np.empty(value.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    copy = room[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
+    copy[...] = value
+    return copy
 
 
 def _as_written(ort: Any) -> Any:

@@ -108,19 +108,10 @@ def _ask(tasks: list[Task], opsets: tuple[onnx.OperatorSetIdProto, ...]) -> None
     names = [name for _, name, _, _ in wanted]
     function = runtime.graph_function("its nodes one by one", nodes, inputs, constants, names, opsets)
     for r in range(max(task.rounds for task in tasks)):
-        found = function({name: _aligned(value[min(r, len(value) - 1)]) for name, value in feeds.items()})
+        found = function({name: runtime.aligned(value[min(r, len(value) - 1)]) for name, value in feeds.items()})
         for (task, _, values, error), theirs in zip(wanted, found, strict=True):
             if r < len(values):
                 _check_same(task.read, values[r], theirs, error)
-
-
-def _aligned(value: Array) -> Array:
-    """A copy that begins where the runtime's own tensors begin: its sums of floats start at aligned addresses."""
-    room = np.empty(value.nbytes + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    copy = room[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
-    copy[...] = value
-    return copy
 
 
 def _check_same(read: ReadNode, ours: Array, theirs: Array, error: Any) -> None:
@@ -211,7 +202,7 @@ class Asker:
         if on_vectors or len(roots) != 1 or not tabulated:
             return min(affordable, 4 if on_vectors else FEW_ROUNDS), False
         groups, count = self._groups(read, roots[0]), self.trace.values[roots[0] - 1].type.count
-        least = int(np.bincount(groups.reshape(-1)).min())  # elements that share a table's row
+        least = max(int(np.bincount(groups.reshape(-1), minlength=1).min()), 1)  # elements that share a table's row
         wanted = -(-count // least)
         return max(min(wanted, affordable), min(4, affordable)), wanted <= affordable
 

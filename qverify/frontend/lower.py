@@ -102,8 +102,9 @@ def lower(model: onnx.ModelProto) -> tuple[Lowered, Trace]:
     builder = Builder()
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
     env: dict[str, Tensor] = {i.name: _initializer(i) for i in graph.initializer}
+    stored = frozenset(env)
     inputs = _declare_inputs(graph, env, builder)
-    read = [_read_node(node, env, builder, opsets, list(model.opset_import)) for node in graph.node]
+    read = [_read_node(node, env, stored, builder, opsets, list(model.opset_import)) for node in graph.node]
     made, encoders = tuple(builder.nodes), tuple(builder.encoders)
     trace = Trace(tuple(r for r in read if r is not None), made, encoders, tuple(model.opset_import))
     outputs = _close_outputs(graph, env, builder)
@@ -199,6 +200,7 @@ def _describe(tensor: Tensor | None) -> str:
 def _read_node(
     node: onnx.NodeProto,
     env: dict[str, Tensor],
+    stored: frozenset[str],
     builder: Builder,
     opsets: dict[str, int],
     imports: list[onnx.OperatorSetIdProto],
@@ -217,7 +219,7 @@ def _read_node(
     try:
         # An infinity may still be clipped by a quantizer; NaN never becomes a code.
         with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="raise"):
-            results = _evaluate(node, inputs, builder, domain, opsets.get(domain, 1), imports)
+            results = _evaluate(node, inputs, stored, builder, domain, opsets.get(domain, 1), imports)
         for k, name in enumerate(node.output[len(results) :], len(results)):
             if name:
                 raise Refusal(f"its output {k} ('{name}') is not supported")
@@ -242,6 +244,7 @@ UNREADABLE = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeErr
 def _evaluate(
     node: onnx.NodeProto,
     inputs: list[Tensor | None],
+    stored: frozenset[str],
     builder: Builder,
     domain: str,
     opset: int,
@@ -249,7 +252,7 @@ def _evaluate(
 ) -> tuple[Tensor, ...]:
     constants = [i for i in inputs if i is None or isinstance(i, np.ndarray)]
     if len(constants) == len(inputs) and _is_function(node.op_type, domain, opset):
-        return runtime.constant_node(node, constants, imports)
+        return runtime.constant_node(node, constants, [name in stored for name in node.input], imports)
     rule = RULES.get((domain, node.op_type))
     if rule is None:
         raise Refusal(HINTS.get(node.op_type, "no exact integer rule exists for this op"))

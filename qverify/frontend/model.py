@@ -75,9 +75,9 @@ def _check_quantized(proto: onnx.ModelProto) -> None:
 
 
 def _drop_folded_inputs(proto: onnx.ModelProto, fused: onnx.ModelProto) -> None:
-    """Old files list initializers as inputs too; one that was folded away stays listed, but is no input."""
-    constants = {i.name for i in proto.graph.initializer}
-    kept = [i for i in fused.graph.input if i.name not in constants]
+    """Old files list initializers as inputs too; one that was folded away, or made by folding, is no input of the file."""
+    inputs = {i.name for i in proto.graph.input} - {i.name for i in proto.graph.initializer}
+    kept = [i for i in fused.graph.input if i.name in inputs]
     del fused.graph.input[:]
     fused.graph.input.extend(kept)
 

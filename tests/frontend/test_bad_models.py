@@ -206,6 +206,38 @@ def test_external_data_belongs_to_the_model(path: Path) -> None:
     assert len({whole.sha256, own.sha256, read_model(path).sha256}) == 3
 
 
+def test_external_data_of_an_attribute_belongs_to_the_model(path: Path) -> None:
+    """A Constant node's tensor may lie in a file of its own, also inside a subgraph."""
+    g = Graph()
+    x = g.quantize(g.input((1, 2)), 0.1, ZERO)
+    tensor = onnx.numpy_helper.from_array(np.array([[1, 2]], np.float32), "t")
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    constant = g.node("Constant", value=tensor)
+    y = g.quantize(g.node("Mul", g.dequantize(x, 0.1, ZERO), constant), 0.1, ZERO)
+    found, tables = set(), set()
+    for values in ([1, 2], [1, 3], [1, 2]):
+        (path.parent / "weights.bin").write_bytes(np.array(values, np.float32).tobytes())
+        path.write_bytes(g.model(y).SerializeToString())
+        model = read_model(path)
+        found.add(model.sha256)
+        tables.add(model.lowered.network.run(CPU, np.full((1, 2), 40, np.int32)).tobytes())
+    assert len(found) == len(tables) == 2
+
+
+def test_what_folding_makes_is_no_input(path: Path) -> None:
+    """Files of IR version 3 list initializers as inputs; onnxruntime's graph then lists folded constants, too."""
+    g = Graph(13)
+    scale = g.node("Constant", value=onnx.numpy_helper.from_array(np.array(0.5, np.float32)))
+    model = g.model(g.node("QuantizeLinear", g.input((1, 2)), g.node("Mul", scale, scale), g.const(ZERO)))
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    path.write_bytes(model.SerializeToString())
+    assert [name for name, _, _ in read_model(path).lowered.inputs] == ["x0"]
+
+
 INPUTS: dict[str, tuple[Callable[[onnx.ValueInfoProto], object], type[QverifyError], str]] = {
     "a dynamic axis": (
         lambda item: setattr(item.type.tensor_type.shape.dim[2], "dim_param", "height"),

@@ -39,8 +39,6 @@ NEVER_READ = {
 # Of these ops: the attribute is none of theirs (a rule for two ops), has no default, or no other value is accepted.
 EXCEPT = {
     *(("Concat", "axis"), ("QLinearConcat", "axis"), ("Pad", "pads"), ("QLinearAveragePool", "dilations")),
-    *(("MatMul", "alpha"), ("MatMul", "beta"), ("MatMul", "transA"), ("MatMul", "transB")),
-    ("MaxPool", "storage_order"),
 }
 
 
