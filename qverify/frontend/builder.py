@@ -301,14 +301,11 @@ class Builder:
         return self.emit(Table(values, x.low, x.which), codes, dtype=dtype)
 
     def as_accumulator(self, x: Float) -> FloatAcc:
-        """The same float tensor as (integer value, program); tables turn into ordinals of their floats. All are finite."""
-        finite = np.isfinite(
-            x.program.ends(x.codes.type) if isinstance(x, FloatAcc) else getattr(x, "table", 0.0)
-        ).all()
-        if not finite:
-            raise ValueError("it can overflow float32")
+        """The same float tensor as (integer value, program); tables turn into ordinals of their floats. ValueError where
+        it could be NaN."""
         match x:
             case FloatAcc():
+                x.program.ends(x.codes.type)
                 return x
             case FloatCodes():
                 codes = self.emit(Table(ordinals(self.kernels, x.table), x.low, x.which), x.codes)

@@ -115,7 +115,8 @@ def _grid_of(lowered: Lowered, codes: Codes, program: Any) -> tuple[int | None, 
         codes = Codes(value, lowered.network.type_of(value), codes.dtype)
     if not isinstance(op, Table) or not program.ordinal or program.steps:
         return None, 0.0
-    return _unit_of(from_ordinals(CPU, op.values).astype(np.float64))
+    values = from_ordinals(CPU, op.values).astype(np.float64)
+    return _unit_of(values) if np.isfinite(values).all() else (None, 0.0)
 
 
 def _unit_of(values: Float64Array) -> tuple[int, float]:
