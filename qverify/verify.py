@@ -120,7 +120,8 @@ def _verify(
     stats.seconds = deadline.elapsed()
     if unknown is not None:
         return Result(Verdict.UNKNOWN, unknown.reason, None, stats, details)
-    return _certified(Result(Verdict.UNSAT, "every part of the input box is proved", None, stats, details), proofs)
+    why = "every part of the input box is proved" if len(empty) < len(prop.queries) else "no input is allowed"
+    return _certified(Result(Verdict.UNSAT, why, None, stats, details), proofs)
 
 
 def _said_of(empty: list[str]) -> list[str]:

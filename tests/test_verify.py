@@ -449,6 +449,7 @@ def test_an_empty_box_is_unsat_in_2_0(tmp_path: Path) -> None:
     result = verify(QOP, spec_file(tmp_path, bounds + "(assert (>= Y[0,0] 0.0))", HEAD_2), CPU)
     assert result.verdict is Verdict.UNSAT
     assert "no input is allowed: contradictory bounds for X[0,0]" in result.details["warnings"][0]
+    assert result.reason == "no input is allowed"
 
 
 def test_inputs_without_bounds_are_all_floats(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from fractions import Fraction
 from itertools import chain, product
 from typing import Final
 
+from qverify.deadline import looking
 from qverify.errors import SpecError
 from qverify.frontend.constraints import (
     NEGATED,
@@ -191,7 +192,7 @@ class _Reader:
 
     def read(self) -> None:
         handlers = {"simple": self._simple, "open": self._open, "close": self._close, "word": self._word}
-        for match in _TOKEN.finditer(self._text):
+        for match in looking(_TOKEN.finditer(self._text), 4096):
             kind = match.lastgroup or "end"
             try:
                 if kind in handlers:
@@ -294,7 +295,7 @@ class _Reader:
             return factors[0]
         chosen = sum(count // len(factor) * sum(map(len, factor)) for factor in factors)
         self._spend(count * (1 + len(atoms)) + chosen)
-        return [tuple(chain(atoms, *choice)) for choice in product(*factors)]
+        return [tuple(chain(atoms, *choice)) for choice in looking(product(*factors), 1024)]
 
     def _multiply(self, terms: int, pos: int) -> None:
         """Note that terms are multiplied: often in all only where products or differences nest around long sums."""
@@ -323,7 +324,7 @@ class _Reader:
         filled: set[int] = set()  # the keys of bounds that are their type's
         conjunctions = self._multiplied([], self._root.factors)
         self._spend(len(conjunctions) * len(common))
-        for atoms in conjunctions:
+        for atoms in looking(conjunctions, 1024):
             bounds: Bounds = {}
             rows = common + tighten(bounds, atoms, outer)
             if any(contradictory(index, bounds, outer) for index in {key >> 1 for key in bounds}):

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from qverify.deadline import Deadline, TimeUp
 from qverify.errors import SpecError
 from qverify.frontend import vnnlib
 from qverify.frontend.vnnlib import parse_property, read_property
@@ -497,6 +498,12 @@ def test_nested_arithmetic_takes_linear_time(monkeypatch: pytest.MonkeyPatch) ->
         assert re.match(r":\d+: products or differences nest too deeply", error_of(text))
     text = flat(f"(assert (<= {'(- ' * 20}(+ {names}){')' * 20} 0))", outputs=500)
     assert len(parse_property(text).queries[0].cases[0][0].y) == 500
+
+
+def test_reading_ends_in_time() -> None:
+    for text in (flat("(assert (<= Y_0 1))" * 10_000), flat("(assert (or (<= Y_0 0) (<= Y_1 0)))" * 15)):
+        with pytest.raises(TimeUp), Deadline.after(-1.0).limits():
+            parse_property(text)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
