@@ -35,7 +35,7 @@ from qverify.frontend.model import Model, read_model
 from qverify.frontend.outputs import Decoder, described_outputs, make_decoder
 from qverify.frontend.readings import make_readings
 from qverify.frontend.vnnlib import read_property
-from qverify.property import Box, Case, Property, Query, Row
+from qverify.property import Case, Property, Query, Row
 
 __all__ = ["Rejected", "Report", "check"]
 
@@ -117,7 +117,7 @@ def check_sat(archive: Archive, prop: Property, lowered: Lowered) -> None:
         raise Rejected(f"an input: {fault}") from None
     if len(point) != len(texts) or len(point) != len(encoder.is_float):
         raise Rejected(f"it gives {len(point)} decimals for {len(encoder.is_float)} inputs")
-    inside = [query for query in prop.queries if _within(point, query.box)]
+    inside = [q for q in prop.queries if all(inside_bounds(q.box, i, x) for i, x in enumerate(point))]
     if not inside:
         raise Rejected("its inputs lie outside of the property's box")
     x = _rounded(point, texts, encoder)
@@ -142,10 +142,6 @@ def _certain(query: Query, encoder: Encoder, decoder: Decoder, x: Floats, y: Flo
     rounding of the box's bounds."""
     domain = make_domain(encoder, query.box)
     return make_readings(query, domain, decoder).certain_at(y).cases if domain.holds_surely(x) else ()
-
-
-def _within(point: Sequence[Fraction], box: Box) -> bool:
-    return all(inside_bounds(box, i, x) for i, x in enumerate(point))
 
 
 def _rounded(point: Sequence[Fraction], texts: Sequence[str], encoder: Encoder) -> Floats:

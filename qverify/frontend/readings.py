@@ -142,7 +142,8 @@ class _Reader:
 
     def versions(self, row: Row) -> tuple[Row, Row]:
         """The possible and the certain version of a row; the same object where they are equal."""
-        if row.arithmetic is None and len(row.x) + len(row.y) > 1:
+        terms = [*row.x, *row.y]
+        if row.arithmetic is None and (len(terms) != 1 or abs(terms[0][1]) != 1):
             return row, row
         found = [(row.rhs, row.rhs), *(end for form in self._formats(row) for end in self._ends(row, form))]
         low, high = min(low for low, _ in found), max(high for _, high in found)
