@@ -45,7 +45,8 @@ Multipliers = dict[int, Array]  # node (the value it computes) -> [N, R, *shape 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A batch of subproblems: intervals of every value ([N, *shape] ends), and every nonlinear node's hull there."""
+    """A batch of subproblems: intervals of every value ([N, *shape] ends), and every nonlinear node's hull there.
+    Where they are all about one box, N may be 1."""
 
     boxes: list[Interval]
     hulls: dict[int, Hull]
@@ -57,7 +58,9 @@ class Scene:
         return Scene([codes, *self.boxes[1:]], hulls)
 
     def take(self, rows: Array) -> Scene:
-        """Some of the subproblems."""
+        """Some of the subproblems; a single box is the one of all."""
+        if len(self.boxes[0][0]) == 1:
+            return self
         return Scene([(a[rows], b[rows]) for a, b in self.boxes], {k: h.take(rows) for k, h in self.hulls.items()})
 
 

@@ -16,6 +16,7 @@ from qverify.kernels import Array
 from qverify.result import Stats
 from qverify.search.problem import Candidate, Problem
 
+MANY = 64  # cases: of more, the first round takes so many, those that random points bring nearest to being unsafe
 Float64Array = npt.NDArray[np.float64]
 
 
@@ -38,9 +39,9 @@ def corners(problem: Problem, lower: Array, upper: Array, gradient: Array) -> Ar
 class Attack:
     """The attack on the root box, in rounds that the search asks for as it goes on.
 
-    The first round follows the centre, a random corner and random points downhill for every case in turn. Later rounds
-    take the cases that came nearest to being unsafe, with more random starts and finer steps. Rounds are counted in points
-    against the boxes bounded so far, not in seconds, so that a seed fixes the search.
+    The first round follows the centre, a random corner and random points downhill for every case in turn, or for the worst
+    of many. Later rounds take the cases that came nearest to being unsafe, with more random starts and finer steps.
+    Rounds are counted in points against the boxes bounded so far, not in seconds, so that a seed fixes the search.
     """
 
     def __init__(self, problem: Problem, rng: np.random.Generator, stats: Stats, batch: int) -> None:
@@ -58,13 +59,14 @@ class Attack:
     def strike(self) -> Candidate | None:
         """One round: an unsafe point, or None. Inputs known to satisfy the conditions on inputs come first."""
         found, tried = self._problem.try_joint()
-        self._spent += tried
-        self._stats.attack_points += tried
+        self._count(tried)
         if found is not None:
             return found
         first = self._rounds == 0
         self._rounds += 1
-        cases = np.argsort(-self._nearest, kind="stable")
+        if first and len(self._nearest) > MANY and (found := self._look_around()) is not None:
+            return found
+        cases = np.argsort(-self._nearest, kind="stable")[:MANY]
         restarts, steps, decay = (4, 16, 0.75) if first else (16, 40, 0.9)
         group = max(1, min(1024, self._batch // restarts)) if first else 4
         for start in range(0, len(cases) if first else min(len(cases), group), group):
@@ -72,6 +74,23 @@ class Attack:
             if found is not None:
                 return found
         return None
+
+    def _look_around(self) -> Candidate | None:
+        """Evaluate the centre, a corner and random points: an unsafe one, or None. Every case's slack there counts."""
+        problem = self._problem
+        points = problem.kernels.asarray(_starts(problem, self._rng, 1, max(4, min(self._batch, MANY))))
+        y = problem.evaluate(points)
+        self._count(len(points))
+        found = problem.find_unsafe(points, y)
+        if found is None:
+            x = problem.input_ends(points, points)
+            slack, _ = problem.unsafe.slack(y, None if x is None else x[0])
+            np.maximum(self._nearest, slack.max(axis=0), out=self._nearest)
+        return found
+
+    def _count(self, points: int) -> None:
+        self._spent += points
+        self._stats.attack_points += points
 
     def _descend(self, target: npt.NDArray[np.intp], restarts: int, steps: int, decay: float) -> Candidate | None:
         """Sign steps from `restarts` starts per case; `target` is each point's case."""
@@ -83,8 +102,7 @@ class Attack:
             look()
             values = problem.network.values(problem.kernels, problem.kernels.asarray(points))
             y = problem.outputs(values)
-            self._spent += len(points)
-            self._stats.attack_points += len(points)
+            self._count(len(points))
             found = problem.find_unsafe(values[0], y)
             if found is not None or step == steps:
                 return found

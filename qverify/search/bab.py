@@ -210,13 +210,15 @@ def cut_neurons(run: Run, status: Any) -> Outcome:
     regions = [r for k in np.flatnonzero(status) for r in relaxed.cover.cases[k] or ()]
     entries = np.zeros(len(regions), np.int64) if run.proof is None else run.proof.part(regions)
     tree = _rooted(run)
-    found = tree.root(Origin(np.array(regions, np.int64), entries, np.full(len(regions), 1 / len(regions))))
+    whole = Origin(np.array(regions, np.int64), entries, np.full(len(regions), 1 / len(regions)))
+    run.tell(len(regions), 0.0)
+    found, rest = tree.root(whole, to_the_end=False)
     if found is None and tree.open:  # it takes more: better bounds of inner values, and the rest of the regions again
-        run.tell(tree.open, 1 - tree.open_share)
+        run.tell(tree.open + len(rest), 1 - tree.open_share - rest.share.sum())
         problem.bound_inner(run.deadline.share(0.25))
-        rest = Origin.joined([nodes.origin for nodes in tree.waiting.blocks])
+        rest = Origin.joined([*(nodes.origin for nodes in tree.waiting.blocks), rest])
         tree = _rooted(run)
-        found = tree.root(rest)
+        found, _ = tree.root(rest)
     while found is None and tree.open:
         look()
         outcome = run.strike()

@@ -122,20 +122,34 @@ class CutSearch:
         budget, each, most = BATCH[self.problem.kernels.name]
         return int(np.clip(self.problem.kernels.allowance(budget, BATCH_PART) // (each * widest), 2, most))
 
-    def root(self, origin: Origin) -> Candidate | None:
-        """Bound regions on the root box; what is left waits."""
+    def root(self, origin: Origin, to_the_end: bool = True) -> tuple[Candidate | None, Origin]:
+        """Bound regions on the root box, group by group, those that look worst first; what is open waits. Either to the
+        end, or until a group leaves something open. A counterexample, if one is met, and the regions that are left out."""
         xp = self.problem.kernels.xp
         flat = [
             xp.concatenate([self.known[v][end].reshape(1, -1) for v in self.layout.values], axis=1).astype(xp.int32)
             for end in (0, 1)
         ]
-        for start in range(0, len(origin), self._batch):
+        if len(origin) > self._batch:
+            origin = origin[np.argsort(-self._at_edges(origin), kind="stable")]
+        found, start = None, 0
+        while found is None and start < len(origin) and (to_the_end or not self.open):
             part = origin[start : start + self._batch]
             lower, upper = (xp.repeat(end, len(part), axis=0) for end in flat)
-            found = self._bound(lower, upper, part, None, None, ROOT)
-            if found is not None:
-                return found
-        return None
+            found, start = self._bound(lower, upper, part, None, None, ROOT), start + len(part)
+        return found, origin[start:]
+
+    def _at_edges(self, origin: Origin) -> npt.NDArray[np.float64]:
+        """What the multipliers to start from make of regions on the root box: [N], a guide."""
+        boxes = [self.known[v] for v in range(len(self.known))]
+        scene, bounds = self.dual.scene(boxes, self.cover.last).as_guide(self.dual.kernels), []
+        for start in range(0, len(origin), self._batch):
+            own = self.cover.objective(self.dual, origin[start : start + self._batch].region.tolist()).as_guide()
+            point = self._start(boxes, own, None, None)
+            evaluate(self.dual, scene, own, point)
+            bounds.append(self.dual.kernels.to_host(point.bound).astype(np.float64))
+        result: npt.NDArray[np.float64] = np.nan_to_num(np.concatenate(bounds))
+        return result
 
     def step(self) -> Candidate | None:
         """Split a batch of subproblems and bound their children; a counterexample, if one is met."""
@@ -190,13 +204,16 @@ class CutSearch:
         multipliers: Array | None,
         phases: Sequence[tuple[int, float]],
     ) -> Candidate | None:
-        """Bound subproblems; the open ones are pushed, with what to cut next."""
+        """Bound subproblems, all of the root box where no multipliers are given; the open ones are pushed, with what to cut
+        next."""
         kernels, dual = self.problem.kernels, self.dual
         self.stats.subproblems += len(origin)
-        boxes, possible = self._boxes(lower, upper)
+        alike = mix is None
+        some = slice(1 if alike else None)
+        boxes, possible = self._boxes(lower[some], upper[some])
         if self.problem.watch is not None:
-            self.problem.watch.parts(self._ends(lower, upper), boxes, possible)
-        refuted = self.problem.refuted_by(boxes)[np.arange(len(origin)), self._case[origin.region]]
+            self.problem.watch.parts(self._ends(lower[some], upper[some]), boxes, possible)
+        refuted = self.problem.refuted_by(boxes)[0 if alike else np.arange(len(origin)), self._case[origin.region]]
         if self.problem.watch is not None:
             self._watched(lower, upper, origin.region, kernels.asarray(refuted))
         left = kernels.to_host(possible) & ~refuted
@@ -209,7 +226,7 @@ class CutSearch:
                 return None
             at = kernels.asarray(keep)
             lower, upper, origin = lower[at], upper[at], origin[keep]
-            boxes = [(a[at], b[at]) for a, b in boxes]
+            boxes = boxes if alike else [(a[at], b[at]) for a, b in boxes]
             if mix is not None and multipliers is not None:
                 mix, multipliers = mix[at], multipliers[at]
         objective = self.cover.objective(dual, origin.region.tolist())
@@ -231,7 +248,8 @@ class CutSearch:
             exact, objective, point = exact.take(at), objective.take(at), point.take(at)
         guide = exact.as_guide(kernels)
         primal = evaluate(dual, guide, objective.as_guide(), point)
-        return self._push(lower, upper, origin, exact.boxes, point, primal)
+        boxes = [tuple(kernels.xp.broadcast_to(a, (len(origin), *a.shape[1:])) for a in own) for own in exact.boxes]
+        return self._push(lower, upper, origin, boxes, point, primal)
 
     def _ends(self, lower: Array, upper: Array) -> dict[int, Interval]:
         """Flat ends as the ends of every cut value."""

@@ -24,6 +24,7 @@ from qverify.ops import Dense, Type, relax
 from qverify.property import Box, Query
 from qverify.property import Row as Condition
 from qverify.search import bab, cuts, watch
+from qverify.search.cuts import CutSearch
 from qverify.search.frontier import Nodes
 from qverify.search.problem import Problem
 from qverify.search.proof import Proof
@@ -160,6 +161,64 @@ def test_trees_of_cuts_on_integer_networks(
             assert own.searched(watched, Proof()).verdict == own.expected, seed
     assert min(verdicts.values()) >= count // 5
     assert min(seen[name] for name in ("refuted", "parts", "bounds")) >= count and seen["step"] >= count // 2
+
+
+def classifier(seed: int) -> Asked:
+    """Three codes, two layers and five scores: is another one as large as the first, less what few points reach?"""
+    rng = np.random.default_rng([8, seed])
+    maker = Maker(rng, 3)
+    hidden = maker.requantize(maker.dense(0, 6))
+    scores = maker.requantize(maker.dense(hidden, 5), channels=False)
+    points = all_points(np.zeros(3, np.int64), np.full(3, 7))
+    net = maker.network(scores)
+    y = net.run(CPU, points).astype(np.int64)
+    gaps = y[:, :1] - y[:, 1:]
+    margin = int(gaps.min()) - int(rng.random() < 0.5)
+    one = Fraction(1)
+    cases = tuple((Condition((), ((0, one), (j, -one)), Fraction(margin)),) for j in range(1, 5))
+    return Asked(net, Query(Box((Fraction(0),) * 3, (Fraction(7),) * 3), cases), points, (gaps <= margin).any(axis=1))
+
+
+def classifiers(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+    """Some that bounds of the whole box do not decide; those of several regions have to be taken."""
+    monkeypatch.setattr(bab, "SPLITTABLE", 0)
+    monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status: status)
+    return [classifier(seed) for seed in range(8)]
+
+
+@pytest.mark.parametrize("kernels", [CPU, open_strict()], ids=lambda own: own.name)
+def test_regions_in_groups_end_as_one_by_one(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdict does not depend on how many regions are bounded at once, and every one has its place in the proof."""
+    tried = Counter[Verdict]()
+    for own in classifiers(monkeypatch)[: None if kernels is CPU else 2]:
+        for most in (1, 2, 256):
+            monkeypatch.setattr(CutSearch, "_batch_size", lambda self, most=most: most)
+            proof = Proof()
+            assert own.searched(own.watched(np.random.default_rng(0)), proof, kernels).verdict == own.expected
+            assert own.expected is Verdict.SAT or -1 not in proof.kind
+            tried[own.expected] += len(proof.regions) > 2
+    assert kernels is not CPU or min(tried.values()) > 2
+
+
+def test_the_worst_region_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of one: what is left out when the first is not closed are the others, from bad to good."""
+    queries = classifiers(monkeypatch)
+    monkeypatch.setattr(CutSearch, "_batch_size", lambda self: 1)
+    monkeypatch.setattr(cuts, "ROOT", ((1, 0.1),))
+    seen: list[Any] = []
+    honest = CutSearch.root
+
+    def root(self: CutSearch, origin: Any, to_the_end: bool = True) -> Any:
+        bounds = dict(zip(origin.region.tolist(), self._at_edges(origin).tolist(), strict=True))
+        result = honest(self, origin, to_the_end)
+        seen.append([bounds[r] for r in result[1].region.tolist()])
+        assert not seen[-1] or max(bounds.values()) >= seen[-1][0]
+        return result
+
+    monkeypatch.setattr(CutSearch, "root", root)
+    for own in queries:
+        own.searched(None, Proof())
+    assert max(map(len, seen)) > 1 and all(own == sorted(own, reverse=True) for own in seen)
 
 
 def hobble(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
