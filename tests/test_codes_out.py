@@ -78,6 +78,11 @@ def two_quantizers(g: Graph) -> list[str]:
     return [g.quantize(x, scale, THREE) for scale in (0.5, 0.3)]
 
 
+def float_sum(g: Graph) -> list[str]:
+    """Of two inputs: an output that is a function of two codes, with values of any float32."""
+    return [g.node("Add", *(g.dequantize(door(g), 0.5, THREE) for _ in range(2)))]
+
+
 CASES: list[tuple[Build, int, int, Queries]] = [
     (codes, 2, 2, {"(>= (+ Y_0 Y_1) 86)": SAT, "(>= (+ Y_0 Y_1) 87)": UNSAT}),
     (codes, 2, 2, {"(>= (+ Y_0 Y_1) 60)) (assert (<= (+ Y_0 Y_1) 59.5)": UNSAT}),
@@ -90,6 +95,7 @@ CASES: list[tuple[Build, int, int, Queries]] = [
     (integers, 2, 2, {"(>= Y_0 20)": SAT, "(>= Y_0 21)": UNSAT}),
     (reshaped_integers, 2, 2, {"(>= Y_0 20)": SAT, "(>= Y_0 21)": UNSAT}),
     (no_element, 2, 2, {"(>= Y_0 20)": SAT, "(>= Y_0 21)": UNSAT}),
+    (float_sum, 4, 2, {"(>= (+ Y_0 Y_1) 80)": SAT, "(>= (+ Y_0 Y_1) 80.5)": UNSAT}),
     (two_quantizers, 2, 4, {"(<= (- Y_0 Y_2) -27)": SAT, "(<= (- Y_0 Y_2) -28)": UNSAT}),
 ]
 

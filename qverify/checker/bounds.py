@@ -33,7 +33,9 @@ from qverify.errors import Rejected
 from qverify.network import Network
 from qverify.ops import AbstractOp, Dense, Max, Pairwise, Requantize, Table, Type
 
-WIDEST = 2**16  # values of a function that is taken as steps
+STEPS = 2**13  # values of a function that is taken as steps
+SLOPE = 2**16
+ENTRIES, ARGUMENTS = 2**10, 16  # of a table that is scanned, and of a maximum that is taken apart, in one box
 
 
 class Hull:
@@ -86,7 +88,7 @@ def make_rule(name: str, slopes: Any, op: AbstractOp, types: tuple[Type, ...], y
 def thresholds(run: Callable[[Any], Any], rows: int, x: Type, low: int, high: int) -> Ints:
     """[rows, high - low + 2]: entry k - low is the least x for which a non-decreasing function is at least k, one more than
     the largest x if there is none. `run` maps x [n, rows] to codes, column by column."""
-    if high - low >= WIDEST:
+    if high - low >= STEPS:
         raise Rejected(f"a function with {high - low + 1} values is taken as steps")
     ends = [run(np.full((1, rows), end)) for end in (x.low, x.high)]
     if (ends[0] > ends[1]).any():
@@ -221,7 +223,7 @@ class Sum(Rule):
     where a code can first be reached, `right` from where on it always is."""
 
     def __init__(self, op: Pairwise, types: tuple[Type, ...], y: Type, slopes: Any) -> None:
-        if type(slopes) is not list or len(slopes) != 2 or any(type(s) is not int or abs(s) > WIDEST for s in slopes):
+        if type(slopes) is not list or len(slopes) != 2 or any(type(s) is not int or abs(s) > SLOPE for s in slopes):
             raise Rejected("a sum has no two slopes")
         self.slopes, self.size = slopes, y.size
         self.inputs = [(spots(x.shape, y.shape), x.size) for x in types]
@@ -229,7 +231,7 @@ class Sum(Rule):
         z = (slopes[0] * a[:, None] + slopes[1] * b).reshape(-1)
         codes = op.values[np.ix_(a - op.a_low, b - op.b_low)].reshape(-1).astype(np.int64)
         low, high, ends = int(codes.min()), int(codes.max()), (int(z.min()), int(z.max()))
-        if high - low >= WIDEST:
+        if high - low >= STEPS:
             raise Rejected(f"a function with {high - low + 1} values is taken as steps")
         left, right = np.full(high - low + 2, ends[1] + 1), np.full(high - low + 2, ends[0])
         np.minimum.at(left, codes - low, z)
@@ -255,7 +257,7 @@ class Sum(Rule):
         return steps.low + np.searchsorted(steps.begin[0, 1:-1], z, side="right")
 
     def back(self, m: Ints) -> list[Ints]:
-        fits(reach(m) * WIDEST)
+        fits(reach(m) * SLOPE)
         return [gathered(s * m, spot, n) for s, (spot, n) in zip(self.slopes, self.inputs, strict=True)]
 
     def known(self, z: Ends) -> tuple[int | None, Ends]:
@@ -269,6 +271,8 @@ class Scan(Rule):
     """y = T[x] for any table."""
 
     def __init__(self, op: Table, x: Type) -> None:
+        if x.count > ENTRIES:
+            raise Rejected(f"a table of {x.count} entries is scanned")
         self.values, self.low, self.rows, self.size = op.values.astype(np.int64), op.low, rows_of(op, x), x.size
 
     def at(self, x: Ints) -> Ints:
@@ -307,6 +311,8 @@ class Largest(Rule):
 
     def __init__(self, x: Type) -> None:
         self.size, self.each = x.size, x.shape[-1]
+        if self.each > ARGUMENTS:
+            raise Rejected(f"a maximum of {self.each} values is taken apart")
 
     def hull(self, boxes: list[Ends], own: Ends) -> Hull:
         low, high = (end.reshape(len(end), 1, -1, self.each) for end in boxes[0])

@@ -31,6 +31,7 @@ from qverify.ops.relax import (
 )
 
 Int32Array = npt.NDArray[np.int32]
+MOST_STEPS = 4096  # values of a function that is taken as steps
 
 
 def _range_extremes(values: Int32Array) -> tuple[Int32Array, Int32Array]:
@@ -103,7 +104,7 @@ class Table(AbstractOp):
 
     def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
         low, high = int(self.values.min()), int(self.values.max())
-        if high - low > 4096 or self.values.shape[1] > 256:
+        if high - low > MOST_STEPS or self.values.shape[1] > 256:
             return Concretized()
         which = np.zeros((), np.int64) if self.which is None else self.which
         rows = np.arange(len(self.values))
@@ -258,7 +259,7 @@ def make_sandwich(values: Int32Array, a: tuple[int, Type], b: tuple[int, Type]) 
     own = values[rows[0] - a[0] : rows[-1] - a[0] + 1, columns[0] - b[0] : columns[-1] - b[0] + 1].astype(np.int64)
     low, high = int(own.min()), int(own.max())
     inside = (own > low) & (own < high)
-    if inside.sum() < 3:
+    if inside.sum() < 3 or high - low > MOST_STEPS:  # floats as ordinals are far apart
         return None
     at = np.stack([*np.meshgrid(rows, columns, indexing="ij"), np.ones_like(own)], axis=-1)[inside].astype(np.float64)
     fit = np.linalg.lstsq(at, own[inside].astype(np.float64), rcond=None)[0][:2]
