@@ -109,15 +109,17 @@ def parse_property(text: str, source: str = "<string>") -> Property:
         raise SpecError(f"{source}{line}: {fault}") from None
 
 
-def _read_bytes(name: str) -> bytes:
+def _read_bytes(name: str) -> bytearray:
     """The unpacked bytes of a file, or of `name`.gz where only that exists."""
     if not os.path.exists(name) and os.path.exists(name + ".gz"):
         name += ".gz"
     with open(name, "rb") as file:
         packed = file.peek(2).startswith(b"\x1f\x8b")
-        data = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise SpecError(f"{name}: larger than {MAX_BYTES >> 20} MiB{' when unpacked' if packed else ''}: {_SPLIT}")
+        stream, data = gzip.GzipFile(fileobj=file) if packed else file, bytearray()
+        while piece := stream.read(1 << 20):  # read(n) of a file reserves n bytes
+            data += piece
+            if len(data) > MAX_BYTES:
+                raise SpecError(f"{name}: larger than {MAX_BYTES >> 20} MiB{' when unpacked' if packed else ''}: {_SPLIT}")
     return data
 
 
