@@ -17,6 +17,7 @@ from qverify.frontend.boundary import Encoder, make_domain
 from qverify.frontend.builder import Identity
 from qverify.frontend.lower import Lowered
 from qverify.frontend.outputs import described_outputs, make_decoder
+from qverify.frontend.readings import make_readings
 from qverify.frontend.tensors import Codes
 from qverify.kernels import Kernels
 from qverify.network import Network
@@ -63,13 +64,20 @@ class Asked:
         )
         return Lowered(self.network, (("x", (size,), np.dtype(np.uint8)),), encoders, outputs, ())
 
-    def problem(self, watch: Any = None, kernels: Kernels = CPU, backward: bool = True) -> Problem:
+    def problem(
+        self, watch: Any = None, kernels: Kernels = CPU, backward: bool = True, readings: bool = False
+    ) -> Problem:
         lowered, size = self.lowered, self.network.input_type.size
         decoder = make_decoder(lowered)
         domain = make_domain(Encoder(lowered.encoders, np.zeros(size, np.bool_)), self.query.box)
         lower, upper = domain.code_box()
         unsafe = make_unsafe(self.query, size, decoder.grid)
         problem = Problem(kernels, self.network.on(kernels), domain, decoder, unsafe, lower, upper)
+        if readings:  # as the engine does; a tie of theirs leaves an exact answer open
+            read = make_readings(self.query, domain, decoder)
+            problem.unsafe = make_unsafe(read.possible, size, decoder.grid)
+            if read.certain is not read.possible:
+                problem.certain, problem.readings = make_unsafe(read.certain, size, decoder.grid), read
         problem.dual = Dual.make(self.network, kernels) if backward else None
         problem.described = described_outputs(lowered)
         if watch is not None:
