@@ -16,7 +16,7 @@ from qverify.result import Result, Verdict
 from qverify.search.proof import Proof
 
 VERSION = 2
-CONTENT, RATIO, HEADER_COST = 2**20, 16, 8  # what a file may hold ("Limits" in specs/certificate.md)
+CONTENT, RATIO, HEADER_COST = 2**19, 16, 8  # what a file may hold ("Limits" in specs/certificate.md)
 
 
 def certificate(result: Result, proofs: Sequence[Proof]) -> bytes:
