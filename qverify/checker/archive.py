@@ -21,10 +21,7 @@ import numpy.typing as npt
 from qverify.errors import CertificateError
 
 FORMAT, VERSION = "qverify certificate", 2
-CONTENT, RATIO = (
-    2**20,
-    16,
-)  # bytes that a file may hold: the integers of arrays count as int64, the header HEADER_COST times
+CONTENT, RATIO = 2**19, 16  # bytes that a file may hold: numbers count as int64, the header HEADER_COST times
 HEADER_COST = 8  # what a text takes as Python's objects
 PIECE = 2**16
 _NPY = re.compile(rb"\{'descr': '(?:<i([248])|\|i(1))', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n")

@@ -119,7 +119,9 @@ def _read_bytes(name: str) -> bytearray:
         while piece := stream.read(1 << 20):  # read(n) of a file reserves n bytes
             data += piece
             if len(data) > MAX_BYTES:
-                raise SpecError(f"{name}: larger than {MAX_BYTES >> 20} MiB{' when unpacked' if packed else ''}: {_SPLIT}")
+                raise SpecError(
+                    f"{name}: larger than {MAX_BYTES >> 20} MiB{' when unpacked' if packed else ''}: {_SPLIT}"
+                )
     return data
 
 
