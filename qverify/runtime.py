@@ -40,7 +40,7 @@ def _onnxruntime(purpose: str) -> Any:
 
 
 def _release(onnxruntime: Any) -> tuple[int, ...]:
-    return tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    return tuple(map(int, re.findall(r"\d+", onnxruntime.__version__)[:2]))  # 1.33rc1, 1.33.0.dev20261101 among them
 
 
 def release() -> tuple[int, ...]:

@@ -590,6 +590,7 @@ def bad(**changes: Any) -> dict[str, Any]:
         (bad(norm="l2"), "the norm 'l2' is not supported"),
         (bad(first=30), "no image to decide: the data set has 30"),
         (bad(images=np.zeros((30, 4), np.uint8)), "images must be uint8"),
+        (bad(images=[[1, 2], [3, 4]]), "images must be uint8"),
         (bad(labels=np.arange(30)), "3 scores, but the labels go from 0 to 29"),
         (bad(labels=np.zeros(3, np.int64)), "labels integers"),
         (bad(labels=np.zeros(30)), "labels integers"),

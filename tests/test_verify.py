@@ -589,3 +589,12 @@ def test_a_machine_without_tested_rules_is_named(monkeypatch: pytest.MonkeyPatch
     other = verify(QOP, SAFE, CPU)
     assert other.details["machine"] == "arm64"
     assert any("on this machine (arm64) onnxruntime has other kernels" in text for text in other.details["warnings"])
+
+
+@pytest.mark.parametrize("version", ["1.31.1", "1.31rc2", "1.31.0.dev20261101", "1.31+local"])
+def test_a_version_of_the_runtime_is_read(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    assert runtime.release() == (1, 31)
+    monkeypatch.setattr(runtime, "OLDEST", (1, 32))
+    with pytest.raises(UsageError, match=r"is too old: install 1\.32 or newer"):
+        runtime.release()

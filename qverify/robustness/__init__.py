@@ -77,6 +77,7 @@ def certify(
     """
     started = time.monotonic()
     radii = _radii(eps, norm)
+    images, labels = np.asarray(images), np.asarray(labels)
     whole = labels.dtype.kind in "ui" and labels.shape == images.shape[:1]
     if images.dtype != np.uint8 or images.ndim != 4 or not whole:
         raise UsageError("images must be uint8 [N, channels, height, width] and labels integers [N]")
