@@ -34,6 +34,12 @@ collect_ignore = [
     str(path) for path in HERE.rglob("test_*.py") if any(word in path.read_text(encoding="utf-8") for word in MISSING)
 ]
 
+if not BARE:  # how long an example takes says nothing on a busy machine
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("busy")
+
 
 def pytest_report_header() -> list[str]:
     """Say what is missing."""
