@@ -145,6 +145,11 @@ def close(m: Maker, x: Value, like: Value | None = None, dtype: np.dtype[Any] | 
     return quantize(m, x, like=like, dtype=dtype)
 
 
+def partner_type(m: Maker, x: Value, p: float = 0.0) -> np.dtype[Any] | None:
+    """The type that onnxruntime fuses together with `x`: that of int8 codes, or (with probability `p`) of any."""
+    return x.dtype if x.dtype == S8 or m.chance(p) else None
+
+
 def clip(m: Maker, x: Value) -> Value:
     """Floats or codes between two of their values; one end may be absent."""
     flat = np.sort(np.concatenate([s.reshape(-1) for s in x.samples]))
@@ -627,7 +632,7 @@ def qdq_product(m: Maker, x: Value) -> Value:
     turned = gemm and m.chance(0.5)
     k, n = x.shape[-1], int(m.rng.integers(1, 5))
     axis = 0 if turned else 1
-    w = weights(m, (n, k) if turned else (k, n), axis)
+    w = weights(m, (n, k) if turned else (k, n), axis, partner_type(m, x))
     inputs: list[Value | None] = [dequantize(m, x), dequantized(m, w, axis, 2)]
     own_bias = qdq_bias(m, x, w, n) if m.chance(0.5) else None
     if gemm:
@@ -639,7 +644,7 @@ def qdq_product(m: Maker, x: Value) -> Value:
         y = m.node("MatMul", *inputs)
         if own_bias is not None:
             y = m.node("Add", *m.pick((y, own_bias), (own_bias, y)))
-    return y if m.chance(0.08) else close(m, y)
+    return y if m.chance(0.08) else close(m, y, dtype=partner_type(m, x, 0.8))
 
 
 def qdq_bias(m: Maker, x: Value, w: Value, count: int) -> Value:
@@ -664,7 +669,7 @@ def qdq_conv(m: Maker, x: Value) -> Value:
     groups = channels if channels > 1 and m.chance(0.25) else 1
     filters = groups * int(m.rng.integers(1, 4 if groups == 1 else 3))
     attributes = window(m, x.shape[2:], pool=False)
-    w = weights(m, (filters, channels // groups, *attributes["kernel_shape"]), 0)
+    w = weights(m, (filters, channels // groups, *attributes["kernel_shape"]), 0, partner_type(m, x))
     if groups > 1:
         attributes["group"] = groups
     if m.chance(0.3):
@@ -672,7 +677,7 @@ def qdq_conv(m: Maker, x: Value) -> Value:
     inputs = [dequantize(m, x), dequantized(m, w, 0, w.array.ndim)]
     if m.chance(0.5):
         inputs.append(qdq_bias(m, x, w, filters))
-    return close(m, m.node("Conv", *inputs, **attributes))
+    return close(m, m.node("Conv", *inputs, **attributes), dtype=partner_type(m, x, 0.8))
 
 
 @on_codes(3)
@@ -689,7 +694,7 @@ def qdq_two(m: Maker, x: Value) -> Value:
         y = m.node("Where", m.const(m.rng.random(a.shape[-1:]) < 0.5), a, b)
     else:
         y = m.node(op, a, b)
-    return close(m, y, like=x if m.chance(0.15) else None)
+    return close(m, y, like=x if m.chance(0.15) else None, dtype=partner_type(m, x, 0.8))
 
 
 @on_codes(4)
@@ -711,7 +716,7 @@ def qdq_pool(m: Maker, x: Value) -> Value:
         y = reduce(m, y, "ReduceMean")
     else:
         y = m.node(op, y)
-    return close(m, y, like=x if m.chance(0.3) else None)
+    return close(m, y, like=x if m.chance(0.3) else None, dtype=partner_type(m, x, 0.8))
 
 
 def reduce(m: Maker, x: Value, op: str) -> Value:
@@ -782,7 +787,7 @@ def function(m: Maker, x: Value) -> Value:
     return m.node("Pow", x, m.const(F32(m.pick(2.0, 3.0)))) if m.chance(0.2) else m.node("Mul", m.node("Abs", x), x)
 
 
-@on_codes(2)
+@on_codes(1)
 def qdq_softmax(m: Maker, x: Value) -> Value:
     rank = x.array.ndim
     axis = {"axis": int(m.rng.integers(-rank if m.opset >= 11 else 0, rank))} if rank and m.chance(0.7) else {}
