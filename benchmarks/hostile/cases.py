@@ -401,6 +401,7 @@ def other_rows() -> Case:
 def spec() -> list[Case]:
     two = "thirds.onnx"  # any network with an input and an output of shape [1, 2]
     grammar = "not supported, and said so"
+    batch = "the property's batch is 2, the model's N; outputs are equal at a corner"
     return [
         verdict(
             "spec: band_empty", "unsat", "x - y >= 0.00001 and <= 0.000009 contradict each other", *pair("band_empty")
@@ -427,12 +428,14 @@ def spec() -> list[Case]:
         verdict(
             "spec: shape5", "sat", "[5] and [1, 1, 1, 5] hold the same elements", "m1115.onnx", "shape5_for_1115.vnnlib"
         ),
-        verdict(
-            "spec: dynamic_batch_2",
-            "sat",
-            "the batch N is the property's 2; equal outputs at a corner",
+        answered("spec: dynamic_batch_2", batch, "batch.onnx", "dynamic_batch_2.vnnlib", "sat", "batch"),
+        answered(
+            "spec: dynamic_batch_2 --shape",
+            batch,
             "batch.onnx",
             "dynamic_batch_2.vnnlib",
+            "sat",
+            more=("--shape", "X=2,2"),
         ),
         packed("spec: only_gz", "only_gz.onnx"),
         packed("spec: only_gz.gz", "only_gz.onnx.gz"),
@@ -451,13 +454,18 @@ def spec() -> list[Case]:
     ]
 
 
-def answered(name: str, reason: str, model: str, spec: str, right: str, *words: str) -> Case:
-    """The verdict, or a refusal in these words."""
+def answered(
+    name: str, reason: str, model: str, spec: str, right: str, *words: str, more: tuple[str, ...] = ()
+) -> Case:
+    """The verdict, or (if there are any) a refusal in these words."""
 
     def judge(case: Case, folder: Path, r: Run) -> str:
-        return one_line(r, *words) if r.code == 2 else "" if r.verdict == right else f"{r.verdict} instead of {right}"
+        if r.code == 2 and words:
+            return one_line(r, *words)
+        return "" if r.verdict == right else f"{r.verdict} instead of {right}"
 
-    return Case(name, [model, spec], f"{right}, or one line with {', '.join(words)}", reason, judge)
+    says = right + (f", or one line with {', '.join(words)}" if words else "")
+    return Case(name, [model, spec, *more], says, reason, judge)
 
 
 def packed(name: str, model: str) -> Case:
