@@ -20,7 +20,7 @@ import pytest
 
 from qverify import Options, cli, runtime, verify
 from qverify.engine import Engine
-from qverify.errors import DeviceError, QverifyError, SoundnessError, UnsupportedModel, UsageError
+from qverify.errors import DeviceError, QverifyError, SoundnessError, UsageError
 from qverify.frontend.boundary import make_domain
 from qverify.frontend.model import read_model
 from qverify.kernels import gpu, open_kernels
@@ -187,7 +187,7 @@ def test_ties_are_violations(tmp_path: Path) -> None:
     assert level.certified < len(lenient)
 
 
-def test_scores_that_may_be_infinite_are_refused(tmp_path: Path) -> None:
+def test_scores_that_may_be_infinite_are_not_certified(tmp_path: Path) -> None:
     """Two infinities tie, although the one sum of products is always the larger."""
     g = Graph()
     x = g.quantize(g.input((1, 1)), 1 / 255, np.array(0, np.uint8))
@@ -196,8 +196,13 @@ def test_scores_that_may_be_infinite_are_refused(tmp_path: Path) -> None:
     pixels, labels = np.full((2, 1, 1, 1), [[[[30]]], [[[50]]]], np.uint8), np.zeros(2, np.int64)
     (tied,) = onnxruntime.InferenceSession(path).run(None, {"x0": np.array([[99 / 255]], np.float32)})
     assert np.isinf(tied).all()
-    with pytest.raises(UnsupportedModel, match="can overflow float32"):
-        certify(path, pixels, labels, [5, 49], CPU)
+    report = certify(path, pixels, labels, [5, 49], CPU)
+    assert {key: verdict == "unsat" for key, verdict in verdicts(report).items()} == {
+        (0, Fraction(5)): True,
+        (0, Fraction(49)): False,
+        (1, Fraction(5)): False,
+        (1, Fraction(49)): False,
+    }
 
 
 def test_the_radius_is_of_real_pixels(tmp_path: Path) -> None:

@@ -380,6 +380,21 @@ def test_without_onnxruntime_one_line_says_what_to_install(monkeypatch: pytest.M
         verify(QOP, SAFE)
 
 
+def test_an_output_that_can_be_infinite_is_unknown(tmp_path: Path) -> None:
+    g = Graph()
+    x = g.quantize(g.input((1, 2)), 1.0, np.array(0, np.uint8))
+    weight, scale = g.const([[100, 0], [100, 1]], np.int8), g.f32(1e18)
+    zero, minus = g.const(0, np.uint8), g.const(0, np.int8)
+    y = g.node("QGemm", x, g.f32(1e18), zero, weight, scale, minus, g.const([0, 0], np.int32), "", "")
+    model = write(g.model(y), tmp_path / "m.onnx")
+    text = in_box(("0", "255"), ("0", "255")) + "(assert (<= Y_1 5))"
+    result = verify(model, spec_file(tmp_path, text), CPU)
+    assert result.verdict is Verdict.UNKNOWN
+    assert "overflow" in result.reason
+    text = in_box(("0", "1"), ("0", "1")) + "(assert (<= Y_1 5))"
+    assert verify(model, spec_file(tmp_path, text), CPU).verdict is Verdict.SAT
+
+
 # -- what does not fit ---------------------------------------------------------------------------------------------------
 
 
