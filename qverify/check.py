@@ -5,7 +5,7 @@ Shares nothing with the solver's semantics: it knows the file, the property, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,16 @@ def replay(
     inputs: list[npt.NDArray[Any]],
     input_text: tuple[str, ...],
     expected: npt.NDArray[np.float64],
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Witness:
     """Run the file on `inputs` and return the witness, if the outputs are unsafe and are the `expected` ones (flat, as
-    the integer network computed them). Raises NotReplayed otherwise, UsageError without onnxruntime.
+    the integer network computed them). Raises NotReplayed otherwise, UsageError without onnxruntime. `shapes` fix
+    inputs whose shapes the file leaves open.
 
     `query` has the rows that hold only where every reading accepts; its box is the property's. A decimal of the witness
     may be read as the rational that it spells, as a double, or as the float32 that was run: all of them must do.
     """
-    outputs = runtime.Session(path).run(inputs)
+    outputs = runtime.Session(path, shapes=shapes).run(inputs)
     y = np.concatenate([np.asarray(v, np.float64).reshape(-1) for v in outputs])
     if y.shape != expected.shape:
         raise NotReplayed(f"onnxruntime gives {len(y)} output elements, not {len(expected)}")

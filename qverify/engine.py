@@ -96,7 +96,7 @@ class Engine:
 
     def file_function(self, as_written: bool = False) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
         """The user's file in onnxruntime as a function of flat inputs; `as_written` without optimisation."""
-        session = runtime.Session(self.read.path, as_written)
+        session = runtime.Session(self.read.path, as_written, self.read.shapes)
 
         def run(flat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             outputs = session.run(self.graph_inputs(flat))
@@ -120,7 +120,8 @@ class Engine:
             decimals = (problem.domain.decimal_for(i, float(v), exactly) for i, v in enumerate(candidate.inputs))
             text = tuple(decimals)
             sure = make_readings(query, problem.domain, self.decoder).certain_at(candidate.outputs)
-            witness = replay(self.read.path, sure, self.graph_inputs(candidate.inputs), text, candidate.outputs)
+            inputs, own = self.graph_inputs(candidate.inputs), self.read
+            witness = replay(own.path, sure, inputs, text, candidate.outputs, own.shapes)
         except SpecError as error:  # no decimal inside the bounds is read as the float32 that was found
             return Verdict.UNKNOWN, f"a counterexample was found, but cannot be written down: {error}", None
         except NotReplayed as error:

@@ -15,6 +15,10 @@ A message is one line: what, where, and what to do next. Names and numbers in it
 message goes through `one_line`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 LONGEST = 10_000  # characters of a message
 
 
@@ -43,7 +47,12 @@ class ModelError(QverifyError):
 
 
 class UnsupportedModel(ModelError):
-    """The ONNX file is valid, but some node has no exact integer rule in qverify."""
+    """The ONNX file is valid, but some nodes have no exact integer rule in qverify. Where there are several, `blockers`
+    holds a line for each, while the text may leave some out."""
+
+    def __init__(self, text: str = "", blockers: Iterable[str] = ()) -> None:
+        super().__init__(text)
+        self.blockers = tuple(map(one_line, blockers))
 
 
 class SpecError(QverifyError):

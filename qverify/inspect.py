@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,21 @@ from qverify.frontend.boundary import make_encoder
 from qverify.frontend.lower import Lowered, codes_of
 from qverify.frontend.model import read_model
 from qverify.frontend.outputs import make_decoder
+from qverify.frontend.shapes import shapes_text
 from qverify.frontend.tensors import Codes, FloatSum
 from qverify.kernels import open_kernels
 from qverify.network import Network, Node
 from qverify.ops import Conv, Dense, Layout, Mean, Pairwise, Requantize, Softmax, Table
 
 
-def describe(model: str | os.PathLike[str]) -> str:
+def describe(model: str | os.PathLike[str], shapes: Sequence[str] = ()) -> str:
     """The integer network of a model as text: inputs, one line per op with shape, range and parameters, outputs, the
-    largest accumulator, and whether an x86 CPU without VNNI could compute other integers. Raises as `read_model`."""
-    read = read_model(Path(model))
+    largest accumulator, and whether an x86 CPU without VNNI could compute other integers. `shapes` (NAME=1,3,64,64) fix
+    inputs that the file leaves open. Raises as `read_model`."""
+    read = read_model(Path(model), shapes)
     lowered = read.lowered
     how = f"the graph that onnxruntime {read.runtime_version} runs for it"
+    how += f" with --shape {shapes_text(read.shapes)}" if read.shapes else ""
     compared = read.compared
     net = (
         f"compared: {compared.nodes} nodes, each by itself, with onnxruntime on {compared.values:,} values "

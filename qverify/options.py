@@ -15,7 +15,8 @@ class Options:
     picks where to split (`qverify.search.branch.RULES`). `attack` switches the counterexample search off for
     debugging, `backward` the backward linear bounds, and `sweep` the evaluation of all points of a box that has few: the
     verdict must not depend on them. `certificate` asks for
-    what the verdict rests on (`Result.certificate`). `watch` is an input (flat) that nothing may lose: whatever the
+    what the verdict rests on (`Result.certificate`). `shapes` fix inputs whose shapes the file leaves open, each written
+    NAME=1,3,64,64. `watch` is an input (flat) that nothing may lose: whatever the
     search prunes is held against it, and SoundnessError says what was pruned wrongly (for debugging).
     """
 
@@ -28,4 +29,5 @@ class Options:
     backward: bool = True
     sweep: bool = True
     certificate: bool = False
+    shapes: tuple[str, ...] = ()
     watch: tuple[float, ...] | None = None

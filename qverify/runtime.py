@@ -75,10 +75,10 @@ def version() -> str:
     return str(_onnxruntime("This").__version__)
 
 
-def optimised_graph(path: Path) -> onnx.ModelProto:
+def optimised_graph(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> onnx.ModelProto:
     """The graph that onnxruntime's CPU provider makes of the file at its default level: QDQ groups fused to integer ops,
     and layouts changed, which may reorder float additions. Only the blocked layout of float convolutions (NCHWc) is left
-    out: it moves elements of float tensors, and a float convolution is refused anyway.
+    out: it moves elements of float tensors, and a float convolution is refused anyway. `shapes` fixes those of inputs.
 
     Raises ModelError if onnxruntime refuses the file.
     """
@@ -88,7 +88,7 @@ def optimised_graph(path: Path) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "optimised.onnx"
         options.optimized_model_filepath = str(target)
-        _create(ort, str(path), options, f"'{path}'", ["NchwcTransformer"])
+        _create(ort, _fixed(path, shapes or {}, options), options, f"'{path}'", ["NchwcTransformer"])
         fused = onnx.load(str(target), load_external_data=False)  # what lies outside is beside the model still
     for tensor in fused.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -96,14 +96,40 @@ def optimised_graph(path: Path) -> onnx.ModelProto:
     return fused
 
 
+def _fixed(path: Path, shapes: Mapping[str, Sequence[int]], options: Any) -> str | bytes:
+    """What a session with `options` is made of: the file, or what it holds with the shapes of some inputs fixed, as if it
+    had been exported with them: axes of one name have one size everywhere."""
+    if not shapes:
+        return str(path)
+    model = onnx.load(str(path), load_external_data=False)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    sizes: dict[str, int] = {}
+    for item in model.graph.input:
+        own = item.type.tensor_type.shape
+        for k, size in enumerate(shapes.get(item.name, ())):
+            dim = own.dim[k] if k < len(own.dim) else own.dim.add()
+            sizes |= {dim.dim_param: size} if dim.dim_param else {}
+            dim.dim_value = size
+    for item in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        for dim in item.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
+    return bytes(model.SerializeToString())
+
+
 def load_external(tensor: onnx.TensorProto, path: Path) -> None:
     """Read the data that a tensor of the model `path` keeps in a file beside it. ModelError where that fails."""
+    where = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    if where and not (path.parent / where).is_file():
+        raise ModelError(
+            f"the data of its tensor '{tensor.name}' are in the file '{where}', which is not there: put it beside the model"
+        )
     try:
         load_external_data_for_tensor(tensor, str(path.parent))
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelError(f"its external data cannot be read: {error}") from None
+        raise ModelError(f"the external data of its tensor '{tensor.name}' cannot be read: {error}") from None
 
 
 def _create(ort: Any, source: str | bytes, options: Any, what: str, without: Sequence[str] = ()) -> Any:
@@ -281,14 +307,14 @@ class IntegerGraph:
 
 class Session:
     """The user's file in onnxruntime with default options on the CPU: what a counterexample is replayed on. `as_written`
-    switches all optimisation off."""
+    switches all optimisation off; `shapes` fixes those of inputs, as in `optimised_graph`."""
 
-    def __init__(self, path: Path, as_written: bool = False) -> None:
+    def __init__(self, path: Path, as_written: bool = False, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
         ort = _onnxruntime("Running the model")
         options = _as_written(ort) if as_written else ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
-        self._session, self._path = _create(ort, str(path), options, f"'{path}'"), path
+        self._session, self._path = _create(ort, _fixed(path, shapes or {}, options), options, f"'{path}'"), path
         self.version = str(ort.__version__)
         self.input_names = [item.name for item in self._session.get_inputs()]
 

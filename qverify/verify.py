@@ -18,6 +18,7 @@ from qverify.engine import Engine
 from qverify.errors import EmptyBox, SpecError, UsageError
 from qverify.frontend.fit import check_fit
 from qverify.frontend.model import Model, read_model
+from qverify.frontend.shapes import declared_shapes, shapes_text
 from qverify.frontend.vnnlib import read_property
 from qverify.kernels import Kernels, open_kernels
 from qverify.options import Options
@@ -69,8 +70,8 @@ def _verify(
     stats: Stats,
 ) -> Result:
     kernels = open_kernels(options.device)
-    read = read_model(path)
     prop = read_property(spec_path)
+    read = read_model(path, options.shapes, declared_shapes(prop))
     remarks = check_fit(prop, read.lowered, spec_path)
     stats.load_seconds = deadline.elapsed()
     engine = Engine.make(read, kernels, options.backward)
@@ -206,6 +207,7 @@ def _details(read: Model, prop: Property, spec: Path, kernels: Kernels) -> dict[
         "read_by": f"onnxruntime {read.runtime_version}'s fused graph",
         "x86_without_vnni": f"may saturate in {len(saturable)} node(s)" if saturable else "computes the same integers",
         "model_sha256": read.sha256,
+        "shapes": shapes_text(read.shapes),
         "spec_sha256": hashlib.sha256(_spec_file(spec).read_bytes()).hexdigest(),
         "warnings": [*read.warnings, *_doubts(prop)],
         "property": prop,

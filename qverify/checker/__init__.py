@@ -9,7 +9,6 @@ and all multipliers are right, if they lead to a proof.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from qverify.checker.archive import Archive
 from qverify.checker.bounds import Net, Part
+from qverify.checker.identity import check_identity, other_reading
 from qverify.checker.ops import CPU, Ends, Floats, Ints, TooLarge, added, fits
 from qverify.checker.regions import Compiler, Inequality, holds, refuted
 from qverify.checker.tree import BEYOND, CLOSED, DUAL, Leaves, Tree
@@ -31,9 +31,10 @@ from qverify.frontend.boundary import Encoder, float32s, inside_bounds, make_dom
 from qverify.frontend.constraints import Fault, number
 from qverify.frontend.fit import check_fit
 from qverify.frontend.lower import Lowered
-from qverify.frontend.model import Model, read_model
+from qverify.frontend.model import read_model
 from qverify.frontend.outputs import Decoder, described_outputs, make_decoder
 from qverify.frontend.readings import make_readings
+from qverify.frontend.shapes import declared_shapes
 from qverify.frontend.vnnlib import read_property
 from qverify.property import Case, Property, Query, Row
 
@@ -42,6 +43,7 @@ __all__ = ["Rejected", "Report", "check"]
 INNER, PRECISION, LEAST_PRECISION = 16, 18, 8  # powers of two that sums are multiplied by before edges are taken
 BATCH = 2**19  # elements of an array
 BoolArray = npt.NDArray[np.bool_]
+File = str | os.PathLike[str]
 Terms = list[tuple[Inequality, int]]  # inequalities and their factors
 
 
@@ -55,15 +57,17 @@ class Report:
     seconds: float
 
 
-def check(model: str | os.PathLike[str], spec: str | os.PathLike[str], certificate: str | os.PathLike[str]) -> Report:
-    """Accept a certificate for a model and a property. Raises Rejected if it does not prove its verdict, and another
+def check(model: File, spec: File, certificate: File, shapes: Sequence[str] = ()) -> Report:
+    """Accept a certificate for a model and a property; `shapes` (NAME=1,3,64,64) fix inputs that the model leaves open, as
+    `Options.shapes` did when it was made. Raises Rejected if it does not prove its verdict, and another
     QverifyError for files that cannot be read."""
     start = time.perf_counter()
     archive = Archive(Path(certificate))
     try:
         verdict = archive.field(archive.header, "verdict", str)
-        read, prop = read_model(Path(model)), read_property(spec)
-        _check_identity(archive, read, Path(spec))
+        prop = read_property(spec)
+        read = read_model(Path(model), shapes, declared_shapes(prop))
+        check_identity(archive, read, Path(spec))
         check_fit(prop, read.lowered, Path(spec))
         if not make_decoder(read.lowered).exact:
             raise Rejected("no certificate is possible where outputs are float sums")
@@ -74,35 +78,12 @@ def check(model: str | os.PathLike[str], spec: str | os.PathLike[str], certifica
             try:
                 leaves, inner = _check_unsat(archive, prop, read.lowered, Path(spec))
             except Rejected as reason:
-                raise _other_reading(archive, read, reason) from None
+                raise other_reading(archive, read, reason) from None
         else:
             raise Rejected(f"its verdict is {verdict[:20]!r}")
     finally:
         archive.close()
     return Report(verdict, leaves, inner, time.perf_counter() - start)
-
-
-def _check_identity(archive: Archive, read: Model, spec: Path) -> None:
-    """The certificate must be about these very files."""
-    text = (spec if spec.exists() else spec.with_name(spec.name + ".gz")).read_bytes()  # as the reader does
-    for key, what, digest in (
-        ("model", "model", read.sha256),
-        ("spec", "property", hashlib.sha256(text).hexdigest()),
-    ):
-        wanted = archive.field(archive.header, f"{key}_sha256", str)
-        if wanted != digest:
-            raise Rejected(f"it is about another {what}: SHA-256 {wanted[:16]!r}..., this file has {digest[:16]!r}...")
-
-
-def _other_reading(archive: Archive, read: Model, reason: Rejected) -> Rejected:
-    """`reason`; in front of it, if so, that the certificate's numbers are those of another network than was read here."""
-    if archive.header.get("reading") == read.lowered.digest():
-        return reason
-    there, here = str(archive.header.get("read_by"))[:80], f"onnxruntime {read.runtime_version}'s fused graph"
-    return Rejected(
-        f"it was made for another reading of the model (there: {there}; here: {here}; or by another version of qverify), "
-        f"and does not hold for this one: {reason}; make it anew in this environment"
-    )
 
 
 # -- sat ---------------------------------------------------------------------------------------------------------------

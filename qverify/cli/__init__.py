@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qverify import __version__
-from qverify.cli.options import common_options
+from qverify.cli.options import common_options, shape_option
 from qverify.cli.robustness import robustness
 from qverify.cli.train import train
-from qverify.errors import CertificateError, QverifyError, SoundnessError, UsageError
+from qverify.errors import CertificateError, QverifyError, SoundnessError, UnsupportedModel, UsageError
 from qverify.options import Options
 from qverify.report import (
     Printer,
@@ -274,14 +274,20 @@ def _batch(
 
 @cli.command("inspect", short_help="Show the integer network read from an ONNX file.")
 @click.argument("model", type=click.Path())
+@shape_option
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 @click.pass_obj
-def _inspect(printer: Printer, /, model: str, verbose: bool) -> int:
-    """Show the integer network that qverify reads from the ONNX file MODEL."""
+def _inspect(printer: Printer, /, model: str, shapes: tuple[str, ...], verbose: bool) -> int:
+    """Show the integer network that qverify reads from the ONNX file MODEL, or all that stops it, a line each."""
     from qverify.inspect import describe
 
     printer.verbose = verbose
-    printer.answer(describe(model).rstrip("\n") + "\n")
+    try:
+        text = describe(model, shapes)
+    except UnsupportedModel as error:
+        printer.block("".join(f"{line}\n" for line in error.blockers))
+        raise
+    printer.answer(text.rstrip("\n") + "\n")
     return 0
 
 
@@ -289,9 +295,10 @@ def _inspect(printer: Printer, /, model: str, verbose: bool) -> int:
 @click.argument("model", type=click.Path())
 @click.argument("spec", type=click.Path())
 @click.argument("certificate", type=click.Path())
+@shape_option
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 @click.pass_obj
-def _check(printer: Printer, /, model: str, spec: str, certificate: str, verbose: bool) -> int:
+def _check(printer: Printer, /, model: str, spec: str, certificate: str, shapes: tuple[str, ...], verbose: bool) -> int:
     """Check that CERTIFICATE proves its verdict for the network MODEL and the property SPEC, independently of the solver.
 
     Prints `accepted` with the verdict that is proved (`unsat`, or `sat`: the property is violated) and exits with 0; or
@@ -301,7 +308,7 @@ def _check(printer: Printer, /, model: str, spec: str, certificate: str, verbose
 
     printer.verbose = verbose
     try:
-        report = check(Path(model), Path(spec), Path(certificate))
+        report = check(Path(model), Path(spec), Path(certificate), shapes)
     except Rejected as reason:
         printer.answer(f"rejected: {reason}\n")
         return 1

@@ -20,6 +20,15 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: float | None) ->
     return value
 
 
+shape_option = click.option(
+    "--shape",
+    "shapes",
+    metavar="NAME=1,3,64,64",
+    multiple=True,
+    help="Fix the shape of an input that MODEL leaves open; once for each such input.",
+)
+
+
 def common_options(command: Command) -> Command:
     """Add the options that `verify`, `batch` and `robustness` share; their defaults are those of `Options`."""
     default = Options()
@@ -40,6 +49,7 @@ def common_options(command: Command) -> Command:
             show_default=True,
             help="Seed of every random choice.",
         ),
+        shape_option,
         click.option("--no-attack", is_flag=True, help="Do not look for counterexamples first (for debugging)."),
         click.option("-v", "--verbose", is_flag=True, help="Show statistics, early progress, tracebacks."),
     ]

@@ -80,6 +80,7 @@ def robustness(
     seed: int,
     no_attack: bool,
     verbose: bool,
+    shapes: tuple[str, ...],
     **chosen: Any,
 ) -> int:
     """Measure the clean, attacked and certified accuracy of the classifier MODEL over the labelled images DATA.
@@ -96,6 +97,6 @@ def robustness(
     from qverify.robustness.command import measure
 
     printer.verbose = verbose
-    options = Options(timeout=timeout or 10.0, device=device, seed=seed, attack=not no_attack)
+    options = Options(timeout=timeout or 10.0, device=device, seed=seed, attack=not no_attack, shapes=shapes)
     measure(printer, model, data, eps, (scale, mean, std), split, (json_file, plot_file), options, **chosen)
     return 0

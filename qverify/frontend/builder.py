@@ -22,16 +22,12 @@ from qverify.frontend.tensors import (
 )
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Node
-from qverify.ops import AbstractOp, FloatProgram, Layout, Pairwise, Requantize, Step, Table, Type
+from qverify.ops import AbstractOp, FloatProgram, Layout, Pairwise, Requantize, Step, Table, Type, Unfit
 from qverify.ops.requantize import ordinals
 
 NEUTRAL = {"mul": 1.0, "div": 1.0, "add": 0.0, "sub": 0.0, "max": -np.inf, "min": np.inf}
 
-
-INEXACT = (
-    "it continues a float matrix product, whose order of additions (hence rounding) is unknown; such a product can only "
-    "be the last op. Quantize its inputs and its output"
-)
+INEXACT = "it continues a float matrix product, whose order of additions (hence rounding) is unknown"
 
 
 class Refusal(Exception):
@@ -79,7 +75,7 @@ class Builder:
         """Append an op; its type is worked out (and an int32 overflow refused) here."""
         try:
             result = op.output_type(*(x.type for x in inputs))
-        except ValueError as error:
+        except Unfit as error:
             raise Refusal(str(error)) from None
         self.nodes.append(Node(op, tuple(x.value for x in inputs), result, self.node_name))
         return Codes(len(self.nodes), result, np.dtype(dtype))
@@ -198,8 +194,7 @@ class Builder:
         return self.emit(Layout(joined.shape, source[joined].reshape(-1), tail), *codes, dtype=codes[0].dtype)
 
     def _concat_tables(self, parts: list[FloatCodes], joined: IndexArray) -> FloatCodes:
-        if len({(p.low, p.table.shape[1], p.codes.dtype) for p in parts}) != 1:
-            raise Refusal("a concatenation of codes of different types (requantize them first)")
+        parts = self._alike(parts)
         codes = self._concat_codes([p.codes for p in parts], joined)
         if all(p.which is None and np.array_equal(p.table, parts[0].table) for p in parts):
             return FloatCodes(codes, parts[0].table)
@@ -210,13 +205,33 @@ class Builder:
             rows += len(p.table)
         return FloatCodes(codes, np.concatenate([p.table for p in parts]), np.concatenate(which)[joined])
 
+    def _alike(self, parts: list[FloatCodes]) -> list[FloatCodes]:
+        """The same tensors with codes of one type and tables of one range.
+
+        Sound because int8 codes move to uint8 one to one, and a code outside a part's own range never comes up: whatever
+        its table says there (the nearest value, so that tables still rise) is not looked at.
+        """
+        if len({p.codes.dtype for p in parts}) > 1:
+            parts = [self._unsigned(p) for p in parts]
+        low, high = min(p.low for p in parts), max(p.codes.type.high for p in parts)
+        return [
+            replace(p, table=np.pad(p.table, ((0, 0), (p.low - low, high - p.codes.type.high)), mode="edge"))
+            for p in parts
+        ]
+
+    def _unsigned(self, x: FloatCodes) -> FloatCodes:
+        if x.codes.dtype != np.int8:
+            return x
+        shifted = Table(_range(x.codes.type)[None] + 128, x.low)
+        return replace(x, codes=self.emit(shifted, x.codes, dtype=np.uint8))
+
     # -- float arithmetic -------------------------------------------------------------------------------------------
 
     def step(self, x: Float, kind: str, operand: npt.NDArray[np.float32]) -> Float:
         """x <kind> operand, element by element, for a constant float32 operand (numpy broadcasting; x keeps its shape)."""
         if isinstance(x, FloatSum):
             raise Refusal(INEXACT)
-        shape = tuple(np.broadcast_shapes(x.shape, operand.shape))
+        shape = joint_shape(x.shape, operand.shape)
         if shape != x.shape:
             if int(np.prod(shape)) != int(np.prod(x.shape)):
                 moved = self.move(x, np.broadcast_to(np.arange(int(np.prod(x.shape))).reshape(x.shape), shape))
@@ -248,7 +263,7 @@ class Builder:
             column = np.full((len(x.table), 1), parameter.reshape(-1)[0], parameter.dtype)
             return replace(x, table=function(x.table, column))
         values, inverse = np.unique(parameter.reshape(-1), return_inverse=True)
-        chosen = np.broadcast_to(inverse.reshape(parameter.shape), x.shape)
+        chosen = stretched(inverse.reshape(parameter.shape), x.shape)
         own = np.zeros(x.shape, np.int64) if x.which is None else x.which
         pairs, which = np.unique(own * len(values) + chosen, return_inverse=True)
         table = function(x.table[pairs // len(values)], values[pairs % len(values)][:, None])
@@ -265,8 +280,8 @@ class Builder:
         info = np.iinfo(dtype)
         low, high = int(info.min), int(info.max)
         if isinstance(x, FloatInput):
-            scales = np.broadcast_to(scale, x.shape).reshape(-1)
-            zeros = np.broadcast_to(zero_point, x.shape).reshape(-1)
+            scales = stretched(scale, x.shape).reshape(-1)
+            zeros = stretched(zero_point, x.shape).reshape(-1)
             steps = tuple(Step(s.kind, s.operand.reshape(-1)) for s in x.steps)
             encoder = Quantizer(x.source.reshape(-1), x.constant.reshape(-1), steps, scales, zeros, low, high)
             return self.add_encoder(encoder, x.shape, dtype)
@@ -282,7 +297,13 @@ class Builder:
                 raise Refusal("a per-channel quantizer on a float sum of two tensors is not supported")
             table = rounded(x.table, scale.reshape(()), zero_point.reshape(()))
             return self.emit(Pairwise(table, x.a.type.low, x.b.type.low), x.a, x.b, dtype=dtype)
-        pairs = np.stack([p.astype(np.float64) for p in np.broadcast_arrays(scale, zero_point)], axis=-1)
+        pairs = np.stack(
+            [
+                p.astype(np.float64)
+                for p in np.broadcast_arrays(scale, stretched(zero_point, joint_shape(scale.shape, zero_point.shape)))
+            ],
+            axis=-1,
+        )
         distinct, key = np.unique(pairs.reshape(-1, 2), axis=0, return_inverse=True)
 
         def close(table: npt.NDArray[np.float32], row: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -301,7 +322,7 @@ class Builder:
         return self.emit(Table(values, x.low, x.which), codes, dtype=dtype)
 
     def as_accumulator(self, x: Float) -> FloatAcc:
-        """The same float tensor as (integer value, program); tables turn into ordinals of their floats. ValueError where
+        """The same float tensor as (integer value, program); tables turn into ordinals of their floats. Unfit where
         it could be NaN."""
         match x:
             case FloatAcc():
@@ -314,6 +335,24 @@ class Builder:
                 op = Pairwise(ordinals(self.kernels, x.table), x.a.type.low, x.b.type.low)
                 return FloatAcc(self.emit(op, x.a, x.b), FloatProgram(ordinal=True))
         raise Refusal("the float input reaches this node without being quantized")
+
+
+def joint_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """What shapes broadcast to, as NumPy and ONNX do. Refusal where they do not fit each other."""
+    try:
+        return tuple(np.broadcast_shapes(*shapes))
+    except ValueError:
+        raise Refusal(
+            f"the shapes {' and '.join(str(list(shape)) for shape in shapes)} do not fit each other"
+        ) from None
+
+
+def stretched(value: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """`value` broadcast to `shape`. Refusal where it does not fit."""
+    try:
+        return np.broadcast_to(value, shape)
+    except ValueError:
+        raise Refusal(f"a parameter of shape {list(value.shape)} does not fit a tensor {list(shape)}") from None
 
 
 def quantize_linear(v: npt.NDArray[Any], scale: Any, zero_point: Any, low: int, high: int) -> npt.NDArray[np.int32]:

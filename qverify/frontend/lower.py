@@ -1,13 +1,13 @@
 """From an ONNX graph to the integer network: node by node, through the rules; nothing is skipped.
 
-A node whose inputs are all constants is computed by onnxruntime itself; a node that has no rule stops the reading with
-its name, op, input types and a hint.
+A node whose inputs are all constants is computed by onnxruntime itself. What cannot be read is told all at once, with its
+name, op, input types and a hint. A node that needs what such a node gives is a cause of its own only where no input would
+help.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -19,32 +19,15 @@ from onnx import numpy_helper
 import qverify.frontend.rules  # noqa: F401  (registers the rules)
 from qverify import runtime
 from qverify.errors import ModelError, UnsupportedModel
+from qverify.frontend.blockers import Blocker, refused
 from qverify.frontend.builder import Builder, Identity, Refusal
 from qverify.frontend.canonical import canonical_codes, canonical_values, digest
+from qverify.frontend.diagnose import IN_FLOAT, PRODUCTS, Diagnosis, spelled
 from qverify.frontend.registry import CONTROL_FLOW, RANDOM, RULES, View, refuse_unknown
 from qverify.frontend.simplify import simplified
 from qverify.frontend.tensors import Codes, FloatAcc, FloatInput, FloatSum, Tensor
 from qverify.network import Network, Node
-from qverify.ops import Type
-
-HINTS = {
-    **dict.fromkeys(
-        ("Conv", "FusedConv", "FusedGemm", "ConvTranspose", "Einsum"),
-        "onnxruntime computes it in float, in an order of additions that it does not promise. It makes integer ops of a "
-        "QDQ group when input, weights and output are all quantized; uint8 activations fuse most surely "
-        "(quantize_static with activation_type=QuantType.QUInt8)",
-    ),
-    **dict.fromkeys(
-        ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
-        "dynamic quantization depends on each input's range; quantize statically (onnxruntime quantize_static)",
-    ),
-    **dict.fromkeys(
-        ("Quant", "BipolarQuant", "IntQuant", "MultiThreshold", "Trunc", "FloatQuant"),
-        "export as QDQ or QCDQ instead of QONNX",
-    ),
-    "MatMulNBits": "it quantizes activations at run time; use 8-bit QDQ weights and activations",
-    "Softmax": "compare the scores before it, or let the exporter quantize it",
-}
+from qverify.ops import Type, Unfit
 
 Output = Codes | FloatAcc | FloatSum
 MAX_INPUTS = 2**24  # elements of one input: a shape is believed before anything bounds it
@@ -96,18 +79,19 @@ class Trace:
     opsets: tuple[onnx.OperatorSetIdProto, ...]
 
 
-def lower(model: onnx.ModelProto) -> tuple[Lowered, Trace]:
-    """Read a graph. Raises UnsupportedModel for a node without a rule, ModelError for a broken graph."""
+def lower(model: onnx.ModelProto, file: onnx.ModelProto | None = None) -> tuple[Lowered, Trace]:
+    """Read a graph; `file` is what the runtime made it of, whose names the user knows. Raises UnsupportedModel for nodes
+    that no rule reads, ModelError for a broken graph."""
     graph = model.graph
-    builder = Builder()
-    opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
-    env: dict[str, Tensor] = {i.name: _initializer(i) for i in graph.initializer}
-    stored = frozenset(env)
-    inputs = _declare_inputs(graph, env, builder)
-    read = [_read_node(node, env, stored, builder, opsets, list(model.opset_import)) for node in graph.node]
+    reader = _Reader(model, Diagnosis(graph, (file or model).graph))
+    builder = reader.builder
+    inputs = reader.declare_inputs()
+    read = [reader.node(node) for node in graph.node]
     made, encoders = tuple(builder.nodes), tuple(builder.encoders)
     trace = Trace(tuple(r for r in read if r is not None), made, encoders, tuple(model.opset_import))
-    outputs = _close_outputs(graph, env, builder)
+    outputs = reader.outputs()
+    if reader.blockers:
+        raise refused(reader.blockers, reader.behind)
     if not builder.encoders:
         raise UnsupportedModel("no output depends on a quantized input: this is not a quantized network")
     low, high = {e.low for e in builder.encoders}, {e.high for e in builder.encoders}
@@ -143,40 +127,11 @@ def _initializer(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
         raise ModelError(f"the initializer '{tensor.name}' cannot be read: {error}") from None
 
 
-def _declare_inputs(graph: onnx.GraphProto, env: dict[str, Tensor], builder: Builder) -> list[GraphValue]:
-    inputs: list[GraphValue] = []
-    start = 0
-    for item in graph.input:
-        if item.name in env:
-            continue  # an initializer listed as input (IR version 3) keeps its value
-        shape = _static_shape(item)
-        try:
-            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type))
-        except KeyError:
-            raise ModelError(f"the input '{item.name}' has no known element type") from None
-        size = prod(shape)
-        if size > MAX_INPUTS:
-            raise UnsupportedModel(f"the input '{item.name}' has {size} elements; at most {MAX_INPUTS} are supported")
-        source = np.arange(start, start + size, dtype=np.int64)
-        if dtype == np.float32:
-            env[item.name] = FloatInput(source.reshape(shape), np.zeros(shape, np.float32))
-        elif dtype in (np.dtype(np.uint8), np.dtype(np.int8)):
-            info = np.iinfo(dtype)
-            env[item.name] = builder.add_encoder(Identity(source, int(info.min), int(info.max)), shape, dtype)
-        else:
-            raise UnsupportedModel(f"the input '{item.name}' is {dtype}; float32, uint8 and int8 are supported")
-        inputs.append((item.name, shape, dtype))
-        start += size
-    if not inputs:
-        raise ModelError("the graph has no input")
-    return inputs
-
-
 def _static_shape(item: onnx.ValueInfoProto) -> tuple[int, ...]:
     """The declared shape; a dynamic first axis is the batch and becomes 1, any other dynamic axis is refused."""
     if not item.type.HasField("tensor_type") or not item.type.tensor_type.HasField("shape"):
-        raise UnsupportedModel(f"the input '{item.name}' has no tensor shape; export it with a fixed shape")
-    shape = []
+        raise UnsupportedModel(f"the input '{item.name}' has no tensor shape; give one: --shape {item.name}=1,3,64,64")
+    shape: list[int] = []
     for axis, dim in enumerate(item.type.tensor_type.shape.dim):
         if dim.HasField("dim_value") and dim.dim_value > 0:
             shape.append(dim.dim_value)
@@ -184,7 +139,10 @@ def _static_shape(item: onnx.ValueInfoProto) -> tuple[int, ...]:
             shape.append(1)
         else:
             name = dim.dim_param or "?"
-            raise UnsupportedModel(f"axis {axis} of the input '{item.name}' is dynamic ({name}); export a fixed shape")
+            sizes = ",".join(str(d.dim_value) if d.dim_value > 0 else "N" for d in item.type.tensor_type.shape.dim)
+            raise UnsupportedModel(
+                f"axis {axis} of the input '{item.name}' is dynamic ({name}); fix it with --shape {item.name}={sizes}"
+            )
     return tuple(shape)
 
 
@@ -197,68 +155,202 @@ def _describe(tensor: Tensor | None) -> str:
     return f"{tensor.dtype}{shape}" if isinstance(tensor, Codes) else f"float32{shape}"
 
 
-def _read_node(
-    node: onnx.NodeProto,
-    env: dict[str, Tensor],
-    stored: frozenset[str],
-    builder: Builder,
-    opsets: dict[str, int],
-    imports: list[onnx.OperatorSetIdProto],
-) -> ReadNode | None:
-    """Evaluate one node into `env`. None where onnxruntime did it."""
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    inputs: list[Tensor | None] = []
-    for name in node.input:
-        if name and name not in env:
-            raise ModelError(f"node '{node.name}' ({node.op_type}) reads '{name}', which nothing computes")
-        inputs.append(env[name] if name else None)
-    builder.node_name = re.sub(r"(_token_\d+)$", "", node.name) or next(iter(node.output), "")  # a copy's suffix
-    first = len(builder.nodes)
-    op = f"{domain}.{node.op_type}" if domain else node.op_type
-    where = f"node '{builder.node_name}' ({op} of {', '.join(_describe(i) for i in inputs)})"
-    try:
-        # An infinity may still be clipped by a quantizer; NaN never becomes a code.
-        with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="raise"):
-            results = _evaluate(node, inputs, stored, builder, domain, opsets.get(domain, 1), imports)
+@dataclass
+class _Reader:
+    """The state of reading a graph: what its tensors are, and what could not be read."""
+
+    model: onnx.ModelProto
+    diagnosis: Diagnosis
+    builder: Builder = field(default_factory=Builder)
+    blockers: list[Blocker] = field(default_factory=list)
+    behind: int = 0  # nodes that need what a blocker gives
+
+    def __post_init__(self) -> None:
+        self._imports = list(self.model.opset_import)
+        self._opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in self._imports}
+        self._env: dict[str, Tensor] = {i.name: _initializer(i) for i in self.model.graph.initializer}
+        self._stored = frozenset(self._env)
+        self._unread: set[str] = set()  # tensors that would come from what cannot be read
+        self._sums: dict[str, onnx.NodeProto] = {}  # tensor -> the float product that it is, or is moved from
+
+    def declare_inputs(self) -> list[GraphValue]:
+        """The graph's own inputs, which are no initializers."""
+        inputs: list[GraphValue] = []
+        start = 0
+        for item in self.model.graph.input:
+            if item.name in self._env:
+                continue  # an initializer listed as input (IR version 3) keeps its value
+            try:
+                inputs.append(self._declare(item, start))
+                start += prod(inputs[-1][1])
+            except UnsupportedModel as error:
+                self.blockers.append(Blocker(str(error)))
+                self._unread.add(item.name)
+        if not inputs and not self.blockers:
+            raise ModelError("the graph has no input")
+        return inputs
+
+    def _declare(self, item: onnx.ValueInfoProto, start: int) -> GraphValue:
+        shape = _static_shape(item)
+        try:
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type))
+        except KeyError:
+            raise ModelError(f"the input '{item.name}' has no known element type") from None
+        size = prod(shape)
+        if size > MAX_INPUTS:
+            raise UnsupportedModel(f"the input '{item.name}' has {size} elements; at most {MAX_INPUTS} are supported")
+        source = np.arange(start, start + size, dtype=np.int64)
+        if dtype == np.float32:
+            self._env[item.name] = FloatInput(source.reshape(shape), np.zeros(shape, np.float32))
+        elif dtype in (np.dtype(np.uint8), np.dtype(np.int8)):
+            info = np.iinfo(dtype)
+            encoder = Identity(source, int(info.min), int(info.max))
+            self._env[item.name] = self.builder.add_encoder(encoder, shape, dtype)
+        else:
+            raise UnsupportedModel(f"the input '{item.name}' is {dtype}; float32, uint8 and int8 are supported")
+        return item.name, shape, dtype
+
+    def node(self, node: onnx.NodeProto) -> ReadNode | None:
+        """Evaluate one node. None where onnxruntime did it, and where it cannot be read."""
+        self.builder.node_name = self.diagnosis.name_in_file(node.name) or next(iter(node.output), "")
+        if any(name in self._unread for name in node.input):
+            self._behind(node)
+            return None
+        inputs: list[Tensor | None] = []
+        for name in node.input:
+            if name and name not in self._env:
+                raise ModelError(f"node '{node.name}' ({node.op_type}) reads '{name}', which nothing computes")
+            inputs.append(self._env[name] if name else None)
+        first = len(self.builder.nodes)
+        try:
+            results = self._results(node, inputs)
+        except Refusal as refusal:
+            self._refuse(node, inputs, str(refusal))
+            self._unread.update(name for name in node.output if name)
+            return None
+        self._env.update((name, result) for name, result in zip(node.output, results, strict=False) if name)
+        if all(tensor is None or isinstance(tensor, np.ndarray) for tensor in inputs):
+            return None
+        return ReadNode(node, self.builder.node_name, tuple(inputs), results, first, len(self.builder.nodes))
+
+    def _results(self, node: onnx.NodeProto, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
+        try:
+            # An infinity may still be clipped by a quantizer; NaN never becomes a code.
+            with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="raise"):
+                results = self._evaluate(node, inputs)
+        except FloatingPointError:
+            raise Refusal("its arithmetic gives NaN for some codes") from None
+        except Unfit as error:
+            raise Refusal(str(error)) from None
+        except OURS as error:
+            error.add_note(f"while reading node '{self.builder.node_name}' ({spelled(node)})")
+            raise
         for k, name in enumerate(node.output[len(results) :], len(results)):
             if name:
                 raise Refusal(f"its output {k} ('{name}') is not supported")
-    except Refusal as refusal:
-        raise UnsupportedModel(f"{where}: {refusal}") from None
-    except UNREADABLE as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UnsupportedModel(
-            f"{where}: it cannot be read ({text}); if onnxruntime runs the model, please report this"
-        ) from error
-    results = tuple(np.asarray(result) if isinstance(result, np.generic) else result for result in results)
-    env.update((name, result) for name, result in zip(node.output, results, strict=False) if name)
-    if all(tensor is None or isinstance(tensor, np.ndarray) for tensor in inputs):
-        return None
-    return ReadNode(node, builder.node_name, tuple(inputs), results, first, len(builder.nodes))
+        results = tuple(np.asarray(result) if isinstance(result, np.generic) else result for result in results)
+        for name, result in zip(node.output, results, strict=False):
+            if isinstance(result, FloatSum):
+                moved = next((self._sums[i] for i in node.input if i in self._sums), node)
+                self._sums[name] = node if node.op_type in PRODUCTS else moved
+        return results
+
+    def _evaluate(self, node: onnx.NodeProto, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        opset = self._opsets.get(domain, 1)
+        constants = [i for i in inputs if i is None or isinstance(i, np.ndarray)]
+        if len(constants) == len(inputs) and _is_function(node.op_type, domain, opset):
+            try:
+                stored = [name in self._stored for name in node.input]
+                return runtime.constant_node(node, constants, stored, self._imports)
+            except ModelError as error:
+                raise Refusal(str(error)) from None
+        rule = RULES.get((domain, node.op_type))
+        if rule is None:
+            raise Refusal(self._without_rule(node)[0])
+        refuse_unknown(node, rule, domain, opset)
+        value = rule.function(View(node, inputs, self.builder, opset, self._imports, rule.attributes))
+        return value if isinstance(value, tuple) else (value,)
+
+    # -- what cannot be read -----------------------------------------------------------------------------------------------
+
+    def _without_rule(self, node: onnx.NodeProto) -> tuple[str, str]:
+        """What to say of an op that has no rule, and the kind of it."""
+        if node.op_type in PRODUCTS:
+            return self.diagnosis.product(node) or (IN_FLOAT, IN_FLOAT)
+        hint = self.diagnosis.hint(node) or "no exact integer rule exists for this op"
+        return hint, hint
+
+    def _refuse(self, node: onnx.NodeProto, inputs: list[Tensor | None], reason: str) -> None:
+        """Note why a node cannot be read: for what follows a float product, blame the product."""
+        kind = ""
+        product = next((self._sums[name] for name in node.input if name in self._sums), None)
+        known = (node.domain.replace("ai.onnx", ""), node.op_type) in RULES
+        if product is not None and known:
+            return self._blame(product, node)
+        if node.op_type in PRODUCTS and not self.diagnosis.is_head(node):
+            reason, kind = self.diagnosis.product(node) or (reason, "")
+        elif hint := (self.diagnosis.hint(node) if known else ""):
+            reason = f"{reason}; {hint}"
+        what = f"{self.diagnosis.op_in_file(node)} of {', '.join(map(_describe, inputs))}"
+        self.blockers.append(Blocker(reason, self.builder.node_name, what, kind))
+
+    def _blame(self, product: onnx.NodeProto, reader: onnx.NodeProto) -> None:
+        """A float product is the last op that can be read, and `reader` follows it."""
+        name = self.diagnosis.name_in_file(product.name) or product.output[0]
+        if any(blocker.node == name for blocker in self.blockers):
+            return
+        follows = f"{spelled(reader)} '{self.builder.node_name}' follows"
+        reason, kind = self.diagnosis.product(product) or (f"{IN_FLOAT}, but {follows}", IN_FLOAT)
+        inputs = ", ".join(_describe(self._env.get(name)) for name in product.input)
+        self.blockers.append(Blocker(reason, name, f"{self.diagnosis.op_in_file(product)} of {inputs}", kind))
+
+    def _behind(self, node: onnx.NodeProto) -> None:
+        """A node that needs what could not be read. It is to blame only where it could not be read for any input."""
+        self._unread.update(name for name in node.output if name)
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if (domain, node.op_type) not in RULES:
+            reason, kind = self._without_rule(node)
+        else:
+            lost = node.op_type in PRODUCTS and not self.diagnosis.is_head(node)
+            reason, kind = (self.diagnosis.product(node) if lost else None) or ("", "")
+        if reason:
+            self.blockers.append(Blocker(reason, self.builder.node_name, self.diagnosis.op_in_file(node), kind))
+        else:
+            self.behind += 1
+
+    def outputs(self) -> list[tuple[str, Output]]:
+        """What each output of the graph is; without those that could not be read."""
+        found: list[tuple[str, Output]] = []
+        for item in self.model.graph.output:
+            if item.name in self._unread:
+                continue
+            if item.name not in self._env:
+                raise ModelError(f"the output '{item.name}' is computed by no node")
+            try:
+                found.append((item.name, self._output(item.name)))
+            except UnsupportedModel as error:
+                self.blockers.append(Blocker(str(error)))
+        return found
+
+    def _output(self, name: str) -> Output:
+        tensor = self._env[name]
+        self.builder.node_name = f"output {name}"
+        if isinstance(tensor, np.ndarray):
+            raise UnsupportedModel(f"the output '{name}' is a constant")
+        try:
+            return tensor if isinstance(tensor, Codes | FloatSum) else self.builder.as_accumulator(tensor)
+        except Refusal:
+            raise UnsupportedModel(
+                f"the output '{name}' does not pass a quantizer: a float network cannot be verified exactly; "
+                "quantize it first (for instance with onnxruntime's quantize_static)"
+            ) from None
+        except Unfit as error:  # a function of two codes that is not monotone in each
+            raise UnsupportedModel(f"the output '{name}': {error}; quantize it first") from None
 
 
-# What a rule, written for well-formed nodes, meets in others, or where it is wrong itself.
-UNREADABLE = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
-
-
-def _evaluate(
-    node: onnx.NodeProto,
-    inputs: list[Tensor | None],
-    stored: frozenset[str],
-    builder: Builder,
-    domain: str,
-    opset: int,
-    imports: list[onnx.OperatorSetIdProto],
-) -> tuple[Tensor, ...]:
-    constants = [i for i in inputs if i is None or isinstance(i, np.ndarray)]
-    if len(constants) == len(inputs) and _is_function(node.op_type, domain, opset):
-        return runtime.constant_node(node, constants, [name in stored for name in node.input], imports)
-    rule = RULES.get((domain, node.op_type))
-    if rule is None:
-        raise Refusal(HINTS.get(node.op_type, "no exact integer rule exists for this op"))
-    refuse_unknown(node, rule, domain, opset)
-    value = rule.function(View(node, inputs, builder, opset, imports, rule.attributes))
-    return value if isinstance(value, tuple) else (value,)
+# What a fault of a rule raises. The runtime has accepted the file by then, so it is not said to be the file's.
+OURS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def _is_function(op: str, domain: str, opset: int) -> bool:
@@ -267,29 +359,6 @@ def _is_function(op: str, domain: str, opset: int) -> bool:
     if domain:
         return (domain, op) in RULES
     return op not in RANDOM | CONTROL_FLOW | {"Dropout"} and onnx.defs.has(op, opset, domain)
-
-
-def _close_outputs(graph: onnx.GraphProto, env: dict[str, Tensor], builder: Builder) -> list[tuple[str, Output]]:
-    outputs: list[tuple[str, Output]] = []
-    for item in graph.output:
-        if item.name not in env:
-            raise ModelError(f"the output '{item.name}' is computed by no node")
-        tensor = env[item.name]
-        builder.node_name = f"output {item.name}"
-        if isinstance(tensor, np.ndarray):
-            raise UnsupportedModel(f"the output '{item.name}' is a constant")
-        try:
-            outputs.append(
-                (item.name, tensor if isinstance(tensor, Codes | FloatSum) else builder.as_accumulator(tensor))
-            )
-        except Refusal:
-            raise UnsupportedModel(
-                f"the output '{item.name}' does not pass a quantizer: a float network cannot be verified exactly; "
-                "quantize it first (for instance with onnxruntime's quantize_static)"
-            ) from None
-        except ValueError as error:  # a function of two codes that is not monotone in each
-            raise UnsupportedModel(f"the output '{item.name}': {error}; quantize it first") from None
-    return outputs
 
 
 def codes_of(output: Output) -> Codes:

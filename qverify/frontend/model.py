@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,37 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 
 from qverify import runtime
 from qverify.errors import ModelError, QverifyError, SoundnessError, UnsupportedModel, UsageError
+from qverify.frontend.blockers import Blocker, refused
 from qverify.frontend.compare import Compared, compare
-from qverify.frontend.lower import Lowered, lower
+from qverify.frontend.diagnose import foreign_nodes
+from qverify.frontend.lower import Lowered, Trace, lower
 from qverify.frontend.registry import RANDOM
+from qverify.frontend.shapes import Shape, asked_shapes, batches_of_one, shapes_text
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
     """A model as read; `sha256` covers every byte of it that the runtime reads, `runtime_version` names the onnxruntime
-    whose graph was read."""
+    whose graph was read. `shapes` are those of inputs that were fixed to read it (the file leaves them open), with which
+    everything else has to run it too."""
 
     path: Path
     sha256: str
     lowered: Lowered
     runtime_version: str
     compared: Compared
+    shapes: dict[str, Shape]
     warnings: tuple[str, ...]
 
 
-def read_model(path: Path) -> Model:
+def read_model(path: Path, shapes: Sequence[str] = (), declared: Sequence[Shape] = ()) -> Model:
     """Read and lower an ONNX file: the graph that the installed onnxruntime makes of it, since that is what it runs.
 
-    Raises UsageError (unreadable path, no onnxruntime), ModelError (broken file), UnsupportedModel (no exact rule for some
-    node).
+    `shapes` (NAME=1,3,64,64) fix inputs that the file leaves open, and so do the shapes that a property has `declared` for
+    the inputs in order. An open batch is 1; it is fixed only where the graph cannot be read otherwise.
+
+    Raises UsageError (unreadable path, wrong shapes, no onnxruntime), ModelError (broken file), UnsupportedModel (no exact
+    rule for some node).
     """
     try:
         data = path.read_bytes()
@@ -43,19 +51,41 @@ def read_model(path: Path) -> Model:
         raise UsageError(f"cannot read the model '{path}': {error.strerror}") from None
     try:
         proto, sha256 = _parse(path, data)
-        _check_quantized(proto)
-        _refuse_random(proto)
-        fused = runtime.optimised_graph(path)
-        _drop_folded_inputs(proto, fused)
-        lowered, trace = lower(fused)
+        _check_nodes(proto)
+        fixed = asked_shapes(proto, shapes, declared)
+        lowered, trace, fixed, remarks = _lowered(path, proto, fixed)
         compared = compare(trace, lowered)
-        return Model(path, sha256, lowered, runtime.version(), compared, tuple(runtime.machine_warnings()))
+        warnings = (*runtime.machine_warnings(), *remarks)
+        return Model(path, sha256, lowered, runtime.version(), compared, fixed, warnings)
     except SoundnessError as error:
         raise SoundnessError(f"{path}: {_one_line(error)}") from None
     except UnsupportedModel as error:
-        raise UnsupportedModel(f"{path}: {_one_line(error)}") from None
+        raise UnsupportedModel(f"{path}: {_one_line(error)}", error.blockers) from None
     except ModelError as error:
         raise ModelError(f"{path}: {_one_line(error)}") from None
+
+
+def _lowered(
+    path: Path, proto: onnx.ModelProto, fixed: dict[str, Shape]
+) -> tuple[Lowered, Trace, dict[str, Shape], list[str]]:
+    """The network, how it was read, the shapes that had to be fixed for it, and a remark on that."""
+
+    def read(shapes: dict[str, Shape]) -> tuple[Lowered, Trace]:
+        fused = runtime.optimised_graph(path, shapes)
+        _drop_folded_inputs(proto, fused)
+        return lower(fused, proto)
+
+    batch = {} if fixed else batches_of_one(proto)
+    try:
+        return *read(fixed), fixed, []
+    except UnsupportedModel:
+        if not batch:
+            raise
+    remark = (
+        f"the file leaves the batch open, and is read with a batch of 1 (--shape {shapes_text(batch)}): while it is open, "
+        "onnxruntime makes fewer integer ops of it. Export the model with a batch of 1 to run what is verified"
+    )
+    return *read(batch), batch, [remark]
 
 
 def _one_line(error: QverifyError) -> str:
@@ -63,8 +93,12 @@ def _one_line(error: QverifyError) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(error))
 
 
-def _check_quantized(proto: onnx.ModelProto) -> None:
-    words = ("Quant", "QLinear", "QGemm", "Integer", "Threshold")
+def _check_nodes(proto: onnx.ModelProto) -> None:
+    """Refuse what can be told from the file alone: other formats, random numbers, networks of floats."""
+    blockers = [*foreign_nodes(proto), *_random_nodes(proto)]
+    if blockers:
+        raise refused(blockers)
+    words = ("Quant", "QLinear", "QGemm", "Integer")
     eight_bit = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
     codes = any(item.type.tensor_type.elem_type in eight_bit for item in proto.graph.input)
     if not codes and not any(word in node.op_type for node in proto.graph.node for word in words):
@@ -72,6 +106,21 @@ def _check_quantized(proto: onnx.ModelProto) -> None:
             "no node quantizes anything to 8-bit codes: a float network, or one in a format that is not supported (see "
             "specs/semantics.md). Quantize it, for instance with onnxruntime's quantize_static"
         )
+
+
+def _random_nodes(proto: onnx.ModelProto) -> Iterator[Blocker]:
+    """Nodes that draw random numbers. This has to be asked of the file: onnxruntime may fold such a node into a constant,
+    another one every time that it loads the model."""
+    constants = {i.name: i for i in proto.graph.initializer}
+    for node in _messages(proto, onnx.NodeProto):
+        training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
+        if training and node.input[2] in constants:
+            training = onnx.numpy_helper.to_array(constants[node.input[2]]).any()
+        if node.op_type in RANDOM or training:
+            reason = (
+                "it draws random numbers: what the model computes is no function of its input. Export it for inference"
+            )
+            yield Blocker(reason, node.name, node.op_type)
 
 
 def _drop_folded_inputs(proto: onnx.ModelProto, fused: onnx.ModelProto) -> None:
@@ -112,21 +161,6 @@ def _messages(message: Any, kind: type[Message]) -> Iterator[Any]:
                     yield part
                 elif isinstance(part, Message):
                     yield from _messages(part, kind)
-
-
-def _refuse_random(proto: onnx.ModelProto) -> None:
-    """Refuse nodes that draw random numbers. This has to be asked of the file: onnxruntime may fold such a node into a
-    constant, another one every time that it loads the model."""
-    constants = {i.name: i for i in proto.graph.initializer}
-    for node in _messages(proto, onnx.NodeProto):
-        training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
-        if training and node.input[2] in constants:
-            training = onnx.numpy_helper.to_array(constants[node.input[2]]).any()
-        if node.op_type in RANDOM or training:
-            raise UnsupportedModel(
-                f"node '{node.name}' ({node.op_type}) draws random numbers: what the model computes is no function of its "
-                "input. Export it for inference"
-            )
 
 
 def _names(proto: onnx.ModelProto) -> Iterator[Any]:

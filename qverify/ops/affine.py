@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
 from qverify.kernels.steps import dot, fold, largest
-from qverify.ops.base import INT32_MAX, INT32_MIN, AbstractOp, Interval, Type, unbroadcast
+from qverify.ops.base import INT32_MAX, INT32_MIN, AbstractOp, Interval, Type, Unfit, unbroadcast
 from qverify.ops.relax import GUIDE, LIMIT, Concretized, Relaxation, TooLarge, exact
 
 IntArray = npt.NDArray[np.int64]
@@ -38,7 +38,7 @@ def _accumulator_range(weight: IntArray, bias: IntArray, x: Type) -> tuple[int, 
 
 def _checked(shape: tuple[int, ...], low: int, high: int) -> Type:
     if low < INT32_MIN or high > INT32_MAX:
-        raise ValueError(f"the accumulator can reach [{low}, {high}], outside int32: the runtime would wrap around")
+        raise Unfit(f"the accumulator can reach [{low}, {high}], outside int32: the runtime would wrap around")
     return Type(shape, low, high)
 
 
@@ -57,7 +57,7 @@ class ExactProduct:
         size = np.abs(weight).reshape(-1, *weight.shape[-2:])
         total = int(size.sum(axis=1).max(initial=0)) * reach
         if total >= 2**53:
-            raise ValueError(f"a partial sum can reach {total}, beyond exact float64")
+            raise Unfit(f"a partial sum can reach {total}, beyond exact float64")
         if int(size.max(initial=0)) * reach >= 2**24:
             return ExactProduct((weight.shape[-2],), (weight.astype(np.float64),), total)
         stops: list[int] = []
@@ -96,7 +96,7 @@ def _ends(kernels: Kernels, centre: Array, radius: Array) -> Interval:
 
 def _reaches(x: Type, low: int, high: int) -> None:
     if x.low < low or x.high > high:
-        raise ValueError(f"an input in [{x.low}, {x.high}] leaves the declared [{low}, {high}]")
+        raise Unfit(f"an input in [{x.low}, {x.high}] leaves the declared [{low}, {high}]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,14 +128,14 @@ class Dense(AbstractOp):
     def output_type(self, *types: Type) -> Type:
         (x,) = types
         if not x.shape or x.shape[-1] != self.weight.shape[-2]:
-            raise ValueError(f"a weight {list(self.weight.shape)} does not fit an input {list(x.shape)}")
+            raise Unfit(f"a weight {list(self.weight.shape)} does not fit an input {list(x.shape)}")
         _reaches(x, self.x_low, self.x_high)
         if len(x.shape) == 1 and self.weight.ndim > 2:
-            raise ValueError(f"a stack of weights {list(self.weight.shape)} does not fit a vector")
+            raise Unfit(f"a stack of weights {list(self.weight.shape)} does not fit a vector")
         batch = np.broadcast_shapes(x.shape[:-2], self.weight.shape[:-2])
         shape = (*batch, *x.shape[-2:-1], self.weight.shape[-1])
         if np.broadcast_shapes(shape, self.bias.shape) != shape:
-            raise ValueError(f"a bias {list(self.bias.shape)} does not fit an output {list(shape)}")
+            raise Unfit(f"a bias {list(self.bias.shape)} does not fit an output {list(shape)}")
         return _checked(shape, *_accumulator_range(self.weight, self.bias, x))
 
     def _stacked(self, x: Array) -> Array:
@@ -212,11 +212,11 @@ class Conv(AbstractOp):
     def output_type(self, *types: Type) -> Type:
         (x,) = types
         if len(x.shape) != self.weight.ndim or x.shape[1] != self.weight.shape[1] * self.groups:
-            raise ValueError(f"a weight {list(self.weight.shape)} does not fit an input {list(x.shape)}")
+            raise Unfit(f"a weight {list(self.weight.shape)} does not fit an input {list(x.shape)}")
         _reaches(Type(x.shape, min(x.low, self.pad_value), max(x.high, self.pad_value)), self.x_low, self.x_high)
         output = self._output_shape(x.shape[2:])
         if min(output, default=1) <= 0:
-            raise ValueError(f"the kernel is larger than the padded input {list(x.shape)}")
+            raise Unfit(f"the kernel is larger than the padded input {list(x.shape)}")
         ends = Type(x.shape, min(x.low, self.pad_value), max(x.high, self.pad_value))
         flat = self.weight.reshape(self.weight.shape[0], -1).T
         low, high = _accumulator_range(flat, self.bias, ends)

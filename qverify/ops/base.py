@@ -22,6 +22,10 @@ INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 Interval = tuple[Array, Array]
 
 
+class Unfit(ValueError):
+    """An op that cannot be, or cannot take its input; the text says why. Its parameters came from a file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Type:
     """The type of a network value: shape without the batch axis, and the range of every element (inclusive)."""

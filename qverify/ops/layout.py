@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
-from qverify.ops.base import AbstractOp, Interval, Type
+from qverify.ops.base import AbstractOp, Interval, Type, Unfit
 from qverify.ops.relax import LIMIT, Relaxation, TooLarge, exact, magnitude
 
 
@@ -27,12 +27,12 @@ class Layout(AbstractOp):
         size = sum(t.size for t in types) + (0 if self.constants is None else len(self.constants))
         wanted = int(np.prod(self.shape, dtype=np.int64))
         if self.index is None and (len(types) != 1 or size != wanted):
-            raise ValueError(f"cannot reshape {size} elements to {list(self.shape)}")
+            raise Unfit(f"cannot reshape {size} elements to {list(self.shape)}")
         if self.index is not None:
             if len(self.index) != wanted:
-                raise ValueError(f"{len(self.index)} indices do not fill {list(self.shape)}")
+                raise Unfit(f"{len(self.index)} indices do not fill {list(self.shape)}")
             if wanted and (self.index.min() < 0 or self.index.max() >= size):
-                raise ValueError("an index lies outside the input")
+                raise Unfit("an index lies outside the input")
         low, high = min(t.low for t in types), max(t.high for t in types)
         if self.constants is not None and len(self.constants):
             low, high = min(low, int(self.constants.min())), max(high, int(self.constants.max()))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels, open_kernels
 from qverify.kernels.steps import largest
-from qverify.ops.base import AbstractOp, Interval, Type
+from qverify.ops.base import AbstractOp, Interval, Type, Unfit
 from qverify.ops.relax import (
     LIMIT,
     Concretized,
@@ -33,7 +33,7 @@ class Max(AbstractOp):
     def output_type(self, *types: Type) -> Type:
         (x,) = types
         if not x.shape or x.shape[-1] == 0:
-            raise ValueError("the maximum of nothing")
+            raise Unfit("the maximum of nothing")
         return Type(x.shape[:-1], x.low, x.high)
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:
@@ -141,13 +141,13 @@ class Mean(AbstractOp):
     def output_type(self, *types: Type) -> Type:
         (x,) = types
         if x.low < self.low or x.high >= self.low + len(self.values):
-            raise ValueError(f"a table of {len(self.values)} entries from {self.low} misses [{x.low}, {x.high}]")
+            raise Unfit(f"a table of {len(self.values)} entries from {self.low} misses [{x.low}, {x.high}]")
         if not (np.diff(self.values) >= 0).all() or not (self.divisor > 0).all():
-            raise ValueError("a mean needs non-decreasing values and a positive divisor")
+            raise Unfit("a mean needs non-decreasing values and a positive divisor")
         if not x.shape or x.shape[-1] == 0 or np.broadcast_shapes(self.divisor.shape, x.shape[:-1]) != x.shape[:-1]:
-            raise ValueError(f"a mean with divisors {list(self.divisor.shape)} does not fit {list(x.shape)}")
+            raise Unfit(f"a mean with divisors {list(self.divisor.shape)} does not fit {list(x.shape)}")
         if float(np.abs(self.values).max()) * x.shape[-1] > 3e38:
-            raise ValueError("the sum before the mean can overflow float32")
+            raise Unfit("the sum before the mean can overflow float32")
         if self.order not in ("sequential", "eigen"):
             raise ValueError(f"no summation order '{self.order}'")
         ends = np.broadcast_to(np.array([x.low, x.high], np.int32).reshape(2, *([1] * len(x.shape))), (2, *x.shape))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels, open_kernels
-from qverify.ops.base import AbstractOp, Interval, Type
+from qverify.ops.base import AbstractOp, Interval, Type, Unfit
 from qverify.ops.relax import Relaxation, make_staircase
 
 FloatArray = npt.NDArray[np.float32]
@@ -82,15 +82,15 @@ class FloatProgram:
         monotone. Raises ValueError where it could be NaN."""
         for step in self.steps:
             if step.kind not in ("max", "min") and not np.isfinite(step.operand).all():
-                raise ValueError("a float constant is NaN or infinite")  # 0 * infinity may lie between the ends
+                raise Unfit("a float constant is NaN or infinite")  # 0 * infinity may lie between the ends
             if step.kind == "div" and not step.operand.all():
-                raise ValueError("a division by zero")
+                raise Unfit("a division by zero")
         shape = np.broadcast_shapes((1,) * len(x.shape), *(step.operand.shape for step in self.steps))
         ends = np.array([x.low, x.high], np.int32).reshape(2, *([1] * len(shape)))
         with np.errstate(all="ignore"):
             result: FloatArray = self.run(open_kernels("cpu"), ends)
         if np.isnan(result).any():
-            raise ValueError("an accumulator can overflow float32 and then become NaN")
+            raise Unfit("an accumulator can overflow float32 and then become NaN")
         return result
 
     def slope(self) -> Any:
@@ -136,7 +136,7 @@ class Requantize(AbstractOp):
         (x,) = types
         for operand in (*(step.operand for step in self.program.steps), self.zero_point):
             if np.broadcast_shapes(x.shape, operand.shape) != x.shape:
-                raise ValueError(f"a parameter {list(operand.shape)} does not fit a value {list(x.shape)}")
+                raise Unfit(f"a parameter {list(operand.shape)} does not fit a value {list(x.shape)}")
         self.program.ends(x)
         return Type(x.shape, self.low, self.high)
 

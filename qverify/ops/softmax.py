@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qverify.kernels import Array, Kernels
-from qverify.ops.base import AbstractOp, Interval, Type
+from qverify.ops.base import AbstractOp, Interval, Type, Unfit
 
 LONGEST = 60_000  # up to here float32(log(x)) is what glibc's logf gives for every row length
 
@@ -46,13 +46,11 @@ class Softmax(AbstractOp):
     def output_type(self, *types: Type) -> Type:
         (x,) = types
         if x.low < self.low or x.high > self.high or self.high - self.low != 255:
-            raise ValueError(f"softmax of 8-bit codes in [{self.low}, {self.high}] got [{x.low}, {x.high}]")
+            raise Unfit(f"softmax of 8-bit codes in [{self.low}, {self.high}] got [{x.low}, {x.high}]")
         if x.shape[-1:] != (self.length,):
-            raise ValueError(f"softmax over {self.length} elements got {list(x.shape)}")
+            raise Unfit(f"softmax over {self.length} elements got {list(x.shape)}")
         if self.length > LONGEST or 1 / float(self.y_scale) > 3e38:
-            raise ValueError(
-                f"softmax over {self.length} elements with an output scale {self.y_scale} is not supported"
-            )
+            raise Unfit(f"softmax over {self.length} elements with an output scale {self.y_scale} is not supported")
         return Type(x.shape, self.low, self.high)
 
     def _terms(self, kernels: Kernels, x: Array, top: Array) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
-from qverify.ops.base import AbstractOp, Interval, Type, unbroadcast
+from qverify.ops.base import AbstractOp, Interval, Type, Unfit, unbroadcast
 from qverify.ops.relax import (
     LIMIT,
     Concretized,
@@ -74,11 +74,11 @@ class Table(AbstractOp):
     def output_type(self, *types: Type) -> Type:
         (x,) = types
         if x.low < self.low or x.high >= self.low + self.values.shape[1]:
-            raise ValueError(f"a table of {self.values.shape[1]} entries from {self.low} misses [{x.low}, {x.high}]")
+            raise Unfit(f"a table of {self.values.shape[1]} entries from {self.low} misses [{x.low}, {x.high}]")
         if self.which is None and len(self.values) != 1:
-            raise ValueError("several rows need `which`")
+            raise Unfit("several rows need `which`")
         if self.which is not None and np.broadcast_shapes(self.which.shape, x.shape) != x.shape:
-            raise ValueError(f"`which` {list(self.which.shape)} does not fit a value {list(x.shape)}")
+            raise Unfit(f"`which` {list(self.which.shape)} does not fit a value {list(x.shape)}")
         return Type(x.shape, int(self.values.min()), int(self.values.max()))
 
     def _entry(self, kernels: Kernels, table: Array, x: Array) -> Array:
@@ -301,14 +301,14 @@ class Pairwise(AbstractOp):
         steps = [np.diff(self.values, axis=axis) for axis in (0, 1)]
         for axis, step in enumerate(steps):
             if not ((step >= 0).all(axis=axis) | (step <= 0).all(axis=axis)).all():
-                raise ValueError("a function of two codes must be monotone in each of them")
+                raise Unfit("a function of two codes must be monotone in each of them")
         object.__setattr__(self, "increasing", all(bool((step >= 0).all()) for step in steps))
 
     def output_type(self, *types: Type) -> Type:
         a, b = types
         for x, low, count in ((a, self.a_low, self.values.shape[0]), (b, self.b_low, self.values.shape[1])):
             if x.low < low or x.high >= low + count:
-                raise ValueError(f"a table of {count} entries from {low} misses [{x.low}, {x.high}]")
+                raise Unfit(f"a table of {count} entries from {low} misses [{x.low}, {x.high}]")
         shape = np.broadcast_shapes(a.shape, b.shape)
         return Type(tuple(shape), int(self.values.min()), int(self.values.max()))
 

@@ -30,6 +30,7 @@ from qverify import __version__, runtime
 from qverify.data import digest
 from qverify.errors import QverifyError, UsageError
 from qverify.frontend.model import read_model
+from qverify.frontend.shapes import shapes_text
 from qverify.options import Options
 from qverify.robustness.decide import Batch, Decider, Single, Task, loader
 from qverify.robustness.pixels import PIXEL_MAX, Scaling
@@ -86,7 +87,7 @@ def certify(
         raise UsageError(f"there is no image to decide: the data set has {len(images)}, numbered from 0")
     if jobs < 1 or (options.timeout is not None and not options.timeout > 0):
         raise UsageError("--jobs must be at least 1 and --timeout positive")
-    read = read_model(Path(model))
+    read = read_model(Path(model), options.shapes)
     decider = Decider.make(read, images.shape[1:], scaling, options)
     size, own = decider.engine.decoder.size, labels[first : first + len(chosen)]
     if own.min() < 0 or own.max() >= size:
@@ -149,7 +150,8 @@ def _about(decider: Decider, images: npt.NDArray[np.uint8], labels: npt.NDArray[
     """What rows rest on. onnxruntime is named because its fusions decide which integer network a file is, the
     machine because its kernels may round otherwise."""
     read = decider.engine.read
-    return {
+    shapes = {"shape": shapes_text(read.shapes)} if read.shapes else {}
+    return shapes | {
         "qverify": __version__,
         "machine": runtime.machine(),
         "onnxruntime": read.runtime_version,

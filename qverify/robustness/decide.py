@@ -244,7 +244,7 @@ def load_decider(
     path: Path, sha256: str, shape: tuple[int, int, int], scaling: Scaling | None, options: Options
 ) -> Callable[[Task, Options], Any]:
     """The decider of a model, in a worker process. UsageError if the file is not the same any more."""
-    read = read_model(path)
+    read = read_model(path, options.shapes)
     if read.sha256 != sha256:
         raise UsageError(f"{path}: the file has changed")
     decider = Decider.make(read, shape, scaling, options)

@@ -169,9 +169,10 @@ def _compare(path: Path, line: str, about: dict[str, str]) -> None:
             old = json.loads(line.removeprefix(MAGIC))
     if not isinstance(old, dict):
         raise UsageError(f"{path} is not a results file of qverify robustness; name another with --results")
-    for key in sorted(about):
-        if old.get(key) != about[key]:
-            there, here = (f"{text[:16]}…" if len(text) == 64 else text for text in (str(old.get(key)), about[key]))
+    for key in sorted({*about, *old}):
+        if old.get(key) != about.get(key):
+            texts = (str(rows.get(key, "none")) for rows in (old, about))
+            there, here = (f"{text[:16]}…" if len(text) == 64 else text for text in texts)
             raise UsageError(
                 f"{path} holds rows of another {key} ({there}, not {here}); name another file with --results"
             )

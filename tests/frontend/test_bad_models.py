@@ -190,7 +190,10 @@ def test_external_data_that_is_missing(path: Path) -> None:
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="nowhere.bin")
-    assert "its external data cannot be read" in refusal(model, path, ModelError)
+    message = refusal(model, path, ModelError)
+    assert message.startswith(
+        f"the data of its tensor '{tensor.name}' are in the file 'nowhere.bin', which is not there"
+    )
 
 
 def test_external_data_belongs_to_the_model(path: Path) -> None:
@@ -369,14 +372,11 @@ def _conv(g: Graph, w_zero: Array, shape: tuple[int, ...] = (1, 2, 5), **attribu
     return g.node("QLinearConv", *ends, **attributes)
 
 
-def _matmul(g: Graph, x: tuple[int, ...], w: tuple[int, ...], value: int = 1) -> str:
+def _matmul(g: Graph, x: tuple[int, ...], w: tuple[int, ...], value: int = 1, w_zero: Array = ZERO) -> str:
     one, zero = g.f32(1.0), g.const(ZERO)
-    return g.node("QLinearMatMul", g.input(x, U8), one, zero, _weights(g, *w, value=value), one, zero, one, zero)
-
-
-def _vendor(g: Graph) -> str:
-    x, c = g.input((1, 2)), g.f32(1.0)
-    return g.node("Quant", x, c, g.f32(0.0), g.f32(8.0), domain="qonnx.custom_op.general", signed=0, narrow=0)
+    w_scale = g.f32(np.ones(w_zero.shape))
+    weights = _weights(g, *w, value=value), w_scale, g.const(w_zero)
+    return g.node("QLinearMatMul", g.input(x, U8), one, zero, *weights, one, zero)
 
 
 OPS: dict[str, tuple[Callable[[Graph], str], str]] = {
@@ -410,14 +410,22 @@ OPS: dict[str, tuple[Callable[[Graph], str], str]] = {
         "int32",
     ),
     "no rule": (
-        lambda g: g.node("TopK", g.input((1, 2), U8), g.const(np.array([1])), outputs=2),
-        "(TopK of uint8[1, 2], constant int64[1]): no exact integer rule exists for this op",
+        lambda g: g.node("CumSum", g.dequantize(g.input((1, 2), U8), 1.0, ZERO), g.const(np.array([1]))),
+        "(CumSum of float32[1, 2], constant int64[1]): no exact integer rule exists for this op",
     ),
     "a float op between codes": (
         lambda g: g.quantize(
             g.node("Softmax", g.dequantize(g.input((1, 2), U8), [1.0, 2.0], np.zeros(2, U8))), 1.0, ZERO
         ),
         "compare the scores before it",
+    ),
+    "the largest scores": (
+        lambda g: g.node("TopK", g.input((1, 2), U8), g.const(np.array([1])), outputs=2),
+        "(TopK of uint8[1, 2], constant int64[1]): it picks by the order of its input: end the model there",
+    ),
+    "a weight zero point for each row": (
+        lambda g: _matmul(g, (1, 3), (3, 2), w_zero=np.zeros(3, U8)),
+        "3 zero points do not fit 2 columns",
     ),
     "weight zero points per channel": (lambda g: _conv(g, np.arange(3).astype(U8)), "different weight zero points"),
     "an overflow": (
@@ -491,11 +499,44 @@ def test_an_output_that_turns_is_refused(path: Path) -> None:
     assert refusal(g.model(y), path, UnsupportedModel).startswith(f"the output '{y}': a function of two codes must be")
 
 
-def test_another_domain_is_refused_by_the_runtime(path: Path) -> None:
-    model = model_of(_vendor)
-    model.opset_import.append(onnx.helper.make_opsetid("qonnx.custom_op.general", 1))
-    message = refusal(model, path, ModelError)
-    assert "onnxruntime" in message and "qonnx.custom_op.general" in message
+DOMAINS = {
+    # domain, op: words of the message
+    (
+        "qonnx.custom_op.general",
+        "Quant",
+    ): "it is QONNX, which onnxruntime cannot run: export the network as QDQ or QCDQ",
+    ("onnx.brevitas", "Quant"): "it is QONNX",
+    ("finn.custom_op.general", "MultiThreshold"): "it is QONNX",
+    ("", "BipolarQuant"): "it is QONNX",
+    ("org.openvinotoolkit", "FakeQuantize"): "it is OpenVINO's own, which onnxruntime cannot run",
+    ("trt", "TRT_FP8QuantizeLinear"): "it is TensorRT's own",
+    ("com.amd.quark", "ExtendedQuantizeLinear"): "it is AMD Quark's own",
+    ("org.example", "Own"): "'org.example' is no part of ONNX, and onnxruntime cannot run it",
+}
+
+
+@pytest.mark.parametrize(("domain", "op"), DOMAINS)
+def test_other_formats_are_recognised(domain: str, op: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All nodes of the format at once, and without asking the runtime."""
+    monkeypatch.setattr(runtime, "optimised_graph", None)
+    g = Graph()
+    y = g.node("Relu", g.node(op, g.input((1, 2)), g.f32(1.0), domain=domain))
+    model = g.model(g.node(op, y, g.f32(1.0), domain=domain))
+    spelled = f"{domain}.{op}" if domain else op
+    message = refusal(model, path, UnsupportedModel)
+    assert message.startswith(f"node '{op}_n0' ({spelled}) and '{op}_n2': {DOMAINS[domain, op]}")
+
+
+def test_a_folded_constant_is_no_input(path: Path) -> None:
+    """IR version 3 lists initializers as inputs; onnxruntime lists constants that it has made there, too."""
+    g = Graph(10)
+    shape = g.node("Constant", value=onnx.numpy_helper.from_array(np.array([1, 4])))
+    x = g.quantize(g.node("Reshape", g.input((1, 2, 2)), g.node("Abs", shape)), 0.1, ZERO)
+    model = g.model(g.dequantize(x, 0.1, ZERO))
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    assert [name for name, _, _ in read_model(write(model, path)).lowered.inputs] == ["x0"]
 
 
 def test_functions_in_the_model_are_refused(path: Path) -> None:

@@ -116,12 +116,12 @@ def test_a_certificate_holds_where_the_same_network_is_read_in_another_order(
     proof = tmp_path / "proof"
     proof.write_bytes(result.certificate)
     for seed in range(4):
-        monkeypatch.setattr(runtime, "optimised_graph", lambda path, seed=seed: shuffled(model, seed))
+        monkeypatch.setattr(runtime, "optimised_graph", lambda path, shapes, seed=seed: shuffled(model, seed))
         assert check(path, spec, proof).verdict == "unsat"
     other = onnx.ModelProto()
     other.CopyFrom(model)
     bias = next(t for t in other.graph.initializer if t.data_type == onnx.TensorProto.INT32)
     bias.CopyFrom(onnx.numpy_helper.from_array(np.array([30_000, 0], np.int32), bias.name))
-    monkeypatch.setattr(runtime, "optimised_graph", lambda path: other)
+    monkeypatch.setattr(runtime, "optimised_graph", lambda path, shapes: other)
     with pytest.raises(Rejected, match="another reading of the model"):
         check(path, spec, proof)

@@ -118,7 +118,7 @@ def test_a_node_that_draws_is_refused_by_name(op: str, seeded: bool, tmp_path: P
     drawn = g.node("Cast", drawn, to=1) if op == "Multinomial" else drawn
     y = g.quantize(g.node("Add", g.input((1, 2)), drawn), 0.1, ZERO)
     path = write(g.model(y), tmp_path / "model.onnx")
-    with pytest.raises(UnsupportedModel, match=rf"node '{op}_n0' \({op}\) draws random numbers"):
+    with pytest.raises(UnsupportedModel, match=rf"node '{op}_n0' \({op}\): it draws random numbers"):
         read_model(path)
 
 

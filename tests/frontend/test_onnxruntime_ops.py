@@ -1284,7 +1284,7 @@ REFUSALS: dict[str, tuple[Callable[[Graph], str], str, str]] = {
         lambda g: g.node("DynamicQuantizeLinear", g.input((1, 9)), outputs=3),
         *("DynamicQuantizeLinear", "quantize statically"),
     ),
-    "float convolution": (_float_conv, "Conv", "onnxruntime computes it in float"),
+    "float convolution": (_float_conv, "Conv", "QuantType.QUInt8"),
     "cast of floats": (lambda g: g.node("Cast", _floats(g), to=3), "Cast", "a cast from float32 to int8"),
     "saturating conversion": (_huge_sum, "com.microsoft.QLinearAdd", "conversion to int32 overflows"),
     "function of a sum": (

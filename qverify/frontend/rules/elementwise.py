@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify import runtime
-from qverify.frontend.builder import Refusal
+from qverify.frontend.builder import Refusal, joint_shape
 from qverify.frontend.registry import MICROSOFT, View, lowers, scalar
 from qverify.frontend.rules.quantize import EIGHT_BIT, dequantized
 from qverify.frontend.tensors import Codes, Float, FloatCodes, FloatPair, Tensor
@@ -80,7 +80,7 @@ def _two_floats(n: View, a: Float, b: Float) -> Tensor:
         return table
     if a.which is not None or b.which is not None or len(a.table) > 1 or len(b.table) > 1:
         raise Refusal("a float operation on two tensors with per-channel scales is not supported")
-    np.broadcast_shapes(a.shape, b.shape)  # raises ValueError where they do not fit
+    joint_shape(a.shape, b.shape)
     return FloatPair(a.codes, b.codes, _safe(n.op, a.table[0][:, None], b.table[0][None, :]))
 
 
@@ -112,7 +112,7 @@ def _with_bias(n: View, x: Codes, c: npt.NDArray[np.int64]) -> Codes | None:
 
     Exact because a sum that could leave int32, with or without the bias, is refused.
     """
-    if np.broadcast_shapes(x.shape, c.shape) != x.shape:
+    if joint_shape(x.shape, c.shape) != x.shape:
         return None
     maker = n.builder.nodes[x.value - 1]
     (source,) = maker.inputs[:1]
@@ -327,7 +327,7 @@ def _pairwise(n: View, fill: Any) -> Tensor:
 
 
 def _with_constant_codes(n: View, x: Codes, row: npt.NDArray[np.int64], rows: npt.NDArray[np.int32]) -> Tensor:
-    shape = tuple(np.broadcast_shapes(x.shape, row.shape))
+    shape = joint_shape(x.shape, row.shape)
     index = np.broadcast_to(np.arange(x.type.size).reshape(x.shape), shape)
     moved = n.builder.move(x, index)
     assert isinstance(moved, Codes)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.frontend.builder import Refusal
+from qverify.frontend.builder import Refusal, joint_shape
 from qverify.frontend.registry import ANY, View, checked_axis, checked_size, lowers
 from qverify.frontend.tensors import IndexArray, Tensor
 
@@ -136,7 +136,7 @@ def gather(n: View) -> Tensor:
 def expand(n: View) -> Tensor:
     x = n.tensor(0)
     wanted = tuple(int(v) for v in n.constant(1, "the shape").reshape(-1))
-    result = np.broadcast_shapes(x.shape, wanted)
+    result = joint_shape(x.shape, wanted)
     checked_size(result)
     return n.builder.move(x, np.broadcast_to(indices(x), result))
 
@@ -149,10 +149,20 @@ def tile(n: View) -> Tensor:
     return n.builder.move(x, np.tile(indices(x), repeats))
 
 
+def _blocked(x: Tensor, block: Any) -> tuple[int, int, int, int]:
+    """The shape of what is cut into blocks."""
+    if len(x.shape) != 4 or not isinstance(block, int) or block < 1:
+        raise Refusal(f"blocks of {block} of a tensor {list(x.shape)} are not supported")
+    batch, channels, height, width = x.shape
+    return batch, channels, height, width
+
+
 @lowers("DepthToSpace", inputs=1, attributes="blocksize mode")
 def depth_to_space(n: View) -> Tensor:
     x, b = n.tensor(0), n.attr("blocksize")
-    batch, c, h, w = x.shape
+    batch, c, h, w = _blocked(x, b)
+    if c % (b * b):
+        raise Refusal(f"{c} channels are no multiple of {b} x {b}")
     if n.attr("mode", "DCR") == "DCR":
         moved = indices(x).reshape(batch, b, b, c // (b * b), h, w).transpose(0, 3, 4, 1, 5, 2)
     else:
@@ -163,7 +173,9 @@ def depth_to_space(n: View) -> Tensor:
 @lowers("SpaceToDepth", inputs=1, attributes="blocksize")
 def space_to_depth(n: View) -> Tensor:
     x, b = n.tensor(0), n.attr("blocksize")
-    batch, c, h, w = x.shape
+    batch, c, h, w = _blocked(x, b)
+    if h % b or w % b:
+        raise Refusal(f"{h} x {w} elements are not made of blocks of {b} x {b}")
     moved = indices(x).reshape(batch, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4)
     return n.builder.move(x, moved.reshape(batch, c * b * b, h // b, w // b))
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.frontend.builder import Refusal
+from qverify.frontend.builder import Refusal, stretched
 from qverify.frontend.registry import MICROSOFT, View, along, lowers, scalar
 from qverify.frontend.rules.layout import indices
 from qverify.frontend.rules.quantize import EIGHT_BIT
 from qverify.frontend.rules.windows import WINDOW, read_window, uncut
 from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, FloatSum, Tensor
-from qverify.ops import Conv, Dense, FloatProgram, Requantize
+from qverify.ops import Conv, Dense, FloatProgram, Requantize, Unfit
 
 F32 = np.float32
 IntArray = npt.NDArray[np.int64]
@@ -76,13 +76,17 @@ def dense(n: View, x: Codes, x_zero: Any, w: npt.NDArray[Any], w_zero: npt.NDArr
     """acc = (x - x_zero) @ (w - w_zero) + bias, zero points folded; `w_zero` [] or [M] or like w with K reduced."""
     if w.ndim < 2 or not x.shape:
         raise Refusal("a product with a vector is not supported (reshape it to a matrix)")
-    centred = w.astype(np.int64) - w_zero.astype(np.int64)
+    if w_zero.ndim == 1 and w_zero.size not in (1, w.shape[-1]):
+        raise Refusal(
+            f"{w_zero.size} zero points do not fit {w.shape[-1]} columns of weights: one for each, or one for all"
+        )
+    centred = w.astype(np.int64) - stretched(w_zero, w.shape).astype(np.int64)
     shift = int(x_zero) * centred.sum(axis=-2, keepdims=w.ndim > 2)
     if w.ndim == 2:
         shift = shift.reshape(-1)
     try:
         op = Dense(centred, np.asarray(bias - shift, np.int64), x.type.low, x.type.high)
-    except ValueError as error:
+    except Unfit as error:
         raise Refusal(str(error)) from None
     return n.builder.emit(op, x)
 
@@ -256,12 +260,12 @@ def _convolution(n: View, x: Codes, x_zero: Any, w: npt.NDArray[Any], w_zero: An
     kept = n.builder.move(x, index)
     assert isinstance(kept, Codes)
     centred = w.astype(np.int64) - w_zero
-    bias = np.broadcast_to(bias, (w.shape[0],)) - int(x_zero) * centred.reshape(len(w), -1).sum(axis=1)
+    bias = stretched(bias, (w.shape[0],)) - int(x_zero) * centred.reshape(len(w), -1).sum(axis=1)
     zero = int(x_zero)
     ends = (min(x.type.low, zero), max(x.type.high, zero))
     try:
         op = Conv(centred, bias, window.strides, window.pads, window.dilations, groups, zero, *ends)
-    except ValueError as error:
+    except Unfit as error:
         raise Refusal(str(error)) from None
     return n.builder.emit(op, kept)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qverify.frontend.builder import Refusal, quantize_linear
+from qverify.frontend.builder import Refusal, joint_shape, quantize_linear
 from qverify.frontend.registry import ANY, MICROSOFT, View, along, checked_axis, lowers, scalar
 from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, Tensor
 from qverify.ops import FloatProgram
@@ -125,7 +125,7 @@ def qlinear_where(n: View) -> Tensor:
         scale = scalar(n.scale(k + 1, "an input scale"), "an input scale")
         zero = scalar(n.zero_point(k + 2, x.dtype), "an input zero point")
         branches.append(_requantized(n, x, scale, zero, z_scale, z_zero))
-    shape = np.broadcast_shapes(condition.shape, *(b.shape for b in branches))
+    shape = joint_shape(condition.shape, *(b.shape for b in branches))
     flat: list[Tensor] = []
     for branch in branches:
         index = np.arange(int(np.prod(branch.shape))).reshape(branch.shape)
