@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+import benchmarks.hostile.qdq  # noqa: F401  (its steps, and those that it imports, register themselves)
 from benchmarks.hostile.maker import F32, NAMES, SAMPLES, Impossible, Maker, Value
-from benchmarks.hostile.steps import ON_CODES, ON_FLOATS, close, dequantize, layout, quantize
-from benchmarks.hostile.steps import clip as clipped
+from benchmarks.hostile.parts import ON_CODES, ON_FLOATS, close, dequantize, layout, quantize
+from benchmarks.hostile.parts import clip as clipped
 
 Rng = np.random.Generator
 SHAPES: tuple[tuple[int, ...], ...] = (

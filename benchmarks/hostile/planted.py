@@ -31,8 +31,10 @@ import numpy.typing as npt
 from benchmarks.hostile import oracle
 from benchmarks.hostile.maker import F32, MICROSOFT, Impossible, Maker, Value
 from benchmarks.hostile.networks import reason_of
+from benchmarks.hostile.parts import dequantize
 from benchmarks.hostile.properties import decimal
-from benchmarks.hostile.steps import dequantize, qdq_conv, qdq_product, qlinear_conv, qlinear_matmul
+from benchmarks.hostile.qdq import qdq_conv, qdq_product
+from benchmarks.hostile.steps import qlinear_conv, qlinear_matmul
 from qverify import Options, Verdict, verify
 from qverify.errors import QverifyError
 from qverify.report import verdict_text
