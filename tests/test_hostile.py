@@ -36,6 +36,7 @@ def rounded(tmp_path: Path) -> Path:
         ("(assert (< Y_0 0.1))", "unsat"),  # Y_0 is 0.1000000015, above it in double and exactly
         ("(assert (>= Y_0 0.10000000149011612))", "unknown"),  # holds in double, not exactly
         ("(assert (<= (+ X_0 Y_0) 0.2))", "unsat"),
+        ("(assert (> Y_0 0.05)) (assert (> X_0 0.12))", "unsat"),
         ("(assert (>= (* 2 X_0) (+ Y_0 0.1)))", "sat"),
         ("(assert (<= X_0 (* 1 0.1)))", "unknown"),  # X_0 = 0.1 holds as a decimal, its float32 is above
     ],
@@ -68,7 +69,7 @@ def test_a_false_witness_is_found_out(tmp_path: Path) -> None:
 
 
 def test_hostile_networks(tmp_path: Path) -> None:
-    lines = [networks.one(7, index, tmp_path, lambda: None) for index in range(14)]
+    lines = [networks.one(8, index, tmp_path, lambda: None) for index in range(14)]
     assert [line["faults"] for line in lines if line.get("faults")] == []
     assert sum(line["status"] == "decided" for line in lines) >= 5
     assert "14 networks" in networks.summary(lines)

@@ -459,19 +459,17 @@ class Brute:
             return Truth("unsat", 0)
         if prod(len(c) for c in each) > most:
             return None
-        decided: dict[Any, tuple[bool, bool]] = {}
+        decided: dict[Any, bool] = {}  # whether outputs satisfy the rest in some reading
         some, mixed, count, rest = False, spec.mixed(), 0, spec.rest()
         for chosen in product(*each):
             point = Point(tuple(t for t, _ in chosen), tuple(f for _, f in chosen))
             y, count = self.outputs(point.fed), count + 1
-            if mixed:
-                possible, certain = unsafe(spec, point, y)
-            else:
+            if not mixed:
                 if y not in decided:
-                    by_reading = [all(holds(spec, a, point, y, r) for a in rest) for r in spec.readings]
-                    decided[y] = (any(by_reading), all(by_reading))
-                possible, certain = decided[y]
-                certain = certain and unsafe(spec, point, y)[1]
+                    decided[y] = any(all(holds(spec, a, point, y, r) for a in rest) for r in spec.readings)
+                if not decided[y]:
+                    continue
+            possible, certain = unsafe(spec, point, y)
             if certain:
                 return Truth("sat", count, point, y)
             some |= possible
