@@ -19,7 +19,9 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from qverify.errors import ModelError, UsageError
+from qverify.files import existing, is_packed, unpacked
 
+MAX_BYTES = 1 << 31  # of a model; protobuf has no larger ones
 OLDEST = (1, 30)  # the oldest version on which the tests pass, but for ops that refuse it themselves
 MEASURED = ("x86_64", "amd64")  # the machines on which the rules were compared with the runtime at length
 
@@ -97,11 +99,12 @@ def optimised_graph(path: Path, shapes: Mapping[str, Sequence[int]] | None = Non
 
 
 def _fixed(path: Path, shapes: Mapping[str, Sequence[int]], options: Any) -> str | bytes:
-    """What a session with `options` is made of: the file, or what it holds with the shapes of some inputs fixed, as if it
-    had been exported with them: axes of one name have one size everywhere."""
+    """What a session with `options` is made of: the file (its bytes, where it is packed), or what it holds with the shapes
+    of some inputs fixed, as if it had been exported with them: axes of one name have one size everywhere."""
+    path = existing(path)
     if not shapes:
-        return str(path)
-    model = onnx.load(str(path), load_external_data=False)
+        return unpacked(path, MAX_BYTES) if is_packed(path) else str(path)
+    model = onnx.ModelProto.FromString(unpacked(path, MAX_BYTES))
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     sizes: dict[str, int] = {}
     for item in model.graph.input:

@@ -16,6 +16,7 @@ from qverify.certificate import certificate
 from qverify.deadline import Deadline, TimeUp
 from qverify.engine import Engine
 from qverify.errors import EmptyBox, SpecError, UsageError
+from qverify.files import existing
 from qverify.frontend.fit import check_fit
 from qverify.frontend.model import Model, read_model
 from qverify.frontend.shapes import declared_shapes, shapes_text
@@ -208,7 +209,7 @@ def _details(read: Model, prop: Property, spec: Path, kernels: Kernels) -> dict[
         "x86_without_vnni": f"may saturate in {len(saturable)} node(s)" if saturable else "computes the same integers",
         "model_sha256": read.sha256,
         "shapes": shapes_text(read.shapes),
-        "spec_sha256": hashlib.sha256(_spec_file(spec).read_bytes()).hexdigest(),
+        "spec_sha256": hashlib.sha256(existing(spec).read_bytes()).hexdigest(),
         "warnings": [*read.warnings, *_doubts(prop)],
         "property": prop,
     }
@@ -222,8 +223,3 @@ def _doubts(prop: Property) -> list[str]:
             "the property calls some inputs unsafe whatever the outputs are: is a condition on the outputs missing?"
         )
     return doubts
-
-
-def _spec_file(spec: Path) -> Path:
-    """The file that `read_property` read: PATH, or PATH.gz where only that exists."""
-    return spec if spec.exists() else spec.with_name(spec.name + ".gz")

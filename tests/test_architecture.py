@@ -12,7 +12,7 @@
     floor 3   network, runtime, bounds       what a network means; onnxruntime; the unsafe set
     floor 2   ops                            the integer operations
     floor 1   kernels, data                  NumPy or CuPy; labelled images
-    floor 0   errors, property, options, result, deadline
+    floor 0   errors, property, options, result, deadline, files
 
 An import goes to a lower floor or stays within its package, also when it stands inside a function; what only type
 checkers read is free.
@@ -32,7 +32,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "qverify"
 FLOORS = (
-    ("errors", "property", "options", "result", "deadline"),
+    ("errors", "property", "options", "result", "deadline", "files"),
     ("kernels", "data"),
     ("ops",),
     ("network", "runtime"),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -28,7 +29,7 @@ import qverify
 from qverify import Options, Result, Verdict, runtime, verify
 from qverify.check import NotReplayed, replay
 from qverify.engine import Engine
-from qverify.errors import QverifyError, SpecError, UsageError
+from qverify.errors import ModelError, QverifyError, SpecError, UsageError
 from qverify.frontend.vnnlib import read_property
 from qverify.property import Property, Query, Row
 from qverify.report import as_json
@@ -286,6 +287,37 @@ def test_a_gzip_file_and_its_missing_ending(tmp_path: Path) -> None:
     (tmp_path / "p.vnnlib.gz").write_bytes(gzip.compress(UNSAFE.read_bytes()))
     for name in ("p.vnnlib.gz", "p.vnnlib"):
         assert verify(QOP, tmp_path / name, CPU).verdict is Verdict.SAT
+
+
+@pytest.mark.parametrize("model", [QOP, QDQ], ids=["qop", "qdq"])
+def test_a_packed_model_is_the_model(model: Path, tmp_path: Path) -> None:
+    """By its own name, or by that of the file it was packed from; with one hash, and certificates for both."""
+    packed = tmp_path / "m.onnx.gz"
+    packed.write_bytes(gzip.compress(model.read_bytes()))
+    plain = verify(model, UNSAFE, CPU)
+    for path in (packed, packed.with_suffix("")):
+        found = verify(path, UNSAFE, CPU)
+        assert found.verdict is Verdict.SAT
+        assert found.details["model_sha256"] == plain.details["model_sha256"]
+        check_witness(found, model)
+
+
+def test_a_packed_model_that_cannot_be_unpacked(tmp_path: Path) -> None:
+    data = gzip.compress(QOP.read_bytes())
+    for name, broken in (("short", data[:-20]), ("sum", data[:-8] + bytes(8)), ("bits", data[:40] + b"!" * 40)):
+        path = tmp_path / f"{name}.onnx.gz"
+        path.write_bytes(broken)
+        with pytest.raises(ModelError, match=rf"{name}\.onnx: damaged or truncated gzip file"):
+            verify(path.with_suffix(""), UNSAFE, CPU)
+
+
+def test_a_packed_model_has_no_data_beside_it(tmp_path: Path) -> None:
+    model = onnx.load(QOP)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0, location="m.data")
+    assert verify(tmp_path / "m.onnx", UNSAFE, CPU).verdict is Verdict.SAT
+    (tmp_path / "p.onnx.gz").write_bytes(gzip.compress((tmp_path / "m.onnx").read_bytes()))
+    with pytest.raises(ModelError, match=r"p\.onnx: it keeps data in other files.*: unpack it"):
+        verify(tmp_path / "p.onnx", UNSAFE, CPU)
 
 
 # -- limits --------------------------------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from qverify.checker.archive import Archive
 from qverify.errors import Rejected
+from qverify.files import existing
 from qverify.frontend.model import Model
 from qverify.frontend.shapes import shapes_text
 
 
 def check_identity(archive: Archive, read: Model, spec: Path) -> None:
     """The certificate must be about these very files."""
-    text = (spec if spec.exists() else spec.with_name(spec.name + ".gz")).read_bytes()  # as the reader does
+    text = existing(spec).read_bytes()  # as the reader does
     for key, what, digest in (
         ("model", "model", read.sha256),
         ("spec", "property", hashlib.sha256(text).hexdigest()),

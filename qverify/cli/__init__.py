@@ -112,7 +112,7 @@ class _DefaultVerify(click.Group):
 def cli() -> None:
     """Decide whether a quantized ONNX network satisfies a VNN-LIB property.
 
-    MODEL is an ONNX file, SPEC a VNN-LIB file (1.0 or 2.x, also .gz). The verdict is the first line of
+    MODEL is an ONNX file, SPEC a VNN-LIB file (1.0 or 2.x), both also as .gz. The verdict is the first line of
     standard output: unsat (the property holds), sat (a counterexample follows), unknown or timeout. RESULTS_FILE
     receives the same text.
     """

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 
 from qverify import runtime
 from qverify.errors import ModelError, QverifyError, SoundnessError, UnsupportedModel, UsageError
+from qverify.files import Damaged, existing, is_packed, unpacked
 from qverify.frontend.blockers import Blocker, refused
 from qverify.frontend.compare import Compared, compare
 from qverify.frontend.diagnose import foreign_nodes
@@ -46,11 +47,13 @@ def read_model(path: Path, shapes: Sequence[str] = (), declared: Sequence[Shape]
     rule for some node).
     """
     try:
-        data = path.read_bytes()
+        data, packed = unpacked(existing(path), runtime.MAX_BYTES), is_packed(existing(path))
     except OSError as error:
         raise UsageError(f"cannot read the model '{path}': {error.strerror}") from None
+    except Damaged as error:
+        raise ModelError(f"{path}: {error}") from None
     try:
-        proto, sha256 = _parse(path, data)
+        proto, sha256 = _parse(path, data, packed)
         _check_nodes(proto)
         fixed = asked_shapes(proto, shapes, declared)
         lowered, trace, fixed, remarks = _lowered(path, proto, fixed)
@@ -131,7 +134,7 @@ def _drop_folded_inputs(proto: onnx.ModelProto, fused: onnx.ModelProto) -> None:
     fused.graph.input.extend(kept)
 
 
-def _parse(path: Path, data: bytes) -> tuple[onnx.ModelProto, str]:
+def _parse(path: Path, data: bytes, packed: bool) -> tuple[onnx.ModelProto, str]:
     """The model, and the SHA-256 of the file with what it keeps in other files."""
     proto, digest = onnx.ModelProto(), hashlib.sha256(data)
     try:
@@ -144,6 +147,8 @@ def _parse(path: Path, data: bytes) -> tuple[onnx.ModelProto, str]:
         raise ModelError("a damaged file: a name in it is not UTF-8 text")
     for tensor in _messages(proto, onnx.TensorProto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            if packed:  # it is handed over in memory, where it has no folder
+                raise ModelError("it keeps data in other files, which a packed model has no place for: unpack it")
             runtime.load_external(tensor, path)
             digest.update(tensor.raw_data)
     if proto.functions:

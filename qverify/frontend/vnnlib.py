@@ -11,17 +11,17 @@ github.com/VNNLIB/VNNLIB-Standard (grammar.cf), widened by scientific notation a
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
-import zlib
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain, product
+from pathlib import Path
 from typing import Final
 
 from qverify.deadline import looking
 from qverify.errors import SpecError
+from qverify.files import Damaged, existing, unpacked
 from qverify.frontend.constraints import (
     NEGATED,
     Atom,
@@ -83,15 +83,13 @@ def read_property(path: str | os.PathLike[str]) -> Property:
     """
     name = os.fspath(path)
     try:
-        data = _read_bytes(name)
-        text = data.decode("utf-8-sig")
+        text = unpacked(existing(Path(name)), MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpecError(f"{name}: not a VNN-LIB file: byte {error.start} is not UTF-8 text") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise SpecError(f"{name}: damaged or truncated gzip file: {error}") from error
+    except Damaged as error:
+        raise SpecError(f"{name}: {error}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise SpecError(f"{name}: cannot read: {getattr(error, 'strerror', None) or error}") from error
-    del data  # as large as the text
     return parse_property(text, name)
 
 
@@ -107,22 +105,6 @@ def parse_property(text: str, source: str = "<string>") -> Property:
     except Fault as fault:
         line = "" if fault.pos is None else f":{text.count(chr(10), 0, fault.pos) + 1}"
         raise SpecError(f"{source}{line}: {fault}") from None
-
-
-def _read_bytes(name: str) -> bytearray:
-    """The unpacked bytes of a file, or of `name`.gz where only that exists."""
-    if not os.path.exists(name) and os.path.exists(name + ".gz"):
-        name += ".gz"
-    with open(name, "rb") as file:
-        packed = file.peek(2).startswith(b"\x1f\x8b")
-        stream, data = gzip.GzipFile(fileobj=file) if packed else file, bytearray()
-        while piece := stream.read(1 << 20):  # read(n) of a file reserves n bytes
-            data += piece
-            if len(data) > MAX_BYTES:
-                raise SpecError(
-                    f"{name}: larger than {MAX_BYTES >> 20} MiB{' when unpacked' if packed else ''}: {_SPLIT}"
-                )
-    return data
 
 
 @dataclass(slots=True)
