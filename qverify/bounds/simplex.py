@@ -15,20 +15,20 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import gcd, lcm
 
 from qverify.deadline import looking
 from qverify.errors import SoundnessError
 
 MAX_PIVOTS = 2_000
-EFFORT = 300_000  # terms of the tableau that are gone through, about a microsecond or a few each
+EFFORT = 1_000_000  # terms of the tableau that are gone through, half a microsecond or more each
 
 Terms = Mapping[int, Fraction]
+Function = tuple[dict[int, int], int]
 Pair = tuple[Fraction, Fraction]  # a number, and how many infinitesimals it has more
 Ends = Mapping[int, tuple[Fraction, Fraction]]  # of each variable
 
 ZERO, ONE = Fraction(0), Fraction(1)
-NOTHING: Pair = (ZERO, ZERO)
-BEYOND: Pair = (Fraction(2) ** 9999, ZERO)  # farther than anything
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,13 @@ Found = tuple[dict[int, Fraction], dict[int, Fraction] | None]
 
 @dataclass
 class _Tableau:
-    """Row k of the system is the variable ~k. Basic variables are linear functions of the others."""
+    """Row k of the system is the variable ~k. Basic variables are linear functions of the others, in integers: a variable
+    times the second entry of its function (positive) is the sum of the coefficients in the first."""
 
     lower: dict[int, Pair]
     upper: dict[int, Pair]
     value: dict[int, Pair]
-    basic: dict[int, dict[int, Fraction]]  # of each basic variable, its coefficients
+    basic: dict[int, Function]
 
     @staticmethod
     def make(rows: Sequence[Inequality], ends: Ends, start: Mapping[int, Fraction]) -> _Tableau:
@@ -113,29 +114,35 @@ class _Tableau:
         for k, row in enumerate(rows):
             upper[~k] = (row.rhs, -ONE if row.strict else ZERO)
             value[~k] = (sum((c * value[j][0] for j, c in row.terms.items()), ZERO), ZERO)
-            basic[~k] = {j: c for j, c in row.terms.items() if c}
+            scale = lcm(*(c.denominator for c in row.terms.values()))
+            basic[~k] = {j: int(c * scale) for j, c in row.terms.items() if c}, scale
         return _Tableau(lower, upper, value, basic)
 
     def solve(self, effort: int) -> Found | None:
         """The values of a common point, or the multipliers that prove that there is none."""
         dice = random.Random(0)
         for step in looking(range(MAX_PIVOTS)):
-            effort -= sum(map(len, self.basic.values()))
+            effort -= sum(len(own) for own, _ in self.basic.values())
             if effort < 0:
                 return None
             wrong = {b: way for b in self.basic if (way := self._way(b))}
             if not wrong:
                 return self._point(), None
-            gain: dict[int, Fraction] = {}  # of each free variable: how fast the violations shrink as it rises
+            scale = lcm(*(self.basic[b][1] for b in wrong))
+            gain: dict[
+                int, int
+            ] = {}  # of each free variable: how fast the violations shrink as it rises, times `scale`
             for b, way in wrong.items():
-                for n, c in self.basic[b].items():
-                    gain[n] = gain.get(n, ZERO) + way * c
-            useful = [n for n, g in gain.items() if g and self._room(n, g > 0) > NOTHING]
+                own, part = self.basic[b]
+                for n, c in own.items():
+                    gain[n] = gain.get(n, 0) + way * (scale // part) * c
+            useful = [n for n, g in gain.items() if g and self._can_move(n, g > 0)]
             if not useful:  # the slacks that cannot rise are the proof
-                multipliers = {~n: g for n, g in gain.items() if n < 0 and g}
+                multipliers = {~n: Fraction(g, scale) for n, g in gain.items() if n < 0 and g}
                 return {}, multipliers | {~b: ONE for b in wrong if b < 0}
             steepest = step < MAX_PIVOTS // 2  # later, at random: that does not cycle
-            self._walk(max(useful, key=lambda n: abs(gain[n])) if steepest else dice.choice(useful), gain, wrong)
+            n = max(useful, key=lambda n: abs(gain[n])) if steepest else dice.choice(useful)
+            self._walk(n, Fraction(gain[n], scale), wrong)
         return None
 
     def _way(self, b: int) -> int:
@@ -144,21 +151,20 @@ class _Tableau:
             return 1
         return -1 if self.value[b] > self.upper[b] else 0
 
-    def _room(self, n: int, rises: bool) -> Pair:
-        """How far a variable can rise (or fall) within its bounds."""
+    def _can_move(self, n: int, rises: bool) -> bool:
+        """Whether a variable can rise (or fall) within its bounds."""
         if rises:
-            return _minus(self.upper[n], self.value[n])
-        return _minus(self.value[n], self.lower[n]) if n in self.lower else BEYOND
+            return self.value[n] < self.upper[n]
+        return n not in self.lower or self.value[n] > self.lower[n]
 
-    def _walk(self, n: int, gain: Mapping[int, Fraction], wrong: Mapping[int, int]) -> None:
+    def _walk(self, n: int, gain: Fraction, wrong: Mapping[int, int]) -> None:
         """Move the free variable `n` as long as that shrinks the sum of violations; a variable that stops it is freed."""
-        rises = gain[n] > 0
-        sign, slope = (1 if rises else -1), abs(gain[n])
+        rises, slope = gain > 0, abs(gain)
         stops: list[tuple[Pair, Fraction, int, Pair]] = []  # distance, loss of slope, the variable and where it is then
-        for b, own in self.basic.items():
+        for b, (own, part) in self.basic.items():
             if n not in own:
                 continue
-            rate = sign * own[n]
+            rate = Fraction(own[n] if rises else -own[n], part)
             if wrong.get(b, 0) * rate < 0:
                 continue  # it moves away already
             ends = [self.upper[b]] if rate > 0 else [self.lower[b]] if b in self.lower else []
@@ -167,45 +173,45 @@ class _Tableau:
             for end in ends:
                 gap = _minus(end, self.value[b])
                 stops.append(((gap[0] / rate, gap[1] / rate), abs(rate), b, end))
-        room = self._room(n, rises)
-        for distance, loss, b, end in sorted(stops, key=lambda stop: (stop[0], -stop[1])):
-            if distance >= room:
+        far = self.upper[n] if rises else self.lower.get(n)
+        room = None if far is None else _minus(far, self.value[n]) if rises else _minus(self.value[n], far)
+        for distance, loss, b, at in sorted(stops, key=lambda stop: (stop[0], -stop[1])):
+            if room is not None and distance >= room:
                 break
             slope -= loss
             if slope <= 0:
-                self._exchange(b, n, end)
+                self._exchange(b, n, at)
                 return
-        self._move(n, self.upper[n] if rises else self.lower[n])
+        assert far is not None  # a slack that falls for ever would make good violations without end
+        self._move(n, far)
 
     def _move(self, n: int, end: Pair) -> None:
         shift = _minus(end, self.value[n])
         self.value[n] = end
-        for b, own in self.basic.items():
-            if c := own.get(n):
-                value = self.value[b]
-                self.value[b] = value[0] + c * shift[0], value[1] + c * shift[1]
+        for b, (own, part) in self.basic.items():
+            if n in own:
+                rate, value = Fraction(own[n], part), self.value[b]
+                self.value[b] = value[0] + rate * shift[0], value[1] + rate * shift[1]
 
     def _exchange(self, out: int, into: int, end: Pair) -> None:
         """Make `out` take the value `end` and be free, and `into` basic in its place."""
-        own = self.basic.pop(out)
+        own, part = self.basic.pop(out)
         c = own.pop(into)
-        need = _minus(end, self.value[out])
-        at = self.value[into]
-        self.basic[out] = {}  # moved below like the rest
-        self._move(into, (at[0] + need[0] / c, at[1] + need[1] / c))
-        del self.basic[out]
+        need, at, rate = _minus(end, self.value[out]), self.value[into], Fraction(part, c)
+        self._move(into, (at[0] + need[0] * rate, at[1] + need[1] * rate))
         self.value[out] = end
-        fresh = {n: -v / c for n, v in own.items()}
-        fresh[out] = 1 / c
-        for row in self.basic.values():
+        sign = 1 if c > 0 else -1
+        fresh, whole = {n: -sign * v for n, v in own.items()}, abs(c)  # `into` is fresh / whole
+        fresh[out] = sign * part
+        for b, (row, size) in self.basic.items():
             if factor := row.pop(into, None):
+                common = gcd(factor, whole)
+                factor, times = factor // common, whole // common
+                row = {n: times * v for n, v in row.items()}
                 for n, v in fresh.items():
-                    total = row.get(n, ZERO) + factor * v
-                    if total:
-                        row[n] = total
-                    else:
-                        del row[n]
-        self.basic[into] = fresh
+                    row[n] = row.get(n, 0) + factor * v
+                self.basic[b] = _reduced(row, size * times)
+        self.basic[into] = _reduced(fresh, whole)
 
     def _point(self) -> dict[int, Fraction]:
         """The values, with a number small enough in place of the infinitesimal."""
@@ -215,6 +221,11 @@ class _Tableau:
             gaps += [(v - self.lower[n][0], self.lower[n][1] - d)] if n in self.lower else []
             small = min([small, *(gap / rise for gap, rise in gaps if rise > 0)])
         return {n: v + small * d for n, (v, d) in self.value.items() if n >= 0}
+
+
+def _reduced(row: dict[int, int], size: int) -> Function:
+    common = gcd(size, *row.values())
+    return {n: v // common for n, v in row.items() if v}, size // common
 
 
 def _minus(a: Pair, b: Pair) -> Pair:

@@ -27,7 +27,7 @@ Ends = tuple[Float64Array, Float64Array]  # least and largest values [N, element
 MAX_LEARNED = 32  # combinations of each case: the newest
 MAX_POINTS = 8  # inputs to be tried
 MOST_TRIED = 8  # boxes of a batch that are put to the simplex method
-EFFORT, EFFORT_ALONE = 30_000, 3_000_000  # for all of them together, and for a box that comes alone
+EFFORT, EFFORT_ALONE = 100_000, 10_000_000  # for all of them together, and for a box that comes alone
 
 
 @dataclass(eq=False)
