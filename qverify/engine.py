@@ -43,9 +43,9 @@ class AsWritten:
     @property
     def text(self) -> str:
         if not self.inputs:
-            return f"the graph as it is written gives the same outputs as the fused one (on {self.count} random inputs)"
+            return f"the unoptimised graph gives the same outputs as the fused one (on {self.count} random inputs)"
         return (
-            "onnxruntime's fused graph, which verdicts are about, differs from the graph as it is written on "
+            "onnxruntime's fused graph, which verdicts are about, differs from the unoptimised graph as it is written on "
             f"{self.inputs} of {self.count} random inputs, by up to {self.share:.2%} of the outputs' range"
             + (f"; on {self.turned} another output is the largest" if self.turned else "")
         )
