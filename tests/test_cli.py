@@ -245,10 +245,25 @@ def test_shell_completion(
 
 def test_inspect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     module = types.ModuleType("qverify.inspect")
-    module.__dict__["describe"] = lambda path: f"a network in {path}"
+    module.__dict__["describe"] = lambda path, shapes: f"a network in {path} with {shapes}"
     monkeypatch.setitem(sys.modules, "qverify.inspect", module)
-    assert cli.main(["inspect", "m.onnx"]) == 0
-    assert capsys.readouterr().out == "a network in m.onnx\n"
+    assert cli.main(["inspect", "m.onnx", "--shape", "x=1,2", "--shape", "y=3"]) == 0
+    assert capsys.readouterr().out == "a network in m.onnx with ('x=1,2', 'y=3')\n"
+
+
+def test_inspect_lists_all_that_stops_a_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def describe(path: str, shapes: tuple[str, ...]) -> str:
+        raise UnsupportedModel(f"{path}: nodes a and 2 more", ["node a", "node b", "node c"])
+
+    module = types.ModuleType("qverify.inspect")
+    module.__dict__["describe"] = describe
+    monkeypatch.setitem(sys.modules, "qverify.inspect", module)
+    assert cli.main(["inspect", "m.onnx"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[:3] == ["node a", "node b", "node c"]
+    assert err.splitlines()[3:] == ["qverify: error: m.onnx: nodes a and 2 more"]
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

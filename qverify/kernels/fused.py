@@ -38,6 +38,7 @@ from qverify.kernels.packing import (
     PackedNetwork,
     Scale,
     Thresholds,
+    Unpackable,
     Variant,
     Window,
     moved,
@@ -121,11 +122,11 @@ class Fused:
         return moved(PackedConv.make(self.variant, weight, bias, epilogue, window, groups, pad, width), self.kernels)
 
     def pack_network(self, layers: Sequence[tuple[Ints, Ints, Epilogue]], width: int | None = None) -> PackedNetwork:
-        """See `PackedNetwork.make`; on this machine. Raises ValueError if its shared memory cannot hold the weights."""
+        """See `PackedNetwork.make`; on this machine. Raises Unpackable if its shared memory cannot hold the weights."""
         packed = PackedNetwork.make(self.variant, layers, width)
         most = self._limit("MaxSharedMemoryPerBlockOptin", 99 * 1024)
         if self.variant is not Variant.PLAIN and _shared_of(packed) > most:
-            raise ValueError(f"the network needs {_shared_of(packed)} bytes of shared memory, more than {most}")
+            raise Unpackable(f"the network needs {_shared_of(packed)} bytes of shared memory, more than {most}")
         return moved(packed, self.kernels)
 
     def _limit(self, name: str, otherwise: int) -> int:

@@ -27,6 +27,10 @@ LIMIT = 2**31
 OUTSIDE = -(2**15)  # a tap's row that lies in no image
 
 
+class Unpackable(ValueError):
+    """A layer that the kernels do not take; its op computes it instead."""
+
+
 class Variant(IntEnum):
     """How the products are computed; `-DVARIANT` of the source."""
 
@@ -126,20 +130,20 @@ def _pack_epilogue(epilogue: Epilogue, bias: Ints, groups: int, size: int) -> Pa
         case Scale(multiplier, zero_point, low, high, out_low):
             scale = np.broadcast_to(np.asarray(multiplier, np.float32), (neurons,))
             if not (np.isfinite(scale).all() and (scale > 0).all()):
-                raise ValueError("a multiplier is not positive: the ends would change places")
+                raise Unpackable("a multiplier is not positive: the ends would change places")
             if not out_low <= low <= high <= out_low + 255:
-                raise ValueError(f"codes [{low}, {high}] do not fit a byte from {out_low} on")
+                raise Unpackable(f"codes [{low}, {high}] do not fit a byte from {out_low} on")
             if max(abs(low - zero_point), abs(high - zero_point)) > 2**24:
-                raise ValueError(f"float32 does not hold the codes [{low}, {high}] from the zero point {zero_point}")
+                raise Unpackable(f"float32 does not hold the codes [{low}, {high}] from the zero point {zero_point}")
             least, most, offset = float(low - zero_point), float(high - zero_point), zero_point - out_low
             one = _padded(scale, groups, size, np.float32)
             return PackedEpilogue(packed_bias, one, table, row, 1, 0, least, most, offset, neurons)
         case Thresholds(steps, rows):
             steps, rows = np.asarray(steps), np.broadcast_to(np.asarray(rows), (neurons,))
             if steps.ndim != 2 or steps.shape[1] > 255 or (np.diff(steps.astype(np.int64), axis=1) < 0).any():
-                raise ValueError("thresholds must be sorted rows of at most 255")
+                raise Unpackable("thresholds must be sorted rows of at most 255")
             if rows.min(initial=0) < 0 or rows.max(initial=0) >= len(steps):
-                raise ValueError("a neuron names a row that is not in the table")
+                raise Unpackable("a neuron names a row that is not in the table")
             count, row = steps.shape[1], _padded(rows, groups, size, np.int32)
             if steps.size:  # no accumulator reaches the largest int32 (`_admit`), so it stands for all that lies beyond
                 table = np.clip(steps.astype(np.int64), -LIMIT, LIMIT - 1).astype(np.int32)
@@ -152,10 +156,10 @@ def _admit(weight: Ints, bias: Ints) -> None:
     Sound because every partial sum of acc_lower and acc_upper lies within 255 sum|w| + |b|.
     """
     if weight.size and not -128 <= int(weight.min()) <= int(weight.max()) <= 127:
-        raise ValueError(f"a weight in [{weight.min()}, {weight.max()}] does not fit int8")
+        raise Unpackable(f"a weight in [{weight.min()}, {weight.max()}] does not fit int8")
     reach = np.abs(weight.astype(np.int64)).sum(axis=0) * 255 + np.abs(np.asarray(bias, np.int64))
     if int(reach.max(initial=0)) >= LIMIT - 1:
-        raise ValueError(f"an accumulator's partial sum can reach {reach.max()}, outside int32")
+        raise Unpackable(f"an accumulator's partial sum can reach {reach.max()}, outside int32")
 
 
 # -- weights in the order of the tensor cores ----------------------------------------------------------------------------
@@ -241,13 +245,13 @@ class PackedDense:
         width: int | None = None,
         tile: str | None = None,
     ) -> PackedDense:
-        """`weight` [K, M] in [-128, 127] and `bias` [M], for codes minus the type's low; raises ValueError for a layer
+        """`weight` [K, M] in [-128, 127] and `bias` [M], for codes minus the type's low; raises Unpackable for a layer
         that the kernels cannot compute exactly. `width` >= K, a multiple of 8: codes in a row of the input; `tile`: one
         of TILES, chosen by the number of neurons if left out."""
         inputs, neurons = weight.shape
         width = rounded(inputs, 8) if width is None else width
         if width < inputs or width % 8 or width > 2**22 or not inputs * neurons:
-            raise ValueError(f"a layer of {inputs} x {neurons} on rows of {width} codes")
+            raise Unpackable(f"a layer of {inputs} x {neurons} on rows of {width} codes")
         _admit(weight, bias)
         if variant is Variant.PLAIN:
             plain = np.ascontiguousarray(weight, np.int8)
@@ -290,7 +294,7 @@ class PackedNetwork:
         kinds = [isinstance(epilogue, Scale) for _, _, epilogue in layers]
         last = isinstance(layers[-1][2], Scale | Ends)
         if not (layers and follow and last and all(kinds[:-1])) or max(counts) > 128:
-            raise ValueError("not a network of scaled layers of at most 128 neurons")
+            raise Unpackable("not a network of scaled layers of at most 128 neurons")
         packed = [PackedDense.make(variant, *layers[0], width)]
         packed += [PackedDense.make(variant, *layer) for layer in layers[1:]]
         kind, size, between = packed[-1].epilogue.kind, 64 if max(counts) <= 64 else 128, rounded(2 * max(counts), 128)
@@ -367,16 +371,16 @@ class PackedConv:
         width: int | None = None,
     ) -> PackedConv:
         """`weight` [M, C / groups, KH, KW] in [-128, 127], `bias` [M], `pad` the padding's code minus the type's low.
-        `width` >= C, even: channels of a pixel as stored. Raises ValueError for what the kernels cannot compute."""
+        `width` >= C, even: channels of a pixel as stored. Raises Unpackable for what the kernels cannot compute."""
         neurons, per_group = weight.shape[:2]
         channels = per_group * groups
         width = image_width(channels) if width is None else width
         if width < channels or width % 2 or not 0 <= pad <= 255 or min(window.output) <= 0 or neurons % groups:
-            raise ValueError(f"a convolution of {channels} channels in {groups} groups, width {width}, padding {pad}")
+            raise Unpackable(f"a convolution of {channels} channels in {groups} groups, width {width}, padding {pad}")
         if max(window.height, window.width, *window.pads) + max(weight.shape[2:]) * max(window.dilations) >= -OUTSIDE:
-            raise ValueError("an image of more than 2^15 rows or columns")
+            raise Unpackable("an image of more than 2^15 rows or columns")
         if window.height * window.width * width * 2 >= LIMIT:
-            raise ValueError("an image of more than 2^31 bytes")
+            raise Unpackable("an image of more than 2^31 bytes")
         _admit(weight.reshape(neurons, -1).T, bias)
         fill, plain_taps = np.full(16, pad, np.uint8), np.zeros((1, 2), np.int32)
         if variant is Variant.PLAIN:

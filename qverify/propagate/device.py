@@ -17,7 +17,7 @@ import numpy.typing as npt
 from qverify.errors import DeviceError
 from qverify.kernels import Array, Kernels
 from qverify.kernels.fused import Fused, open_fused
-from qverify.kernels.packing import Ends, Epilogue, Scale
+from qverify.kernels.packing import Ends, Epilogue, Scale, Unpackable
 from qverify.ops import Interval
 
 IntArray = npt.NDArray[np.int64]
@@ -141,7 +141,7 @@ def chained(fused: Fused, steps: list[Step], outputs: tuple[int, ...]) -> list[S
             run = [step.layer for step in steps[:length] if step.layer is not None]
             try:
                 packed = fused.pack_network([(x.weight, x.bias, x.epilogue) for x in run], run[0].width)
-            except ValueError:
+            except Unpackable:
                 continue
             function = _network(fused, packed)
             size = max(step.size for step in steps[:length])

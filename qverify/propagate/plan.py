@@ -22,7 +22,7 @@ import numpy as np
 
 from qverify.kernels import Array, open_kernels
 from qverify.kernels.fused import Fused
-from qverify.kernels.packing import Ends, Epilogue, Scale, Thresholds, Window, image_width, rounded
+from qverify.kernels.packing import Ends, Epilogue, Scale, Thresholds, Unpackable, Window, image_width, rounded
 from qverify.network import Network
 from qverify.ops import Conv, Dense, FloatProgram, Interval, Layout, Max, Pairwise, Requantize, Step, Table, Type
 from qverify.ops.relax import Staircase, make_staircase
@@ -30,8 +30,8 @@ from qverify.propagate import device
 from qverify.propagate.device import IntArray, Layer, Pairs, Plan, finished, gathered
 
 
-class _Refused(ValueError):
-    """The op computes this itself. (Packing refuses with ValueError, too.)"""
+class _Refused(Unpackable):
+    """The op computes this itself."""
 
 
 def make_plan(network: Network, fused: Fused) -> Plan:
@@ -70,7 +70,7 @@ class _Planner:
                 try:
                     self._fast(k, rounding)
                     return [k] if rounding is None else [k, rounding]
-                except ValueError:
+                except Unpackable:
                     continue
         op, types = node.op, [self._network.type_of(i) for i in (k + 1, *node.inputs)]
         size = 32 * sum(t.size for t in types)
@@ -90,7 +90,7 @@ class _Planner:
         return None
 
     def _fast(self, k: int, rounding: int | None) -> None:
-        """Node k by kernels or on bytes; raises ValueError if it must be left to the op."""
+        """Node k by kernels or on bytes; raises Unpackable if it must be left to the op."""
         match self._network.nodes[k].op:
             case Dense() as op:
                 self._dense(op, k, rounding)

@@ -374,7 +374,7 @@ def _conv(g: Graph, w_zero: Array, shape: tuple[int, ...] = (1, 2, 5), **attribu
 
 def _matmul(g: Graph, x: tuple[int, ...], w: tuple[int, ...], value: int = 1, w_zero: Array = ZERO) -> str:
     one, zero = g.f32(1.0), g.const(ZERO)
-    w_scale = g.f32(np.ones(w_zero.shape))
+    w_scale = one
     weights = _weights(g, *w, value=value), w_scale, g.const(w_zero)
     return g.node("QLinearMatMul", g.input(x, U8), one, zero, *weights, one, zero)
 
