@@ -10,7 +10,7 @@ Sound because of the standard model of float arithmetic. An operation's result i
 times, its share is off by at most k u / (1 - k u) of itself, and a side is off by the sum of that over the leaves, whose
 magnitudes are bounded by the ranges of inputs and outputs. Three cases are tighter. Comparing floats is exact, so a
 variable against a constant depends on the constant's rounding only, and one variable against another on nothing. A single
-sum or difference is rounded monotonically, so it is compared with a constant d as the exact one with an end of d's cell;
+operation is rounded monotonically, so its result is compared with a constant d as the exact one with an end of d's cell;
 and a sum of two floats is zero only where it is zero exactly. Sums that need no rounding (all leaves are small multiples of
 one power of two) are exact. Integers are never rounded to float32.
 """
@@ -196,10 +196,17 @@ class _Reader:
         return reach
 
     def _is_rounded_once(self, row: Row, own: Arithmetic, form: Format) -> bool:
-        """Whether two leaves that are exact are added, and compared with a constant as it stands."""
+        """Whether there is one operation, of operands that are exact, whose result is compared with a constant as it stands: a
+        sum, or a product that is not compared with 0."""
         if own.once:
             return True
-        return own.plain and own.alone and len(row.y) <= 2 and not row.x and self._leaves_are_exact(row, form)
+        if not (own.plain and own.alone) or row.x:
+            return False
+        if len(row.y) == 1:
+            ((j, c),) = row.y
+            far = 2 * abs(c) * _finite(self.outputs.reach[j]) < Fraction(2) ** form.top
+            return far and _fits(c, form) and 0 not in form.rounded(row.rhs)
+        return len(row.y) == 2 and self._leaves_are_exact(row, form)
 
     def _leaves_are_exact(self, row: Row, form: Format) -> bool:
         """Whether every coefficient is a power of two that is at least 1 in magnitude, and nothing overflows."""
@@ -230,11 +237,17 @@ class _Reader:
         step, total = 0, Fraction(0)
         for k, (c, unit, largest) in enumerate([*constants, *leaves]):
             power = power_of_two(c)
-            if unit is None or power is None or abs(c) >= Fraction(2) ** (power + form.bits):
+            if unit is None or power is None or not _fits(c, form):
                 return False
             step = min(step, unit + power) if k else unit + power
             total += abs(c) * largest
         return step >= form.bottom and total < Fraction(2) ** min(step + form.bits, form.top)
+
+
+def _fits(c: Fraction, form: Format) -> bool:
+    """Whether a format holds a number's digits."""
+    power = power_of_two(c)
+    return power is not None and LEAST_NORMAL <= abs(c) < Fraction(2) ** min(power + form.bits, form.top)
 
 
 def _with(row: Row, rhs: Fraction | float) -> Row:
