@@ -207,6 +207,115 @@ def test_verdicts_stand_before_every_checker(seed: int, tmp_path: Path) -> None:
 
 
 def test_the_verdicts_are_of_every_kind() -> None:
+    if MET.total() < 100:
+        pytest.skip("needs the test above")
     assert min(sum(n for kind, n in MET.items() if kind.startswith(v)) for v in ("sat", "unsat", "unknown")) > 5, MET
     assert MET["unknown, none"] <= MET.total() / 20, MET  # where rows are accepted by different readings
-    assert MET["unknown, sure"] <= MET.total() / 50, MET
+    assert MET["unknown, sure"] <= MET.total() / 15, MET  # sums of products at a tie, or another case for every checker
+
+
+# -- chosen properties ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Path:
+    """Y_0 = X_0, rounded to multiples of 1/4."""
+    g = Graph()
+    quarter, zero = 0.25, np.array(0, np.uint8)
+    return write(
+        g.model(g.dequantize(g.quantize(g.input((1, 1)), quarter, zero), quarter, zero)), tmp_path / "steps.onnx"
+    )
+
+
+def verdict(model: Path, *asserts: str, second: bool = False, options: Options = CPU) -> Result:
+    lines = ["(declare-const X_0 Real)", "(declare-const Y_0 Real)", *(f"(assert {own})" for own in asserts)]
+    if second:
+        tensors = "(declare-input X float32 [1,1]) (declare-output Y float32 [1,1])"
+        lines = ["(vnnlib-version <2.0>)", f"(declare-network N {tensors})", *lines[2:]]
+    text = "\n".join(lines)
+    path = model.with_name("p.vnnlib")
+    path.write_text(text.replace("X_0", "X[0,0]").replace("Y_0", "Y[0,0]") if second else text)
+    result = verify(model, path, options)
+    if result.certificate is not None:
+        model.with_name("c.zip").write_bytes(result.certificate)
+        assert check(model, path, model.with_name("c.zip")).verdict == result.verdict.value
+    return result
+
+
+@pytest.mark.parametrize("options", [CPU, Options(device="cpu", attack=False, sweep=False)], ids=["default", "search"])
+@pytest.mark.parametrize(
+    ("asserts", "expected"),
+    [
+        # 0.1 + 0 <= 0.1 for the decimal; the float32 that is fed lies above.
+        (("(>= X_0 0.1)", "(<= X_0 0.12)", "(<= (+ X_0 Y_0) 0.1)"), Verdict.UNKNOWN),
+        (("(>= X_0 0.1)", "(<= X_0 0.1)", "(>= (+ X_0 Y_0) 0.100000001)"), Verdict.UNKNOWN),  # and the other way round
+        (("(>= X_0 0.2)", "(<= X_0 0.37)", "(<= (+ X_0 Y_0) 0.55)", "(>= (+ X_0 Y_0) 0.55)"), Verdict.UNKNOWN),
+        (("(>= X_0 0.1)", "(<= X_0 0.12)", "(<= (+ X_0 Y_0) 0.0999999)"), Verdict.UNSAT),
+        (("(>= X_0 0.1)", "(<= X_0 0.12)", "(<= (+ X_0 Y_0) 0.1000001)"), Verdict.SAT),
+        (("(>= X_0 0.2)", "(<= X_0 0.37)", "(<= (- X_0 0.25) Y_0)", "(>= X_0 0.3125)"), Verdict.SAT),
+        (("(>= X_0 0.5)", "(<= X_0 0.5)", "(= X_0 Y_0)"), Verdict.SAT),
+    ],
+)
+def test_inputs_in_conditions_are_decimals_and_float32(
+    asserts: tuple[str, ...], expected: Verdict, steps: Path, options: Options
+) -> None:
+    result = verdict(steps, *asserts, options=options)
+    assert result.verdict is expected, result.reason
+    if expected is Verdict.UNKNOWN:
+        assert "under some readings of the property's numbers only" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("row", "second", "expected"),
+    [
+        ("(>= Y_0 0.25)", False, Verdict.SAT),
+        ("(> Y_0 0.25)", False, Verdict.UNSAT),
+        ("(>= Y_0 0.25000000000000000001)", False, Verdict.UNKNOWN),  # 0.25 as a double
+        ("(>= Y_0 0.25000001)", False, Verdict.UNSAT),
+        ("(>= Y_0 0.25000001)", True, Verdict.UNKNOWN),  # 0.25 as a float32
+        ("(< Y_0 0.25000001)", True, Verdict.SAT),
+        ("(and (< Y_0 0.25000001) (> Y_0 0))", True, Verdict.UNKNOWN),
+        ("(>= Y_0 0.250001)", True, Verdict.UNSAT),
+        ("(>= (- (+ Y_0 10000000000.0) 10000000000.0) 0.5)", True, Verdict.UNKNOWN),  # float32 has lost Y_0 by then
+        ("(<= (- (+ Y_0 10000000000.0) 10000000000.0) -1.0)", False, Verdict.UNSAT),
+        ("(<= (* 3 Y_0) 0.75)", False, Verdict.SAT),
+        ("(> (* 3 Y_0) 0.75)", False, Verdict.UNSAT),
+    ],
+)
+def test_constants_are_rationals_doubles_and_float32(row: str, second: bool, expected: Verdict, steps: Path) -> None:
+    wanted = Options(device="cpu", timeout=60.0, certificate=True)
+    result = verdict(steps, "(>= X_0 0.0)", "(<= X_0 0.3)", row, second=second, options=wanted)
+    assert result.verdict is expected, result.reason
+    assert (result.certificate is not None) == (expected is not Verdict.UNKNOWN)
+
+
+def test_a_counterexample_is_sought_beyond_a_doubt(steps: Path) -> None:
+    """0.25 is a tie in float32; other codes are none. Not by the attack, nor by evaluating all points."""
+    for options in (CPU, Options(device="cpu", attack=False, sweep=False, batch=1)):
+        result = verdict(steps, "(>= X_0 0)", "(<= X_0 60)", "(>= Y_0 0.25000001)", second=True, options=options)
+        assert result.verdict is Verdict.SAT
+
+
+def test_a_part_without_an_input_is_refuted(steps: Path) -> None:
+    """Bounds that no reading satisfies: the rest of the property decides, with a certificate."""
+    wanted = Options(device="cpu", timeout=60.0, certificate=True)
+    box = ("(>= X_0 0)", "(<= X_0 1)")
+    near = "(and (>= X_0 0.2) (< X_0 0.2) (>= Y_0 -5))"
+    for far, expected in (("(>= Y_0 0.7)", Verdict.SAT), ("(>= Y_0 7)", Verdict.UNSAT)):
+        result = verdict(steps, *box, f"(or {near} (and (>= X_0 0.5) {far}))", options=wanted)
+        assert result.verdict is expected and result.certificate is not None
+    between = "(and (> X_0 0.1) (< X_0 0.1000000001) (>= Y_0 {}))"  # decimals, which are fed as a float32 outside
+    for least, expected in ((7, Verdict.UNSAT), (-5, Verdict.UNKNOWN)):
+        assert verdict(steps, *box, f"(or {between.format(least)} (and (>= X_0 0.5) (>= Y_0 7)))").verdict is expected
+    sure = f"(or {between.format(-5)} (and (>= X_0 0.5) (>= Y_0 0.5)))"
+    assert verdict(steps, *box, sure).verdict is Verdict.SAT
+
+
+def test_integers_without_a_value_in_their_bounds(tmp_path: Path) -> None:
+    g = Graph()
+    x = g.input((1, 1), np.uint8)
+    model = write(g.model(g.dequantize(x, 0.25, np.array(0, np.uint8))), tmp_path / "m.onnx")
+    wanted = Options(device="cpu", timeout=60.0, certificate=True)
+    result = verdict(model, "(>= X_0 0.2)", "(<= X_0 0.8)", "(>= Y_0 -5)", options=wanted)
+    assert result.verdict is Verdict.UNSAT and result.certificate is not None
+    assert any("allows no input" in text for text in result.details["warnings"])

@@ -196,8 +196,8 @@ class _Reader:
         return reach
 
     def _is_rounded_once(self, row: Row, own: Arithmetic, form: Format) -> bool:
-        """Whether there is one operation, of operands that are exact, whose result is compared with a constant as it stands: a
-        sum, or a product that is not compared with 0."""
+        """Whether a single operation, of operands that are exact, is compared with a constant as it stands: a sum, or a
+        product that is not compared with 0."""
         if own.once:
             return True
         if not (own.plain and own.alone) or row.x:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -266,4 +267,6 @@ def test_readings_lie_between_the_versions_of_a_row(question: tuple[Tree, bool, 
 
 
 def test_the_random_comparisons_are_of_every_kind() -> None:
+    if MET.total() < 500:
+        pytest.skip("needs the test above")
     assert min(MET[kind] for kind in ("certain", "impossible", "between")) > 50, MET
