@@ -25,8 +25,9 @@ import pytest
 
 from qverify import Options, Verdict, verify
 from qverify.bounds.cover import Cover
-from qverify.checker import Proof, Rejected, check
+from qverify.checker import Rejected, check
 from qverify.checker.archive import Archive
+from qverify.checker.proof import Proof
 from qverify.checker.tree import Tree
 from qverify.cli import main
 from qverify.errors import CertificateError

@@ -1,50 +1,35 @@
 """The independent checker of certificates (specs/certificate.md): it accepts what it can prove by itself, or says why not.
 
 With the solver it shares the frontend and the meaning of every op (`run`), so that both speak of the same question. How the
-answer is proved is its own: intervals and bounds of ops (`ops`, `bounds`), the regions of a property (`regions`), and the
-tree of cuts (here). A certificate is not believed. It only says where to cut and which multipliers to take, and all cuts
-and all multipliers are right, if they lead to a proof.
+answer is proved is its own: intervals and bounds of ops (`ops`, `bounds`), the regions of a property (`regions`), the tree
+of cuts (`tree`), and how they make a proof (`proof`). A certificate is not believed. It only says where to cut and which
+multipliers to take, and all cuts and all multipliers are right, if they lead to a proof.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from qverify.checker.archive import Archive
-from qverify.checker.bounds import Net, Part
 from qverify.checker.identity import check_identity, other_reading
-from qverify.checker.ops import CPU, Ends, Floats, Ints, TooLarge, added, fits
-from qverify.checker.regions import Compiler, Inequality, holds, refuted
-from qverify.checker.tree import BEYOND, CLOSED, DUAL, Leaves, Tree
+from qverify.checker.proof import Proof
+from qverify.checker.witness import check_sat
 from qverify.errors import EmptyBox, Rejected, SpecError
-from qverify.frontend.boundary import Encoder, float32s, inside_bounds, make_domain, make_encoder
-from qverify.frontend.constraints import Fault, number
 from qverify.frontend.fit import check_fit
 from qverify.frontend.lower import Lowered
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import Decoder, described_outputs, make_decoder
-from qverify.frontend.readings import make_readings
+from qverify.frontend.outputs import make_decoder
 from qverify.frontend.shapes import declared_shapes
 from qverify.frontend.vnnlib import read_property
-from qverify.property import Case, Property, Query, Row
+from qverify.property import Property
 
 __all__ = ["Rejected", "Report", "check"]
 
-INNER, PRECISION, LEAST_PRECISION = 16, 18, 8  # powers of two that sums are multiplied by before edges are taken
-BATCH = 2**19  # elements of an array
-BoolArray = npt.NDArray[np.bool_]
 File = str | os.PathLike[str]
-Terms = list[tuple[Inequality, int]]  # inequalities and their factors
 
 
 @dataclass(frozen=True)
@@ -86,66 +71,6 @@ def check(model: File, spec: File, certificate: File, shapes: Sequence[str] = ()
     return Report(verdict, leaves, inner, time.perf_counter() - start)
 
 
-# -- sat ---------------------------------------------------------------------------------------------------------------
-
-
-def check_sat(archive: Archive, prop: Property, lowered: Lowered) -> None:
-    """The counterexample must lie in a query's box, and the integer network's outputs there satisfy one of its cases."""
-    texts, encoder = archive.field(archive.header, "inputs", list), make_encoder(lowered)
-    try:
-        point = [number(text) for text in texts if type(text) is str]
-    except Fault as fault:
-        raise Rejected(f"an input: {fault}") from None
-    if len(point) != len(texts) or len(point) != len(encoder.is_float):
-        raise Rejected(f"it gives {len(point)} decimals for {len(encoder.is_float)} inputs")
-    inside = [q for q in prop.queries if all(inside_bounds(q.box, i, x) for i, x in enumerate(point))]
-    if not inside:
-        raise Rejected("its inputs lie outside of the property's box")
-    x = _rounded(point, texts, encoder)
-    y = make_decoder(lowered).decode(lowered.network.run(CPU, encoder.encode(x[None])))[0]
-    if not np.isfinite(y).all():
-        raise Rejected("an output for its inputs is not finite")
-    exact = [Fraction(float(v)) for v in y]
-    readings = point, [Fraction(float(v)) for v in point], [Fraction(float(v)) for v in x]
-    for case in (case for query in inside for case in _certain(query, encoder, make_decoder(lowered), x, y)):
-        if all(holds(row, _left(row, inputs, exact)) for row in case for inputs in readings):
-            return
-    raise Rejected("the outputs for its inputs are not unsafe")
-
-
-def _left(row: Row, x: Sequence[Fraction], y: Sequence[Fraction]) -> Fraction:
-    """The left side of a row."""
-    return sum((c * x[i] for i, c in row.x), Fraction(0)) + sum((c * y[j] for j, c in row.y), Fraction(0))
-
-
-def _certain(query: Query, encoder: Encoder, decoder: Decoder, x: Floats, y: Floats) -> Sequence[Case]:
-    """The cases of a query with the rows that no reading of their numbers doubts at outputs `y`; none where `x` lies within
-    rounding of the box's bounds."""
-    domain = make_domain(encoder, query.box)
-    return make_readings(query, domain, decoder).certain_at(y).cases if domain.holds_surely(x) else ()
-
-
-def _rounded(point: Sequence[Fraction], texts: Sequence[str], encoder: Encoder) -> Floats:
-    """A point in the types of the model's inputs, float32 or 8-bit integers."""
-    if any(
-        not (f or (x.denominator == 1 and encoder.low <= x <= encoder.high))
-        for f, x in zip(encoder.is_float, point, strict=True)
-    ):
-        raise Rejected("an input of an integer type is no integer of its type")
-    with np.errstate(over="ignore"):
-        x = np.array(
-            [float(np.float32(float(t)) if f else float(t)) for f, t in zip(encoder.is_float, texts, strict=True)]
-        )
-    if not np.isfinite(x).all() or np.isnan(encoder.scaled(x[None])).any():
-        raise Rejected("an input overflows float32")
-    if any(f and float32s(own)[0] != v for f, own, v in zip(encoder.is_float, point, x, strict=True)):
-        raise Rejected("an input is another float32 where it is rounded at once")
-    return x
-
-
-# -- unsat -------------------------------------------------------------------------------------------------------------
-
-
 def _check_unsat(archive: Archive, prop: Property, lowered: Lowered, spec: Path) -> tuple[int, int]:
     """A proof for every query; how many leaves and inner bounds they have."""
     if any(row.x for query in prop.queries for case in query.cases for row in case):
@@ -164,265 +89,3 @@ def _check_unsat(archive: Archive, prop: Property, lowered: Lowered, spec: Path)
         proof.check()
         leaves, inner = leaves + proof.leaves, inner + proof.inner
     return leaves, inner
-
-
-class Proof:
-    """The proof of a query: inner bounds, and a tree of parts of the root box whose leaves are closed one by one."""
-
-    def __init__(self, archive: Archive, query_number: int, lowered: Lowered, query: Query) -> None:
-        self.archive, self.name = archive, f"q{query_number}."
-        self.header = archive.header["queries"][query_number]
-        if not isinstance(self.header, dict):
-            raise archive.fault(f"query {query_number} in header.json is no object")
-        self.network, self.decoder = lowered.network, make_decoder(lowered)
-        rules, slopes = (archive.field(self.header, key, dict) for key in ("rules", "slopes"))
-        nodes = {str(k): k for k in range(1, len(self.network.nodes) + 1)}
-        if any(k not in nodes or type(name) is not str for k, name in rules.items()):
-            raise Rejected("a rule is not for a node of the network")
-        self.net = Net(self.network, {nodes[k]: (name, slopes.get(k)) for k, name in rules.items()})
-        self.domain = make_domain(make_encoder(lowered), query.box)
-        self.readings = make_readings(query, self.domain, self.decoder)
-        self.query = query = self.readings.possible
-        low, high = (end[None].astype(np.int64) for end in self.domain.code_box())
-        self.known: list[Ends | None] = [(low, high), *([None] * len(self.network.nodes))]
-        root, _ = self.net.part(1, {}, self.known)
-        if not all(np.isfinite(end).all() for end in self._outputs(root)):
-            raise Rejected("an output can overflow float32")
-        tables = {nodes[k] for k, name in rules.items() if name == "staircase"}
-        self.cover = Compiler(self.network, described_outputs(lowered), root.ends, tables).cover(query.cases)
-        self.inequalities = self.cover.inequalities
-        self.values = sorted({v for own in self.inequalities for v, _, _ in own.terms})
-        self.sizes = np.array([t.size for t in self.net.types])
-        self.leaves = self.inner = self.duals = 0
-        self.bare, self.at_root = root, np.zeros(len(query.cases), np.bool_)
-
-    def check(self) -> None:
-        """Everything in turn."""
-        steps = self.archive.field(self.header, "inner", list)
-        for j, step in enumerate(steps):
-            self._inner_bounds(j, step)
-        self.root, possible = self.net.part(1, {}, self.known)
-        if not possible.all():
-            return  # no point meets the inner bounds
-        self.known = list(self.root.ends)
-        self.tree = Tree(self.archive, self.name, self.sizes, len(self.cover.regions))
-        kinds = self.tree.kind
-        if self.tree.parted or (kinds == CLOSED).any():
-            # What is refuted in the whole box is so in every part. (Edges need not be better where bounds are.)
-            self.at_root = (self._closed_cases(self.bare) | self._closed_cases(self.root))[0]
-        if self.tree.parted:
-            self._check_root()
-        step = max(1, min(256, BATCH // max(int(self.sizes.sum()), 1)))
-        for leaves in self.tree.leaves(CLOSED, step):
-            self._check_closed(leaves)
-        if (kinds == DUAL).any():
-            self._check_dual(step)
-
-    # -- inner bounds
-
-    def _inner_bounds(self, j: int, step: Any) -> None:
-        """Bounds of elements of a node's argument, which hold in the whole box: proved from those before them."""
-        if not isinstance(step, dict):
-            raise self.archive.fault("'inner' in header.json is no list of objects")
-        node = self.archive.field(step, "node", int)
-        if node not in self.net.rules:
-            raise Rejected(f"inner bounds are for node {node}, which has no rule")
-        elements, rule = self.archive.array(f"{self.name}inner{j}", None), self.net.rules[node]
-        if len(elements) and not 0 <= elements.min() <= elements.max() < rule.size:
-            raise Rejected(f"an inner bound is for an element that node {node} does not have")
-        precision, given = INNER, {}
-        if "columns" in step:
-            precision = self.archive.field(step, "precision", int)
-            columns = self._columns(step)
-            given = _split(
-                self.archive.array(f"{self.name}given{j}", 2 * len(elements), sum(columns.values())), columns
-            )
-        part, _ = self.net.part(1, {}, self.known)
-        value, found = rule.known(self._arguments(node, elements, part, precision, given))
-        at = node if value is None else self.net.inputs[node][value]
-        low, high = np.maximum(found[0], part.ends[at][0]), np.minimum(found[1], part.ends[at][1])
-        sane = low <= high
-        self.known[at] = np.where(sane, low, part.ends[at][0]), np.where(sane, high, part.ends[at][1])
-        self.inner += len(elements)
-
-    def _columns(self, where: dict[str, Any]) -> dict[int, int]:
-        """The nodes that multipliers are given for, and how many for each."""
-        pairs = self.archive.pairs(where, "columns")
-        if len(dict(pairs)) < len(pairs) or any(
-            k not in self.net.rules or self.net.rules[k].size != n for k, n in pairs
-        ):
-            raise Rejected("multipliers are not for the arguments of nodes with rules")
-        return dict(pairs)
-
-    def _arguments(self, node: int, elements: Ints, part: Part, precision: int, given: dict[int, Ints]) -> Ends:
-        """Bounds [1, size] of some elements of a node's argument; of the others, numbers beyond all values."""
-        rule, count = self.net.rules[node], len(elements)
-        if not 0 <= precision <= 32:
-            raise Rejected(f"an inner bound has the precision {precision}")
-        low, high = np.full((1, rule.size), -BEYOND), np.full((1, rule.size), BEYOND)
-        step = max(1, BATCH // (2 * int(self.sizes.max())))
-        for start in range(0, count, step):
-            own = elements[start : start + step]
-            unit = np.zeros((1, 2 * len(own), rule.size), np.int64)
-            unit[0, np.arange(len(own)), own] = 1 << precision
-            unit[0, len(own) + np.arange(len(own)), own] = -1 << precision
-            weights: dict[int, Ints] = {}
-            for i, w in zip(self.net.inputs[node], rule.back(unit), strict=True):
-                weights[i] = added(weights[i], w) if i in weights else w
-            rows = np.r_[start : start + len(own), count + start : count + start + len(own)]
-            mine = {k: m[rows].swapaxes(0, 1) for k, m in given.items()}
-            bound = self._bounds(part, weights, mine, precision)[0]
-            low[0, own], high[0, own] = -bound[len(own) :], bound[: len(own)]
-        return low, high
-
-    def _bounds(self, part: Part, weights: dict[int, Ints], given: dict[int, Ints], precision: int) -> Ints:
-        """Upper bounds [1, R] over one box, in units of 2**precision; of what has none, a number beyond all values."""
-        try:
-            return self.net.upper(part, weights, given) >> precision
-        except TooLarge:  # one function may be, and the others not
-            count = max(w.shape[1] for w in weights.values())
-            if count == 1:
-                return np.full((1, 1), BEYOND)
-        halves = slice(0, count // 2), slice(count // 2, None)
-        parts = (({k: m[:, rows] for k, m in own.items()} for own in (weights, given)) for rows in halves)
-        return np.concatenate([self._bounds(part, w, m, precision) for w, m in parts], axis=1)
-
-    # -- leaves
-
-    def _outputs(self, part: Part) -> tuple[Floats, Floats]:
-        """Ends of the output values."""
-        low, high = (
-            np.concatenate([part.ends[v][i] for v in self.network.outputs], axis=1).astype(np.int32) for i in (0, 1)
-        )
-        with np.errstate(over="ignore", invalid="ignore"):
-            return self.decoder.decode_box(low, high)
-
-    def _closed_cases(self, part: Part) -> BoolArray:
-        """Which cases are refuted in some boxes [N, cases]: by intervals, or in each of their regions by an inequality."""
-        result = refuted(self.query.cases, *self._outputs(part))
-        left = np.flatnonzero(~result.all(axis=1))
-        step = max(1, BATCH // (int(self.sizes.max()) * max(len(self.inequalities), 1)))
-        for start in range(0, len(left) if self.inequalities else 0, step):
-            rows = left[start : start + step]
-            fails = dict(zip(self.inequalities, self._negative(part.take(rows)).T, strict=True))
-            empty = [np.any([fails[own] for own in region], axis=0) for region in self.cover.regions]
-            for case, regions in enumerate(self.cover.cases):
-                if regions is not None:
-                    result[rows, case] |= np.all([np.ones(len(rows), np.bool_), *(empty[r] for r in regions)], axis=0)
-        return result
-
-    def _negative(self, part: Part) -> BoolArray:
-        """Which inequalities have a negative upper bound, by ends or by edges: [N, inequalities]."""
-        most = max((abs(c) for own in self.inequalities for _, _, c in own.terms), default=1)
-        ends, edges = (1, None), (1 << max(PRECISION - most.bit_length() + 1, LEAST_PRECISION), dict[int, Ints]())
-        result = np.zeros((len(part.ends[0][0]), len(self.inequalities)), np.bool_)
-        for unit, given in (ends, edges):
-            try:
-                result |= self._upper(part, [[[(own, unit)] for own in self.inequalities]], given) < 0
-                continue
-            except TooLarge:  # one of them may be, and the others not
-                pass
-            for n, i in np.ndindex(*result.shape):
-                with contextlib.suppress(TooLarge):
-                    bound = self._upper(part.take([n]), [[[(self.inequalities[i], unit)]]], given)
-                    result[n, i] |= bool(bound[0, 0] < 0)
-        return result
-
-    def _upper(self, part: Part, sums: list[list[Terms]], given: dict[int, Ints] | None) -> Ints:
-        """Upper bounds [N, R] of R sums of multiples of inequalities' left sides: others in each box, or the same in
-        all."""
-        shape = len(sums), len(sums[0])
-        weights = {v: np.zeros((*shape, self.sizes[v]), np.int64) for v in self.values}
-        constants = np.zeros(shape, np.int64)
-        for n, row in enumerate(sums):
-            for r, terms in enumerate(row):
-                fits(
-                    sum(abs(f) * max(abs(v) for v in (own.constant, *(c for _, _, c in own.terms))) for own, f in terms)
-                )
-                for own, factor in terms:
-                    constants[n, r] += factor * own.constant
-                    for value, element, c in own.terms:
-                        weights[value][n, r, element] += factor * c
-        return added(self.net.upper(part, weights, given), constants)
-
-    def _check_root(self) -> None:
-        """The root's children stand for regions; a case that has another one must be closed."""
-        named = set(self.tree.regions.tolist())
-        left = [i for i, own in enumerate(self.cover.cases) if own is None or not named.issuperset(own)]
-        if not self.at_root[left].all():
-            raise Rejected("a region of the property is missing, and its case is not refuted")
-
-    def _part(self, leaves: Leaves) -> tuple[Part, BoolArray]:
-        """The boxes of some leaves, and which of them may hold a point."""
-        return self.net.part(len(leaves.entries), leaves.cuts, self.known)
-
-    def _check_closed(self, leaves: Leaves) -> None:
-        """Parts without a point, or in which every case is refuted: of a part that is about a region, the region's case."""
-        part, possible = self._part(leaves)
-        rows = np.flatnonzero(possible)
-        if len(rows):
-            closed = self._closed_cases(part.take(rows)) | self.at_root
-            for i, own in enumerate(leaves.region[rows].tolist()):
-                closed[i] |= own >= 0 and np.array([own not in (case or ()) for case in self.cover.cases])
-            for row in np.flatnonzero(~closed.all(axis=1)):
-                if not self._holds_nothing(part, rows[row], np.flatnonzero(~closed[row])):
-                    raise Rejected(
-                        f"entry {leaves.entries[rows[row]]} of its tree is not closed: a case is not refuted there"
-                    )
-        self.leaves += len(leaves.entries)
-
-    def _holds_nothing(self, part: Part, row: int, cases: Ints) -> bool:
-        """Whether no input has codes in a part (several codes may come from one input element), or it is one code vector
-        and no reading of the property accepts these cases there.
-
-        Sound because `cells` gives, for every input element, all its values whose codes lie in the part."""
-        low, high = (end[row].astype(np.int32) for end in part.ends[0])
-        without = self.domain.encoder.shared and self.domain.cells(low, high) is None
-        if without or (low < high).any():
-            return without
-        y = self.decoder.decode(self.network.run(CPU, low[None]))[0]
-        return not any(self.readings.accept(int(k), y) for k in cases)
-
-    def _check_dual(self, step: int) -> None:
-        """Parts in which a combination of a region's inequalities has a negative upper bound."""
-        columns = self._columns(self.header)
-        count, longest = int((self.tree.kind == DUAL).sum()), max(len(own) for own in self.cover.regions)
-        mixes = self.archive.rows(f"{self.name}mix", count, longest)
-        multipliers = self.archive.rows(f"{self.name}multipliers", count, sum(columns.values()))
-        for leaves in self.tree.leaves(DUAL, step):
-            own = leaves.entries
-            if (self.tree.data[own] != np.arange(self.duals, self.duals + len(own))).any():
-                raise Rejected("its rows of multipliers are not those of its tree's entries, in the order of a walk")
-            self.duals += len(own)
-            mix, given = mixes.take(len(own)), _split(multipliers.take(len(own)), columns)
-            if (mix < 0).any():
-                raise Rejected("a combination of inequalities has a negative weight")
-            part, possible = self._part(leaves)
-            sums = [
-                [list(zip(self.cover.regions[r], m, strict=False))]
-                for r, m in zip(leaves.region, mix.tolist(), strict=True)
-            ]
-            rows = np.flatnonzero(possible)
-            if (bad := self._first_open(part, sums, given, rows)) is not None:
-                raise Rejected(f"entry {own[bad]} of its tree is not closed: its bound is not negative")
-            self.leaves += len(own)
-
-    def _first_open(self, part: Part, sums: list[list[Terms]], given: dict[int, Ints], rows: Ints) -> int | None:
-        """The first of `rows` whose sum has no negative upper bound."""
-        if not len(rows):
-            return None
-        own = {k: m[rows] for k, m in given.items()}
-        try:
-            bound = self._upper(part.take(rows), [sums[i] for i in rows], own)[:, 0]
-        except TooLarge:  # one of them may be, and the others not
-            if len(rows) == 1:
-                return int(rows[0])
-            found = (self._first_open(part, sums, given, rows[i : i + 1]) for i in range(len(rows)))
-            return next((row for row in found if row is not None), None)
-        return int(rows[(bound >= 0).argmax()]) if (bound >= 0).any() else None
-
-
-def _split(rows: Ints, columns: dict[int, int]) -> dict[int, Ints]:
-    """Rows of multipliers, node by node: [N, 1, size]."""
-    ends = np.cumsum(list(columns.values()))
-    return dict(zip(columns, np.split(rows[:, None], ends[:-1], axis=2), strict=True)) if columns else {}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from qverify.certificate import certificate
-from qverify.checker import Proof as Checked
 from qverify.checker.archive import Archive
+from qverify.checker.proof import Proof as Checked
 from qverify.deadline import Deadline
 from qverify.kernels import Kernels
 from qverify.network import Network
