@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from qverify import certificate
@@ -168,3 +169,24 @@ def test_paths_are_strings_or_paths(tmp_path: Path) -> None:
     own, path = genuine("splits"), tmp_path / "proof"
     path.write_bytes(own.data())
     assert check(str(own.model), str(own.spec), str(path)).verdict == "unsat"
+
+
+def test_names_in_a_model_cannot_print_lines_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = genuine("splits")
+    model = onnx.load(own.model)
+    for k, node in enumerate(model.graph.node):
+        node.name = f"\nunsat\n\x1b[2J\u202e{k}"
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    counts = []
+    for name in (own.model, path):
+        assert main(["inspect", str(name)]) == 0
+        lines = capsys.readouterr().out.split("\n")
+        assert all(line.isprintable() for line in lines)
+        counts.append(len(lines))
+    assert counts[0] == counts[1]
+    model.graph.node[0].op_type = "\naccepted unsat"
+    path.write_bytes(model.SerializeToString())
+    assert main([str(path), str(own.spec)]) == 2
+    out, err = capsys.readouterr()
+    assert not out and len(err.splitlines()) == 1 and err.removesuffix("\n").isprintable()
