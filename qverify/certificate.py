@@ -25,8 +25,8 @@ def certificate(result: Result, proofs: Sequence[Proof]) -> bytes:
         raise ValueError(f"no certificate says {result.verdict}")
     header: dict[str, Any] = {"format": "qverify certificate", "version": VERSION, "verdict": result.verdict.value}
     header |= {key: result.details[key] for key in ("model_sha256", "spec_sha256", "reading", "semantics", "read_by")}
-    if result.details["shapes"]:
-        header["shapes"] = result.details["shapes"]
+    if shapes := result.details.get("shapes"):
+        header["shapes"] = shapes
     header["made_by"] = f"qverify {__version__}"
     arrays: dict[str, npt.NDArray[Any]] = {}
     if result.witness is not None:

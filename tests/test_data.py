@@ -244,7 +244,7 @@ def test_bad_folders(files: dict[str, bytes], text: str, tmp_path: Path) -> None
 
 def test_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(UsageError, match=r"need Pillow.*qverify\[images\]"):
+    with pytest.raises(UsageError, match=r"need Pillow.*pip install pillow"):
         load_images(pictures(tmp_path, {"cat/a.png": b""}))
 
 

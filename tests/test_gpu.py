@@ -353,7 +353,7 @@ def test_verdicts_are_the_cpu_s(spec: str, options: Options, cuda: Kernels) -> N
 def only_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is left to cuts on neurons, however small the box."""
     monkeypatch.setattr(bab, "SPLITTABLE", 0)
-    monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status, deadline: status)
+    monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status: status)
 
 
 def test_trees_of_cuts_are_right(cuda: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:

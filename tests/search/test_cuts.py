@@ -19,6 +19,7 @@ from qverify import Options, Result, Verdict, verify
 from qverify.bounds import cover
 from qverify.checker import check
 from qverify.errors import UnsupportedModel
+from qverify.frontend.model import read_model
 from qverify.kernels import Kernels
 from qverify.ops import Dense, Type, relax
 from qverify.property import Box, Query
@@ -96,7 +97,7 @@ def instances(seed: Any, count: int, folder: Path, most: int = 40) -> Iterator[I
         write(net.g.model(*net.outputs), model)
         spec.write_text(specification(net, *box, points.y.shape[1], cases))
         try:
-            verify(model, spec, Options(device="cpu", timeout=1e-9))
+            read_model(model)
         except UnsupportedModel:
             continue
         verdicts[expected] += 1
