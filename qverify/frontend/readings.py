@@ -78,7 +78,7 @@ class Readings:
 
     def at(self, case: int, y: npt.NDArray[np.float64]) -> tuple[Case, Case]:
         """The possible and the certain version of a case at outputs `y` [outputs]: more is known of them than of all."""
-        reader = replace(self.reader, outputs=Outputs.point(y, self.reader.outputs.is_float))
+        reader = _reader_at(self.reader, np.asarray(y, np.float64).tobytes())
         pairs = [reader.versions(row) for row in self.query.cases[case]]
         return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
 
@@ -242,6 +242,12 @@ class _Reader:
             step = min(step, unit + power) if k else unit + power
             total += abs(c) * largest
         return step >= form.bottom and total < Fraction(2) ** min(step + form.bits, form.top)
+
+
+@functools.lru_cache(maxsize=8)
+def _reader_at(reader: _Reader, y: bytes) -> _Reader:
+    """The reader for known outputs (float64, as bytes); many cases are read at the same ones."""
+    return replace(reader, outputs=Outputs.point(np.frombuffer(y), reader.outputs.is_float))
 
 
 def _fits(c: Fraction, form: Format) -> bool:
