@@ -14,8 +14,8 @@ times each:
 * `spec`: a property's tokens are changed; the same, by a reader of properties that shares nothing with qverify.
 
 Everything goes through the command line's door in a child process. Wrong is also: exit code 4, a line that cannot be
-printed, more than SECONDS of processor time for a run, MEGABYTES more of memory than before. `unclear`: onnxruntime cannot run the file as it
-is, or the other reader does not understand the text. `died`: onnxruntime took the process with it.
+printed, MEGABYTES more of memory than before; `hung`: more than SECONDS of processor time. `unclear`: onnxruntime cannot
+run the file as it is, or the other reader does not understand the text. `died`: onnxruntime took the process with it.
 """
 
 from __future__ import annotations
