@@ -27,7 +27,7 @@ from tests.search.queries import Asked, asked, shortcut
 from tests.search.test_cuts import hobble
 
 CHUNKS, EACH = 6, 60
-ABOUT = {key: "" for key in ("model_sha256", "spec_sha256", "reading", "semantics", "read_by")}
+ABOUT = {key: "" for key in ("model_sha256", "spec_sha256", "reading", "semantics", "read_by", "shapes")}
 
 
 def proofs_of(queries: list[Asked], rng: np.random.Generator, kernels: Kernels = CPU) -> dict[int, Proof]:
@@ -38,7 +38,7 @@ def proofs_of(queries: list[Asked], rng: np.random.Generator, kernels: Kernels =
     for i, own in enumerate(queries):
         problem, proof = own.problem(backward=backward, kernels=kernels, readings=True), Proof()
         options = Options(attack=attack, backward=backward, batch=batch)
-        outcome = search(problem, options, Deadline.after(60), rng, Stats(), None, proof)
+        outcome = search(problem, options, Deadline.after(600), rng, Stats(), None, proof)
         assert outcome.verdict in (Verdict.UNSAT, Verdict.UNKNOWN)
         if outcome.verdict is Verdict.UNSAT:
             problem.note(proof)
