@@ -51,6 +51,9 @@ class AsWritten:
         )
 
 
+_WRITTEN: dict[str, AsWritten] = {}  # by a model's identity: asked once in a process
+
+
 @dataclass(frozen=True, eq=False)
 class Engine:
     """A model with everything that its queries share."""
@@ -143,9 +146,14 @@ class Engine:
             ]
         return [self.written.text] if self.written.share > FUSION_SHARE else []
 
-    @functools.cached_property
+    @property
     def written(self) -> AsWritten:
         """The file as it is written (no optimisation) against the graph that onnxruntime runs for it by default."""
+        if self.read.identity not in _WRITTEN:
+            _WRITTEN[self.read.identity] = self._as_written()
+        return _WRITTEN[self.read.identity]
+
+    def _as_written(self) -> AsWritten:
         flat = self._random_inputs(min(8, self._affordable()))
         fused, literal = (
             np.stack([ask(row) for row in flat]) for ask in (self._file, self.file_function(as_written=True))

@@ -36,6 +36,18 @@ class Model:
     shapes: dict[str, Shape]
     warnings: tuple[str, ...]
 
+    @property
+    def identity(self) -> str:
+        """What was read, and by whom: equal for models that the same onnxruntime computes alike."""
+        return _identity(self.sha256, self.shapes)
+
+
+def _identity(sha256: str, shapes: dict[str, Shape]) -> str:
+    return f"{sha256} {shapes} {runtime.version()}"
+
+
+_COMPARED: dict[str, Compared] = {}  # by identity: a process that decides many queries of a model compares it once
+
 
 def read_model(path: Path, shapes: Sequence[str] = (), declared: Sequence[Shape] = ()) -> Model:
     """Read and lower an ONNX file: the graph that the installed onnxruntime makes of it, since that is what it runs.
@@ -57,7 +69,10 @@ def read_model(path: Path, shapes: Sequence[str] = (), declared: Sequence[Shape]
         _check_nodes(proto)
         fixed = asked_shapes(proto, shapes, declared)
         lowered, trace, fixed, remarks = _lowered(path, proto, fixed)
-        compared = compare(trace, lowered)
+        identity = _identity(sha256, fixed)
+        if identity not in _COMPARED:
+            _COMPARED[identity] = compare(trace, lowered)
+        compared = _COMPARED[identity]
         warnings = (*runtime.machine_warnings(), *remarks)
         return Model(path, sha256, lowered, runtime.version(), compared, fixed, warnings)
     except SoundnessError as error:
