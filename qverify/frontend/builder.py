@@ -22,7 +22,7 @@ from qverify.frontend.tensors import (
 )
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Node
-from qverify.ops import AbstractOp, FloatProgram, Layout, Pairwise, Requantize, Step, Table, Type, Unfit
+from qverify.ops import AbstractOp, FloatProgram, Layout, Pairwise, Requantize, Step, Table, Type, Unfit, joint_shape
 from qverify.ops.requantize import ordinals
 
 NEUTRAL = {"mul": 1.0, "div": 1.0, "add": 0.0, "sub": 0.0, "max": -np.inf, "min": np.inf}
@@ -335,16 +335,6 @@ class Builder:
                 op = Pairwise(ordinals(self.kernels, x.table), x.a.type.low, x.b.type.low)
                 return FloatAcc(self.emit(op, x.a, x.b), FloatProgram(ordinal=True))
         raise Refusal("the float input reaches this node without being quantized")
-
-
-def joint_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """What shapes broadcast to, as NumPy and ONNX do. Refusal where they do not fit each other."""
-    try:
-        return tuple(np.broadcast_shapes(*shapes))
-    except ValueError:
-        raise Refusal(
-            f"the shapes {' and '.join(str(list(shape)) for shape in shapes)} do not fit each other"
-        ) from None
 
 
 def stretched(value: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:

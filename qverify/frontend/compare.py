@@ -263,11 +263,14 @@ class Asker:
             if isinstance(part, Quantizer) and real.any():
                 ticks = rng.integers(part.low, part.high, (rounds, int(real.sum())), endpoint=True)
                 ties = (ticks - part.zero_point[real] + rng.choice([0.0, 0.5], ticks.shape)) * part.scale[real]
-                moved = np.nextafter(ties.astype(np.float32), rng.choice([-np.inf, np.inf], ticks.shape))
+                with np.errstate(over="ignore"):
+                    ties = ties.astype(np.float32)
+                moved = np.nextafter(ties, rng.choice([-np.inf, np.inf], ticks.shape))
                 chosen = np.where(rng.random(ticks.shape) < 0.5, ties, moved)
                 x[:, part.source[real]] = np.where(rng.random(ticks.shape) < 0.7, chosen, x[:, part.source[real]])
         whole = rng.integers(self.encoder.low, self.encoder.high, x.shape, endpoint=True) if size else x
-        return np.where(self.encoder.is_float, x.astype(np.float32).astype(np.float64), whole)
+        with np.errstate(over="ignore"):
+            return np.where(self.encoder.is_float, x.astype(np.float32).astype(np.float64), whole)
 
     def _on_vectors(self, read: ReadNode, roots: list[int]) -> Task | None:
         """The node on all codes, or all pairs of codes, as vectors. None where that is another function or too many."""

@@ -288,8 +288,12 @@ class _Reader:
         known = (node.domain.replace("ai.onnx", ""), node.op_type) in RULES
         if product is not None and known:
             return self._blame(product, node)
-        if node.op_type in PRODUCTS and not self.diagnosis.is_head(node):
-            reason, kind = self.diagnosis.product(node) or (reason, "")
+        if node.op_type in PRODUCTS:
+            found = self.diagnosis.product(node)
+            if found is not None and self.diagnosis.is_head(node):
+                reason, kind = f"{reason}; {found[0]}", found[1]
+            elif found is not None:
+                reason, kind = found
         elif hint := (self.diagnosis.hint(node) if known else ""):
             reason = f"{reason}; {hint}"
         what = f"{self.diagnosis.op_in_file(node)} of {', '.join(map(_describe, inputs))}"

@@ -1,7 +1,7 @@
 """The integer ops. To add one: write its class here in a file, list it in ALL, and give it cases in tests/ops/cases.py."""
 
 from qverify.ops.affine import Conv, Dense
-from qverify.ops.base import AbstractOp, Interval, Type, Unfit
+from qverify.ops.base import AbstractOp, Interval, Type, Unfit, joint_shape
 from qverify.ops.layout import Layout
 from qverify.ops.pool import Max, Mean
 from qverify.ops.requantize import FloatProgram, Requantize, Step
@@ -27,4 +27,5 @@ __all__ = [
     "Table",
     "Type",
     "Unfit",
+    "joint_shape",
 ]

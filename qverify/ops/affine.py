@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
 from qverify.kernels.steps import dot, fold, largest
-from qverify.ops.base import INT32_MAX, INT32_MIN, AbstractOp, Interval, Type, Unfit, unbroadcast
+from qverify.ops.base import INT32_MAX, INT32_MIN, AbstractOp, Interval, Type, Unfit, joint_shape, unbroadcast
 from qverify.ops.relax import GUIDE, LIMIT, Concretized, Relaxation, TooLarge, exact
 
 IntArray = npt.NDArray[np.int64]
@@ -132,9 +132,9 @@ class Dense(AbstractOp):
         _reaches(x, self.x_low, self.x_high)
         if len(x.shape) == 1 and self.weight.ndim > 2:
             raise Unfit(f"a stack of weights {list(self.weight.shape)} does not fit a vector")
-        batch = np.broadcast_shapes(x.shape[:-2], self.weight.shape[:-2])
+        batch = joint_shape(x.shape[:-2], self.weight.shape[:-2])
         shape = (*batch, *x.shape[-2:-1], self.weight.shape[-1])
-        if np.broadcast_shapes(shape, self.bias.shape) != shape:
+        if joint_shape(shape, self.bias.shape) != shape:
             raise Unfit(f"a bias {list(self.bias.shape)} does not fit an output {list(shape)}")
         return _checked(shape, *_accumulator_range(self.weight, self.bias, x))
 

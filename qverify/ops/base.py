@@ -26,6 +26,14 @@ class Unfit(ValueError):
     """An op that cannot be, or cannot take its input; the text says why. Its parameters came from a file."""
 
 
+def joint_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """What shapes broadcast to, as NumPy and ONNX do. Raises Unfit where they do not fit each other."""
+    try:
+        return tuple(np.broadcast_shapes(*shapes))
+    except ValueError:
+        raise Unfit(f"the shapes {' and '.join(str(list(shape)) for shape in shapes)} do not fit each other") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Type:
     """The type of a network value: shape without the batch axis, and the range of every element (inclusive)."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels, open_kernels
 from qverify.kernels.steps import largest
-from qverify.ops.base import AbstractOp, Interval, Type, Unfit
+from qverify.ops.base import AbstractOp, Interval, Type, Unfit, joint_shape
 from qverify.ops.relax import (
     LIMIT,
     Concretized,
@@ -144,7 +144,7 @@ class Mean(AbstractOp):
             raise Unfit(f"a table of {len(self.values)} entries from {self.low} misses [{x.low}, {x.high}]")
         if not (np.diff(self.values) >= 0).all() or not (self.divisor > 0).all():
             raise Unfit("a mean needs non-decreasing values and a positive divisor")
-        if not x.shape or x.shape[-1] == 0 or np.broadcast_shapes(self.divisor.shape, x.shape[:-1]) != x.shape[:-1]:
+        if not x.shape or x.shape[-1] == 0 or joint_shape(self.divisor.shape, x.shape[:-1]) != x.shape[:-1]:
             raise Unfit(f"a mean with divisors {list(self.divisor.shape)} does not fit {list(x.shape)}")
         if float(np.abs(self.values).max()) * x.shape[-1] > 3e38:
             raise Unfit("the sum before the mean can overflow float32")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels, open_kernels
-from qverify.ops.base import AbstractOp, Interval, Type, Unfit
+from qverify.ops.base import AbstractOp, Interval, Type, Unfit, joint_shape
 from qverify.ops.relax import Relaxation, make_staircase
 
 FloatArray = npt.NDArray[np.float32]
@@ -85,7 +85,7 @@ class FloatProgram:
                 raise Unfit("a float constant is NaN or infinite")  # 0 * infinity may lie between the ends
             if step.kind == "div" and not step.operand.all():
                 raise Unfit("a division by zero")
-        shape = np.broadcast_shapes((1,) * len(x.shape), *(step.operand.shape for step in self.steps))
+        shape = joint_shape((1,) * len(x.shape), *(step.operand.shape for step in self.steps))
         ends = np.array([x.low, x.high], np.int32).reshape(2, *([1] * len(shape)))
         with np.errstate(all="ignore"):
             result: FloatArray = self.run(open_kernels("cpu"), ends)
@@ -135,7 +135,7 @@ class Requantize(AbstractOp):
     def output_type(self, *types: Type) -> Type:
         (x,) = types
         for operand in (*(step.operand for step in self.program.steps), self.zero_point):
-            if np.broadcast_shapes(x.shape, operand.shape) != x.shape:
+            if joint_shape(x.shape, operand.shape) != x.shape:
                 raise Unfit(f"a parameter {list(operand.shape)} does not fit a value {list(x.shape)}")
         self.program.ends(x)
         return Type(x.shape, self.low, self.high)
@@ -153,7 +153,7 @@ class Requantize(AbstractOp):
 
     def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
         (x,) = types
-        shape = np.broadcast_shapes(*(s.operand.shape for s in self.program.steps), self.zero_point.shape)
+        shape = joint_shape(*(s.operand.shape for s in self.program.steps), self.zero_point.shape)
         shape = (1,) * (len(x.shape) - len(shape)) + tuple(shape)
         cpu, count = open_kernels("cpu"), int(np.prod(shape))
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
-from qverify.ops.base import AbstractOp, Interval, Type, Unfit, unbroadcast
+from qverify.ops.base import AbstractOp, Interval, Type, Unfit, joint_shape, unbroadcast
 from qverify.ops.relax import (
     LIMIT,
     Concretized,
@@ -77,7 +77,7 @@ class Table(AbstractOp):
             raise Unfit(f"a table of {self.values.shape[1]} entries from {self.low} misses [{x.low}, {x.high}]")
         if self.which is None and len(self.values) != 1:
             raise Unfit("several rows need `which`")
-        if self.which is not None and np.broadcast_shapes(self.which.shape, x.shape) != x.shape:
+        if self.which is not None and joint_shape(self.which.shape, x.shape) != x.shape:
             raise Unfit(f"`which` {list(self.which.shape)} does not fit a value {list(x.shape)}")
         return Type(x.shape, int(self.values.min()), int(self.values.max()))
 
@@ -309,7 +309,7 @@ class Pairwise(AbstractOp):
         for x, low, count in ((a, self.a_low, self.values.shape[0]), (b, self.b_low, self.values.shape[1])):
             if x.low < low or x.high >= low + count:
                 raise Unfit(f"a table of {count} entries from {low} misses [{x.low}, {x.high}]")
-        shape = np.broadcast_shapes(a.shape, b.shape)
+        shape = joint_shape(a.shape, b.shape)
         return Type(tuple(shape), int(self.values.min()), int(self.values.max()))
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:

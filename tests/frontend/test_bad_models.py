@@ -365,9 +365,9 @@ def _weights(g: Graph, *shape: int, value: int = 1) -> str:
     return g.const(np.full(shape, value), U8)
 
 
-def _conv(g: Graph, w_zero: Array, shape: tuple[int, ...] = (1, 2, 5), **attributes: Any) -> str:
+def _conv(g: Graph, w_zero: Array, shape: tuple[int, ...] = (1, 2, 5), scales: int = 0, **attributes: Any) -> str:
     one, zero = g.f32(1.0), g.const(ZERO)
-    w_scale = g.f32(np.ones(w_zero.shape))
+    w_scale = g.f32(np.ones(scales or w_zero.shape))
     ends = (g.input(shape, U8), one, zero, _weights(g, 3, 2, 3), w_scale, g.const(w_zero), one, zero)
     return g.node("QLinearConv", *ends, **attributes)
 
@@ -423,6 +423,11 @@ OPS: dict[str, tuple[Callable[[Graph], str], str]] = {
         lambda g: g.node("TopK", g.input((1, 2), U8), g.const(np.array([1])), outputs=2),
         "(TopK of uint8[1, 2], constant int64[1]): it picks by the order of its input: end the model there",
     ),
+    "scales that do not fit": (
+        lambda g: _conv(g, np.zeros((), U8), scales=2),
+        "the shapes [1, 3, 3] and [1, 2, 1] do not fit each other",
+    ),
+    "weights without an element": (lambda g: _matmul(g, (1, 3), (3, 0)), "a weight [3, 0] without an element"),
     "a weight zero point for each row": (
         lambda g: _matmul(g, (1, 3), (3, 2), w_zero=np.zeros(3, U8)),
         "3 zero points do not fit 2 columns",
@@ -525,6 +530,17 @@ def test_other_formats_are_recognised(domain: str, op: str, path: Path, monkeypa
     spelled = f"{domain}.{op}" if domain else op
     message = refusal(model, path, UnsupportedModel)
     assert message.startswith(f"node '{op}_n0' ({spelled}) and '{op}_n2': {DOMAINS[domain, op]}")
+
+
+@pytest.mark.parametrize("which", [2, 3, 5, 6, 7, 8])
+def test_a_node_that_would_crash_is_not_given_to_the_runtime(which: int, path: Path) -> None:
+    """A QLinearWhere whose parameters are computed ends the process, also where they are computed from constants."""
+    g = Graph()
+    x, one, zero = g.input((1, 2), U8), g.f32(1.0), g.const(ZERO)
+    inputs = [g.const(np.array([[True, False]])), x, one, zero, x, one, zero, one, zero]
+    inputs[which] = g.node("Identity", inputs[which])
+    message = refusal(g.model(g.node("QLinearWhere", *inputs)), path, UnsupportedModel)
+    assert message.startswith("node 'QLinearWhere_n1' (com.microsoft.QLinearWhere): onnxruntime crashes")
 
 
 def test_a_folded_constant_is_no_input(path: Path) -> None:

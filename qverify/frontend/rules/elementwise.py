@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify import runtime
-from qverify.frontend.builder import Refusal, joint_shape
+from qverify.frontend.builder import Refusal
 from qverify.frontend.registry import MICROSOFT, View, lowers, scalar
 from qverify.frontend.rules.quantize import EIGHT_BIT, dequantized
 from qverify.frontend.tensors import Codes, Float, FloatCodes, FloatPair, Tensor
-from qverify.ops import Conv, Dense, Pairwise
+from qverify.ops import Conv, Dense, Pairwise, joint_shape
 
 F32 = np.float32
 LARGEST = np.finfo(F32).max

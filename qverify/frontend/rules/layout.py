@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.frontend.builder import Refusal, joint_shape
+from qverify.frontend.builder import Refusal
 from qverify.frontend.registry import ANY, View, checked_axis, checked_size, lowers
 from qverify.frontend.tensors import IndexArray, Tensor
+from qverify.ops import joint_shape
 
 
 def indices(x: Tensor) -> IndexArray:

@@ -31,6 +31,8 @@ def _weight(n: View, k: int) -> npt.NDArray[Any]:
     w = n.constant(k, "the weight")
     if w.dtype not in EIGHT_BIT:
         raise Refusal(f"the weight is {w.dtype} (uint8 and int8 are supported)")
+    if not w.size:
+        raise Refusal(f"a weight {list(w.shape)} without an element is not supported")
     return w
 
 
@@ -202,15 +204,16 @@ def float_product(n: View) -> Tensor:
     times more.
     """
     if n.op == "Gemm" and (n.attr("alpha", 1.0) != 1.0 or n.attr("beta", 1.0) != 1.0 or n.attr("transA", 0)):
-        raise Refusal("a float Gemm with alpha, beta or transA is not supported; quantize its inputs and its output")
+        raise Refusal("a float Gemm with alpha, beta or transA is not supported")
     x, w = n.tensor(0), n.tensor(1)
     if isinstance(w, np.ndarray) and n.op == "Gemm" and n.attr("transB", 0):
         w = w.T
     if isinstance(x, np.ndarray) or not isinstance(x, FloatCodes) or not isinstance(w, np.ndarray) or w.ndim != 2:
         raise Refusal(
-            "a float product is supported only of dequantized 8-bit codes with a constant matrix, as the network's last "
-            "op; quantize its inputs and its output"
+            "a float product is supported only of dequantized 8-bit codes with a constant matrix, as the network's last op"
         )
+    if not w.size:
+        raise Refusal(f"weights {list(w.shape)} without an element are not supported")
     bias = n.constant(2, "the bias").astype(np.float32) if n.has(2) else np.zeros((), np.float32)
     scale, zero = _affine_table(x)
     reach = max(abs(x.codes.type.low - zero), abs(x.codes.type.high - zero))

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qverify.frontend.builder import Refusal, joint_shape, quantize_linear
+from qverify.frontend.builder import Refusal, quantize_linear
 from qverify.frontend.registry import ANY, MICROSOFT, View, along, checked_axis, lowers, scalar
 from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, Tensor
-from qverify.ops import FloatProgram
+from qverify.ops import FloatProgram, joint_shape
 
 EIGHT_BIT = (np.dtype(np.uint8), np.dtype(np.int8))
 
