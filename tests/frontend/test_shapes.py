@@ -15,6 +15,7 @@ from qverify.checker import Rejected, check
 from qverify.errors import UnsupportedModel, UsageError
 from qverify.frontend.model import read_model
 from qverify.inspect import describe
+from qverify.robustness import certify
 from tests.graphs import Graph, write
 
 U8, S8 = np.dtype(np.uint8), np.dtype(np.int8)
@@ -165,3 +166,18 @@ def test_shapes_that_are_not_the_model_s(given: str, words: str, tmp_path: Path)
 
 def test_a_shape_that_the_file_has_anyway(tmp_path: Path) -> None:
     assert read_model(write(doubled(1, 2), tmp_path / "m.onnx"), ["x0=1,2"]).shapes == {}
+
+
+def test_rows_of_images_are_about_the_shape(tmp_path: Path) -> None:
+    """What was fixed to read a classifier is part of what its rows rest on."""
+    path, rows = write(convolution("batch", 1, 4, 4), tmp_path / "m.onnx"), str(tmp_path / "rows.csv")
+    images, labels = np.full((2, 1, 4, 4), 128, np.uint8), np.zeros(2, np.int64)
+    report = certify(path, images, labels, [1], options=Options(timeout=5.0), results=rows)
+    assert report.about["shape"] == "x0=1,1,4,4" and len(report.rows) == 2
+    assert any("batch of 1" in text for text in report.warnings)
+    kept = Path(rows).read_text()
+    again = certify(path, images, labels, [1], options=Options(timeout=5.0, shapes=("x0=1,1,4,4",)), results=rows)
+    assert len(again.rows) == 2 and Path(rows).read_text() == kept
+    Path(rows).write_text(kept.replace("x0=1,1,4,4", "x0=1,1,2,8"))
+    with pytest.raises(UsageError, match=r"holds rows of another shape \(x0=1,1,2,8, not x0=1,1,4,4\)"):
+        certify(path, images, labels, [1], options=Options(timeout=5.0), results=rows)
