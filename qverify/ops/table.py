@@ -75,6 +75,8 @@ class Table(AbstractOp):
         (x,) = types
         if x.low < self.low or x.high >= self.low + self.values.shape[1]:
             raise Unfit(f"a table of {self.values.shape[1]} entries from {self.low} misses [{x.low}, {x.high}]")
+        if not self.values.size:
+            raise Unfit("a table without an entry")
         if self.which is None and len(self.values) != 1:
             raise Unfit("several rows need `which`")
         if self.which is not None and joint_shape(self.which.shape, x.shape) != x.shape:

@@ -427,6 +427,17 @@ OPS: dict[str, tuple[Callable[[Graph], str], str]] = {
         lambda g: _conv(g, np.zeros((), U8), scales=2),
         "the shapes [1, 3, 3] and [1, 2, 1] do not fit each other",
     ),
+    "a slope of more axes": (
+        lambda g: g.node("PRelu", g.dequantize(g.input((), U8), 1.0, ZERO), g.f32([0.5])),
+        "a slope [1] does not fit an input []",
+    ),
+    "a bias that does not fit": (
+        lambda g: g.node(
+            *("QGemm", g.input((1, 2), U8), g.f32(1.0), g.const(ZERO), _weights(g, 2, 3), g.f32(1.0), g.const(ZERO)),
+            g.const(np.ones((1, 2), np.int32)),
+        ),
+        "the shapes [1, 2] and [3] do not fit each other",
+    ),
     "weights without an element": (lambda g: _matmul(g, (1, 3), (3, 0)), "a weight [3, 0] without an element"),
     "a weight zero point for each row": (
         lambda g: _matmul(g, (1, 3), (3, 2), w_zero=np.zeros(3, U8)),
@@ -541,6 +552,15 @@ def test_a_node_that_would_crash_is_not_given_to_the_runtime(which: int, path: P
     inputs[which] = g.node("Identity", inputs[which])
     message = refusal(g.model(g.node("QLinearWhere", *inputs)), path, UnsupportedModel)
     assert message.startswith("node 'QLinearWhere_n1' (com.microsoft.QLinearWhere): onnxruntime crashes")
+
+
+def test_an_input_that_a_concatenation_lacks(path: Path) -> None:
+    """It, too, ends the process."""
+    g = Graph()
+    one, zero = g.f32(1.0), g.const(ZERO)
+    y = g.node("QLinearConcat", one, zero, g.input((1, 2), U8), one, "", g.input((1, 2), U8), one, zero, axis=1)
+    message = refusal(g.model(y), path, UnsupportedModel)
+    assert message.startswith("node 'QLinearConcat_n0' (com.microsoft.QLinearConcat): onnxruntime crashes")
 
 
 def test_a_folded_constant_is_no_input(path: Path) -> None:

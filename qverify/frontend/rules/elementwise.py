@@ -183,6 +183,8 @@ def prelu(n: View) -> Tensor:
     x, slope = n.floats(0), _float_constant(n.constant(1, "the slope"))
     if not isinstance(x, FloatCodes):
         raise Refusal("PRelu is supported between 8-bit codes only")
+    if joint_shape(x.shape, slope.shape) != x.shape:
+        raise Refusal(f"a slope {list(slope.shape)} does not fit an input {list(x.shape)}")
     return n.builder.map_rows(x, slope, lambda t, s: np.where(t < 0, s * t, t).astype(F32))
 
 

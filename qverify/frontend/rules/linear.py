@@ -13,7 +13,7 @@ from qverify.frontend.rules.layout import indices
 from qverify.frontend.rules.quantize import EIGHT_BIT
 from qverify.frontend.rules.windows import WINDOW, read_window, uncut
 from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, FloatSum, Tensor
-from qverify.ops import Conv, Dense, FloatProgram, Requantize, Unfit
+from qverify.ops import Conv, Dense, FloatProgram, Requantize, Unfit, joint_shape
 
 F32 = np.float32
 IntArray = npt.NDArray[np.int64]
@@ -86,6 +86,7 @@ def dense(n: View, x: Codes, x_zero: Any, w: npt.NDArray[Any], w_zero: npt.NDArr
     shift = int(x_zero) * centred.sum(axis=-2, keepdims=w.ndim > 2)
     if w.ndim == 2:
         shift = shift.reshape(-1)
+    joint_shape(bias.shape, shift.shape)
     try:
         op = Dense(centred, np.asarray(bias - shift, np.int64), x.type.low, x.type.high)
     except Unfit as error:
