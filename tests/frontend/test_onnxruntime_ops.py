@@ -946,6 +946,27 @@ def layouts(rng: Rng) -> Iterator[Case]:
                 yield Case(g.model(*names), (codes(rng, shape, dtype),), f"{form} {name} {dtype} {attributes}")
 
 
+@op("Concat of floats from other codes")
+def concat_of_other_codes(rng: Rng) -> Iterator[Case]:
+    """Tables of different ranges, int8 beside uint8, several scales beside one."""
+    for axis in (1, 2):
+        g = Graph(21)
+        shape = (2, 3)
+        x, (feed,) = g.input(("n", *shape), U8), (codes(rng, (300, *shape), U8),)
+        low, high = np.sort(rng.integers(0, 256, 2)).astype(np.uint8)
+        cut = g.node("Clip", x, g.const(low), g.const(high))  # codes that use a part of their range
+        signed = g.quantize(g.dequantize(x, 0.1, zero_point(rng, U8)), scale(rng, (), 0.1), zero_point(rng, S8))
+        parts = [
+            g.dequantize(x, scale(rng), zero_point(rng, U8)),
+            g.dequantize(cut, scale(rng), zero_point(rng, U8)),
+            g.dequantize(signed, scale(rng, (2,)), zero_point(rng, S8, (2,)), axis=1),
+            g.node("Tanh", g.dequantize(cut, scale(rng, (), 0.01), zero_point(rng, U8))),
+        ]
+        y = g.node("Concat", *(parts[k] for k in rng.permutation(4)), axis=axis)
+        z = g.quantize(y, scale(rng, (), 0.5), zero_point(rng, U8))
+        yield Case(g.model(y, z), (feed,), f"axis {axis}")
+
+
 @op("Concat of codes and constants")
 def concat(rng: Rng) -> Iterator[Case]:
     for dtype in EIGHT:
