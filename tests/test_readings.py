@@ -68,7 +68,7 @@ class Spec:
         exact = self._holds([Fraction(t) for t in texts], [Fraction(v) for v in wide], Fraction)
         found = {"exact": exact, "double": self._holds([float(t) for t in texts], wide, float)}
         # 1.0: inputs are cast to the model's type first, and NumPy compares them with a bound in that type.
-        found["1.0"] = self._inside(fed, float) and self._cases(named(fed, wide), float)
+        found["1.0"] = self._inside(fed, float) and self._cases(named([float(v) for v in fed], wide), float)
         if self.second:
             found["2.0"] = self._holds(fed, list(y), float)
         return found
