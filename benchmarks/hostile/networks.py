@@ -271,7 +271,10 @@ def one(seed: int, index: int, out: Path, begin: Callable[[], None]) -> dict[str
 def work(seed: int, indices: list[int], out: Path, results: Any) -> None:
     """Examine networks; say which one begins, so that a crash has a name."""
     warnings.simplefilter("ignore")
+    parent = os.getppid()
     for index in indices:
+        if os.getppid() != parent:  # it is gone: nobody listens
+            return
         results.put(("make", index, None))
         results.put(("end", index, one(seed, index, out, functools.partial(results.put, ("begin", index, None)))))
     results.put(("done", -1, None))
