@@ -15,6 +15,7 @@ References: Dvijotham et al. (UAI 2018) for the dual; CROWN (Zhang et al., NeurI
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,17 @@ class Dual:
     network: Network
     rules: tuple[Relaxation, ...]  # one per node
     host_rules: tuple[Relaxation, ...]  # the same, their arrays NumPy's
+
+    @functools.cached_property
+    def paces(self) -> dict[int, Array]:
+        """Codes per unit of the argument, in the guide's type, of the nodes for which that is known."""
+        found = {k: rule.pace() for k, rule in enumerate(self.host_rules, 1) if isinstance(rule, Nonlinear)}
+        return {k: self.kernels.asarray(np.asarray(p, GUIDE)) for k, p in found.items() if p is not None and p.any()}
+
+    @staticmethod
+    def fixed(boxes: list[Interval]) -> dict[int, Array]:
+        """Where values are fixed in boxes: bool [N, 1, *shape]."""
+        return {k: (low == high)[:, None] for k, (low, high) in enumerate(boxes)}
 
     @staticmethod
     def make(network: Network, kernels: Kernels) -> Dual:

@@ -3,7 +3,9 @@
 The dual bound is convex and piecewise linear in the multipliers. Its subgradient costs one forward pass of the linear
 nodes: for the multiplier of a nonlinear node it is how far the node's own maximizer lies from its argument at the
 maximizers before it; for the weight of an inequality it is the inequality's value there. Steps are those of Adam
-(Kingma and Ba, 2015) on falling rates, scaled layer by layer by the size of the multipliers to start from.
+(Kingma and Ba, 2015) on falling rates. A multiplier's step is as large as the weight of its neuron's result times the
+codes per unit of its argument, which is about what the multiplier itself will be. Where the result is fixed in the whole
+root box, the multiplier stays: any but 0 only costs. A neuron that cuts have fixed is free: its multiplier is the cuts'.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from qverify.kernels.steps import descend, dot, kept, total
 from qverify.ops.relax import GUIDE
 
 MEMORY = 0.05  # the share of the last step in the averages of arguments
+LEAST_WEIGHT = 0.3  # of a layer's mean: neurons with smaller weights take steps as large as these
 FADE = 0.03  # the last step's rate over the first's
 LOOK = {"cpu": 1, "cuda": 8}  # steps from one look at the bounds to the next: on a GPU the host waits for it
 
@@ -150,15 +153,17 @@ def improve(
     rate: float,
     deadline: Deadline,
     enough: float = -0.5,
+    fixed: Mapping[int, Array] | None = None,
 ) -> Point:
     """The best point found in `rounds` steps from `start`; scene and objective in the guide's type. A subproblem whose
-    bound is below `enough` is left alone from then on; at the deadline the steps end."""
+    bound is below `enough` is left alone from then on; at the deadline the steps end. Multipliers of results that are
+    `fixed` (bool, broadcastable) stay as they are."""
     kernels, last = dual.kernels, max(objective.terms)
     xp = kernels.xp
     point = Point(start.mix, dict(start.multipliers), xp.full(len(start.mix), xp.inf, dtype=GUIDE))
     best = _Best(kernels, Point(point.mix, point.multipliers, point.bound))
-    moments = {k: _Adam.make(xp, m, _typical(xp, m)) for k, m in start.multipliers.items()}
-    mixing = _Adam.make(xp, point.mix, xp.full((len(point.mix), 1), 1 / 3, dtype=GUIDE))
+    moments: dict[int, _Adam] = {}
+    mixing = _Adam.make(xp, point.mix, xp.ones((len(point.mix), 1), dtype=GUIDE))
     for t in range(rounds):
         primal = evaluate(dual, scene, objective, point)
         best.keep(point)
@@ -177,9 +182,11 @@ def improve(
         pace, share = rate * FADE ** (t / rounds), max(1 / (t + 1), MEMORY)
         values, means = dual.follow(primal, last), best.point.arguments
         for k, m in point.multipliers.items():
-            argument, own = dual.argument(values, k).reshape(m.shape), moments[k]
+            argument = dual.argument(values, k).reshape(m.shape)
             if not t:
                 means[k] = xp.empty(m.shape, dtype=GUIDE)
+                moments[k] = _Adam.make(xp, m, _sizes(dual, k, m, primal.w[k], (fixed or {}).get(k)))
+            own = moments[k]
             moment = (own.first, own.second)
             speed = own.rate(pace)
             point.multipliers[k] = descend(
@@ -190,6 +197,15 @@ def improve(
             gradient[:, 0] = 0  # the first inequality's weight stays 1: it is the scale
             point.mix = descend(kernels, point.mix, gradient, 0.0, mixing.size, moment, mixing.rate(pace), least=0.0)
     return best.whole()
+
+
+def _sizes(dual: Dual, k: int, m: Array, w: Array, fixed: Array | None) -> Array:
+    """How large the steps of node k's multipliers `m` are, where later nodes pass `w` on to its result."""
+    xp = dual.kernels.xp
+    if k not in dual.paces:
+        return _typical(xp, m)
+    size = xp.maximum(xp.abs(w), GUIDE(LEAST_WEIGHT) * _typical(xp, w)) * dual.paces[k]
+    return size if fixed is None else xp.where(fixed, GUIDE(0), size)
 
 
 def _typical(xp: Any, m: Array) -> Array:

@@ -15,10 +15,10 @@ from qverify.ops import Interval
 from qverify.ops.relax import GUIDE, Nonlinear, TooLarge
 
 PRECISION = 16  # multipliers of a single value are multiples of 2**-16
-ROUNDS, RATE = 60, 0.5
+ROUNDS, RATE = 120, 0.2
 CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}  # one array of a chunk of functions: on a CPU what caches hold
 CHUNK = 128  # elements improved at a time
-BUDGET = 1.5e9  # elements touched while a node's bounds are improved
+BUDGET = 4e9  # elements touched while a node's bounds are improved
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +177,9 @@ def _by_improving(
     scene, guide = dual.scene(boxes, k - 1), objective.as_guide()
     mix = xp.ones((2 * count, 1), dtype=GUIDE)
     point = Point(mix, dual.edge_multipliers(boxes, guide.weights(mix)), mix[:, 0])
-    point = improve(dual, scene.as_guide(kernels), guide, point, ROUNDS, RATE, deadline, enough=-np.inf)
+    point = improve(
+        dual, scene.as_guide(kernels), guide, point, ROUNDS, RATE, deadline, -np.inf, Dual.fixed(scene.boxes[:k])
+    )
     for precision in (PRECISION, PRECISION - 4, PRECISION - 8):
         mix, multipliers = rounded(dual, point, precision)
         try:

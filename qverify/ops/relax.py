@@ -149,6 +149,10 @@ class Nonlinear(Relaxation):
         least t, and where that is possible: both [N, *shape]. Never: for an op without cuts."""
         return z, kernels.xp.zeros(z.shape, dtype=kernels.xp.bool_)
 
+    def pace(self) -> Array | None:
+        """Codes per unit of the argument, along the steps: float64 that broadcasts to the result. None if unknown."""
+        return None
+
     def value(self, kernels: Kernels, op: AbstractOp, z: Array) -> Array:
         """The result of the op at arguments z int32 [N, *shape] (a guide)."""
         return op.run(kernels, z)
@@ -174,6 +178,20 @@ class Nonlinear(Relaxation):
         multipliers = kernels.whole(self.slopes(kernels, weights, boxes, own)).astype(weights.dtype)
         value, _, _ = self.hull(kernels, boxes, own).best(kernels, weights, multipliers)
         return self.spread(kernels, multipliers, boxes), value
+
+
+def steepness(thresholds: Array) -> Array:
+    """Steps per unit of the argument of rows of thresholds [P, K + 1], NumPy's, between the first and the last one that the
+    argument can reach: [P]. A row with fewer than two takes the most of any; 0 if there is none."""
+    inner = np.atleast_2d(thresholds)[:, 1:-1].astype(np.float64)
+    if not inner.size:
+        return np.zeros(len(np.atleast_2d(thresholds)))
+    low, high = inner.min(), inner.max()  # beyond reach, where some are
+    inside = np.where((inner > low) & (inner < high), inner, np.nan)
+    count = np.isfinite(inside).sum(axis=1)
+    first, last = np.nan_to_num(inside, nan=np.inf).min(axis=1), np.nan_to_num(inside, nan=-np.inf).max(axis=1)
+    steep = np.where(count > 1, (count - 1) / np.maximum(last - first, 1), 0.0)
+    return np.where(count > 1, steep, steep.max())
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +238,9 @@ class Staircase(Nonlinear):
         a, b, first, last = self._ends(kernels, boxes, own)
         above, below = edges(kernels, a, b, first, last, self.low, lambda code: self.begin(kernels, code))
         return weights * kernels.xp.where(weights > 0, above, below)
+
+    def pace(self) -> Array | None:
+        return steepness(np.asarray(self.thresholds))[np.asarray(self.which)]
 
     def cut(self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, Array]:
         """At the step that begins nearest to z."""

@@ -28,6 +28,7 @@ from qverify.ops.relax import (
     magnitude,
     make_staircase,
     slack_of,
+    steepness,
 )
 
 Int32Array = npt.NDArray[np.int32]
@@ -179,6 +180,9 @@ class Sandwiched(Nonlinear):
     slack: tuple[int, int]
     z_low: int
     low: int
+
+    def pace(self) -> Array | None:
+        return steepness(np.asarray(self.begin_most))[0]
 
     def argument(self, kernels: Kernels, *xs: Array) -> Array:
         rank = max(x.ndim for x in xs)

@@ -33,8 +33,8 @@ from qverify.search.frontier import Nodes, Origin, Waiting
 from qverify.search.problem import Candidate, Problem, Relaxed
 from qverify.search.proof import Proof
 
-ROOT = ((20, 0.1), (150, 0.6))  # rounds and rate of every phase; a phase goes on with what the one before left open
-PHASES = ((12, 0.1), (120, 0.6))
+ROOT = ((20, 0.1), (150, 0.2))  # rounds and rate of every phase; a phase goes on with what the one before left open
+PHASES = ((12, 0.1), (60, 0.2))
 # A batch: bytes in all, bytes for each element of a subproblem's values, most subproblems. On a CPU what caches hold of one
 # step's arrays; on a GPU the memory of all arrays, hulls in both types and columns of convolutions among them (NumPy's take
 # 56 to 161 bytes at their peak).
@@ -88,6 +88,7 @@ class CutSearch:
         kernels = self.problem.kernels
         self.waiting = Waiting(kernels, None if kernels.name == "cpu" else kernels.allowance(*RESIDENT))
         self._batch = self._batch_size()
+        self._fixed = Dual.fixed([self.known[v] for v in range(len(self.known))])
         self._case = np.zeros(len(self.cover.regions), np.int64)  # of every region
         for k, regions in enumerate(self.cover.cases):
             self._case[list(regions or ())] = k
@@ -234,7 +235,7 @@ class CutSearch:
         exact = dual.scene(boxes, self.cover.last)
         for rounds, rate in phases:
             guide = exact.as_guide(kernels)
-            point = improve(dual, guide, objective.as_guide(), point, rounds, rate, self.deadline)
+            point = improve(dual, guide, objective.as_guide(), point, rounds, rate, self.deadline, fixed=self._fixed)
             done, precision = proved(dual, exact, objective, point, self.cover.precision())
             self._watched(lower, upper, origin.region, done)
             closed = kernels.to_host(done)
