@@ -41,8 +41,8 @@ def layers(seed: int) -> tuple[Dual, list[Any], Objective, Point]:
     network = maker.network(value)
     dual = Dual.make(network, CPU)
     centre = rng.integers(3, 13, 12)
-    ends = [np.asarray(centre + d, np.int32)[None] for d in (-2, 2)]
-    boxes, _ = network.boxes(CPU, *ends)
+    lower, upper = (np.asarray(centre + d, np.int32)[None] for d in (-2, 2))
+    boxes, _ = network.boxes(CPU, lower, upper)
     terms = {value: rng.integers(-9, 10, (4, 1, 24)).astype(np.int64)}
     objective = Objective(terms, np.zeros((4, 1), np.int64))
     mix = np.ones((4, 1), GUIDE)
