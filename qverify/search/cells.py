@@ -23,6 +23,7 @@ Point = dict[int, Fraction]
 Ends = dict[int, tuple[Fraction, Fraction]]
 
 MAX_BOXES = 500  # of the search through a cell
+ONE_BY_ONE = 24  # numbers of a solution that are replaced one after another
 HALVINGS = 24  # of the distance in which a number of few bits is looked for
 
 
@@ -130,25 +131,37 @@ def _spacing(low: Fraction, high: Fraction) -> Fraction:
 
 
 def _few_bits(own: list[Inequality], box: Ends, point: Point, order: list[int]) -> Iterator[Point]:
-    """Fix one variable after another at a number of few bits near its value, such that the others still have a solution."""
+    """Fix one variable after another at a number of few bits near its value, such that the others still have a solution.
+    Of many, all but the last are fixed together: these make up for it."""
     box = dict(box)
+    most = [j for j in order if box[j][0] < box[j][1]][:-ONE_BY_ONE]
+    for bits in (6, 9, 12) if most else ():
+        fixed = {j: next(_simple_numbers(point[j], *box[j], bits)) for j in most}
+        near = common_point(own, {**box, **{j: (value, value) for j, value in fixed.items()}}, point)
+        if isinstance(near, dict):
+            box, point = {**box, **{j: (value, value) for j, value in fixed.items()}}, near
+            break
+    else:
+        if most:
+            return
     for j in order:
         low, high = box[j]
-        for value in _simple_numbers(point[j], low, high):
+        for value in _simple_numbers(point[j], low, high) if low < high else ():
             near = common_point(own, {**box, j: (value, value)}, point)
             if isinstance(near, dict):
                 box[j], point = (value, value), near
                 break
         else:
-            return
+            if low < high:
+                return
     yield point
 
 
-def _simple_numbers(value: Fraction, low: Fraction, high: Fraction) -> Iterator[Fraction]:
-    """float32 numbers in [low, high] near `value`, those of few bits first."""
+def _simple_numbers(value: Fraction, low: Fraction, high: Fraction, least: int = 0) -> Iterator[Fraction]:
+    """float32 numbers in [low, high] near `value`, those of few bits first; closer than the width halved `least` times."""
     seen = set()
     width = high - low
-    for k in range(HALVINGS) if width else ():
+    for k in range(least, HALVINGS) if width else ():
         step = Fraction(2) ** (_log2(width) - k)
         rounded = Fraction(round(value / step)) * step
         if low <= rounded <= high and rounded not in seen and Fraction(float(np.float32(float(rounded)))) == rounded:

@@ -112,6 +112,7 @@ def equal(terms: tuple[tuple[int, F], ...], rhs: F | int) -> list[Row]:
         [*equal(X(1, 1, 1), 1), Row(X(1, -1), (), F(0), strict=True), Row(X(0, 1, -1), (), F(0), strict=True)],
         [Row(X(1, 1, 1), (), F(9, 10)), Row(X(-1, -1, -1), (), F(-9, 10) + F(1, 10**6))],
         equal(X(*[1] * 40), 20),
+        equal(X(*[1] * 300), 111) + equal(X(*[1, -1] * 150), F(5, 8)),
     ],
 )
 def test_equalities_that_floats_satisfy(rows: list[Row]) -> None:
