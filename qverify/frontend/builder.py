@@ -117,7 +117,7 @@ class Builder:
                 if holes.any():
                     raise Refusal("padding a dequantized accumulator is not supported")
                 steps = tuple(
-                    s if s.operand.size == 1 else Step(s.kind, _spread(s.operand, x.shape)[index])
+                    Step(s.kind, s.operand.reshape(()) if s.operand.size == 1 else _spread(s.operand, x.shape)[index])
                     for s in x.program.steps
                 )
                 return FloatAcc(self._move_codes(x.codes, index, 0), FloatProgram(steps, x.program.ordinal))

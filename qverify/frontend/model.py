@@ -178,7 +178,10 @@ def _parse(path: Path, data: bytes, packed: bool) -> tuple[onnx.ModelProto, str]
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             if packed:  # it is handed over in memory, where it has no folder
                 raise ModelError("it keeps data in other files, which a packed model has no place for: unpack it")
+            place = {entry.key: entry.value for entry in tensor.external_data}
             runtime.load_external(tensor, path)
+            # Its place and length too: cut otherwise, the same bytes are other weights.
+            digest.update(f"{sorted(place.items())} {len(tensor.raw_data)} ".encode())
             digest.update(tensor.raw_data)
     if proto.functions:
         raise UnsupportedModel("model-local functions are not supported; inline them (onnx.inliner)")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qverify import runtime
 from qverify.errors import ModelError, QverifyError, UnsupportedModel, UsageError
-from qverify.frontend.model import read_model
+from qverify.frontend.model import _parse, read_model
 from tests.graphs import Array, Graph, write
 from tests.networks import CPU
 
@@ -227,6 +227,28 @@ def test_external_data_of_an_attribute_belongs_to_the_model(path: Path) -> None:
         found.add(model.sha256)
         tables.add(model.lowered.network.run(CPU, np.full((1, 2), 40, np.int32)).tobytes())
     assert len(found) == len(tables) == 2
+
+
+def test_external_data_cut_otherwise_is_another_model(path: Path) -> None:
+    """Two tensors in files of their own: the hash says where the first one ends."""
+    g = Graph()
+    x, names = g.quantize(g.input((1, 2)), 0.1, ZERO), []
+    for name in ("a.bin", "b.bin"):
+        tensor = onnx.numpy_helper.from_array(np.array([[1, 2]], np.float32), name)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=name)
+        names.append(g.node("Constant", value=tensor))
+    y = x
+    for name in names:
+        y = g.quantize(g.node("Mul", g.dequantize(y, 0.1, ZERO), name), 0.1, ZERO)
+    data, values = g.model(y).SerializeToString(), np.arange(1, 7, dtype=np.float32).tobytes()
+    found = set()
+    for cut in (8, 16):  # a file may be longer than its tensor, whose beginning the runtime takes
+        (path.parent / "a.bin").write_bytes(values[:cut])
+        (path.parent / "b.bin").write_bytes(values[cut:])
+        found.add(_parse(path, data, packed=False)[1])
+    assert len(found) == 2
 
 
 def test_what_folding_makes_is_no_input(path: Path) -> None:
