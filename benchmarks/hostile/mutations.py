@@ -50,6 +50,7 @@ SECONDS, MEGABYTES = 20, 400
 TIMEOUT = 3  # for a search
 COLUMNS = (
     "kind",
+    "seed",
     "runs",
     "accepted",
     "unsat",
@@ -234,13 +235,14 @@ def _work(kind: str, bases: list[Base], seed: int, start: int, stop: int, folder
         if more > MEGABYTES:
             outcome = "wrong", f"{more} MB more of memory; {outcome}"
         pipe.send(outcome)
+        pipe.recv()  # the files may be looked at until then
 
 
 def all_runs(kind: str, bases: list[Base], count: int, seed: int, folder: Path) -> Any:
     """The outcome of every run; a child that takes too long is ended, one that died is replaced."""
     context, k = multiprocessing.get_context("fork"), 0
     while k < count:
-        ours, theirs = context.Pipe(duplex=False)
+        ours, theirs = context.Pipe()
         child = context.Process(target=_work, args=(kind, bases, seed, k, count, folder, theirs), daemon=True)
         child.start()
         theirs.close()
@@ -253,6 +255,7 @@ def all_runs(kind: str, bases: list[Base], count: int, seed: int, folder: Path) 
                     break
                 yield ours.recv()
                 k += 1
+                ours.send(None)
         except EOFError:
             child.join()
             late = child.exitcode == -signal.SIGPROF
@@ -298,7 +301,8 @@ def table_row(kind: str, bases: list[Base], options: argparse.Namespace, folder:
                 for file in sorted(folder.glob("*")):
                     if file.name in ("proof", "m.onnx", "p.vnnlib"):
                         (target / file.name).write_bytes(file.read_bytes())
-    row = {"kind": kind, "runs": options.count, **{column: tally[column] for column in COLUMNS[2:]}}
+    row = {"kind": kind, "seed": options.seed, "runs": options.count}
+    row |= {column: tally[column] for column in COLUMNS[3:]}
     print(" ".join(f"{key}={value}" for key, value in row.items()), f"({time.monotonic() - started:.0f} s)", flush=True)
     if options.verbose:
         for text, times in said.most_common(25):

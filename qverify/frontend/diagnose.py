@@ -369,7 +369,10 @@ class Wiring:
         tensor = self._constant_of(name)
         if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
             return None
-        return numpy_helper.to_array(tensor)
+        try:
+            return numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError):  # damaged, which is not what is diagnosed here
+            return None
 
     def _is_constant(self, name: str) -> bool:
         """Whether a tensor does not depend on the model's inputs."""

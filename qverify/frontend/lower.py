@@ -120,7 +120,8 @@ def _renumbered(output: Output, network: Network, number: list[int]) -> Output:
     return replace(output, value=value, type=network.type_of(value))
 
 
-def _initializer(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
+def initializer(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
+    """A constant's array. ModelError where its data does not fit its type and shape."""
     try:
         return numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError, OSError) as error:
@@ -168,7 +169,7 @@ class _Reader:
     def __post_init__(self) -> None:
         self._imports = list(self.model.opset_import)
         self._opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in self._imports}
-        self._env: dict[str, Tensor] = {i.name: _initializer(i) for i in self.model.graph.initializer}
+        self._env: dict[str, Tensor] = {i.name: initializer(i) for i in self.model.graph.initializer}
         self._stored = frozenset(self._env)
         self._unread: set[str] = set()  # tensors that would come from what cannot be read
         self._sums: dict[str, onnx.NodeProto] = {}  # tensor -> the float product that it is, or is moved from

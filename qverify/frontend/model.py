@@ -17,7 +17,7 @@ from qverify.files import Damaged, existing, is_packed, unpacked
 from qverify.frontend.blockers import Blocker, refused
 from qverify.frontend.compare import Compared, compare
 from qverify.frontend.diagnose import foreign_nodes, spelled
-from qverify.frontend.lower import Lowered, Trace, lower
+from qverify.frontend.lower import Lowered, Trace, initializer, lower
 from qverify.frontend.registry import RANDOM
 from qverify.frontend.shapes import Shape, asked_shapes, batches_of_one, shapes_text
 
@@ -133,7 +133,7 @@ def _random_nodes(proto: onnx.ModelProto) -> Iterator[Blocker]:
     for node in _messages(proto, onnx.NodeProto):
         training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
         if training and node.input[2] in constants:
-            training = onnx.numpy_helper.to_array(constants[node.input[2]]).any()
+            training = initializer(constants[node.input[2]]).any()
         if node.op_type in RANDOM or training:
             reason = (
                 "it draws random numbers: what the model computes is no function of its input. Export it for inference"

@@ -184,6 +184,16 @@ def test_a_damaged_initializer(path: Path) -> None:
     assert f"Initializer '{name}': raw_data size" in refusal(model, path, ModelError)
 
 
+def test_a_damaged_switch_of_dropout(path: Path) -> None:
+    """Whether a node draws random numbers is read before onnxruntime has seen the file."""
+    model = small()
+    model.graph.node[2].op_type = "Dropout"
+    model.graph.node[2].domain = ""
+    tensor = next(i for i in model.graph.initializer if i.name == model.graph.node[2].input[2])
+    tensor.raw_data += b"x"
+    assert f"'{tensor.name}' cannot be read" in refusal(model, path, ModelError)
+
+
 def test_external_data_that_is_missing(path: Path) -> None:
     model = small()
     tensor = model.graph.initializer[3]
