@@ -59,7 +59,7 @@ def compare(model: Model, count: int, seed: int) -> tuple[int, int, bool]:
     """(values compared, values different, exact decoding) of a model against onnxruntime with default options."""
     lowered, kernels = model.lowered, open_kernels("cpu")
     encoder, decoder = make_encoder(lowered), make_decoder(lowered)
-    session = Session(model.path)
+    session = Session(model.path, shapes=model.shapes)
     points = sample(lowered, count, np.random.default_rng(seed))
     different = values = 0
     block = max(1, min(64, 20_000_000 // lowered.network.elements_per_point()))

@@ -143,7 +143,8 @@ def _random_nodes(proto: onnx.ModelProto) -> Iterator[Blocker]:
 
 def _crashing_nodes(proto: onnx.ModelProto) -> Iterator[Blocker]:
     """Nodes that end the whole process (measured: onnxruntime 1.32): a QLinearWhere looks for its parameters among the
-    constants that the file stores, and a QLinearConcat for each of its inputs, and neither sees whether they are there."""
+    constants that the file stores, a QLinearConcat for each of its inputs, an activation for its output's zero point, and
+    none sees whether they are there."""
     stored = {tensor.name for tensor in proto.graph.initializer} - {item.name for item in proto.graph.input}
     stored |= {name for node in proto.graph.node if node.op_type == "Constant" for name in node.output}
     for node in _messages(proto, onnx.NodeProto):
@@ -153,6 +154,8 @@ def _crashing_nodes(proto: onnx.ModelProto) -> Iterator[Blocker]:
             yield Blocker(reason, node.name, spelled(node))
         if node.op_type == "QLinearConcat" and "" in node.input:
             yield Blocker("onnxruntime crashes where one of its inputs is left out", node.name, spelled(node))
+        if node.op_type in ("QLinearLeakyRelu", "QLinearSigmoid") and len(node.input) < 5:
+            yield Blocker("onnxruntime crashes where it has no zero point of its output", node.name, spelled(node))
 
 
 def _drop_folded_inputs(proto: onnx.ModelProto, fused: onnx.ModelProto) -> None:

@@ -595,6 +595,14 @@ def test_an_input_that_a_concatenation_lacks(path: Path) -> None:
     assert message.startswith("node 'QLinearConcat_n0' (com.microsoft.QLinearConcat): onnxruntime crashes")
 
 
+@pytest.mark.parametrize("op", ["QLinearLeakyRelu", "QLinearSigmoid"])
+def test_an_activation_without_its_last_zero_point(op: str, path: Path) -> None:
+    """So does this one, which ONNX's schema allows."""
+    g = Graph()
+    model = g.model(g.node(op, g.input((1, 2), U8), g.f32(1.0), g.const(ZERO), g.f32(1.0)))
+    assert f"node '{op}_n0' (com.microsoft.{op}): onnxruntime crashes" in refusal(model, path, UnsupportedModel)
+
+
 def test_a_folded_constant_is_no_input(path: Path) -> None:
     """IR version 3 lists initializers as inputs; onnxruntime lists constants that it has made there, too."""
     g = Graph(10)
