@@ -15,11 +15,12 @@ from qverify.bounds.dual import Dual
 from qverify.bounds.regions import Output
 from qverify.bounds.unsafe import make_unsafe
 from qverify.check import NotReplayed, replay
-from qverify.errors import SoundnessError, SpecError
+from qverify.errors import SoundnessError, SpecError, UsageError
 from qverify.frontend.boundary import Domain, Encoder, make_domain, make_encoder
 from qverify.frontend.model import Model
 from qverify.frontend.outputs import Decoder, described_outputs, make_decoder
 from qverify.frontend.readings import make_readings
+from qverify.frontend.shapes import shapes_text
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Network
 from qverify.propagate import Propagator, make_propagator
@@ -27,6 +28,7 @@ from qverify.property import Query
 from qverify.result import Verdict, Witness
 from qverify.search.problem import Candidate, Problem
 
+FIX = "fix the shapes in the file (onnxruntime.tools.make_dynamic_shape_fixed) to run what is verified"
 FUSION_SHARE = 0.005  # of the outputs' range: differences up to here pass for another rounding of some codes
 
 
@@ -97,9 +99,12 @@ class Engine:
             problem.readings = read
         return problem
 
-    def file_function(self, as_written: bool = False) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
-        """The user's file in onnxruntime as a function of flat inputs; `as_written` without optimisation."""
-        session = runtime.Session(self.read.path, as_written, self.read.shapes)
+    def file_function(
+        self, as_written: bool = False, with_shapes: bool = True
+    ) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+        """The user's file in onnxruntime as a function of flat inputs; `as_written` without optimisation, and with the
+        shapes that were fixed to read it, or as open as it is."""
+        session = runtime.Session(self.read.path, as_written, self.read.shapes if with_shapes else {})
 
         def run(flat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             outputs = session.run(self.graph_inputs(flat))
@@ -125,9 +130,17 @@ class Engine:
             sure = make_readings(query, problem.domain, self.decoder).certain_at(candidate.outputs)
             inputs, own = self.graph_inputs(candidate.inputs), self.read
             witness = replay(own.path, sure, inputs, text, candidate.outputs, own.shapes)
+            if own.shapes and own.assumed:
+                replay(own.path, sure, inputs, text, candidate.outputs, {})
         except SpecError as error:  # no decimal inside the bounds is read as the float32 that was found
             return Verdict.UNKNOWN, f"a counterexample was found, but cannot be written down: {error}", None
         except NotReplayed as error:
+            if self.read.shapes and self.read.assumed:
+                return (
+                    Verdict.UNKNOWN,
+                    f"a counterexample did not replay on the file as it stands ({error}): {FIX}",
+                    None,
+                )
             reason = f"a counterexample of the integer network did not replay on the file ({error}); please report this"
             return Verdict.UNKNOWN, reason, None
         return Verdict.SAT, "", witness
@@ -144,7 +157,10 @@ class Engine:
             return [
                 "onnxruntime computes other integers on this CPU (x86 without VNNI); the verdict is for exact accumulation"
             ]
-        return [self.written.text] if self.written.share > FUSION_SHARE else []
+        warnings = [self.written.text] if self.written.share > FUSION_SHARE else []
+        if self.read.shapes:
+            warnings.append(f"verdicts are about the model with --shape {shapes_text(self.read.shapes)}; {FIX}")
+        return warnings
 
     @property
     def written(self) -> AsWritten:
@@ -174,12 +190,14 @@ class Engine:
         whole = rng.integers(encoder.low, encoder.high, size=wide.shape, endpoint=True)
         return np.where(encoder.is_float, wide.astype(np.float32).astype(np.float64), whole)
 
-    def confirm(self, problem: Problem) -> None:
+    def confirm(self, problem: Problem) -> str:
         """Compare the network with the file inside the box of a query, before it is said to be safe: at the ends and the
         middle of its domain, at random inputs, and at those of many that come nearest to being unsafe.
 
         Sound without this; it is here since a fault of the reader that decides this query is likeliest to show where the
-        query looks. Raises SoundnessError as `_check_same` does.
+        query looks. Raises SoundnessError as `_check_same` does. Returns why the query is not decided after all, "" if it
+        is: where shapes that the file leaves open were fixed without being asked for, the file as it stands may be fused
+        otherwise, and is compared as well.
         """
         domain, rng = problem.domain, np.random.default_rng(1)
         count = self._affordable()
@@ -192,13 +210,26 @@ class Engine:
         with np.errstate(invalid="ignore"):
             slack = problem.unsafe.slack(y, many)[0].max(axis=1, initial=-np.inf)
         nearest = np.argsort(-slack[4:], kind="stable")[: max(count // 4, 1)] + 4
-        self._check_same(
-            many[np.unique(np.concatenate([np.arange(min(4, len(many))), nearest[: len(many) - 4]]))], "its box"
-        )
+        chosen = many[np.unique(np.concatenate([np.arange(min(4, len(many))), nearest[: len(many) - 4]]))]
+        self._check_same(chosen, "its box")
+        return self._open_doubt(chosen)
 
     def check_points(self, flat: npt.NDArray[np.float64]) -> None:
-        """Compare the network with the file on given inputs [N, inputs]. Raises SoundnessError as `_check_same` does."""
+        """Compare the network with the file on given inputs [N, inputs]. Raises SoundnessError as `_check_same` does, and
+        UsageError where the file as it stands, with open shapes, computes otherwise."""
         self._check_same(flat, "the box of an image")
+        if doubt := self._open_doubt(flat):
+            raise UsageError(f"{self.read.path}: {doubt}, or give them with --shape")
+
+    def _open_doubt(self, flat: npt.NDArray[np.float64]) -> str:
+        """Why the file as it stands is not what was read: where shapes were fixed without being asked for. "" if it is."""
+        if not self.read.shapes or not self.read.assumed or self._saturating:
+            return ""
+        pairs = zip(flat, self._decoded(flat), strict=True)
+        differ = sum(bool((np.abs(self._open_file(x) - y) > self.decoder.error).any()) for x, y in pairs)
+        if not differ:
+            return ""
+        return f"with open shapes the file itself gives other outputs (on {differ} of {len(flat)} inputs tried): {FIX}"
 
     def _affordable(self) -> int:
         return int(np.clip(2e7 / self.read.lowered.network.elements_per_point(), 1, 16))
@@ -208,6 +239,10 @@ class Engine:
         """Whether this CPU computes other integers than those that verdicts are about: x86 without VNNI, on a network that
         can saturate there."""
         return bool(self.read.lowered.saturable) and runtime.saturates()
+
+    @functools.cached_property
+    def _open_file(self) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+        return self.file_function(with_shapes=False)
 
     @functools.cached_property
     def _file(self) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:

@@ -113,7 +113,8 @@ def _verify(
         if outcome.verdict is Verdict.UNKNOWN:
             unknown = outcome
         else:
-            engine.confirm(problem)
+            if doubt := engine.confirm(problem):
+                unknown = Outcome(Verdict.UNKNOWN, doubt)
             if problem.watch is not None:
                 problem.watch.unsat()
         if proofs is not None:

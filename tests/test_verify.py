@@ -645,3 +645,49 @@ def test_a_version_of_the_runtime_is_read(version: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(runtime, "OLDEST", (1, 32))
     with pytest.raises(UsageError, match=r"is too old: install 1\.32 or newer"):
         runtime.release()
+
+
+# -- shapes that the file leaves open ------------------------------------------------------------------------------------
+
+
+def open_query(folder: Path, bound: str) -> tuple[Path, Path]:
+    """A model with an open batch, and a property of version 2.0 that declares a batch of 2."""
+    g = Graph()
+    x = g.quantize(g.input(("n", 2)), 0.5, np.array(0, np.uint8))
+    model = write(g.model(g.dequantize(x, 0.5, np.array(0, np.uint8))), folder / "open.onnx")
+    bounds = "".join(f"(assert (and (>= X[{i},{j}] 0.0) (<= X[{i},{j}] 9.0)))" for i in (0, 1) for j in (0, 1))
+    network = "(declare-network N (declare-input X float32 [2,2]) (declare-output Y float32 [2,2]))"
+    spec = folder / "open.vnnlib"
+    spec.write_text(f"(vnnlib-version <2.0>)\n{network}{bounds}(assert (>= Y[1,1] {bound}))")
+    return model, spec
+
+
+def test_a_verdict_on_assumed_shapes_says_so(tmp_path: Path) -> None:
+    for bound, verdict in (("9.25", Verdict.UNSAT), ("8.75", Verdict.SAT)):
+        result = verify(*open_query(tmp_path, bound), CPU)
+        assert result.verdict is verdict
+        assert any("verdicts are about the model with --shape x0=2,2" in w for w in result.details["warnings"])
+
+
+@pytest.mark.parametrize("bound", ["9.25", "8.75"])
+def test_an_open_file_that_computes_otherwise_is_unknown(
+    bound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime fuses less where shapes are open: the file that the user runs may be another network."""
+    honest = runtime.Session.__init__
+    with_open = set[int]()
+
+    def noted(self: Any, path: Path, as_written: bool = False, shapes: Any = None) -> None:
+        honest(self, path, as_written, shapes)
+        if not shapes and not as_written:
+            with_open.add(id(self))
+
+    run = runtime.Session.run
+    monkeypatch.setattr(runtime.Session, "__init__", noted)
+    monkeypatch.setattr(
+        runtime.Session, "run", lambda self, x: [y + np.float32(0.5) * (id(self) in with_open) for y in run(self, x)]
+    )
+    result = verify(*open_query(tmp_path, bound), CPU)
+    assert result.verdict is Verdict.UNKNOWN and "make_dynamic_shape_fixed" in result.reason
+    asked = replace(CPU, shapes=("x0=2,2",))
+    assert verify(*open_query(tmp_path, bound), asked).verdict in (Verdict.SAT, Verdict.UNSAT)

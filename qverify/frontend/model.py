@@ -34,6 +34,7 @@ class Model:
     runtime_version: str
     compared: Compared
     shapes: dict[str, Shape]
+    assumed: bool  # whether nobody asked for these shapes by --shape
     warnings: tuple[str, ...]
 
     @property
@@ -74,7 +75,7 @@ def read_model(path: Path, shapes: Sequence[str] = (), declared: Sequence[Shape]
             _COMPARED[identity] = compare(trace, lowered)
         compared = _COMPARED[identity]
         warnings = (*runtime.machine_warnings(), *remarks)
-        return Model(path, sha256, lowered, runtime.version(), compared, fixed, warnings)
+        return Model(path, sha256, lowered, runtime.version(), compared, fixed, not shapes, warnings)
     except SoundnessError as error:
         raise SoundnessError(f"{path}: {_one_line(error)}") from None
     except UnsupportedModel as error:

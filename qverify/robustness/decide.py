@@ -134,8 +134,8 @@ class Decider:
             verdict, reason = outcome.verdict, outcome.reason
             if outcome.candidate is not None:
                 verdict, reason, _ = self.engine.replayed(query, problem, outcome.candidate)
-            elif verdict is Verdict.UNSAT:
-                self.engine.confirm(problem)
+            elif verdict is Verdict.UNSAT and (doubt := self.engine.confirm(problem)):
+                verdict, reason = Verdict.UNKNOWN, doubt
         except Undecided as error:
             verdict, reason = Verdict.UNKNOWN, str(error)
         except TimeUp:
