@@ -40,7 +40,7 @@ from benchmarks.hostile.maker import RANDOM
 from benchmarks.hostile.properties import Names, random_box, random_property
 from qverify import Options, Verdict, verify
 from qverify.checker import Rejected, check
-from qverify.errors import QverifyError, SoundnessError, UnsupportedModel, UsageError
+from qverify.errors import QverifyError, SoundnessError, SpecError, UnsupportedModel, UsageError
 from qverify.frontend.boundary import make_encoder
 from qverify.frontend.model import read_model
 from qverify.frontend.outputs import make_decoder
@@ -192,6 +192,12 @@ def compare(
         raise
     except SoundnessError as error:
         fault("soundness", reason_of(error))
+        return ""
+    except SpecError as error:  # an empty box is an error in version 1.0
+        if truth.verdict == "unsat" and "contradictory" in str(error):
+            line["undecided"].append("the property is refused: its box is empty")
+        else:
+            fault("error", f"SpecError: {reason_of(error)}")
         return ""
     except QverifyError as error:
         fault("error", f"{type(error).__name__}: {reason_of(error)}")
