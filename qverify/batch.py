@@ -130,11 +130,15 @@ def names(instances: Sequence[Instance]) -> dict[tuple[str, str, str], str]:
     """A file name without ending for every instance: the stems of its files, with a number where others have the same."""
     result: dict[tuple[str, str, str], str] = {}
     used: Counter[str] = Counter()
+    taken: set[str] = set()
     for entry in instances:
         if entry.key not in result:
-            name = f"{_stem(entry.onnx)}_{_stem(entry.vnnlib)}"
-            used[name] += 1
-            result[entry.key] = name if used[name] == 1 else f"{name}_{used[name]}"
+            name = stem = f"{_stem(entry.onnx)}_{_stem(entry.vnnlib)}"
+            while name in taken:
+                used[stem] += 1
+                name = f"{stem}_{used[stem] + 1}"
+            taken.add(name)
+            result[entry.key] = name
     return result
 
 

@@ -279,6 +279,8 @@ def test_counterexamples_of_equal_stems_have_names_of_their_own() -> None:
     ]
     found = batch.names([*entries, entries[0], Instance("c", "m.onnx", "y.vnnlib", ".", 1.0)])
     assert list(found.values()) == ["m_x", "m_x_2", "m_y"]
+    again = batch.names([*entries, Instance("c", "m.onnx", "x_2.vnnlib", ".", 1.0)])  # the number is taken
+    assert list(again.values()) == ["m_x", "m_x_2", "m_x_2_2"]
 
 
 def test_cores_are_shared_among_workers(

@@ -207,6 +207,8 @@ def _line_of_table(lowered: Lowered, codes: Codes) -> Line | None:
     if not isinstance(op, Table) or len(op.values) != 1:
         return None
     values = from_ordinals(CPU, op.values[0]).astype(np.float64)
+    if not np.isfinite(values).all():
+        return None
     unit, _ = _unit_of(values)
     whole = values / 2.0**unit  # integers, exact
     if float(np.abs(whole).max()) >= 2.0**52:
