@@ -368,13 +368,6 @@ def layout(m: Maker, x: Value) -> Value:
     return y
 
 
-def _blocks(m: Maker, x: Value) -> Value:
-    op = m.pick("DepthToSpace", "SpaceToDepth")
-    y = m.node(op, x, blocksize=2, **({"mode": m.pick("DCR", "CRD")} if op == "DepthToSpace" and m.opset >= 11 else {}))
-    y.scale, y.zero = x.scale, x.zero
-    return y
-
-
 def odd_move(m: Maker, x: Value) -> Value:
     """Nodes that do nothing, or hardly anything."""
     form = m.rng.integers(5)

@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from qverify import runtime
-from qverify.errors import ModelError, QverifyError, SoundnessError, UnsupportedModel, UsageError
+from qverify.errors import ModelError, SoundnessError, UnsupportedModel, UsageError
 from qverify.files import Damaged, existing, is_packed, unpacked
 from qverify.frontend.blockers import Blocker, refused
 from qverify.frontend.compare import Compared, compare
@@ -77,11 +77,11 @@ def read_model(path: Path, shapes: Sequence[str] = (), declared: Sequence[Shape]
         warnings = (*runtime.machine_warnings(), *remarks)
         return Model(path, sha256, lowered, runtime.version(), compared, fixed, not shapes, warnings)
     except SoundnessError as error:
-        raise SoundnessError(f"{path}: {_one_line(error)}") from None
+        raise SoundnessError(f"{path}: {error}") from None
     except UnsupportedModel as error:
-        raise UnsupportedModel(f"{path}: {_one_line(error)}", error.blockers) from None
+        raise UnsupportedModel(f"{path}: {error}", error.blockers) from None
     except ModelError as error:
-        raise ModelError(f"{path}: {_one_line(error)}") from None
+        raise ModelError(f"{path}: {error}") from None
 
 
 def _lowered(
@@ -105,11 +105,6 @@ def _lowered(
         "onnxruntime makes fewer integer ops of it. Export the model with a batch of 1 to run what is verified"
     )
     return *read(batch), batch, [remark]
-
-
-def _one_line(error: QverifyError) -> str:
-    """Its text; names in a damaged file may hold any character."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(error))
 
 
 def _check_nodes(proto: onnx.ModelProto) -> None:

@@ -69,7 +69,7 @@ class Problem:
     unsafe: Unsafe  # what some reading of the property calls unsafe: refuted, or there is no proof
     lower: npt.NDArray[np.int32]  # [codes], the root box
     upper: npt.NDArray[np.int32]
-    runtime: Callable[[Float64Array], Float64Array] | None = None  # inputs -> the runtime's outputs, both flat
+    runtime: Callable[[Float64Array], Float64Array] | None = None  # inputs -> its outputs, for float sums
     dual: Dual | None = None  # where the dual's bounds are wanted
     described: Sequence[Output] = ()  # the outputs, for it
     propagator: Propagator | None = None  # a faster `network.intervals`
@@ -301,8 +301,7 @@ class Problem:
         inputs = self.domain.lift(codes)
         if inputs is None:
             return None
-        if self.runtime is None:
-            raise Undecided("a float sum decides, and onnxruntime is not installed: pip install onnxruntime")
+        assert self.runtime is not None, "a float sum decides, and there is no runtime to ask"
         actual = self.runtime(inputs)
         if (np.abs(actual - y) > self.decoder.error).any():
             raise SoundnessError("onnxruntime's float sum lies outside its proved error; please report this model")

@@ -333,7 +333,7 @@ def test_an_infinite_output_is_not_decided() -> None:
 # -- outputs known up to an error: the runtime decides -------------------------------------------------------------------
 
 
-def blurred(problem: Problem, ask: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] | None) -> Problem:
+def blurred(problem: Problem, ask: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]) -> Problem:
     """The problem with outputs that the runtime gives within 0.75 of the decoded ones."""
     decoder = replace(problem.decoder, grid=Grid((None,), (0.0,)), error=np.array([0.75]))
     unsafe = make_unsafe(Query(problem.domain.box, (problem.unsafe.case_rows[0],)), 1, decoder.grid)
@@ -355,8 +355,6 @@ def test_a_float_sum_is_decided_by_the_runtime() -> None:
         assert outcome.candidate is not None and outcome.candidate.outputs.tolist() == [21.5]
         assert run(blurred(exact, lambda x: 3 * x), options)[0].verdict is Verdict.UNSAT
     assert set(asked) == {7.0}  # elsewhere the bounds suffice
-    outcome, _ = run(blurred(exact, None))
-    assert outcome.verdict is Verdict.UNKNOWN and "onnxruntime" in outcome.reason
     with pytest.raises(SoundnessError):
         run(blurred(exact, lambda x: 3 * x + 1))
 
