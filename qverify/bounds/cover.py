@@ -54,14 +54,15 @@ class Cover:
         """Inequalities as arrays: per value weights [N, K, *shape], and constants [N, K]; short rows end in 0 >= 0."""
         count = max((len(own) for own in (*numbers, *self.regions)), default=0)
         values = sorted({value for i in self.inequalities for value, _, _ in i.terms})
-        terms = {v: np.zeros((len(numbers), count, *self.network.type_of(v).shape), np.int64) for v in values}
+        terms = {v: np.zeros((len(numbers), count, self.network.type_of(v).size), np.int64) for v in values}
         constants = np.zeros((len(numbers), count), np.int64)
         for n, own in enumerate(numbers):
             for k, i in enumerate(own):
                 constants[n, k] = self.inequalities[i].constant
                 for value, index, c in self.inequalities[i].terms:
-                    terms[value][n, k].reshape(-1)[index] = c
-        return terms, constants
+                    terms[value][n, k, index] = c
+        shaped = {v: own.reshape(*own.shape[:2], *self.network.type_of(v).shape) for v, own in terms.items()}
+        return shaped, constants
 
     def objective(self, dual: Dual, regions: Sequence[int]) -> Objective:
         """Some regions as an objective in int64, on the dual's machine."""
