@@ -241,6 +241,12 @@ def main() -> int:
                 print(f"{target}: {fault[:300]}", flush=True)
         counts[family, verdict] += 1
         index += 1
+        if index % 20 == 0:
+            print(
+                f"{index} networks, {faults} faults: "
+                + ", ".join(f"{n} {f} {v}" for (f, v), n in sorted(counts.items())),
+                flush=True,
+            )
     for (family, verdict), n in sorted(counts.items()):
         print(f"{n:6d} {family}: {verdict}")
     print(f"{faults} faults in {index} networks, {time.monotonic() - begin:.0f} s")
