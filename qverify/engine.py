@@ -123,7 +123,7 @@ class Engine:
 
     def replayed(self, query: Query, problem: Problem, candidate: Candidate) -> tuple[Verdict, str, Witness | None]:
         """`sat` with its witness only after the replay; otherwise `unknown` with the reason."""
-        exactly = problem.unsafe.mixed
+        exactly = problem.mixed
         try:
             decimals = (problem.domain.decimal_for(i, float(v), exactly) for i, v in enumerate(candidate.inputs))
             text = tuple(decimals)

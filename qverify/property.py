@@ -48,6 +48,11 @@ class Row:
     strict: bool = False
     arithmetic: Arithmetic | None = field(default=None, compare=False)  # None: it compares what stands there as it is
 
+    @property
+    def bounds_input(self) -> bool:
+        """Whether it is about one input alone: the box has a bound that is no tighter, and `readings.py` does the rest."""
+        return len(self.x) == 1 and not self.y
+
 
 Case = tuple[Row, ...]  # a conjunction; the empty case is always true
 
@@ -89,3 +94,8 @@ class Property:
     outputs: tuple[Variable, ...]
     queries: tuple[Query, ...]
     doubts: tuple[str, ...] = ()  # what is odd in the file, and hardly meant: for warnings
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some row mentions an input and is no bound of it."""
+        return any(row.x and not row.bounds_input for query in self.queries for case in query.cases for row in case)

@@ -138,7 +138,7 @@ def _wanted_proofs(options: Options, prop: Property, engine: Engine) -> list[Pro
     be none: no search can tell beforehand which query it will end with."""
     if not options.certificate:
         return None
-    mixed = any(row.x for query in prop.queries for case in query.cases for row in case)
+    mixed = prop.mixed
     if mixed or not engine.decoder.exact:
         why = "its conditions mention inputs" if mixed else "the model ends in a float sum"
         raise UsageError(f"there is no certificate for this property: {why}; leave out --certificate")

@@ -30,6 +30,7 @@ NEGATED: Final = {"<=": ">", ">=": "<", "<": ">=", ">": "<=", "==": "!=", "=": "
 LEAST_NORMAL: Final = Fraction(1, 2**126)  # of float32: smaller magnitudes are not rounded relatively
 BEYOND: Final = Fraction(2**2000)  # more than a float holds
 LOOSE: Final = Fraction(1, 2**20)  # rounding changes a comparison of constants by less
+FED: Final = Fraction(2**128)  # no float32, and no integer that is fed, is larger
 
 
 class Steps(NamedTuple):
@@ -188,7 +189,7 @@ def compare(op: str, left: Linear, right: Linear, positive: bool) -> Disjunction
 
 
 def _below(left: Linear, right: Linear, strict: bool) -> Disjunction:
-    """`left <= right` (or `<`): a bound if it has one X and nothing else, a truth value if it has no variable."""
+    """`left <= right` (or `<`): a bound if it has one X and nothing to compute, a truth value if it has no variable."""
     terms, rhs = dict(left.terms), right.constant - left.constant
     for key, coefficient in right.terms.items():
         terms[key] = terms.get(key, _ZERO) - coefficient
@@ -204,7 +205,18 @@ def _below(left: Linear, right: Linear, strict: bool) -> Disjunction:
             return [(replace(row, arithmetic=both),)]
         return [()] if rhs > 0 or (rhs == 0 and not strict) else []
     index, coefficient = x[0]
+    if own and not _is_scaled(own, coefficient, rhs):
+        return [(row,)]
     return [((2 * index + (coefficient > 0), rhs / coefficient, strict),)]
+
+
+def _is_scaled(own: Arithmetic, coefficient: Fraction, rhs: Fraction) -> bool:
+    """Whether a variable times a power of two is compared with a constant: the same as the variable with the quotient,
+    however they are rounded, since neither can become subnormal or overflow alone."""
+    whole, size = abs(coefficient), abs(rhs)
+    power = whole.denominator == 1 and whole.numerator & (whole.numerator - 1) == 0
+    normal = not rhs or (size / whole >= LEAST_NORMAL and size < FED / 2)
+    return own.plain and own.alone and power and whole < 2**64 and normal
 
 
 def _joined(left: Linear, right: Linear) -> Arithmetic:
@@ -262,18 +274,69 @@ def float_ranges(inputs: tuple[Variable, ...]) -> Bounds:
     return bounds
 
 
-def tighten(bounds: Bounds, atoms: Iterable[Atom], outer: Bounds) -> list[Row]:
-    """Put the atoms that are bounds, where tighter than those in `outer`, into `bounds`; return the rows."""
+def tighten(bounds: Bounds, atoms: Iterable[Atom], outer: Bounds, float32: bool) -> list[Row]:
+    """Put the atoms that are bounds, where tighter than those in `outer`, into `bounds`; return the rows, which may be
+    computed in `float32`.
+
+    Two kinds of rows bound one input. One that takes arithmetic gives a bound that holds for whoever accepts it; what it
+    says more is asked of counterexamples only, as a row. So is a looser bound that excludes its end, where both ends may be
+    rounded to one number: a tighter one that includes it does not imply it.
+    """
     rows: list[Row] = []
     for atom in atoms:
         if isinstance(atom, Row):
             rows.append(atom)
-            continue
-        key, value, strict = atom
-        old = bounds.get(key) or outer.get(key)
-        if old is None or (strict and not old[1] if value == old[0] else (value < old[0]) == bool(key & 1)):
-            bounds[key] = (value, strict)
+        else:
+            _put(bounds, atom, outer, rows)
+    for row in [own for own in rows if own.bounds_input and own.arithmetic]:
+        if (bound := _outer_bound(row, bounds, outer, float32)) is not None:
+            _put(bounds, bound, outer, rows)
     return rows
+
+
+def _put(bounds: Bounds, bound: Bound, outer: Bounds, rows: list[Row]) -> None:
+    key, value, strict = bound
+    old = bounds.get(key) or outer.get(key)
+    tighter = old is None or (strict and not old[1] if value == old[0] else (value < old[0]) == bool(key & 1))
+    if tighter:
+        bounds[key] = (value, strict)
+    if old is not None and strict != old[1] == tighter and value != old[0] and _near(value, old[0]):
+        sign, looser = ONE if key & 1 else -ONE, old[0] if tighter else value
+        rows.append(Row(((key >> 1, sign),), (), sign * looser, True))
+
+
+def _outer_bound(row: Row, bounds: Bounds, outer: Bounds, float32: bool) -> Bound | None:
+    """The bound that a row with arithmetic puts on its one input, whoever computes it; None where rounding leaves none.
+
+    Sound because of the standard model (`readings.py`): |c| |X| <= r + e w |X| where the sides are off by e times their
+    leaves, of which X has the weight w. Without overflow, that is; where X occurs once, or always in one direction, what is
+    computed is monotone in X also beyond, and so the same on its far side as at a number twice as large as the bound.
+    """
+    ((i, c),), own = row.x, row.arithmetic
+    assert own is not None
+    reach = {key: _reach(key, bounds, outer) for key in (i, *(key for key, _ in own.excess))}
+    excess = dict(own.excess)
+    weight = max(abs(c), LEAST_NORMAL) + excess.pop(i, _ZERO)
+    rest = abs(row.rhs) + own.constants + sum((reach[key] * size for key, size in excess.items()), _ZERO)
+    limits = []
+    for bits, top in ((53, 1023), (24, 127)) if float32 else ((53, 1023),):
+        count = max(own.depth, 2) + 1
+        error = Fraction(count, 2**bits - count)
+        if 2 * count > 2**bits or 2 * error * weight > abs(c):
+            return None
+        most = row.rhs + error * rest
+        limit = most / (abs(c) - error * weight if most > 0 else abs(c) + error * weight)
+        far = reach[i] if own.excess else min(reach[i], 2 * abs(limit) + 1)
+        if 2 * (weight * far + rest) * own.shrink >= 2**top:
+            return None
+        limits.append(limit)
+    return 2 * i + (c > 0), max(limits) if c > 0 else -max(limits), False
+
+
+def _reach(key: int, bounds: Bounds, outer: Bounds) -> Fraction:
+    """A magnitude that X_key does not exceed, whatever it stands for (Y: ~key)."""
+    ends = [bounds.get(2 * key + side) or outer.get(2 * key + side) for side in (0, 1)] if key >= 0 else [None]
+    return min(FED, 2 * max(FED if end is None else abs(end[0]) for end in ends) + LEAST_NORMAL)
 
 
 def distinct(rows: Iterable[Row]) -> Case:
@@ -287,9 +350,12 @@ def contradictory(index: int, bounds: Bounds, outer: Bounds) -> bool:
     upper = bounds.get(2 * index + 1) or outer.get(2 * index + 1)
     if lower is None or upper is None:
         return False
-    gap = lower[0] - upper[0]
-    near = gap <= LOOSE * max(abs(lower[0]), abs(upper[0]), LEAST_NORMAL)  # both may be rounded to one float32
-    return gap >= 0 and (lower[1] or upper[1] or not near)
+    return lower[0] >= upper[0] and (lower[1] or upper[1] or not _near(lower[0], upper[0]))
+
+
+def _near(one: Fraction, other: Fraction) -> bool:
+    """Whether both may be rounded to one float32."""
+    return abs(one - other) <= LOOSE * max(abs(one), abs(other), LEAST_NORMAL)
 
 
 def box(count: int, bounds: Bounds) -> Box:
@@ -324,4 +390,6 @@ def decimal(value: Fraction) -> str:
     if value.numerator.bit_length() + value.denominator.bit_length() > 1000:
         return f"about {'-' if value < 0 else ''}2^{value.numerator.bit_length() - value.denominator.bit_length()}"
     text = str(value) if value.denominator == 1 else repr(float(value))
-    return text if Fraction(text) == value else str(value)
+    if Fraction(text) == value:
+        return text
+    return str(value) if len(str(value)) <= 40 else f"about {float(value):.6g}"

@@ -79,8 +79,7 @@ class Readings:
     def at(self, case: int, y: npt.NDArray[np.float64]) -> tuple[Case, Case]:
         """The possible and the certain version of a case at outputs `y` [outputs]: more is known of them than of all."""
         reader = _reader_at(self.reader, np.asarray(y, np.float64).tobytes())
-        pairs = [reader.versions(row) for row in self.query.cases[case]]
-        return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
+        return _cases([reader.versions(row) for row in self.query.cases[case]])
 
     def accept(self, case: int, y: npt.NDArray[np.float64]) -> bool:
         """Whether some reading may accept a case, whose rows are about outputs only, at outputs `y` [outputs]."""
@@ -102,7 +101,9 @@ def make_readings(query: Query, domain: Domain, decoder: Decoder) -> Readings:
     least = np.where(decoder.is_float, 2.0**-149, 1.0)
     reader = _Reader(query.float32, domain, Outputs(decoder.is_float, decoder.reach, least, decoder.grid))
     known: dict[tuple[Row, Arithmetic | None], tuple[Row, Row]] = {}
-    possible, certain, same = [], [], True
+    possible: list[Case] = []
+    certain: list[Case] = []
+    same = True
     for case in looking(query.cases, 1024):
         pairs = []
         for row in case:
@@ -111,8 +112,9 @@ def make_readings(query: Query, domain: Domain, decoder: Decoder) -> Readings:
                 known[key] = reader.versions(row)
             pairs.append(known[key])
             same = same and known[key][0] is known[key][1]
-        possible.append(tuple(pair[0] for pair in pairs))
-        certain.append(tuple(pair[1] for pair in pairs))
+        one, other = _cases(pairs)
+        possible.append(one)
+        certain.append(other)
     wide = replace(query, cases=tuple(possible))
     return Readings(query, wide, wide if same else replace(query, cases=tuple(certain)), reader)
 
@@ -145,12 +147,28 @@ class _Reader:
         terms = [*row.x, *row.y]
         if row.arithmetic is None and (len(terms) != 1 or abs(terms[0][1]) != 1):
             return row, row
+        if row.bounds_input:
+            return ALWAYS, self._certain_bound(row)
         found = [(row.rhs, row.rhs), *(end for form in self._formats(row) for end in self._ends(row, form))]
         low, high = min(low for low, _ in found), max(high for _, high in found)
         if low == high:
             own = row if row.arithmetic is None else replace(row, arithmetic=None)
             return own, own
         return _with(row, high), _with(row, low)
+
+    def _certain_bound(self, row: Row) -> Row:
+        """The certain version of a row about one input; ALWAYS where it holds in the whole domain. (The possible version is
+        the bound that the box has of it.)"""
+        least = min(
+            low for low, _ in [(row.rhs, row.rhs), *(end for f in self._formats(row) for end in self._ends(row, f))]
+        )
+        sure = _with(row, least)
+        if sure is NEVER:
+            return sure
+        ((i, c),) = sure.x
+        end = self.domain.hull(self.domain.lower[None], self.domain.upper[None])[int(c > 0)][0, i]
+        value = c * Fraction(float(end))
+        return ALWAYS if (value < sure.rhs if sure.strict else value <= sure.rhs) else sure
 
     def _formats(self, row: Row) -> list[Format]:
         floats = any(self.outputs.is_float[j] for j, _ in row.y) or any(
@@ -254,6 +272,12 @@ def _fits(c: Fraction, form: Format) -> bool:
     """Whether a format holds a number's digits."""
     power = power_of_two(c)
     return power is not None and LEAST_NORMAL <= abs(c) < Fraction(2) ** min(power + form.bits, form.top)
+
+
+def _cases(pairs: list[tuple[Row, Row]]) -> tuple[Case, Case]:
+    """The possible and the certain version of a case, without the rows that always hold."""
+    one, other = (tuple(pair[side] for pair in pairs if pair[side] is not ALWAYS) for side in (0, 1))
+    return one, other
 
 
 def _with(row: Row, rhs: Fraction | float) -> Row:

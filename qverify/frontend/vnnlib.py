@@ -298,9 +298,10 @@ class _Reader:
         """The property read, with one query for each distinct box."""
         inputs, outputs = self._names.variables("input"), self._names.variables("output")
         outer, count = type_ranges(inputs), self._names.sizes["input"]
-        common = tighten(outer, self._root.atoms, {})
+        second = self._names.version != "1.0"
+        common = tighten(outer, self._root.atoms, {}, second)
         unbounded = [key for key in range(2 * count) if key not in outer]
-        if second := self._names.version != "1.0":
+        if second:
             outer = float_ranges(inputs) | outer if unbounded else outer
         if empty := self._contradiction(outer):
             if not second:
@@ -312,7 +313,7 @@ class _Reader:
         self._spend(len(conjunctions) * len(common))
         for atoms in looking(conjunctions, 1024):
             bounds: Bounds = {}
-            rows = common + tighten(bounds, atoms, outer)
+            rows = common + tighten(bounds, atoms, outer, second)
             if any(contradictory(index, bounds, outer) for index in {key >> 1 for key in bounds}):
                 continue
             missing = [key for key in unbounded if key not in bounds]

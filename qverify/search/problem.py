@@ -141,6 +141,11 @@ class Problem:
         return result
 
     @property
+    def mixed(self) -> bool:
+        """Whether a counterexample has to meet rows that mention inputs."""
+        return self.unsafe.mixed or (self.certain is not None and self.certain.mixed)
+
+    @property
     def joint(self) -> Joint:
         """What is known of the conditions that only together leave no input."""
         if self._joint is None or self._joint.unsafe is not self.unsafe:
@@ -250,7 +255,7 @@ class Problem:
         if self.undecided:  # one more doubt would change nothing
             host = self.kernels.to_host(points)
             unsafe &= ~self.domain.beyond_surely(host, host)
-            if self.certain is not None and self.decoder.exact and not self.unsafe.mixed:
+            if self.certain is not None and self.decoder.exact and not self.mixed:
                 unsafe[unsafe] = (self.certain.status((y[unsafe], y[unsafe])) == CERTAIN).any(axis=1)
         for i in looking(np.flatnonzero(unsafe)):
             codes = self.kernels.to_host(points[i])

@@ -205,7 +205,7 @@ def test_no_assert_on_outputs_leaves_the_empty_case() -> None:
         ("(assert (<= 1 X_0))", 1, 2),
         ("(assert (>= 1 X_0))", -2, 1),
         ("(assert (>= (* -2 X_0) -1))", -2, 0.5),
-        ("(assert (<= (/ X_0 2) (- 1 (* 3 X_0))))", -2, "2/7"),
+        ("(assert (<= (* 4 X_0) 1e-3))", -2, "1/4000"),
         ("(assert (= X_0 0.25))", 0.25, 0.25),
         ("(assert (and (<= X_0 1) (and (>= X_0 0))))", 0, 1),
         ("(assert (<= X_0 3))(assert (>= X_0 -3))", -2, 2),
@@ -216,6 +216,81 @@ def test_a_single_input_tightens_the_box(body: str, lower: object, upper: object
     box = box_of(body)
     assert (box.lower, box.upper) == (exact(lower, -2), exact(upper, 2))
     assert not box.lower_strict and not box.upper_strict
+
+
+def rounded_bound(body: str, second: bool = False) -> tuple[Box, tuple[Row, ...]]:
+    """The box of 1 input, and the rows that a counterexample must satisfy besides."""
+    declared = "(declare-const X_0 Real)(declare-const Y_0 Real)"
+    if second:
+        declared, body = (
+            network("", "(declare-input X real [1]) (declare-output Y real [1])"),
+            body.replace("X_0", "X[0]"),
+        )
+    (query,) = parse_property(declared + body).queries
+    return query.box, query.cases[0]
+
+
+@pytest.mark.parametrize(
+    ("bound", "exactly"),
+    [
+        ("(<= (* 3 X_0) 0.3)", "0.1"),
+        ("(<= (* -0.3 X_0) -0.3)", "1"),
+        ("(<= (- X_0 0.5) 0.1)", "0.6"),
+        ("(<= (/ X_0 2) (- 1 (* 3 X_0)))", "2/7"),
+        ("(<= X_0 (+ 0.1 0.2))", "0.3"),
+        ("(<= (* 3 X_0) -0.3)", "-0.1"),
+    ],
+)
+def test_arithmetic_is_rounded(bound: str, exactly: str) -> None:
+    """In the box a bound lies where the most generous rounding puts it; the rest is a row."""
+    lower = "(assert (>= X_0 -2))" if "-0.3 X_0" not in bound else "(assert (<= X_0 2))"
+    for second, least, most in ((False, 2**-54, 2**-47), (True, 2**-25, 2**-18)):
+        own, (row,) = rounded_bound(f"{lower}(assert {bound})", second)
+        end = own.upper[0] if "-0.3 X_0" not in bound else -own.lower[0]
+        want = Fraction(exactly) if "-0.3 X_0" not in bound else -Fraction(exactly)
+        assert abs(want) * Fraction(least) < end - want < max(abs(want), 1) * Fraction(most)
+        assert row.bounds_input and row.arithmetic and not own.upper_strict and not own.lower_strict
+
+
+def test_arithmetic_alone_bounds_a_box() -> None:
+    own, rows = rounded_bound("(assert (and (<= (* 3 X_0) 6) (>= (* 3 X_0) -6)))")
+    assert 2 < own.upper[0] < Fraction("2.0000000001") and own.lower[0] == -own.upper[0]
+    assert len(rows) == 2
+    with pytest.raises(SpecError, match="X_0 has no upper bound"):  # the factors cancel but for rounding
+        rounded_bound("(assert (>= X_0 0))(assert (<= (- (* 1e20 X_0) (* 99999999999999999999 X_0)) 1))")
+
+
+def test_bounds_that_are_exact_need_no_row() -> None:
+    for bound in ("(<= (* 2 X_0) 0.2)", "(>= (* -4 X_0) -0.4)", "(>= 0.8 (* 8 X_0))", "(>= (- X_0) -0.1)"):
+        own, rows = rounded_bound(f"(assert (>= X_0 0))(assert {bound})", True)
+        assert own.upper == exact("0.1") and not rows
+    for bound in ("(<= (* 0.5 X_0) 0.2)", "(<= (* 3 X_0) 0.2)", "(<= (+ X_0 X_0) 0.2)"):
+        assert rounded_bound(f"(assert (>= X_0 0))(assert {bound})")[1]
+
+
+def test_a_looser_bound_that_excludes_its_end_stays() -> None:
+    near, far = "0.10000000001", "0.11"
+    one = ("(<= X_0 0.1)", f"(< X_0 {near})")
+    for pair in (one, one[::-1]):
+        own, (row,) = rounded_bound("(assert (>= X_0 0))" + "".join(f"(assert {atom})" for atom in pair))
+        assert own.upper == exact("0.1") and not own.upper_strict
+        assert (row.x, row.rhs, row.strict) == (((0, Fraction(1)),), Fraction(near), True)
+    own, (row,) = rounded_bound("(assert (<= X_0 3))(assert (> X_0 0.09999999999))(assert (or (>= X_0 0.1)))")
+    assert own.lower == exact("0.1") and (row.x, row.rhs) == (((0, Fraction(-1)),), -Fraction("0.09999999999"))
+    for atoms in ((one[0], f"(< X_0 {far})"), ("(< X_0 0.1)", f"(< X_0 {near})"), ("(< X_0 0.1)", f"(<= X_0 {near})")):
+        assert not rounded_bound("(assert (>= X_0 0))" + "".join(f"(assert {atom})" for atom in atoms))[1]
+
+
+def test_an_excluded_end_contradicts_a_point() -> None:
+    point = "(assert (<= X_0 7.225))(assert (>= X_0 7.225))"
+    for atom in ("(not (>= X_0 7.225))", "(not (<= X_0 7.225))", "(< X_0 7.225)"):
+        with pytest.raises(SpecError, match=r"lower 7\.225 = upper 7\.225, and that value is excluded"):
+            rounded_bound(f"{point}(assert {atom})")
+        second = network(f"{point}(assert {atom})".replace("X_0", "X[0]"))
+        assert not parse_property(second).queries
+        text = "(declare-const X_0 Real)(declare-const Y_0 Real)" + point + f"(assert (or {atom} (>= Y_0 1)))"
+        (query,) = parse_property(text).queries
+        assert [len(case) for case in query.cases] == [1]
 
 
 def test_strict_bounds() -> None:
@@ -411,10 +486,11 @@ FLAT_ERRORS = [
     ("(declare-network f (declare-input X real [1]))", "7: declare-network needs (vnnlib-version <2.0>)"),
     ("(assert (<= X_0 -3))", " contradictory bounds for X_0: lower -2 > upper -3"),
     ("(assert (>= X_1 2.5))", " contradictory bounds for X_1: lower 2.5 > upper 2"),
-    ("(assert (= X_1 (/ 7 3)))", " contradictory bounds for X_1: lower 7/3 > upper 2"),
+    ("(assert (= X_1 (/ 7 3)))", " contradictory bounds for X_1: lower about 2.33333 > upper 2"),
     ("(assert (and (> X_1 1.5) (<= X_1 1.5)))", " contradictory bounds for X_1: lower 1.5 = upper 1.5, and that"),
     ("(assert (<= X_0 -1e999))", " contradictory bounds for X_0: lower -2 > upper about -2^3318"),
-    ("(assert (>= X_0 " + "(* 1e999 " * 8 + "1" + ")" * 8 + "))", " contradictory bounds for X_0: lower about 2^26548"),
+    ("(assert (>= X_0 1e999))", " contradictory bounds for X_0: lower about 2^3318 > upper 2"),
+    ("(assert (= (* 2 X_1) -7e9))", " contradictory bounds for X_1: lower -2 > upper -3500000000"),
     ("(assert (<= " + "(* 1e999 " * 30 + "Y_0" + ")" * 30 + " 0))", "7: a computed number has more than"),
     ("(assert (<= (+ " + " ".join(f"(/ 1 1{'0' * 900}{n})" for n in range(1, 40, 2)) + ") Y_0))", "7: a computed"),
     ("(assert (<= " + "(+ " * 20_000 + "1", "7: more than 10000 nested parentheses"),
