@@ -23,6 +23,7 @@ import pytest
 
 from qverify import Options, Result, Verdict, verify
 from qverify.checker import check
+from qverify.errors import SpecError
 from qverify.search import bab
 from tests.graphs import ROUNDS, Graph, write
 
@@ -32,6 +33,7 @@ COMPARED = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operato
 INPUTS, OUTPUTS = 2, 3
 Array = npt.NDArray[Any]
 Tree = Any  # a name, a decimal, or (head, operand, ...)
+Comparison = tuple[str, Tree, Tree]
 
 
 # -- the checkers --------------------------------------------------------------------------------------------------------
@@ -39,11 +41,12 @@ Tree = Any  # a name, a decimal, or (head, operand, ...)
 
 @dataclass(frozen=True)
 class Spec:
-    """Bounds of the inputs, and the unsafe cases, each some comparisons (op, left, right)."""
+    """Bounds of the inputs, further ones of single inputs, and the unsafe cases: comparisons (op, left, right)."""
 
     bounds: tuple[tuple[str, str], ...]
-    cases: tuple[tuple[tuple[str, Tree, Tree], ...], ...]
+    cases: tuple[tuple[Comparison, ...], ...]
     second: bool  # VNN-LIB 2.0
+    more: tuple[Comparison, ...] = ()
 
     def text(self) -> str:
         def show(tree: Tree) -> str:
@@ -59,6 +62,7 @@ class Spec:
             lines = ["(vnnlib-version <2.0>)", f"(declare-network N {tensors})"]
         for i, (low, high) in enumerate(self.bounds):
             lines += [f"(assert (>= {show(f'X_{i}')} {low}))", f"(assert (<= {show(f'X_{i}')} {high}))"]
+        lines += [f"(assert {show(own)})" for own in self.more]
         cases = [f"(and {' '.join(map(show, case))})" for case in self.cases]
         return "\n".join([*lines, f"(assert (or {' '.join(cases)}))", ""])
 
@@ -68,22 +72,25 @@ class Spec:
         exact = self._holds([Fraction(t) for t in texts], [Fraction(v) for v in wide], Fraction)
         found = {"exact": exact, "double": self._holds([float(t) for t in texts], wide, float)}
         # 1.0: inputs are cast to the model's type first, and NumPy compares them with a bound in that type.
-        found["1.0"] = self._inside(fed, float) and self._cases(named([float(v) for v in fed], wide), float)
+        again = named([float(v) for v in fed], wide)
+        more = all(self._all([own], named(fed, []) if own[1] in again else again, float) for own in self.more)
+        found["1.0"] = self._inside(fed, float) and more and self._cases(again, float)
         if self.second:
             found["2.0"] = self._holds(fed, list(y), float)
         return found
 
     def _holds(self, x: Sequence[Any], y: Sequence[Any], number: Any) -> bool:
-        return self._inside(x, number) and self._cases(named(x, y), number)
+        values = named(x, y)
+        return self._inside(x, number) and self._all(self.more, values, number) and self._cases(values, number)
 
     def _inside(self, x: Sequence[Any], number: Any) -> bool:
         return all(number(low) <= v <= number(high) for v, (low, high) in zip(x, self.bounds, strict=True))
 
     def _cases(self, values: dict[str, Any], number: Any) -> bool:
-        return any(
-            all(COMPARED[op](computed(a, values, number), computed(b, values, number)) for op, a, b in case)
-            for case in self.cases
-        )
+        return any(self._all(case, values, number) for case in self.cases)
+
+    def _all(self, case: Sequence[Comparison], values: dict[str, Any], number: Any) -> bool:
+        return all(COMPARED[op](computed(a, values, number), computed(b, values, number)) for op, a, b in case)
 
 
 def named(x: Sequence[Any], y: Sequence[Any]) -> dict[str, Any]:
@@ -172,6 +179,33 @@ def case(rng: np.random.Generator, texts: list[tuple[str, ...]], y: Array, mixed
     return tuple(rows)
 
 
+def single(rng: np.random.Generator, texts: list[tuple[str, ...]], bounds: Sequence[tuple[str, str]]) -> Comparison:
+    """A bound of one input, at or beside a value of it: with arithmetic, or one that may exclude its end."""
+    i = int(rng.integers(INPUTS))
+    x, other = f"X_{i}", f"X_{1 - i}"
+    at = texts[int(rng.integers(len(texts)))] if rng.random() < 0.3 else [own[int(rng.integers(2))] for own in bounds]
+    if rng.random() < 0.4:
+        value = Fraction(at[i]) + Fraction(int(rng.integers(-1, 2)), 10 ** int(rng.choice([9, 11, 20, 400])))
+        return str(rng.choice([">=", ">", "<=", "<"])), x, plain(value)
+    kinds: list[Tree] = [("*", "3", x), ("*", x, "-0.7"), ("*", "2", x), ("+", x, "1000000000.0"), ("-", x, "0.3")]
+    kinds += [("-", ("*", "4", x), x), ("+", x, x), ("-", ("+", x, other), other), ("+", x, "100000000000000000.0")]
+    tree = kinds[int(rng.integers(len(kinds)))]
+    double = computed(tree, named([float(t) for t in at], []), float)
+    single = F32(computed(tree, named([F32(float(t)) for t in at], []), F32))
+    spelled = [double, float(single), math.nextafter(double, 9e99), math.nextafter(double, -9e99)]
+    own = [tree, plain(Fraction(spelled[int(rng.integers(len(spelled)))]))]
+    return str(rng.choice([">=", ">", "<=", "<"])), *(own if rng.random() < 0.8 else own[::-1])
+
+
+def plain(value: Fraction) -> str:
+    """A decimal number without an exponent."""
+    digits = 0
+    while (value * 10**digits).denominator > 1:
+        digits += 1
+    text = str(abs(int(value * 10**digits))).rjust(digits + 1, "0")
+    return ("-" if value < 0 else "") + (f"{text[:-digits]}.{text[-digits:]}" if digits else f"{text}.0")
+
+
 def judged(spec: Spec, net: Net, result: Result, answers: list[dict[str, bool]], met: Counter[str]) -> None:
     """The verdict must be right for every checker."""
     some = any(any(own.values()) for own in answers)
@@ -183,7 +217,54 @@ def judged(spec: Spec, net: Net, result: Result, answers: list[dict[str, bool]],
     met[f"{result.verdict}, {'sure' if every else 'some' if some else 'none'}"] += 1
 
 
-MET = Counter[str]()
+MET, BOUNDED = Counter[str](), Counter[str]()
+
+
+@pytest.mark.parametrize("seed", range(25 * ROUNDS))
+def test_bounds_stand_before_every_checker(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds of one input with arithmetic, and bounds that exclude an end beside another one."""
+    rng = np.random.default_rng([17, seed])
+    monkeypatch.setattr(bab, "SPLITTABLE", 12 if seed % 3 < 2 else 0)
+    net = Net.random(rng, tmp_path / "m.onnx")
+    for _ in range(3):
+        bounds = net.bounds(rng)
+        texts = net.inputs(bounds, rng)
+        y = net.run(np.array([[F32(float(t)) for t in own] for own in texts]))
+        mixed = bool(rng.random() < 0.1)
+        cases = (case(rng, texts, y, mixed)[:1],) if rng.random() < 0.5 else ((("<=", "-1000.0", "Y_0"),),)
+        more = tuple(single(rng, texts, bounds) for _ in range(int(rng.integers(1, 3))))
+        spec = Spec(bounds, cases, bool(rng.random() < 0.6), more)
+        inside = rng.random() < 0.3  # as part of the only case, whose box is smaller than the property's
+        spelled = Spec(bounds, ((*more, *cases[0]),), spec.second) if inside else spec
+        path = tmp_path / "p.vnnlib"
+        path.write_text(spelled.text())
+        answers = [spec.accepted(own, row) for own, row in zip(texts, y, strict=True)]
+        quick = bool(rng.random() < 0.5)
+        wanted = not any("X_" in str(own) for own in cases) and bool(rng.random() < 0.5)
+        try:
+            result = verify(
+                net.path, path, Options(device="cpu", seed=seed, certificate=wanted, attack=quick, sweep=quick)
+            )
+        except SpecError as error:
+            assert "contradictory bounds" in str(error) and not any(any(own.values()) for own in answers), spec
+            continue
+        judged(spec, net, result, answers, BOUNDED)
+        if result.certificate is not None:
+            (tmp_path / "c.zip").write_bytes(result.certificate)
+            assert check(net.path, path, tmp_path / "c.zip").verdict == result.verdict.value
+
+
+def test_the_verdicts_of_bounds_are_of_every_kind() -> None:
+    if BOUNDED.total() < 60:
+        pytest.skip("needs the test above")
+    assert min(sum(n for kind, n in BOUNDED.items() if kind.startswith(v)) for v in ("sat", "unsat", "unknown")) > 5, (
+        BOUNDED
+    )
+    for kind in (
+        "unknown, sure",
+        "unknown, none",
+    ):  # nearly all bounds lie at a tie; of 1e9 + X little is left in floats
+        assert BOUNDED[kind] <= BOUNDED.total() / 5, BOUNDED
 
 
 @pytest.mark.parametrize("seed", range(40 * ROUNDS))
@@ -290,6 +371,43 @@ def test_constants_are_rationals_doubles_and_float32(row: str, second: bool, exp
     result = verdict(steps, "(>= X_0 0.0)", "(<= X_0 0.3)", row, second=second, options=wanted)
     assert result.verdict is expected, result.reason
     assert (result.certificate is not None) == (expected is not Verdict.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "second", "expected"),
+    [
+        # A looser bound that excludes its end, where both are rounded to one number.
+        (("(>= X_0 0.1)", "(<= X_0 0.1)", "(< X_0 0.10000000001)"), True, Verdict.UNKNOWN),
+        (("(>= X_0 0.1)", "(<= X_0 0.1)", "(< X_0 0.100000000000000000001)"), False, Verdict.UNKNOWN),
+        (("(> X_0 0.09999999999)", "(<= X_0 0.1)", "(or (and (>= X_0 0.1)))"), True, Verdict.UNKNOWN),
+        (("(>= X_0 0.1)", "(<= X_0 0.1)", "(< X_0 0.11)"), True, Verdict.SAT),
+        (("(>= X_0 0.05)", "(<= X_0 0.1)", "(< X_0 0.10000000001)"), True, Verdict.SAT),
+        # Arithmetic, of which floats keep less.
+        (("(>= X_0 0.5)", "(<= X_0 1)", "(<= (+ X_0 1000000000.0) 1000000000.0)"), True, Verdict.UNKNOWN),
+        (("(>= X_0 0.5)", "(<= X_0 1)", "(<= (+ X_0 1000000000.0) 1000000000.0)"), False, Verdict.UNSAT),
+        (
+            ("(>= X_0 0.5)", "(<= X_0 1)", "(<= (+ X_0 100000000000000000.0) 100000000000000000.0)"),
+            False,
+            Verdict.UNKNOWN,
+        ),
+        (("(>= X_0 0)", "(<= (* 3 X_0) 0.3)"), True, Verdict.SAT),
+        (("(>= (* 3 X_0) 0.3)", "(<= (* 3 X_0) 0.3)"), False, Verdict.UNKNOWN),
+        (("(>= (* 4 X_0) 1)", "(<= (* 4 X_0) 1)"), True, Verdict.SAT),
+        (("(>= X_0 0.1001)", "(<= (* 3 X_0) 0.3)"), True, Verdict.UNSAT),
+        (("(>= X_0 0)", "(<= X_0 1)", "(<= (- (+ Y_0 X_0) Y_0) 0.25)"), True, Verdict.SAT),
+    ],
+)
+def test_bounds_of_one_input_have_every_reading(
+    bounds: tuple[str, ...], second: bool, expected: Verdict, steps: Path
+) -> None:
+    for options in (CPU, Options(device="cpu", attack=False, sweep=False, certificate=True)):
+        try:
+            result = verdict(steps, *bounds, "(>= Y_0 -5)", second=second, options=options)
+        except SpecError as error:  # in 1.0 a box without a point is an error
+            assert expected is Verdict.UNSAT and not second and "contradictory" in str(error)
+            continue
+        assert result.verdict is expected, result.reason
+        assert (result.certificate is not None) == (options.certificate and expected is not Verdict.UNKNOWN)
 
 
 def test_a_counterexample_is_sought_beyond_a_doubt(steps: Path) -> None:
