@@ -152,7 +152,7 @@ class Engine:
         Returns warnings. Raises SoundnessError as `_check_same` does.
         """
         flat = self._random_inputs(min(16, self._affordable()))
-        self._check_same(flat, "random inputs")
+        self._check_same(flat, "on random inputs")
         if self._saturating:
             return [
                 "onnxruntime computes other integers on this CPU (x86 without VNNI); the verdict is for exact accumulation"
@@ -211,13 +211,13 @@ class Engine:
             slack = problem.unsafe.slack(y, many)[0].max(axis=1, initial=-np.inf)
         nearest = np.argsort(-slack[4:], kind="stable")[: max(count // 4, 1)] + 4
         chosen = many[np.unique(np.concatenate([np.arange(min(4, len(many))), nearest[: len(many) - 4]]))]
-        self._check_same(chosen, "its box")
+        self._check_same(chosen, "inside the query's box")
         return self._open_doubt(chosen)
 
     def check_points(self, flat: npt.NDArray[np.float64]) -> None:
         """Compare the network with the file on given inputs [N, inputs]. Raises SoundnessError as `_check_same` does, and
         UsageError where the file as it stands, with open shapes, computes otherwise."""
-        self._check_same(flat, "the box of an image")
+        self._check_same(flat, "at the ends of an image's box")
         if doubt := self._open_doubt(flat):
             raise UsageError(f"{self.read.path}: {doubt}, or give them with --shape")
 
@@ -263,6 +263,6 @@ class Engine:
             same = (actual == ours) | (np.abs(actual - ours) <= self.decoder.error)
         if not same.all():
             raise SoundnessError(
-                f"{self.read.path}: onnxruntime's outputs differ from the integer network's on {where} "
+                f"{self.read.path}: onnxruntime's outputs differ from the integer network's {where} "
                 f"({np.count_nonzero(~same.all(axis=1))} of {len(same)} inputs); please report this model"
             )

@@ -59,7 +59,7 @@ def verify(
             return _verify(Path(model), Path(spec), options, progress, deadline, stats)
     except TimeUp:
         stats.seconds = deadline.elapsed()
-        return Result(Verdict.TIMEOUT, "time is up before the search began", None, stats)
+        return Result(Verdict.TIMEOUT, "time is up while the model or the property was made ready", None, stats)
 
 
 def _verify(

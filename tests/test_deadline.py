@@ -109,4 +109,7 @@ def test_loading_ends_too(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Deadline, "after", staticmethod(lambda seconds: Looks.of(looks if seconds else 10**9)))
     model, spec = EXAMPLES / "onnx" / "mnist_cnn_qop.onnx", EXAMPLES / "vnnlib" / "mnist_8_eps_8.vnnlib.gz"
     result = verify(model, spec, Options(device="cpu", timeout=1.0))
-    assert result.verdict is Verdict.TIMEOUT and result.reason == "time is up before the search began"
+    assert (
+        result.verdict is Verdict.TIMEOUT
+        and result.reason == "time is up while the model or the property was made ready"
+    )

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx
 
 from qverify import runtime
+from qverify.deadline import looking
 from qverify.errors import SoundnessError
 from qverify.frontend.boundary import CPU, Encoder, make_encoder
 from qverify.frontend.builder import Quantizer
@@ -67,7 +68,7 @@ def compare(trace: Trace, lowered: Lowered) -> Compared:
     """
     left_out = frozenset(lowered.saturable) if lowered.saturable and runtime.saturates() else frozenset()
     asker = Asker(trace, replace(make_encoder(lowered), parts=trace.encoders), np.random.default_rng(0))
-    tasks = [task for read in trace.nodes if read.name not in left_out for task in asker.tasks(read)]
+    tasks = [task for read in looking(trace.nodes) if read.name not in left_out for task in asker.tasks(read)]
     by_rounds: dict[int, list[Task]] = {}
     for task in tasks:
         by_rounds.setdefault(task.rounds.bit_length(), []).append(task)
@@ -107,7 +108,7 @@ def _ask(tasks: list[Task], opsets: tuple[onnx.OperatorSetIdProto, ...]) -> None
     inputs = {name: (value.dtype, value.shape[1:]) for name, value in feeds.items()}
     names = [name for _, name, _, _ in wanted]
     function = runtime.graph_function("its nodes one by one", nodes, inputs, constants, names, opsets)
-    for r in range(max(task.rounds for task in tasks)):
+    for r in looking(range(max(task.rounds for task in tasks))):
         found = function({name: runtime.aligned(value[min(r, len(value) - 1)]) for name, value in feeds.items()})
         for (task, _, values, error), theirs in zip(wanted, found, strict=True):
             if r < len(values):

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 import qverify.frontend.rules  # noqa: F401  (registers the rules)
 from qverify import runtime
+from qverify.deadline import looking
 from qverify.errors import ModelError, UnsupportedModel
 from qverify.frontend.blockers import Blocker, refused
 from qverify.frontend.builder import Builder, Identity, Refusal
@@ -86,7 +87,7 @@ def lower(model: onnx.ModelProto, file: onnx.ModelProto | None = None) -> tuple[
     reader = _Reader(model, Diagnosis(graph, (file or model).graph))
     builder = reader.builder
     inputs = reader.declare_inputs()
-    read = [reader.node(node) for node in graph.node]
+    read = [reader.node(node) for node in looking(graph.node)]
     made, encoders = tuple(builder.nodes), tuple(builder.encoders)
     trace = Trace(tuple(r for r in read if r is not None), made, encoders, tuple(model.opset_import))
     outputs = reader.outputs()
