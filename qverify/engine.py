@@ -191,8 +191,8 @@ class Engine:
         return np.where(encoder.is_float, wide.astype(np.float32).astype(np.float64), whole)
 
     def confirm(self, problem: Problem) -> str:
-        """Compare the network with the file inside the box of a query, before it is said to be safe: at the ends and the
-        middle of its domain, at random inputs, and at those of many that come nearest to being unsafe.
+        """Compare the network with the file inside the box of a query, before it is said to be safe: at the ends of its
+        domain, at random inputs, and at those of many that come nearest to being unsafe.
 
         Sound without this; it is here since a fault of the reader that decides this query is likeliest to show where the
         query looks. Raises SoundnessError as `_check_same` does. Returns why the query is not decided after all, "" if it

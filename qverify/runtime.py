@@ -1,5 +1,5 @@
-"""onnxruntime, for four jobs: to write the integer graph it runs for a QDQ file, to fill tables by its own arithmetic, to
-run graphs of ours, and to replay counterexamples. The only module that names onnxruntime; it is imported when first needed.
+"""onnxruntime, for four jobs: to write the graph that it runs for a file; to compute constants, tables and single nodes by
+its own arithmetic; to run graphs of ours; and to run the file itself. The only module that imports it, when first needed.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
 class Rule:
     """How nodes of one op are read, and all that `function` understands of such a node.
 
-    A node with any other attribute, a further input or a further output is refused by name (`refuse_unknown`): a rule
-    speaks for no more than it declares.
+    A node with any other attribute or a further input is refused by name (`refuse_unknown`), and so is one with more
+    outputs than the function gives: a rule speaks for no more than it declares.
     """
 
     function: Function

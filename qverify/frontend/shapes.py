@@ -26,6 +26,8 @@ def asked_shapes(model: onnx.ModelProto, given: Sequence[str], declared: Sequenc
     """
     axes = dict(_inputs(model))
     wanted = dict(map(_parsed, given))
+    if len(wanted) < len(given):
+        raise UsageError(f"--shape: one shape for each input, please (given: {', '.join(given)})"[:400])
     for name, shape in wanted.items():
         _check(name, shape, axes)
     if len(declared) == len(axes):
@@ -68,8 +70,8 @@ def _parsed(text: str) -> tuple[str, Shape]:
         shape = tuple(int(number) for number in numbers.split(","))
     except ValueError:
         shape = ()
-    if not name or not shape or min(shape) < 1:
-        raise UsageError(f"--shape {text}: a name and positive numbers are expected, such as x=1,3,64,64")
+    if not name or not shape or min(shape) < 1 or max(shape) >= 2**31:
+        raise UsageError(f"--shape {text[:200]}: a name and positive numbers are expected, such as x=1,3,64,64")
     return name, shape
 
 
