@@ -36,6 +36,8 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():  # a device or a pipe has no end to read to
+            raise self.fault("not a regular file")
         try:
             self._zip = zipfile.ZipFile(path)
             self._room = self._most = CONTENT + RATIO * path.stat().st_size

@@ -190,3 +190,9 @@ def test_names_in_a_model_cannot_print_lines_of_their_own(tmp_path: Path, capsys
     assert main([str(path), str(own.spec)]) == 2
     out, err = capsys.readouterr()
     assert not out and len(err.splitlines()) == 1 and err.removesuffix("\n").isprintable()
+
+
+def test_a_device_is_no_certificate() -> None:
+    """It has no end to read to."""
+    with pytest.raises(CertificateError, match="not a regular file"):
+        archive.Archive(Path("/dev/zero"))

@@ -154,6 +154,7 @@ def test_external_data_beside_a_model_with_a_fixed_shape(tmp_path: Path) -> None
         ("x0", "a name and positive numbers are expected, such as x=1,3,64,64"),
         ("x0=", "a name and positive numbers"),
         ("x0=1,-2", "a name and positive numbers"),
+        ("x0=99999999999999999999,2", "a name and positive numbers"),
         ("x0=1,two", "a name and positive numbers"),
         ("y=1,2", "the model has no such input; it has 'x0'"),
         ("x0=1,3", r"\[1, 3\] does not fit the input's shape in the file, \[N, 2\]"),
@@ -164,6 +165,8 @@ def test_shapes_that_are_not_the_model_s(given: str, words: str, tmp_path: Path)
     path = write(doubled("N", 2), tmp_path / "m.onnx")
     with pytest.raises(UsageError, match=words):
         read_model(path, [given])
+    with pytest.raises(UsageError, match="one shape for each input"):
+        read_model(path, ["x0=1,2", "x0=1,2"])
 
 
 def test_a_shape_that_the_file_has_anyway(tmp_path: Path) -> None:
