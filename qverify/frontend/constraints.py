@@ -87,12 +87,18 @@ def arithmetic(head: str, operands: list[Linear]) -> Linear:
         return _sum(operands[:start] + [_negated(operand) for operand in operands[start:]])
     result = operands[0]
     for operand in operands[1:]:
-        if operand.terms and (head == "/" or result.terms):
+        one, other = (operand, result) if _varies(operand) and head == "*" else (result, operand)
+        if _varies(other):
             raise Fault(f"not linear: '{head}' of variables")
         if head == "/" and not operand.constant:
             raise Fault("division by zero")
-        result = _product(operand, result) if operand.terms else _product(result, operand, head == "/")
+        result = _product(one, other, head == "/")
     return result
+
+
+def _varies(operand: Linear) -> bool:
+    """Whether variables are in an expression, be it that they cancel but for rounding."""
+    return bool(operand.terms or (operand.steps and operand.steps.excess))
 
 
 def _sum(operands: list[Linear]) -> Linear:
@@ -201,22 +207,23 @@ def _below(left: Linear, right: Linear, strict: bool) -> Disjunction:
         return [(row,)]
     if not x:
         both = _joined(left, right)
-        if (own and both.excess) or 0 < abs(rhs) <= LOOSE * both.constants:  # rounding may decide
+        near = abs(rhs) <= LOOSE * (both.depth + 1) * both.constants and (rhs or own)
+        if near or (own and both.excess) or both.constants * both.shrink >= FED / 2:  # rounding may decide, or overflow
             return [(replace(row, arithmetic=both),)]
         return [()] if rhs > 0 or (rhs == 0 and not strict) else []
     index, coefficient = x[0]
-    if own and not _is_scaled(own, coefficient, rhs):
+    if own:
         return [(row,)]
     return [((2 * index + (coefficient > 0), rhs / coefficient, strict),)]
 
 
-def _is_scaled(own: Arithmetic, coefficient: Fraction, rhs: Fraction) -> bool:
-    """Whether a variable times a power of two is compared with a constant: the same as the variable with the quotient,
+def is_scaled(row: Row) -> bool:
+    """Whether a row compares one input times a power of two with a constant: the same as the input with the quotient,
     however they are rounded, since neither can become subnormal or overflow alone."""
-    whole, size = abs(coefficient), abs(rhs)
+    own, whole, size = row.arithmetic, abs(row.x[0][1]), abs(row.rhs)
     power = whole.denominator == 1 and whole.numerator & (whole.numerator - 1) == 0
-    normal = not rhs or (size / whole >= LEAST_NORMAL and size < FED / 2)
-    return own.plain and own.alone and power and whole < 2**64 and normal
+    normal = not size or (size / whole >= LEAST_NORMAL and size < FED / 2)
+    return own is not None and own.plain and own.alone and power and whole < 2**64 and normal
 
 
 def _joined(left: Linear, right: Linear) -> Arithmetic:
@@ -314,6 +321,9 @@ def _outer_bound(row: Row, bounds: Bounds, outer: Bounds, float32: bool) -> Boun
     """
     ((i, c),), own = row.x, row.arithmetic
     assert own is not None
+    if is_scaled(row):
+        value = row.rhs / c
+        return 2 * i + (c > 0), value, row.strict and _is_float32(value)  # else a float32 beside it may be compared
     reach = {key: _reach(key, bounds, outer) for key in (i, *(key for key, _ in own.excess))}
     excess = dict(own.excess)
     weight = max(abs(c), LEAST_NORMAL) + excess.pop(i, _ZERO)
@@ -331,6 +341,13 @@ def _outer_bound(row: Row, bounds: Bounds, outer: Bounds, float32: bool) -> Boun
             return None
         limits.append(limit)
     return 2 * i + (c > 0), max(limits) if c > 0 else -max(limits), False
+
+
+def _is_float32(value: Fraction) -> bool:
+    """Whether a number is a normal float32, or 0."""
+    digits = abs(value.numerator) // (value.numerator & -value.numerator) if value else 0
+    whole = value.denominator & (value.denominator - 1) == 0 and digits < 2**24
+    return whole and (not value or LEAST_NORMAL <= abs(value) < FED)
 
 
 def _reach(key: int, bounds: Bounds, outer: Bounds) -> Fraction:

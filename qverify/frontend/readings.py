@@ -30,7 +30,7 @@ import numpy.typing as npt
 from qverify.bounds.unsafe import Grid, power_of_two
 from qverify.deadline import looking
 from qverify.frontend.boundary import Domain, float32s
-from qverify.frontend.constraints import LEAST_NORMAL
+from qverify.frontend.constraints import LEAST_NORMAL, is_scaled
 from qverify.frontend.outputs import Decoder
 from qverify.property import Arithmetic, Case, Query, Row
 
@@ -245,6 +245,8 @@ class _Reader:
     def _is_exact(self, row: Row, own: Arithmetic, form: Format) -> bool:
         """Whether a row's sides are computed without rounding, or rounded so that it does not matter: one output times a
         constant has the right sign; all leaves are multiples of one power of two, and their sum is below 2**bits of it."""
+        if row.bounds_input and is_scaled(row):
+            return True
         if not own.plain or row.x:
             return False
         if own.alone and len(row.y) == 1 and (self._leaves_are_exact(row, form) or self._sign_is_exact(row, form)):

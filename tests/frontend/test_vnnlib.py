@@ -260,12 +260,34 @@ def test_arithmetic_alone_bounds_a_box() -> None:
         rounded_bound("(assert (>= X_0 0))(assert (<= (- (* 1e20 X_0) (* 99999999999999999999 X_0)) 1))")
 
 
-def test_bounds_that_are_exact_need_no_row() -> None:
+def test_bounds_that_are_exact() -> None:
     for bound in ("(<= (* 2 X_0) 0.2)", "(>= (* -4 X_0) -0.4)", "(>= 0.8 (* 8 X_0))", "(>= (- X_0) -0.1)"):
         own, rows = rounded_bound(f"(assert (>= X_0 0))(assert {bound})", True)
-        assert own.upper == exact("0.1") and not rows
-    for bound in ("(<= (* 0.5 X_0) 0.2)", "(<= (* 3 X_0) 0.2)", "(<= (+ X_0 X_0) 0.2)"):
-        assert rounded_bound(f"(assert (>= X_0 0))(assert {bound})")[1]
+        assert own.upper == exact("0.1") and len(rows) == ("*" in bound)
+    for bound in ("(<= (* 0.5 X_0) 0.05)", "(<= (* 3 X_0) 0.3)", "(<= (+ X_0 X_0) 0.2)"):
+        assert rounded_bound(f"(assert (>= X_0 0))(assert {bound})")[0].upper[0] > Fraction("0.1")
+
+
+@pytest.mark.parametrize(
+    ("body", "decided"),
+    [
+        ("(<= (+ 0.1 0.2) 0.3)", False),  # in double it is above
+        ("(< 0.3 (+ 0.1 0.2))", False),
+        ("(<= 0.3 0.3)", True),
+        ("(< 0.3 0.4)", True),
+        ("(<= (+ 0.1 0.2) 0.4)", True),
+        ("(< 1e39 1e40)", False),  # infinities in float32
+        ("(<= (* 1 (+ 3 Y_0 (- Y_0))) 3)", False),
+    ],
+)
+def test_rounding_may_decide_what_no_variable_does(body: str, decided: bool) -> None:
+    (query,) = parse_property(flat(f"(assert {body})")).queries
+    assert (query.cases == ((),)) == decided
+
+
+def test_factors_whose_variables_cancel_are_variables() -> None:
+    for body in ("(<= (* Y_0 (+ 3 Y_1 (- Y_1))) 3)", "(<= (/ 3 (+ 3 Y_1 (- Y_1))) 3)"):
+        assert "not linear" in error_of(flat(f"(assert {body})"))
 
 
 def test_a_looser_bound_that_excludes_its_end_stays() -> None:
