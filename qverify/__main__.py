@@ -1,8 +1,18 @@
-"""`python -m qverify` is the command `qverify`."""
+"""The command `qverify`, also as `python -m qverify`: Ctrl-C is one line and 130 even while modules are loading."""
 
 import sys
 
-from qverify.cli import main
+
+def main() -> int:
+    """Load the command line and run it."""
+    try:
+        from qverify.cli import main as command
+
+        return command()
+    except KeyboardInterrupt:
+        print("qverify: interrupted", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

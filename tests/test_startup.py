@@ -75,3 +75,14 @@ def test_the_command_s_pins_are_complete_and_apart() -> None:
     needed = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["cpu"]]
     assert names([*needed, *project["build-system"]["requires"], "editables"]) <= names(base)
     assert not names(base) & names(more) and "-r requirements.txt" in more
+
+
+def test_an_interruption_while_modules_load_is_one_line() -> None:
+    code = (
+        "import sys; from qverify.__main__ import main\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, *_): raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt()); sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "qverify: interrupted\n")
