@@ -141,7 +141,10 @@ def _static_shape(item: onnx.ValueInfoProto) -> tuple[int, ...]:
             shape.append(1)
         else:
             name = dim.dim_param or "?"
-            sizes = ",".join(str(d.dim_value) if d.dim_value > 0 else "N" for d in item.type.tensor_type.shape.dim)
+            sizes = ",".join(
+                str(d.dim_value) if d.dim_value > 0 else "1" if place == 0 else (d.dim_param or "N")
+                for place, d in enumerate(item.type.tensor_type.shape.dim)
+            )
             raise UnsupportedModel(
                 f"axis {axis} of the input '{item.name}' is dynamic ({name}); fix it with --shape {item.name}={sizes}"
             )
