@@ -268,6 +268,9 @@ def _batch(
     printer.verbose = verbose
     options = Options(attack=not no_attack, **chosen)
     selected = [entry for entry in batch.read_instances(instances, timeout) if text in f"{entry.onnx},{entry.vnnlib}"]
+    if not selected:
+        what = f"no row's paths contain '{text}' (--filter)" if text else "it holds no instance"
+        raise UsageError(f"{instances}: {what}")
     batch.run(selected[:limit], results, options, jobs, printer)
     return 0
 
