@@ -53,6 +53,8 @@ def verify(
         raise UsageError(f"a batch of {options.batch} boxes is not possible: use at least 1")
     if options.timeout is not None and not options.timeout > 0:
         raise UsageError(f"a time limit of {options.timeout} seconds is not possible: use a positive number")
+    if options.seed < 0:
+        raise UsageError(f"a seed of {options.seed} is not possible: use 0 or more")
     stats = Stats()
     try:
         with deadline.limits():
