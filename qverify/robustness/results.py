@@ -173,8 +173,9 @@ def _compare(path: Path, line: str, about: dict[str, str]) -> None:
         if old.get(key) != about.get(key):
             texts = (str(rows.get(key, "none")) for rows in (old, about))
             there, here = (f"{text[:16]}…" if len(text) == 64 else text for text in texts)
+            what = "data set" if key == "data" else key
             raise UsageError(
-                f"{path} holds rows of another {key} ({there}, not {here}); name another file with --results"
+                f"{path} holds rows of another {what} ({there}, not {here}); name another file with --results"
             )
 
 
