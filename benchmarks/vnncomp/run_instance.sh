@@ -21,6 +21,10 @@ timeout=$6
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
 qverify=${QVERIFY_BIN:-${QVERIFY_VENV:-$repo/.venv-vnncomp}/bin/qverify}
+if ! command -v -- "$qverify" >/dev/null; then
+    echo "run_instance.sh: no executable $qverify; run install_tool.sh v1 first, or name one in QVERIFY_BIN" >&2
+    exit 1
+fi
 
 # The margin lets a verdict be written in time: 2 % of the limit, at least one second, at most half of the limit.
 limit=$(LC_ALL=C awk -v t="$timeout" 'BEGIN {
