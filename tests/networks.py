@@ -8,7 +8,20 @@ import numpy as np
 
 from qverify.kernels import open_kernels
 from qverify.network import Network, Node
-from qverify.ops import AbstractOp, Conv, Dense, FloatProgram, Interval, Layout, Max, Pairwise, Requantize, Table, Type
+from qverify.ops import (
+    AbstractOp,
+    Conv,
+    Dense,
+    FloatProgram,
+    Interval,
+    Layout,
+    Max,
+    Mean,
+    Pairwise,
+    Requantize,
+    Table,
+    Type,
+)
 from tests.ops.cases import Case
 
 CPU = open_kernels("cpu")
@@ -117,6 +130,23 @@ class Maker:
         width = min(int(self.rng.integers(1, 5)), size)
         return self.add(Max(), self.move(x, (size // width, width), np.arange(size // width * width)))
 
+    def mean(self, x: int) -> int:
+        """The float32 mean of all elements, a scalar: its ordinals, of about 2**30, or codes again."""
+        x, rng = self.flat(x), self.rng
+        t = self.type(x)
+        values = (np.arange(t.count) * rng.uniform(0.01, 2)).astype(np.float32)
+        order = str(rng.choice(["sequential", "eigen"]))
+        x = self.add(Mean(values, t.low, np.asarray(t.size, np.float32), order), x)
+        if rng.random() < 0.5:
+            return x
+        program = FloatProgram(ordinal=True).then("mul", rng.uniform(4, 30) / max(float(values[-1]), 1e-3))
+        return self.add(Requantize(program, np.asarray(0, np.int32), 0, 15), x)
+
+    def scalar(self, x: int) -> int:
+        """One element, without an axis."""
+        x = self.flat(x)
+        return self.move(x, (), [self.rng.integers(self.type(x).size)])
+
     def shuffle(self, x: int) -> int:
         size = self.type(x).size
         return self.move(x, (size,), self.rng.permutation(size))
@@ -129,13 +159,14 @@ class Maker:
         return self.add(Layout((len(index),), index, own), a, b)
 
 
-def random_network(rng: Rng, inputs: int = 0, layers: int = 4) -> Network:
-    """Layers of all kinds of ops; the last value is an output, sometimes with an earlier one. `inputs`: 0 is 2 to 4."""
+def random_network(rng: Rng, inputs: int = 0, layers: int = 4, scalars: bool = False) -> Network:
+    """Layers of all kinds of ops; the last value is an output, sometimes with an earlier one. `inputs`: 0 is 2 to 4. With
+    `scalars`, some values have no axes, and the last may be a mean."""
     maker = Maker(rng, inputs or int(rng.integers(2, 5)), int(rng.choice([3, 7])))
     x, earlier = 0, 0
     for _ in range(int(rng.integers(1, layers + 1))):
         before = x
-        kind = rng.integers(10)
+        kind = rng.integers(11 if scalars else 10)
         if kind < 4:
             x = maker.requantize(maker.dense(x, int(rng.integers(1, 5))))
         elif kind == 4:
@@ -149,16 +180,20 @@ def random_network(rng: Rng, inputs: int = 0, layers: int = 4) -> Network:
             x = maker.maximum(x)
         elif kind == 8:
             x = maker.join(x, earlier)
+        elif kind == 10:
+            x = maker.scalar(x)
         else:
             x = maker.clip(maker.shuffle(x))
         if maker.type(x).size > 8:
             x = maker.move(x, (6,), np.arange(6))
         earlier = before
-    end = rng.integers(3)
+    end = rng.integers(5 if scalars else 3)
     if end == 0:
         x = maker.dense(x, int(rng.integers(1, 3)))
     elif end == 1:
         x = maker.requantize(maker.dense(x, int(rng.integers(1, 4))))
+    elif end > 2:
+        x = maker.mean(x) if rng.random() < 0.5 else maker.scalar(x)
     outputs = (x, earlier) if rng.random() < 0.2 else (x,)
     return maker.network(*outputs)
 
