@@ -1,5 +1,6 @@
 """The command `qverify`, also as `python -m qverify`: Ctrl-C is one line and 130 even while modules are loading."""
 
+import os
 import sys
 
 
@@ -10,7 +11,7 @@ def main() -> int:
 
         return command()
     except KeyboardInterrupt:
-        print("qverify: interrupted", file=sys.stderr)
+        os.write(2, b"qverify: interrupted\n")  # the printer may be among what is not loaded yet
         return 130
 
 

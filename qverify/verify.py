@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,11 +15,10 @@ from qverify.certificate import certificate
 from qverify.deadline import Deadline, TimeUp
 from qverify.engine import Engine
 from qverify.errors import EmptyBox, SpecError, UsageError
-from qverify.files import existing
 from qverify.frontend.fit import check_fit
 from qverify.frontend.model import Model, read_model
 from qverify.frontend.shapes import declared_shapes, shapes_text
-from qverify.frontend.vnnlib import read_property
+from qverify.frontend.vnnlib import property_sha256, read_property
 from qverify.kernels import Kernels, open_kernels
 from qverify.options import Options
 from qverify.property import Property, Query
@@ -212,7 +210,7 @@ def _details(read: Model, prop: Property, spec: Path, kernels: Kernels) -> dict[
         "x86_without_vnni": f"may saturate in {len(saturable)} node(s)" if saturable else "computes the same integers",
         "model_sha256": read.sha256,
         "shapes": shapes_text(read.shapes),
-        "spec_sha256": hashlib.sha256(existing(spec).read_bytes()).hexdigest(),
+        "spec_sha256": property_sha256(spec),
         "warnings": [*read.warnings, *_doubts(prop)],
         "property": prop,
     }

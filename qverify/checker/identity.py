@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from qverify.checker.archive import Archive
 from qverify.errors import Rejected
-from qverify.files import existing
 from qverify.frontend.model import Model
 from qverify.frontend.shapes import shapes_text
+from qverify.frontend.vnnlib import property_sha256
 
 
 def check_identity(archive: Archive, read: Model, spec: Path) -> None:
     """The certificate must be about these very files."""
-    text = existing(spec).read_bytes()  # as the reader does
     for key, what, digest in (
         ("model", "model", read.sha256),
-        ("spec", "property", hashlib.sha256(text).hexdigest()),
+        ("spec", "property", property_sha256(spec)),
     ):
         wanted = archive.field(archive.header, f"{key}_sha256", str)
         if wanted != digest:

@@ -11,6 +11,7 @@ github.com/VNNLIB/VNNLIB-Standard (grammar.cf), widened by scientific notation a
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass, field
@@ -91,6 +92,11 @@ def read_property(path: str | os.PathLike[str]) -> Property:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise SpecError(f"{name}: cannot read: {getattr(error, 'strerror', None) or error}") from error
     return parse_property(text, name)
+
+
+def property_sha256(path: Path) -> str:
+    """The SHA-256 of a property's text, unpacked: packing it changes no certificate."""
+    return hashlib.sha256(unpacked(existing(path), MAX_BYTES)).hexdigest()
 
 
 def parse_property(text: str, source: str = "<string>") -> Property:
