@@ -5,11 +5,12 @@
     floor 9   robustness                     many images
     floor 8   batch                          many properties
     floor 7   verify, inspect, report,       the whole story; what was read; what is printed;
-              workers                        processes
+              checker, workers               certificates are checked; processes
     floor 6   certificate, engine            what a verdict rests on, as a file; a model made ready for queries
     floor 5   search, check                  decide; replay
     floor 4   frontend                       files in, integer network out
-    floor 3   network, runtime, bounds       what a network means; onnxruntime; the unsafe set
+    floor 3   network, runtime, propagate,   what a network means; onnxruntime; faster intervals;
+              bounds                         the unsafe set and the dual
     floor 2   ops                            the integer operations
     floor 1   kernels, data                  NumPy or CuPy; labelled images
     floor 0   errors, property, options, result, deadline, files
