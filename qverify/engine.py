@@ -225,8 +225,7 @@ class Engine:
         """Why the file as it stands is not what was read: where shapes were fixed without being asked for. "" if it is."""
         if not self.read.shapes or not self.read.assumed or self._saturating:
             return ""
-        pairs = zip(flat, self._decoded(flat), strict=True)
-        differ = sum(bool((np.abs(self._open_file(x) - y) > self.decoder.error).any()) for x, y in pairs)
+        differ = np.count_nonzero(self._differs(self._open_file, flat))
         if not differ:
             return ""
         return f"with open shapes the file itself gives other outputs (on {differ} of {len(flat)} inputs tried): {FIX}"
@@ -257,12 +256,18 @@ class Engine:
         for a final float sum): no verdict may be built on another network. Where this CPU saturates, nothing is asked."""
         if self._saturating:
             return
-        actual = np.stack([self._file(row) for row in flat])
-        ours = self._decoded(flat)
-        with np.errstate(invalid="ignore"):  # infinities on both sides are equal
-            same = (actual == ours) | (np.abs(actual - ours) <= self.decoder.error)
-        if not same.all():
+        if differ := np.count_nonzero(self._differs(self._file, flat)):
             raise SoundnessError(
                 f"{self.read.path}: onnxruntime's outputs differ from the integer network's {where} "
-                f"({np.count_nonzero(~same.all(axis=1))} of {len(same)} inputs); please report this model"
+                f"({differ} of {len(flat)} inputs); please report this model"
             )
+
+    def _differs(
+        self, file: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]], flat: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.bool_]:
+        """On which of some inputs a file's outputs are not the network's: NaN never is, infinities are where both are."""
+        actual, ours = np.stack([file(row) for row in flat]), self._decoded(flat)
+        with np.errstate(invalid="ignore"):
+            same = (actual == ours) | (np.abs(actual - ours) <= self.decoder.error)
+        differs: npt.NDArray[np.bool_] = ~same.all(axis=1)
+        return differs
