@@ -17,6 +17,7 @@ import pytest
 
 from qverify import Options, Result, Verdict, verify
 from qverify.bounds import cover
+from qverify.bounds.unsafe import OPEN, REFUTED
 from qverify.checker import check
 from qverify.errors import UnsupportedModel
 from qverify.frontend.model import read_model
@@ -141,6 +142,17 @@ def test_the_search_by_cuts_equals_brute_force(chunk: int, tmp_path: Path, seen:
         own.verified(attack=False, watch=own.point)  # no SoundnessError
     assert min(verdicts[v] for v in (Verdict.SAT, Verdict.UNSAT)) >= EACH // 5
     assert seen["cut_neurons"] and seen["boxes"] >= EACH and seen["cover"]
+
+
+def test_an_inequality_of_a_value_without_axes_keeps_its_weight() -> None:
+    maker = Maker(np.random.default_rng(0), 2)
+    scalar = maker.network(maker.move(0, (), [1]))
+    box = Box((Fraction(0),) * 2, (Fraction(5),) * 2)
+    for least, closed in ((4, False), (6, True)):  # Y_0 >= least
+        row = Condition((), ((0, Fraction(-1)),), Fraction(-least), False)
+        problem = Asked(scalar, Query(box, ((row,),)), None, np.ones(1)).problem()
+        lower, upper = problem.lower[None], problem.upper[None]
+        assert (problem.refute(lower, upper, np.full((1, 1), OPEN)) == REFUTED).all() == closed
 
 
 @pytest.mark.parametrize("share,count", [(1.0, 16), (0.4, 30), (0.0, 30)])
