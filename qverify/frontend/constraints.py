@@ -309,7 +309,7 @@ def _put(bounds: Bounds, bound: Bound, outer: Bounds, rows: list[Row]) -> None:
         bounds[key] = (value, strict)
     if old is not None and strict != old[1] == tighter and value != old[0] and _near(value, old[0]):
         sign, looser = ONE if key & 1 else -ONE, old[0] if tighter else value
-        rows.append(Row(((key >> 1, sign),), (), sign * looser, True))
+        rows.append(Row(((key >> 1, sign),), (), _float32_below(sign * looser), True))
 
 
 def _outer_bound(row: Row, bounds: Bounds, outer: Bounds, float32: bool) -> Bound | None:
@@ -348,6 +348,15 @@ def _is_float32(value: Fraction) -> bool:
     digits = abs(value.numerator) // (value.numerator & -value.numerator) if value else 0
     whole = value.denominator & (value.denominator - 1) == 0 and digits < 2**24
     return whole and (not value or LEAST_NORMAL <= abs(value) < FED)
+
+
+def _float32_below(value: Fraction) -> Fraction:
+    """The largest float32 that is at most `value`: numbers below it are so however `value` is rounded."""
+    size = max(abs(value), LEAST_NORMAL)
+    exponent = size.numerator.bit_length() - size.denominator.bit_length()
+    exponent -= Fraction(2) ** exponent > size
+    step = Fraction(2) ** (exponent - 23)
+    return value // step * step
 
 
 def _reach(key: int, bounds: Bounds, outer: Bounds) -> Fraction:
