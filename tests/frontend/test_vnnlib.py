@@ -291,14 +291,16 @@ def test_factors_whose_variables_cancel_are_variables() -> None:
 
 
 def test_a_looser_bound_that_excludes_its_end_stays() -> None:
+    """As the float32 next to it inside, which is excluded however the bound is rounded."""
     near, far = "0.10000000001", "0.11"
+    below, above = (Fraction(float(v)) for v in (np.nextafter(np.float32(0.1), np.float32(0)), np.float32(0.1)))
     one = ("(<= X_0 0.1)", f"(< X_0 {near})")
     for pair in (one, one[::-1]):
         own, (row,) = rounded_bound("(assert (>= X_0 0))" + "".join(f"(assert {atom})" for atom in pair))
         assert own.upper == exact("0.1") and not own.upper_strict
-        assert (row.x, row.rhs, row.strict) == (((0, Fraction(1)),), Fraction(near), True)
+        assert (row.x, row.rhs, row.strict) == (((0, Fraction(1)),), below, True)
     own, (row,) = rounded_bound("(assert (<= X_0 3))(assert (> X_0 0.09999999999))(assert (or (>= X_0 0.1)))")
-    assert own.lower == exact("0.1") and (row.x, row.rhs) == (((0, Fraction(-1)),), -Fraction("0.09999999999"))
+    assert own.lower == exact("0.1") and (row.x, row.rhs) == (((0, Fraction(-1)),), -above)
     for atoms in ((one[0], f"(< X_0 {far})"), ("(< X_0 0.1)", f"(< X_0 {near})"), ("(< X_0 0.1)", f"(<= X_0 {near})")):
         assert not rounded_bound("(assert (>= X_0 0))" + "".join(f"(assert {atom})" for atom in atoms))[1]
 
