@@ -1,9 +1,11 @@
 """Branching rules on the same instances, side by side.
 
-    python benchmarks/branching.py INSTANCES.csv [...] [--timeout 10] [--every 1] [--out benchmarks/results/branching.csv]
+    python benchmarks/branching.py INSTANCES.csv [...] [--timeout 10] [--every 1] [--out
+    benchmarks/results/branching.csv]
 
-Each instance is run once with every rule (in turn, so that a noisy machine hits all alike); the attack is on, as in use.
-The table at the end counts what each rule decided and adds up the time with undecided instances at the limit.
+Each instance is run once with every rule (in turn, so that a noisy machine hits all alike); the
+attack is on, as in use. The table at the end counts what each rule decided and adds up the time
+with undecided instances at the limit.
 """
 
 from __future__ import annotations
@@ -38,14 +40,23 @@ def main() -> int:
                 start = time.perf_counter()
                 try:
                     result = verify(
-                        source.parent / network, source.parent / prop, Options(timeout=options.timeout, branch=rule)
+                        source.parent / network,
+                        source.parent / prop,
+                        Options(timeout=options.timeout, branch=rule),
                     )
                     verdict, boxes = str(result.verdict), result.stats.subproblems
                 except QverifyError as error:
                     print(f"{network} {prop}: {error}", file=sys.stderr)
                     break
                 seconds = time.perf_counter() - start
-                values = (Path(network).name, Path(prop).name, rule, verdict, f"{seconds:.3f}", boxes)
+                values = (
+                    Path(network).name,
+                    Path(prop).name,
+                    rule,
+                    verdict,
+                    f"{seconds:.3f}",
+                    boxes,
+                )
                 rows.append(dict(zip(COLUMNS, values, strict=True)))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="") as stream:

@@ -1,16 +1,19 @@
 """Interval propagation against one onnxruntime int8 inference of the same network, side by side.
 
-    python benchmarks/ibp_vs_inference.py [--rounds 9] [--out benchmarks/results/ibp_vs_inference.csv]
+    python benchmarks/ibp_vs_inference.py [--rounds 9] [--out
+    benchmarks/results/ibp_vs_inference.csv]
 
-For each network and batch size, rounds alternate between three tasks: the runtime's inference of a batch, the interval
-bounds of a batch of boxes by the integer ops themselves (`Network.intervals`: NumPy), and the same by what the search uses
-(`qverify.propagate`: onnxruntime's kernels). The medians of their CPU times are compared, one thread each. Networks have
-random weights and the shapes of `nets()`; before timing, the integer network is checked against the runtime on the batch,
+For each network and batch size, rounds alternate between three tasks: the runtime's inference of a
+batch, the interval bounds of a batch of boxes by the integer ops themselves (`Network.intervals`:
+NumPy), and the same by what the search uses (`qverify.propagate`: onnxruntime's kernels). The
+medians of their CPU times are compared, one thread each. Networks have random weights and the
+shapes of `nets()`; before timing, the integer network is checked against the runtime on the batch,
 and both ways of bounding against each other.
 
-Columns: `machine` and `device` say where; `network`, `batch` what; `inference_us`, `reference_us`, `interval_us` are the
-three times of a whole batch; `by` is what computed the last; `reference_ratio` and `ratio` are the second and the third
-time over the first; `boxes_per_second` belongs to the third.
+Columns: `machine` and `device` say where; `network`, `batch` what; `inference_us`, `reference_us`,
+`interval_us` are the three times of a whole batch; `by` is what computed the last;
+`reference_ratio` and `ratio` are the second and the third time over the first; `boxes_per_second`
+belongs to the third.
 
 On a GPU, `benchmarks/gpu` measures this and more.
 """
@@ -40,27 +43,40 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qverify.frontend.boundary import make_encoder
+from qverify.boundary.outputs import make_decoder
+from qverify.frontend.encoder import make_encoder
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import make_decoder
 from qverify.kernels import open_kernels
 from qverify.propagate import Propagator
 
 COLUMNS = (
-    *("date", "machine", "device", "network", "batch", "inference_us", "reference_us", "interval_us", "by"),
+    *(
+        "date",
+        "machine",
+        "device",
+        "network",
+        "batch",
+        "inference_us",
+        "reference_us",
+        "interval_us",
+        "by",
+    ),
     *("reference_ratio", "ratio", "boxes_per_second"),
 )
 
 
 class Chain:
-    """A QOperator chain under construction: uint8 activations, int8 weights, scales that keep activations alive."""
+    """A QOperator chain under construction: uint8 activations, int8 weights, scales that keep
+    activations alive."""
 
     def __init__(self, shape: list[int], seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.shape = shape
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.value = self._node("QuantizeLinear", ["x", self.c(np.float32(1 / 255)), self.c(np.uint8(0))])
+        self.value = self._node(
+            "QuantizeLinear", ["x", self.c(np.float32(1 / 255)), self.c(np.uint8(0))]
+        )
 
     def c(self, value: Any) -> str:
         name = f"c{len(self.constants)}"
@@ -69,7 +85,9 @@ class Chain:
 
     def _node(self, op: str, inputs: list[str], domain: str = "", **attributes: Any) -> str:
         name = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes))
+        self.nodes.append(
+            helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes)
+        )
         return name
 
     def _common(self, fan_in: int) -> tuple[str, str, str, str]:
@@ -110,7 +128,9 @@ class Chain:
         return self
 
     def model(self, first: list[int]) -> onnx.ModelProto:
-        self.value = self._node("DequantizeLinear", [self.value, self.c(np.float32(0.1)), self.c(np.uint8(64))])
+        self.value = self._node(
+            "DequantizeLinear", [self.value, self.c(np.float32(0.1)), self.c(np.uint8(64))]
+        )
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, first)
         y = helper.make_tensor_value_info(self.value, TensorProto.FLOAT, self.shape)
         graph = helper.make_graph(self.nodes, "net", [x], [y], self.constants)
@@ -168,12 +188,19 @@ def measure(name: str, batch: int, rounds: int, folder: Path) -> Times:
     network = lowered.network.on(kernels)
     rng = np.random.default_rng(1)
     x = rng.random(first, dtype=np.float32)
-    codes = np.ascontiguousarray(make_encoder(lowered).encode(x.reshape(batch, -1).astype(np.float64)))
+    codes = np.ascontiguousarray(
+        make_encoder(lowered).encode(x.reshape(batch, -1).astype(np.float64))
+    )
     expected = np.asarray(session.run(None, {"x": x})[0]).reshape(batch, -1)
-    ours = make_decoder(lowered).decode(kernels.to_host(network.run(kernels, kernels.asarray(codes))))
+    ours = make_decoder(lowered).decode(
+        kernels.to_host(network.run(kernels, kernels.asarray(codes)))
+    )
     if (ours != expected).any():
         raise SystemExit(f"{name}: the integer network differs from the runtime")
-    lower, upper = kernels.asarray(np.maximum(codes - 2, 0)), kernels.asarray(np.minimum(codes + 2, 255))
+    lower, upper = (
+        kernels.asarray(np.maximum(codes - 2, 0)),
+        kernels.asarray(np.minimum(codes + 2, 255)),
+    )
     propagator = Propagator(network, kernels, patience=0)
     clock = time.process_time
 
@@ -243,7 +270,8 @@ def main() -> int:
                 stream.flush()
                 print(
                     f"{name:32} batch {batch:5}: inference {found.inference:10.1f} us, reference "
-                    f"{row['reference_ratio']:>6}x, {found.by} {found.interval:10.1f} us, {row['ratio']:>5}x"
+                    f"{row['reference_ratio']:>6}x, {found.by} {found.interval:10.1f} us, "
+                    f"{row['ratio']:>5}x"
                 )
     return 0
 

@@ -2,10 +2,11 @@
 
     python benchmarks/model_table.py FOLDER [--inputs 1000] [--out benchmarks/results/models.csv]
 
-Every *.onnx file below FOLDER becomes one row: `same` (all outputs equal on every input), `within error` (the file ends
-in a float product; every output lies within its proved error), `DIFFERENT` (a bug: please report), `refused` with the
-reason, or `not runnable` (onnxruntime itself cannot load or run it). Inputs are random at several magnitudes, plus edges:
-zeros, constants, the largest floats, and values that fall on rounding ties of the first quantizer.
+Every *.onnx file below FOLDER becomes one row: `same` (all outputs equal on every input), `within
+error` (the file ends in a float product; every output lies within its proved error), `DIFFERENT` (a
+bug: please report), `refused` with the reason, or `not runnable` (onnxruntime itself cannot load or
+run it). Inputs are random at several magnitudes, plus edges: zeros, constants, the largest floats,
+and values that fall on rounding ties of the first quantizer.
 """
 
 from __future__ import annotations
@@ -19,20 +20,23 @@ from typing import Any
 
 import numpy as np
 
+from qverify.boundary.outputs import make_decoder
 from qverify.errors import QverifyError
-from qverify.frontend.boundary import make_encoder
 from qverify.frontend.builder import Quantizer
+from qverify.frontend.encoder import make_encoder
 from qverify.frontend.lower import Lowered
 from qverify.frontend.model import Model, read_model
-from qverify.frontend.outputs import make_decoder
 from qverify.kernels import open_kernels
 from qverify.runtime import Session
 
 COLUMNS = ("file", "status", "inputs", "values", "different", "ops", "read_by", "reason")
 
 
-def sample(lowered: Lowered, count: int, rng: np.random.Generator) -> list[list[np.ndarray[Any, Any]]]:
-    """`count` lists of graph inputs: random at several magnitudes, every eighth one an edge case."""
+def sample(
+    lowered: Lowered, count: int, rng: np.random.Generator
+) -> list[list[np.ndarray[Any, Any]]]:
+    """`count` lists of graph inputs: random at several magnitudes, every eighth one an edge
+    case."""
     ties = [e for e in lowered.encoders if isinstance(e, Quantizer)]
     step = float(ties[0].scale[0]) if ties and ties[0].scale.size else 1.0
     result = []
@@ -42,21 +46,30 @@ def sample(lowered: Lowered, count: int, rng: np.random.Generator) -> list[list[
             if dtype != np.float32:
                 info = np.iinfo(dtype)
                 values = rng.integers(info.min, info.max, size=shape, endpoint=True)
-                arrays.append((np.full(shape, (info.min, info.max, 0)[k % 3]) if k % 8 == 7 else values).astype(dtype))
+                arrays.append(
+                    (
+                        np.full(shape, (info.min, info.max, 0)[k % 3]) if k % 8 == 7 else values
+                    ).astype(dtype)
+                )
             elif k % 8 == 7:
                 edge = (0.0, -0.0, 1.0, 255.0, 3e38, -3e38, 1e-40)[(k // 8) % 7]
                 arrays.append(np.full(shape, edge, np.float32))
             elif k % 8 == 6:
-                arrays.append(((rng.integers(-300, 300, size=shape) + 0.5) * step).astype(np.float32))
+                arrays.append(
+                    ((rng.integers(-300, 300, size=shape) + 0.5) * step).astype(np.float32)
+                )
             else:
                 reach = (step * 255, 0.3, 1.0, 5.0, 255.0, step * 40)[k % 6]
-                arrays.append(rng.uniform(-reach if k % 2 else 0.0, reach, size=shape).astype(np.float32))
+                arrays.append(
+                    rng.uniform(-reach if k % 2 else 0.0, reach, size=shape).astype(np.float32)
+                )
         result.append(arrays)
     return result
 
 
 def compare(model: Model, count: int, seed: int) -> tuple[int, int, bool]:
-    """(values compared, values different, exact decoding) of a model against onnxruntime with default options."""
+    """(values compared, values different, exact decoding) of a model against onnxruntime with
+    default options."""
     lowered, kernels = model.lowered, open_kernels("cpu")
     encoder, decoder = make_encoder(lowered), make_decoder(lowered)
     session = Session(model.path, shapes=model.shapes)
@@ -66,9 +79,14 @@ def compare(model: Model, count: int, seed: int) -> tuple[int, int, bool]:
     for start in range(0, count, block):
         group = points[start : start + block]
         actual = np.stack(
-            [np.concatenate([np.asarray(v, np.float64).reshape(-1) for v in session.run(arrays)]) for arrays in group]
+            [
+                np.concatenate([np.asarray(v, np.float64).reshape(-1) for v in session.run(arrays)])
+                for arrays in group
+            ]
         )
-        flat = np.stack([np.concatenate([a.reshape(-1) for a in arrays]).astype(np.float64) for arrays in group])
+        flat = np.stack(
+            [np.concatenate([a.reshape(-1) for a in arrays]).astype(np.float64) for arrays in group]
+        )
         ours = decoder.decode(lowered.network.run(kernels, encoder.encode(flat)))
         different += int((np.abs(ours - actual) > decoder.error).sum())
         values += actual.size
@@ -82,9 +100,18 @@ def row(path: Path, name: str, count: int, seed: int) -> dict[str, Any]:
     except QverifyError as error:
         reason = str(error).removeprefix(f"{path}: ")
         runnable = "onnxruntime" not in reason or "cannot load" not in reason
-        return {"file": name, "status": "refused" if runnable else "not runnable", "reason": reason[:300]}
+        return {
+            "file": name,
+            "status": "refused" if runnable else "not runnable",
+            "reason": reason[:300],
+        }
     read_by = f"onnxruntime {model.runtime_version}"
-    found = {"file": name, "inputs": count, "ops": len(model.lowered.network.nodes), "read_by": read_by}
+    found = {
+        "file": name,
+        "inputs": count,
+        "ops": len(model.lowered.network.nodes),
+        "read_by": read_by,
+    }
     try:
         values, different, exact = compare(model, count, seed)
     except QverifyError as error:

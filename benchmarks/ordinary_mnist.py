@@ -1,21 +1,24 @@
 """Make a benchmark of ordinarily trained (not robustly trained) int8 networks on MNIST.
 
-    python benchmarks/ordinary_mnist.py DATA_DIR OUT_DIR [--networks mlp,cnn] [--eps 1,2,3,4,5,6] [--images 100] [--seed 0]
+    python benchmarks/ordinary_mnist.py DATA_DIR OUT_DIR [--networks mlp,cnn] [--eps 1,2,3,4,5,6]
+    [--images 100] [--seed 0]
 
-DATA_DIR holds `mnist.npz` (`x_train` [60000, 784] uint8, `y_train`, `x_test` [10000, 784], `y_test`). Two networks are
-trained with Adam and cross entropy on the plain images, nothing else: `mlp` (784-128-128-128-10) and `cnn` (two 3x3
-convolutions of 16 and 32 channels, each with 2x2 max pooling, then 1152-100-10). onnxruntime quantizes them statically
-(QLinear operators, per tensor, uint8 activations, int8 weights), calibrated on 500 training images. OUT_DIR receives,
-for NET = mlp and cnn:
+DATA_DIR holds `mnist.npz` (`x_train` [60000, 784] uint8, `y_train`, `x_test` [10000, 784],
+`y_test`). Two networks are trained with Adam and cross entropy on the plain images, nothing else:
+`mlp` (784-128-128-128-10) and `cnn` (two 3x3 convolutions of 16 and 32 channels, each with 2x2 max
+pooling, then 1152-100-10). onnxruntime quantizes them statically (QLinear operators, per tensor,
+uint8 activations, int8 weights), calibrated on 500 training images. OUT_DIR receives, for NET = mlp
+and cnn:
 
-    float/NET.seed0.onnx           the float network; delete it to train again (that alone needs PyTorch)
-    NET.onnx                       the int8 network: input [1, 784] or [1, 1, 28, 28], pixels / 255
-    vnnlib/NET_img7_eps2.vnnlib.gz image 7 of the test set, every pixel up to 2/255 away and within [0, 1]; unsafe where
+    float/NET.seed0.onnx           the float network; delete it to train again (that alone needs
+    PyTorch) NET.onnx                       the int8 network: input [1, 784] or [1, 1, 28, 28],
+    pixels / 255 vnnlib/NET_img7_eps2.vnnlib.gz image 7 of the test set, every pixel up to 2/255
+    away and within [0, 1]; unsafe where
                                    another class scores at least as high as the label
     NET_instances.csv              rows `onnx,vnnlib,timeout`, ordered by eps, then image
 
-The images are the first that the int8 network classifies correctly with no tie for the highest score, since a tie
-counts as unsafe. Test accuracies go to standard error.
+The images are the first that the int8 network classifies correctly with no tie for the highest
+score, since a tie counts as unsafe. Test accuracies go to standard error.
 """
 
 from __future__ import annotations
@@ -56,7 +59,8 @@ IR_VERSION = 8
 
 @dataclass(frozen=True)
 class Layer:
-    """One step of a network; `sizes` is (inputs, outputs) of a conv or a dense layer and empty otherwise."""
+    """One step of a network; `sizes` is (inputs, outputs) of a conv or a dense layer and empty
+    otherwise."""
 
     kind: str  # conv, dense, relu, pool or flatten
     sizes: tuple[int, ...] = ()
@@ -119,15 +123,20 @@ def scale(images: Bytes) -> Floats:
     return images.astype(np.float32) / np.float32(PIXEL_MAX)
 
 
-# --- float networks -------------------------------------------------------------------------------------------------
+# --- float networks
+# -------------------------------------------------------------------------------------------------
 
 
 def train(architecture: Architecture, data: Data, seed: int) -> Weights:
-    """Ordinary training: `w0`, `b0`, `w1`, ... of the layers that have weights, by the layer's place."""
+    """Ordinary training: `w0`, `b0`, `w1`, ... of the layers that have weights, by the layer's
+    place."""
     try:
         import torch
     except ImportError:
-        sys.exit("error: training needs PyTorch (pip install torch); without it, provide the float networks in OUT_DIR")
+        sys.exit(
+            "error: training needs PyTorch (pip install torch); without it, provide the float "
+            "networks in OUT_DIR"
+        )
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(seed)
@@ -158,7 +167,10 @@ def train(architecture: Architecture, data: Data, seed: int) -> Weights:
             optimizer.step()
             total += loss.item() * len(batch)
         seconds = time.perf_counter() - start
-        report(f"  epoch {epoch + 1}/{architecture.epochs}: loss {total / len(images):.4f}, {seconds:.0f} s")
+        report(
+            f"  epoch {epoch + 1}/{architecture.epochs}: loss {total / len(images):.4f}, "
+            f"{seconds:.0f} s"
+        )
     return {
         name + str(place): value.detach().numpy()
         for place, layer in enumerate(network)
@@ -176,11 +188,15 @@ def build_model(name: str, architecture: Architecture, weights: Weights) -> onnx
         match layer.kind:
             case "conv":
                 kernel, pads = [KERNEL] * 2, [layer.pad] * 4
-                node = helper.make_node("Conv", [last, *parameters], [output], kernel_shape=kernel, pads=pads)
+                node = helper.make_node(
+                    "Conv", [last, *parameters], [output], kernel_shape=kernel, pads=pads
+                )
             case "dense":
                 node = helper.make_node("Gemm", [last, *parameters], [output], transB=1)
             case "pool":
-                node = helper.make_node("MaxPool", [last], [output], kernel_shape=[2, 2], strides=[2, 2])
+                node = helper.make_node(
+                    "MaxPool", [last], [output], kernel_shape=[2, 2], strides=[2, 2]
+                )
             case "flatten":
                 node = helper.make_node("Flatten", [last], [output])
             case _:
@@ -194,7 +210,9 @@ def build_model(name: str, architecture: Architecture, weights: Weights) -> onnx
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, (1, CLASSES))],
         [numpy_helper.from_array(value, key) for key, value in weights.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -214,14 +232,17 @@ def float_network(name: str, data: Data, out: Path, seed: int) -> Path:
     return path
 
 
-# --- int8 networks --------------------------------------------------------------------------------------------------
+# --- int8 networks
+# --------------------------------------------------------------------------------------------------
 
 
 class Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
     """Feeds calibration images one by one."""
 
     def __init__(self, images: Floats, shape: tuple[int, ...]) -> None:
-        self.feeds: Iterator[dict[str, Floats]] = ({"input": image.reshape(shape)} for image in images)
+        self.feeds: Iterator[dict[str, Floats]] = (
+            {"input": image.reshape(shape)} for image in images
+        )
 
     def get_next(self) -> dict[str, Floats] | None:
         return next(self.feeds, None)
@@ -242,14 +263,17 @@ def run_model(path: Path, images: Bytes) -> Floats:
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     value = session.get_inputs()[0]
-    return np.concatenate([session.run(None, {value.name: row.reshape(value.shape)})[0] for row in scale(images)])
+    return np.concatenate(
+        [session.run(None, {value.name: row.reshape(value.shape)})[0] for row in scale(images)]
+    )
 
 
 def accuracy(outputs: Floats, labels: npt.NDArray[np.int64]) -> float:
     return float((outputs.argmax(1) == labels).mean())
 
 
-# --- properties -----------------------------------------------------------------------------------------------------
+# --- properties
+# --------------------------------------------------------------------------------------------------
 
 
 def choose_images(outputs: Floats, labels: npt.NDArray[np.int64], count: int) -> list[int]:
@@ -261,9 +285,13 @@ def choose_images(outputs: Floats, labels: npt.NDArray[np.int64], count: int) ->
 
 
 def format_property(pixels: Bytes, label: int, eps: int, comment: str) -> str:
-    """VNN-LIB 1.0: every pixel within eps of its value and in [0, 1], and another class at least as high."""
+    """VNN-LIB 1.0: every pixel within eps of its value and in [0, 1], and another class at least as
+    high."""
     center = pixels.astype(np.int64)
-    lower, upper = np.maximum(center - eps, 0) / PIXEL_MAX, np.minimum(center + eps, PIXEL_MAX) / PIXEL_MAX
+    lower, upper = (
+        np.maximum(center - eps, 0) / PIXEL_MAX,
+        np.minimum(center + eps, PIXEL_MAX) / PIXEL_MAX,
+    )
     lines = [f"; {comment}"]
     lines += [f"(declare-const X_{i} Real)" for i in range(len(center))]
     lines += [f"(declare-const Y_{j} Real)" for j in range(CLASSES)]
@@ -281,15 +309,21 @@ def write_properties(name: str, data: Data, images: list[int], radii: list[int],
         for image in images:
             label = int(data.test_labels[image])
             path = folder / f"{name}_img{image}_eps{eps}.vnnlib.gz"
-            text = format_property(data.test[image], label, eps, f"MNIST test image {image}, label {label}, {eps}/255")
+            text = format_property(
+                data.test[image], label, eps, f"MNIST test image {image}, label {label}, {eps}/255"
+            )
             path.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same bytes in every run
             rows.append((f"{name}.onnx", f"vnnlib/{path.name}", str(TIMEOUT)))
     with (out / f"{name}_instances.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
-    report(f"{name}: {len(rows)} properties of {len(images)} images, listed in {out / f'{name}_instances.csv'}")
+    report(
+        f"{name}: {len(rows)} properties of {len(images)} images, listed in "
+        f"{out / f'{name}_instances.csv'}"
+    )
 
 
-# --- command --------------------------------------------------------------------------------------------------------
+# --- command
+# --------------------------------------------------------------------------------------------------
 
 
 def make(name: str, data: Data, out: Path, arguments: argparse.Namespace) -> None:
@@ -299,7 +333,9 @@ def make(name: str, data: Data, out: Path, arguments: argparse.Namespace) -> Non
     quantize(name, source, data, target, arguments.seed)
     outputs = run_model(target, data.test)
     exact = accuracy(run_model(source, data.test), data.test_labels)
-    report(f"{name}: test accuracy float {exact:.2%}, int8 {accuracy(outputs, data.test_labels):.2%}")
+    report(
+        f"{name}: test accuracy float {exact:.2%}, int8 {accuracy(outputs, data.test_labels):.2%}"
+    )
     images = choose_images(outputs, data.test_labels, arguments.images)
     write_properties(name, data, images, arguments.eps, out)
     report(f"{name}: done in {time.perf_counter() - start:.0f} s")
@@ -308,7 +344,9 @@ def make(name: str, data: Data, out: Path, arguments: argparse.Namespace) -> Non
 def parse_networks(text: str) -> list[str]:
     names = text.split(",")
     if unknown := [name for name in names if name not in NETWORKS]:
-        raise argparse.ArgumentTypeError(f"no network {', '.join(unknown)}; there are {', '.join(NETWORKS)}")
+        raise argparse.ArgumentTypeError(
+            f"no network {', '.join(unknown)}; there are {', '.join(NETWORKS)}"
+        )
     return list(dict.fromkeys(names))
 
 
@@ -323,11 +361,19 @@ def parse_radii(text: str) -> list[int]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Make a benchmark of ordinarily trained int8 networks on MNIST.")
+    parser = argparse.ArgumentParser(
+        description="Make a benchmark of ordinarily trained int8 networks on MNIST."
+    )
     parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder with mnist.npz")
-    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="where to write, outside the repository")
-    parser.add_argument("--networks", type=parse_networks, default=list(NETWORKS), help="default: mlp,cnn")
-    parser.add_argument("--eps", type=parse_radii, default=[1, 2, 3, 4, 5, 6], help="of 255 (default: 1,2,3,4,5,6)")
+    parser.add_argument(
+        "out", type=Path, metavar="OUT_DIR", help="where to write, outside the repository"
+    )
+    parser.add_argument(
+        "--networks", type=parse_networks, default=list(NETWORKS), help="default: mlp,cnn"
+    )
+    parser.add_argument(
+        "--eps", type=parse_radii, default=[1, 2, 3, 4, 5, 6], help="of 255 (default: 1,2,3,4,5,6)"
+    )
     parser.add_argument("--images", type=int, default=100, help="test images per network (100)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

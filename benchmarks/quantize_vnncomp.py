@@ -1,14 +1,17 @@
-"""Quantize the float networks of VNN-COMP benchmarks, so that the competition's own specifications have int8 networks.
+"""Quantize the float networks of VNN-COMP benchmarks, so that the competition's own specifications
+have int8 networks.
 
-    python benchmarks/quantize_vnncomp.py SOURCE OUT [--only acasxu mnist_fc] [--formats qop qdq] [--samples 200]
+    python benchmarks/quantize_vnncomp.py SOURCE OUT [--only acasxu mnist_fc] [--formats qop qdq]
+    [--samples 200]
 
-SOURCE holds one folder per benchmark, each with an instance list (`onnx,vnnlib,timeout`). For every benchmark, every
-format and both granularities (per tensor, and `.pc` per output channel) a folder `OUT/<benchmark>.<format>[.pc]` is
-written, with `onnx/*.onnx` and an `instances.csv` that points back to the original specifications.
+SOURCE holds one folder per benchmark, each with an instance list (`onnx,vnnlib,timeout`). For every
+benchmark, every format and both granularities (per tensor, and `.pc` per output channel) a folder
+`OUT/<benchmark>.<format>[.pc]` is written, with `onnx/*.onnx` and an `instances.csv` that points
+back to the original specifications.
 
-Activations are uint8 and weights int8, calibrated by minimum and maximum on inputs drawn uniformly from the boxes of
-the specifications that go with a network, and on the least and greatest corner of each box. A network that the tools
-refuse is one line of the report, nothing more.
+Activations are uint8 and weights int8, calibrated by minimum and maximum on inputs drawn uniformly
+from the boxes of the specifications that go with a network, and on the least and greatest corner of
+each box. A network that the tools refuse is one line of the report, nothing more.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ import onnx.version_converter
 import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from qverify.frontend.vnnlib import read_property
+from qverify.vnnlib.reader import read_property
 
 Floats = npt.NDArray[np.float32]
 Boxes = list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
@@ -41,7 +44,8 @@ OPSET = 13  # the first whose QuantizeLinear knows an axis
 LISTS = ("instances_available.csv", "instances.csv", "*_instances.csv")
 
 
-# --- instance lists -------------------------------------------------------------------------------------------------
+# --- instance lists
+# -------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -87,11 +91,13 @@ def draw(boxes: Boxes, count: int, rng: np.random.Generator) -> Floats:
     return np.stack([rng.uniform(low, high) for low, high in chosen]).astype(np.float32)
 
 
-# --- networks -------------------------------------------------------------------------------------------------------
+# --- networks
+# --------------------------------------------------------------------------------------------------
 
 
 def load_float(path: Path) -> onnx.ModelProto:
-    """The network in a shape the quantizer takes: opset 13 or newer, batch size 1, no initializer as input."""
+    """The network in a shape the quantizer takes: opset 13 or newer, batch size 1, no initializer
+    as input."""
     model = onnx.load(path)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
@@ -101,15 +107,20 @@ def load_float(path: Path) -> onnx.ModelProto:
         for dimension in value.type.tensor_type.shape.dim:
             if not dimension.dim_value:
                 dimension.dim_value = 1
-    model.ir_version = max(model.ir_version, 7)  # before 4, an initializer had to be listed as an input
-    if max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")) < OPSET:
+    # Before 4, an initializer had to be listed as an input.
+    model.ir_version = max(model.ir_version, 7)
+    if (
+        max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        < OPSET
+    ):
         model = onnx.version_converter.convert_version(model, OPSET)
     del model.graph.value_info[:]  # shapes of another opset or batch size
     return model
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The float graph after onnxruntime's basic rewrites; the one that matters merges MatMul and Add into Gemm."""
+    """The float graph after onnxruntime's basic rewrites; the one that matters merges MatMul and
+    Add into Gemm."""
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -124,7 +135,9 @@ class Runtime:
     def __init__(self, model: onnx.ModelProto) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
-        self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         if len(self.session.get_inputs()) != 1:
             raise ValueError("more than one input")
         self.input = self.session.get_inputs()[0]
@@ -134,7 +147,9 @@ class Runtime:
 
     def __call__(self, inputs: Floats) -> Floats:
         """Outputs [count, m] of inputs [count, n]."""
-        return np.stack([self.session.run(None, feed)[0].reshape(-1) for feed in self.feeds(inputs)])
+        return np.stack(
+            [self.session.run(None, feed)[0].reshape(-1) for feed in self.feeds(inputs)]
+        )
 
 
 class Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
@@ -165,14 +180,16 @@ def prepare(network: Network, samples: int, seed: int, simpler: bool) -> Prepare
     if simpler:
         model = simplify(model)
     run = Runtime(model)
-    # The corners make the input quantizer cover the boxes; samples of a low-dimensional box stay clear of its ends.
+    # The corners make the input quantizer cover the boxes; samples of a low-dimensional box stay
+    # clear of its ends.
     corners = np.array([corner for box in boxes for corner in box], np.float32)
     calibration, fresh = (draw(boxes, samples, rng) for _ in range(2))
     return Prepared(model, run, np.concatenate([calibration, corners]), fresh, run(fresh))
 
 
 def quantize(prepared: Prepared, form: str, per_channel: bool, path: Path) -> float | None:
-    """Write the quantized network; how often its argmax is the float network's (None: a single output)."""
+    """Write the quantized network; how often its argmax is the float network's (None: a single
+    output)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)  # the quantizer edits what it is given
@@ -187,7 +204,8 @@ def quantize(prepared: Prepared, form: str, per_channel: bool, path: Path) -> fl
     return float((outputs.argmax(1) == prepared.expected.argmax(1)).mean())
 
 
-# --- folders --------------------------------------------------------------------------------------------------------
+# --- folders
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -206,20 +224,27 @@ class Target:
         path = self.folder / "onnx" / network.path.name
         try:
             agreement = quantize(prepared, self.form, self.per_channel, path)
-        except Exception as error:  # the quantizer and the runtime raise anything; a report line is all we owe
+        except (
+            Exception
+        ) as error:  # the quantizer and the runtime raise anything; a report line is all we owe
             path.unlink(missing_ok=True)
             self.fail(network, error)
             return
         self.done += 1
         self.agreements += [] if agreement is None else [agreement]
         self.rows += [
-            (f"onnx/{path.name}", os.path.relpath(spec, self.folder), timeout) for spec, timeout in network.specs
+            (f"onnx/{path.name}", os.path.relpath(spec, self.folder), timeout)
+            for spec, timeout in network.specs
         ]
 
     def fail(self, network: Network, error: Exception) -> None:
         self.failed += 1
         reason = next(iter(str(error).strip().splitlines()), "")
-        print(f"FAILED {self.folder.name} {network.path.name}: {type(error).__name__}: {reason[:160]}", flush=True)
+        print(
+            f"FAILED {self.folder.name} {network.path.name}: {type(error).__name__}: "
+            f"{reason[:160]}",
+            flush=True,
+        )
 
     def write(self) -> None:
         if not self.rows:
@@ -232,7 +257,11 @@ def convert(benchmark: Path, targets: list[Target], samples: int, seed: int, sim
     """Quantize every network of a benchmark into every target."""
     networks = read_networks(benchmark)
     if not networks:
-        print(f"FAILED {benchmark.name}: no instance (one network, one specification) whose files are here", flush=True)
+        print(
+            f"FAILED {benchmark.name}: no instance (one network, one specification) whose files "
+            "are here",
+            flush=True,
+        )
     for network in networks:
         try:
             prepared = prepare(network, samples, seed, simpler)
@@ -249,21 +278,40 @@ def convert(benchmark: Path, targets: list[Target], samples: int, seed: int, sim
 def summarize(targets: list[Target]) -> None:
     """A table: networks done and failed, instances, and how often the argmax stayed the same."""
     width = max((len(target.folder.name) for target in targets), default=6)
-    print(f"\n{'folder':{width}}  {'done':>4}  {'failed':>6}  {'rows':>5}  same argmax: mean (least)")
+    print(
+        f"\n{'folder':{width}}  {'done':>4}  {'failed':>6}  {'rows':>5}  same argmax: mean (least)"
+    )
     for target in targets:
-        same = f"{np.mean(target.agreements):.1%} ({min(target.agreements):.1%})" if target.agreements else "-"
-        print(f"{target.folder.name:{width}}  {target.done:4}  {target.failed:6}  {len(target.rows):5}  {same}")
+        same = (
+            f"{np.mean(target.agreements):.1%} ({min(target.agreements):.1%})"
+            if target.agreements
+            else "-"
+        )
+        print(
+            f"{target.folder.name:{width}}  {target.done:4}  {target.failed:6}  "
+            f"{len(target.rows):5}  {same}"
+        )
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Quantize the float networks of VNN-COMP benchmarks.")
+    parser = argparse.ArgumentParser(
+        description="Quantize the float networks of VNN-COMP benchmarks."
+    )
     parser.add_argument("source", type=Path, help="folder with one folder per benchmark")
     parser.add_argument("out", type=Path, help="where to write")
-    parser.add_argument("--only", nargs="+", metavar="BENCHMARK", help="these benchmarks (default: all)")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: both")
-    parser.add_argument("--samples", type=int, default=200, help="calibration inputs, and as many to compare (200)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="BENCHMARK", help="these benchmarks (default: all)"
+    )
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: both"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=200, help="calibration inputs, and as many to compare (200)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--simplify", action="store_true", help="first merge MatMul and Add into Gemm, and the like")
+    parser.add_argument(
+        "--simplify", action="store_true", help="first merge MatMul and Add into Gemm, and the like"
+    )
     arguments = parser.parse_args()
     if not arguments.source.is_dir():
         parser.error(f"{arguments.source} is not a folder")

@@ -1,12 +1,13 @@
-"""Tables of verdicts by network and radius, from the rows of `qverify batch`, beside what intervals alone decide.
+"""Tables of verdicts by network and radius, from the rows of `qverify batch`, beside what intervals
+alone decide.
 
     python benchmarks/verdicts.py INSTANCES.csv RESULTS.csv [--intervals SECONDS] [--out rows.csv]
 
-INSTANCES.csv is what the batch ran, RESULTS.csv what it wrote. The radius is read off the property's name
-(`..._eps2.vnnlib`, `prop_7_0.03.vnnlib`; one group per network where there is none). With --intervals every instance is
-also given to intervals and input splitting alone, without an attack, for so many seconds (that is the 2023 paper's
-procedure, in batches). The rows of --out are those of RESULTS.csv, with the radius and that verdict; the table goes to
-standard output.
+INSTANCES.csv is what the batch ran, RESULTS.csv what it wrote. The radius is read off the
+property's name (`..._eps2.vnnlib`, `prop_7_0.03.vnnlib`; one group per network where there is
+none). With --intervals every instance is also given to intervals and input splitting alone, without
+an attack, for so many seconds (that is the 2023 paper's procedure, in batches). The rows of --out
+are those of RESULTS.csv, with the radius and that verdict; the table goes to standard output.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ DECIDED = ("unsat", "sat")
 
 def radius(name: str) -> str:
     """The last number of a property's name that looks like a radius, else nothing."""
-    found = re.findall(r"eps_?(\d+(?:\.\d+)?)|_(0\.\d+)", Path(name).name.removesuffix(".gz").removesuffix(".vnnlib"))
+    found = re.findall(
+        r"eps_?(\d+(?:\.\d+)?)|_(0\.\d+)",
+        Path(name).name.removesuffix(".gz").removesuffix(".vnnlib"),
+    )
     return "" if not found else found[-1][0] or found[-1][1]
 
 
@@ -40,16 +44,20 @@ def table(rows: list[dict[str, str]]) -> str:
     for row in rows:
         groups[Path(row["onnx"]).stem, row["radius"]].append(row)
     lines = [
-        "| network | radius | instances | `unsat` | `sat` | open | median s | most s | intervals alone |",
+        "| network | radius | instances | `unsat` | `sat` | open | median s | most s | intervals "
+        "alone |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (network, size), own in sorted(groups.items(), key=lambda group: (group[0][0], float(group[0][1] or 0))):
+    for (network, size), own in sorted(
+        groups.items(), key=lambda group: (group[0][0], float(group[0][1] or 0))
+    ):
         count = {verdict: sum(row["result"] == verdict for row in own) for verdict in DECIDED}
         times = [float(row["seconds"]) for row in own]
         alone = sum(row["intervals"] in DECIDED for row in own) if own[0]["intervals"] else "-"
         lines.append(
             f"| {network} | {size or '-'} | {len(own)} | {count['unsat']} | {count['sat']} "
-            f"| {len(own) - sum(count.values())} | {statistics.median(times):.2f} | {max(times):.1f} | {alone} |"
+            f"| {len(own) - sum(count.values())} | {statistics.median(times):.2f} | "
+            f"{max(times):.1f} | {alone} |"
         )
     return "\n".join(lines)
 
@@ -73,9 +81,18 @@ def main() -> None:
             alone = ""
             if given.intervals:
                 model, spec = (given.instances.parent / name for name in (onnx, vnnlib))
-                options = Options(timeout=given.intervals, device="cpu", backward=False, attack=False)
+                options = Options(
+                    timeout=given.intervals, device="cpu", backward=False, attack=False
+                )
                 alone = verify(model, spec, options).verdict.value
-            values = (onnx, Path(vnnlib).name, radius(vnnlib), result, f"{float(seconds):.2f}", alone)
+            values = (
+                onnx,
+                Path(vnnlib).name,
+                radius(vnnlib),
+                result,
+                f"{float(seconds):.2f}",
+                alone,
+            )
             rows.append(dict(zip(COLUMNS, values, strict=True)))
     if not rows:
         sys.exit("error: no row of the results is an instance of the list")

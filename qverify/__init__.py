@@ -1,17 +1,17 @@
-"""Decides whether a quantized ONNX network satisfies a VNN-LIB property, in the integers the runtime computes with.
+"""Decides whether a quantized ONNX network satisfies a VNN-LIB property, in the integers the
+runtime computes with.
 
     from qverify import verify
     result = verify("model.onnx", "property.vnnlib")
     result.verdict, result.witness
 
-The names below are loaded on first use, so that `import qverify` costs nothing: NumPy and onnx come only with them.
+The names below are loaded on first use, so that `import qverify` costs nothing: NumPy and onnx come
+only with them.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qverify.result import Result as Result
     from qverify.result import Verdict as Verdict
     from qverify.result import Witness as Witness
-    from qverify.verify import verify as verify
+    from qverify.verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -30,21 +30,8 @@ _HOME = {
     "Result": "qverify.result",
     "Verdict": "qverify.result",
     "Witness": "qverify.result",
-    "verify": "qverify.verify",
+    "verify": "qverify.verification",
 }
-
-
-class _Package(ModuleType):
-    """This package, in which `qverify.verify` is always the function.
-
-    Importing the module qverify/verify.py binds it in the package under the function's own name; the function is put
-    there instead. The module itself stays at hand as `sys.modules["qverify.verify"]`.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "verify" and isinstance(value, ModuleType):
-            value = value.verify
-        super().__setattr__(name, value)
 
 
 def __getattr__(name: str) -> object:
@@ -52,13 +39,10 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(importlib.import_module(_HOME[name]), name)
-    setattr(sys.modules[__name__], name, value)
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     """Name the lazy exports too."""
     return sorted({*globals(), *__all__})
-
-
-sys.modules[__name__].__class__ = _Package

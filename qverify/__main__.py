@@ -1,4 +1,5 @@
-"""The command `qverify`, also as `python -m qverify`: Ctrl-C is one line and 130 even while modules are loading."""
+"""The command `qverify`, also as `python -m qverify`: Ctrl-C is one line and 130 even while modules
+are loading."""
 
 import os
 import sys

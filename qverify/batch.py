@@ -1,8 +1,9 @@
-"""`qverify batch`: a VNN-COMP instances file, run in worker processes, into a results file that can be resumed.
+"""`qverify batch`: a VNN-COMP instances file, run in worker processes, into a results file that can
+be resumed.
 
-The results file has the competition's rows `category,onnx,vnnlib,prepare_time,result,run_time` without a header. A row
-is appended and flushed when its instance ends, after its counterexample is on disk; a run that was cut off goes on
-where it stopped.
+The results file has the competition's rows `category,onnx,vnnlib,prepare_time,result,run_time`
+without a header. A row is appended and flushed when its instance ends, after its counterexample is
+on disk; a run that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qverify.errors import QverifyError, SoundnessError, UsageError
+from qverify.files import check_writable, write_text
+from qverify.formats import counterexample
 from qverify.options import Options
-from qverify.report import Printer, check_writable, counterexample, write_text
+from qverify.printer import Printer
 from qverify.workers import Answer, Solve, pool, sigterm_unwinds
 
 VERDICTS = ("unsat", "sat", "unknown", "timeout", "error")
@@ -30,7 +33,8 @@ VERDICTS = ("unsat", "sat", "unknown", "timeout", "error")
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One row of an instances file: its words as the results repeat them, and the folder they are relative to."""
+    """One row of an instances file: its words as the results repeat them, and the folder they are
+    relative to."""
 
     category: str
     onnx: str
@@ -45,12 +49,15 @@ class Instance:
 
 
 def read_instances(path: str, timeout: float | None = None) -> list[Instance]:
-    """Return the rows of an instances file; `timeout` replaces the limits in the file. UsageError if it is not one."""
+    """Return the rows of an instances file; `timeout` replaces the limits in the file. UsageError
+    if it is not one."""
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not text'}") from error
+        raise UsageError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not text'}"
+        ) from error
     folder = file.resolve().parent
     # The layout of 2026 is <category>/<version of VNN-LIB>/instances.csv.
     category = folder.parent.name if re.fullmatch(r"\d+(\.\d+)*", folder.name) else folder.name
@@ -61,8 +68,13 @@ def read_instances(path: str, timeout: float | None = None) -> list[Instance]:
         if not any(fields) or fields[0].startswith("#"):
             continue
         if len(fields) != 3 and not (len(fields) == 2 and timeout is not None):
-            raise UsageError(f"{path}, line {reader.line_num}: not a row `onnx,vnnlib,timeout` (and no header, please)")
-        limit = timeout if timeout is not None else _limit(fields[2], f"{path}, line {reader.line_num}")
+            raise UsageError(
+                f"{path}, line {reader.line_num}: not a row `onnx,vnnlib,timeout` (and no header, "
+                "please)"
+            )
+        limit = (
+            timeout if timeout is not None else _limit(fields[2], f"{path}, line {reader.line_num}")
+        )
         onnx, vnnlib = (field.removeprefix("./") for field in fields[:2])
         instances.append(Instance(category, onnx, vnnlib, str(folder), limit))
     return instances
@@ -72,11 +84,14 @@ def _limit(text: str, place: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 < float(text) < math.inf:
             return float(text)
-    raise UsageError(f"{place}: the timeout {text!r} is not a positive number of seconds (a header? remove it)")
+    raise UsageError(
+        f"{place}: the timeout {text!r} is not a positive number of seconds (a header? remove it)"
+    )
 
 
-class ResultsFile:
-    """A results file open for appending; a last line that was torn by a kill or a full disk is cut off first."""
+class BatchResults:
+    """A results file open for appending; a last line that was torn by a kill or a full disk is cut
+    off first."""
 
     def __init__(self, path: str, category: str) -> None:
         check_writable(path)
@@ -84,17 +99,26 @@ class ResultsFile:
         self.rows: list[list[str]] = []
         if self.path.exists():
             if not self.path.is_file():  # a device or a pipe has no end to read to
-                raise UsageError(f"{path} is not a regular file, so a batch cannot be resumed from it; name another")
+                raise UsageError(
+                    f"{path} is not a regular file, so a batch cannot be resumed from it; name "
+                    "another"
+                )
             self._load(category)
         self._stream = self.path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
 
     def _load(self, category: str) -> None:
         head, newline, torn = self.path.read_bytes().rpartition(b"\n")
-        self.rows = [row for row in csv.reader(head.decode("utf-8", "surrogateescape").splitlines()) if row]
+        self.rows = [
+            row for row in csv.reader(head.decode("utf-8", "surrogateescape").splitlines()) if row
+        ]
         # Cut off nothing from a file that some slip of the hand named: it must look like ours.
         start = torn.partition(b",")[0].decode("utf-8", "replace")
-        if not all(map(_is_row, self.rows)) or (torn and not self.rows and not category.startswith(start)):
-            raise UsageError(f"{self.path} is not a results file of qverify batch; name another with --results")
+        if not all(map(_is_row, self.rows)) or (
+            torn and not self.rows and not category.startswith(start)
+        ):
+            raise UsageError(
+                f"{self.path} is not a results file of qverify batch; name another with --results"
+            )
         if torn:
             os.truncate(self.path, len(head + newline))
 
@@ -127,7 +151,8 @@ def _stem(path: str) -> str:
 
 
 def names(instances: Sequence[Instance]) -> dict[tuple[str, str, str], str]:
-    """A file name without ending for every instance: the stems of its files, with a number where others have the same."""
+    """A file name without ending for every instance: the stems of its files, with a number where
+    others have the same."""
     result: dict[tuple[str, str, str], str] = {}
     used: Counter[str] = Counter()
     taken: set[str] = set()
@@ -156,7 +181,7 @@ def run(
     """
     if not instances:
         raise UsageError("there is no instance to run")
-    file = ResultsFile(results, instances[0].category)
+    file = BatchResults(results, instances[0].category)
     present = Counter((row[0], row[1], row[2]) for row in file.rows)
     wanted = Counter(entry.key for entry in instances)
     todo = [entry for entry in instances if not _take(present, entry.key)]
@@ -165,24 +190,35 @@ def run(
         old = Counter(row[4] for row in file.rows if (row[0], row[1], row[2]) in wanted)
         tally = ", ".join(f"{old[verdict]} {verdict}" for verdict in VERDICTS if old[verdict])
         printer.line(
-            f"{skipped} of {len(instances)} instances are in {results} already ({tally}) and are not run again"
+            f"{skipped} of {len(instances)} instances are in {results} already ({tally}) and are "
+            "not run again"
         )
     counts: Counter[str] = Counter()
     named = names(instances)
     try:
-        with sigterm_unwinds(), contextlib.closing(_answers(todo, options, jobs, load or load_verifier)) as events:
+        with (
+            sigterm_unwinds(),
+            contextlib.closing(_answers(todo, options, jobs, load or load_verifier)) as events,
+        ):
             for event in events:
                 if event is not None:
                     instance, answer = event
                     file.append(instance, answer, named[instance.key])
                     counts[answer.verdict] += 1
                     _show(instance, answer, printer)
-                tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+                tally = ", ".join(
+                    f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]
+                )
                 done = f"{skipped + counts.total()}/{len(instances)} done"
-                printer.progress(printer.elapsed(), f"{done}, {printer.elapsed():.0f} s{': ' if tally else ''}{tally}")
+                printer.progress(
+                    printer.elapsed(),
+                    f"{done}, {printer.elapsed():.0f} s{': ' if tally else ''}{tally}",
+                )
     finally:
         file.close()
-        printer.block(summary([row for row in file.rows if _take(wanted, (row[0], row[1], row[2]))]))
+        printer.block(
+            summary([row for row in file.rows if _take(wanted, (row[0], row[1], row[2]))])
+        )
         missing = len(instances) - skipped - counts.total()
         if missing:
             printer.line(f"{missing} instances have no row yet; the same command goes on with them")
@@ -208,20 +244,23 @@ def summary(rows: Sequence[Sequence[str]]) -> str:
     for verdict in (*VERDICTS, "total"):
         times = [float(row[5]) for row in rows if verdict in (row[4], "total")]
         if times:
-            lines.append(f"{verdict:8} {len(times):6} {statistics.median(times):9.2f} {max(times):9.2f}\n")
+            lines.append(
+                f"{verdict:8} {len(times):6} {statistics.median(times):9.2f} {max(times):9.2f}\n"
+            )
     return "".join(lines)
 
 
 def load_verifier() -> Solve[Instance]:
     """Import the verifier, which is what a worker's start is spent on."""
-    import qverify.verify  # noqa: F401
+    import qverify.verification  # noqa: F401
 
     return solve
 
 
 def solve(instance: Instance, options: Options) -> Answer:
-    """Decide one instance. An error made on purpose becomes the verdict `error`; any other ends the worker."""
-    from qverify.verify import verify
+    """Decide one instance. An error made on purpose becomes the verdict `error`; any other ends the
+    worker."""
+    from qverify.verification import verify
 
     started = time.monotonic()
     folder = Path(instance.folder)
@@ -229,7 +268,9 @@ def solve(instance: Instance, options: Options) -> Answer:
     try:
         result = verify(folder / instance.onnx, folder / instance.vnnlib, limits)
     except SoundnessError as error:
-        return Answer("error", time.monotonic() - started, f"internal error, please report it: {error}")
+        return Answer(
+            "error", time.monotonic() - started, f"internal error, please report it: {error}"
+        )
     except (QverifyError, OSError) as error:
         return Answer("error", time.monotonic() - started, str(error))
     except MemoryError:

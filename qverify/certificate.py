@@ -16,15 +16,28 @@ from qverify.result import Result, Verdict
 from qverify.search.proof import Proof
 
 VERSION = 2
-CONTENT, RATIO, HEADER_COST = 2**19, 16, 8  # what a file may hold ("Limits" in specs/certificate.md)
+# What a file may hold ("Limits" in specs/certificate.md).
+CONTENT, RATIO, HEADER_COST = (
+    2**19,
+    16,
+    8,
+)
 
 
 def certificate(result: Result, proofs: Sequence[Proof]) -> bytes:
-    """The certificate of a verdict of `sat` or `unsat`, as the bytes of a file. ValueError for another verdict."""
+    """The certificate of a verdict of `sat` or `unsat`, as the bytes of a file. ValueError for
+    another verdict."""
     if result.verdict not in (Verdict.SAT, Verdict.UNSAT):
         raise ValueError(f"no certificate says {result.verdict}")
-    header: dict[str, Any] = {"format": "qverify certificate", "version": VERSION, "verdict": result.verdict.value}
-    header |= {key: result.details[key] for key in ("model_sha256", "spec_sha256", "reading", "semantics", "read_by")}
+    header: dict[str, Any] = {
+        "format": "qverify certificate",
+        "version": VERSION,
+        "verdict": result.verdict.value,
+    }
+    header |= {
+        key: result.details[key]
+        for key in ("model_sha256", "spec_sha256", "reading", "semantics", "read_by")
+    }
     if shapes := result.details.get("shapes"):
         header["shapes"] = shapes
     header["made_by"] = f"qverify {__version__}"
@@ -56,7 +69,7 @@ def _query(proof: Proof, prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> di
         inner.append(entry)
     own["mix"], own["multipliers"] = (
         np.stack([given[row] for row in rows]) if rows else np.zeros((0, 0), np.int64)
-        for given in (proof.mix, proof.multipliers)
+        for given in (proof.mu, proof.multipliers)
     )
     arrays |= {f"{prefix}.{name}": array for name, array in own.items()}
     return {

@@ -1,8 +1,9 @@
 """Labelled images from files: what robustness is measured on, and what networks are trained on.
 
-Read are: NumPy archives (`.npz`), folders with the four IDX files of MNIST, and folders with one folder of pictures for
-each class. Everything comes out in one form, uint8 pixels [N, channels, height, width], in the order of the files.
-JPEG and PNG need Pillow (the extra `images`), the rest NumPy alone.
+Read are: NumPy archives (`.npz`), folders with the four IDX files of MNIST, and folders with one
+folder of pictures for each class. Everything comes out in one form, uint8 pixels [N, channels,
+height, width], in the order of the files. JPEG and PNG need Pillow (the extra `images`), the rest
+NumPy alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ import numpy.typing as npt
 from qverify.errors import UsageError
 
 SPLITS = ("train", "test")
-FLAT = {784: (1, 28, 28), 3072: (3, 32, 32)}  # MNIST and CIFAR-10, as their flat rows are usually stored
+# MNIST and CIFAR-10, as their flat rows are usually stored.
+FLAT = {
+    784: (1, 28, 28),
+    3072: (3, 32, 32),
+}
 CHANNELS = (1, 3)
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
@@ -33,8 +38,8 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """N labelled images: `pixels` uint8 [N, channels, height, width], 0 to 255; `labels` int64 [N], at least 0; `classes`
-    the name of each label, where the files say."""
+    """N labelled images: `pixels` uint8 [N, channels, height, width], 0 to 255; `labels` int64 [N],
+    at least 0; `classes` the name of each label, where the files say."""
 
     pixels: Uint8Array
     labels: Int64Array
@@ -55,7 +60,8 @@ class Images:
         return bool((self.labels[1:] >= self.labels[:-1]).all())
 
     def mixed(self) -> Images:
-        """The same, shuffled (always alike) if they come by class: then a part of them has all classes."""
+        """The same, shuffled (always alike) if they come by class: then a part of them has all
+        classes."""
         if not self.by_class:
             return self
         order = np.random.default_rng(0).permutation(len(self))
@@ -76,15 +82,18 @@ def digest(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> str:
 def load_images(path: str | Path, split: str = "test") -> Images:
     """The images of a data set's part `split`, "train" or "test".
 
-    - `FILE.npz`: arrays `x_<split>` uint8 [N, n], [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3, and `y_<split>`
-      integers [N]. Flat rows of 784 are 1x28x28, of 3072 are 3x32x32 (channel by channel, as CIFAR-10 has them), of any
-      other length n are 1x1xn. Instead of `x_<split>` there may be `<split>_jpeg`, JPEG files one after another (uint8),
-      and `<split>_offset` [N + 1], where each begins. `classes` may name the classes.
-    - a folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
-      `t10k-labels-idx1-ubyte` (MNIST's format, http://yann.lecun.com/exdb/mnist), also with `.gz`.
-    - a folder `[<split>/]CLASS/*.png` (or .jpg, .jpeg, .bmp), images of one size. Without a folder `<split>` all images
-      are meant. Classes are numbered in the order of their names, or by their names if these are numbers. Images are
-      grey if all of them are, else RGB (transparency is dropped).
+    - `FILE.npz`: arrays `x_<split>` uint8 [N, n], [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1
+      or 3, and `y_<split>` integers [N]. Flat rows of 784 are 1x28x28, of 3072 are 3x32x32 (channel
+      by channel, as CIFAR-10 has them), of any other length n are 1x1xn. Instead of `x_<split>`
+      there may be `<split>_jpeg`, JPEG files one after another (uint8), and `<split>_offset` [N +
+      1], where each begins. `classes` may name the classes.
+    - a folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte`
+      and `t10k-labels-idx1-ubyte` (MNIST's format, http://yann.lecun.com/exdb/mnist), also with
+      `.gz`.
+    - a folder `[<split>/]CLASS/*.png` (or .jpg, .jpeg, .bmp), images of one size. Without a folder
+      `<split>` all images are meant. Classes are numbered in the order of their names, or by their
+      names if these are numbers. Images are grey if all of them are, else RGB (transparency is
+      dropped).
 
     Raises UsageError, one line, for what is missing or does not fit.
     """
@@ -98,37 +107,49 @@ def load_images(path: str | Path, split: str = "test") -> Images:
     elif place.suffix == ".npz":
         images = _read_npz(place, split)
     else:
-        raise UsageError(f"{path}: not a data set; a .npz file, a folder with IDX files or one with pictures is read")
+        raise UsageError(
+            f"{path}: not a data set; a .npz file, a folder with IDX files or one with pictures "
+            "is read"
+        )
     if not len(images):
         raise UsageError(f"{path}: the part '{split}' holds no image")
     return images
 
 
-# -- NumPy archives ------------------------------------------------------------------------------------------------------
+# -- NumPy archives --------------------------------------------------------------------------------
 
 
 def _read_npz(path: Path, split: str) -> Images:
     try:
         archive = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: it cannot be read as a NumPy archive ({_short(error)})") from None
+        raise UsageError(
+            f"{path}: it cannot be read as a NumPy archive ({_short(error)})"
+        ) from None
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UsageError(f"{path}: it holds a single array, not an archive (numpy.savez)")
     with archive:
         labels = _labels(_array(path, archive, f"y_{split}"), f"{path}: 'y_{split}'")
         if f"{split}_jpeg" in archive and f"x_{split}" not in archive:
-            data, offset = _array(path, archive, f"{split}_jpeg"), _array(path, archive, f"{split}_offset")
+            data, offset = (
+                _array(path, archive, f"{split}_jpeg"),
+                _array(path, archive, f"{split}_offset"),
+            )
             pixels = _decoded(path, data, offset, split)
         else:
             pixels = _shaped(_array(path, archive, f"x_{split}"), f"{path}: 'x_{split}'")
-        names = _array(path, archive, "classes").reshape(-1).tolist() if "classes" in archive else []
+        names = (
+            _array(path, archive, "classes").reshape(-1).tolist() if "classes" in archive else []
+        )
     _check_lengths(path, pixels, labels)
     return Images(pixels, labels, tuple(map(str, names)))
 
 
 def _array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
     if name not in archive:
-        raise UsageError(f"{path}: it holds no array '{name}', only {', '.join(sorted(archive)) or 'nothing'}")
+        raise UsageError(
+            f"{path}: it holds no array '{name}', only {', '.join(sorted(archive)) or 'nothing'}"
+        )
     try:
         return np.asarray(archive[name])
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -149,7 +170,8 @@ def _shaped(x: npt.NDArray[Any], what: str) -> Uint8Array:
     if x.ndim == 4 and x.shape[1] in CHANNELS:
         return x
     raise UsageError(
-        f"{what} has shape {list(x.shape)}; [N, n], [N, H, W], [N, H, W, C] or [N, C, H, W] is read, C 1 or 3"
+        f"{what} has shape {list(x.shape)}; [N, n], [N, H, W], [N, H, W, C] or [N, C, H, W] is "
+        "read, C 1 or 3"
     )
 
 
@@ -157,7 +179,9 @@ def _labels(y: npt.NDArray[Any], what: str) -> Int64Array:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.dtype.kind not in "ui" or y.ndim != 1:
-        raise UsageError(f"{what} is {y.dtype} of shape {list(y.shape)}, but labels must be integers [N]")
+        raise UsageError(
+            f"{what} is {y.dtype} of shape {list(y.shape)}, but labels must be integers [N]"
+        )
     if len(y) and y.min() < 0:
         raise UsageError(f"{what} holds the label {y.min()}; labels begin at 0")
     return y.astype(np.int64)
@@ -168,19 +192,30 @@ def _check_lengths(path: Path, pixels: Uint8Array, labels: Int64Array) -> None:
         raise UsageError(f"{path}: {len(pixels)} images, but {len(labels)} labels")
 
 
-def _decoded(path: Path, data: npt.NDArray[Any], offset: npt.NDArray[Any], split: str) -> Uint8Array:
+def _decoded(
+    path: Path, data: npt.NDArray[Any], offset: npt.NDArray[Any], split: str
+) -> Uint8Array:
     """JPEG files one after another, decoded."""
-    if data.dtype != np.uint8 or data.ndim != 1 or offset.dtype.kind not in "ui" or offset.ndim != 1:
-        raise UsageError(f"{path}: '{split}_jpeg' must be uint8 [bytes] and '{split}_offset' integers [N + 1]")
+    if (
+        data.dtype != np.uint8
+        or data.ndim != 1
+        or offset.dtype.kind not in "ui"
+        or offset.ndim != 1
+    ):
+        raise UsageError(
+            f"{path}: '{split}_jpeg' must be uint8 [bytes] and '{split}_offset' integers [N + 1]"
+        )
     ends = offset.astype(np.int64)
     if not len(ends) or ends[0] < 0 or ends[-1] > len(data) or (np.diff(ends) <= 0).any():
-        raise UsageError(f"{path}: '{split}_offset' does not rise within the {len(data)} bytes of '{split}_jpeg'")
+        raise UsageError(
+            f"{path}: '{split}_offset' does not rise within the {len(data)} bytes of '{split}_jpeg'"
+        )
     raw = data.tobytes()
     spans = zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
     return _pictures((f"{path}, image {i}", raw[a:b]) for i, (a, b) in enumerate(spans))
 
 
-# -- IDX files -----------------------------------------------------------------------------------------------------------
+# -- IDX files -------------------------------------------------------------------------------------
 
 
 def _read_idx(folder: Path, split: str) -> Images | None:
@@ -195,7 +230,8 @@ def _read_idx(folder: Path, split: str) -> Images | None:
 
 
 def _idx_file(folder: Path, name: str, axes: int) -> Uint8Array:
-    """One file: 0, 0, 8 (uint8), the number of axes; each length as four bytes, the largest first; the values."""
+    """One file: 0, 0, 8 (uint8), the number of axes; each length as four bytes, the largest first;
+    the values."""
     path = folder / name
     packed = path.with_name(f"{name}.gz")
     try:
@@ -203,17 +239,22 @@ def _idx_file(folder: Path, name: str, axes: int) -> Uint8Array:
     except FileNotFoundError:
         raise UsageError(f"{folder}: it holds no {name} (or {name}.gz)") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{packed if not path.exists() else path}: it cannot be read ({_short(error)})") from None
+        raise UsageError(
+            f"{packed if not path.exists() else path}: it cannot be read ({_short(error)})"
+        ) from None
     if data[:4] != bytes((0, 0, 8, axes)) or len(data) < 4 + 4 * axes:
         raise UsageError(f"{folder / name}: not an IDX file of unsigned bytes with {axes} axes")
     shape = [int(n) for n in np.frombuffer(data, ">u4", axes, 4)]
     values = np.frombuffer(data, np.uint8, -1, 4 + 4 * axes)
     if len(values) != np.prod(shape, dtype=object):
-        raise UsageError(f"{folder / name}: its header announces {shape}, but {len(values)} values follow: truncated?")
+        raise UsageError(
+            f"{folder / name}: its header announces {shape}, but {len(values)} values follow: "
+            "truncated?"
+        )
     return values.reshape(shape)
 
 
-# -- pictures ------------------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------
 
 
 def _read_folder(folder: Path, split: str) -> Images:
@@ -222,12 +263,18 @@ def _read_folder(folder: Path, split: str) -> Images:
     if own is folder and any((folder / name).is_dir() for name in SPLITS):
         raise UsageError(f"{folder}: it has no folder '{split}'")
     try:
-        classes = sorted((entry for entry in own.iterdir() if entry.is_dir()), key=lambda entry: entry.name)
-        found = [sorted(f for f in entry.iterdir() if f.suffix.lower() in PICTURES) for entry in classes]
+        classes = sorted(
+            (entry for entry in own.iterdir() if entry.is_dir()), key=lambda entry: entry.name
+        )
+        found = [
+            sorted(f for f in entry.iterdir() if f.suffix.lower() in PICTURES) for entry in classes
+        ]
     except OSError as error:
         raise UsageError(f"{own}: it cannot be read ({_short(error)})") from None
     if not any(found):
-        raise UsageError(f"{own}: neither IDX files nor folders CLASS with {', '.join(PICTURES)} files are in it")
+        raise UsageError(
+            f"{own}: neither IDX files nor folders CLASS with {', '.join(PICTURES)} files are in it"
+        )
     names = [entry.name for entry in classes]
     numbered = all(name.isascii() and name.isdigit() for name in names)
     numbers = [int(name) for name in names] if numbered else list(range(len(names)))
@@ -247,8 +294,12 @@ def _pictures(files: Iterator[tuple[str, bytes | Path]]) -> Uint8Array:
         try:
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
                 if picture.mode[0] in "IF":
-                    raise UsageError(f"{name}: more than 8 bits per pixel ({picture.mode}) are not read")
-                array = np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB"))
+                    raise UsageError(
+                        f"{name}: more than 8 bits per pixel ({picture.mode}) are not read"
+                    )
+                array = np.asarray(
+                    picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
+                )
         # Pillow's errors for damaged files, of which it makes several kinds
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UsageError(f"{name}: it cannot be decoded ({_short(error)})") from None
@@ -258,10 +309,15 @@ def _pictures(files: Iterator[tuple[str, bytes | Path]]) -> Uint8Array:
         arrays.append(array)
     if all(array.ndim == 2 for array in arrays):
         return np.stack(arrays)[:, None] if arrays else np.zeros((0, 1, 1, 1), np.uint8)
-    coloured = [array if array.ndim == 3 else np.repeat(array[:, :, None], 3, axis=2) for array in arrays]
+    coloured = [
+        array if array.ndim == 3 else np.repeat(array[:, :, None], 3, axis=2) for array in arrays
+    ]
     return np.ascontiguousarray(np.stack(coloured).transpose(0, 3, 1, 2))
 
 
 def _short(error: BaseException) -> str:
     """An error's text in one line."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
+    return (
+        " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+        or type(error).__name__
+    )

@@ -1,8 +1,8 @@
 """A point in time after which work must stop, and the look at it that every long loop takes.
 
-Whoever starts work says until when (`with deadline.limits():`), and whatever runs below looks (`look()`) once for every
-piece that costs well under a second. So no loop needs to be handed the limit, and none can go past it: it leaves by
-`TimeUp`, and what it was about counts for nothing.
+Whoever starts work says until when (`with deadline.limits():`), and whatever runs below looks
+(`look()`) once for every piece that costs well under a second. So no loop needs to be handed the
+limit, and none can go past it: it leaves by `TimeUp`, and what it was about counts for nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A model made ready once, to decide many queries: how problems are made of it, and how counterexamples leave it."""
+"""A model made ready once, to decide many queries: how problems are made of it, and how
+counterexamples leave it."""
 
 from __future__ import annotations
 
@@ -11,31 +12,37 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify import runtime
+from qverify.boundary.domain import Domain, make_domain
+from qverify.boundary.outputs import Decoder, described_outputs, make_decoder
+from qverify.boundary.readings import make_readings
 from qverify.bounds.dual import Dual
 from qverify.bounds.regions import Output
 from qverify.bounds.unsafe import make_unsafe
-from qverify.check import NotReplayed, replay
 from qverify.errors import SoundnessError, SpecError, UsageError
-from qverify.frontend.boundary import Domain, Encoder, make_domain, make_encoder
+from qverify.frontend.encoder import Encoder, make_encoder
 from qverify.frontend.model import Model
-from qverify.frontend.outputs import Decoder, described_outputs, make_decoder
-from qverify.frontend.readings import make_readings
 from qverify.frontend.shapes import shapes_text
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Network
 from qverify.propagate import Propagator, make_propagator
 from qverify.property import Query
+from qverify.replay import NotReplayed, replay
 from qverify.result import Verdict, Witness
 from qverify.search.problem import Candidate, Problem
 
-FIX = "fix the shapes in the file (onnxruntime.tools.make_dynamic_shape_fixed) to run what is verified"
-FUSION_SHARE = 0.005  # of the outputs' range: differences up to here pass for another rounding of some codes
+FIX = (
+    "fix the shapes in the file (onnxruntime.tools.make_dynamic_shape_fixed) to run what is "
+    "verified"
+)
+# Of the outputs' range: differences up to here pass for another rounding of some codes.
+FUSION_SHARE = 0.005
 
 
 @dataclass(frozen=True)
 class AsWritten:
-    """How the outputs of a file's graph as it is written differ from those of the graph that onnxruntime makes of it: at
-    most by `share` of the outputs' range, on `inputs` of `count` random inputs, on `turned` with another largest output."""
+    """How the outputs of a file's graph as it is written differ from those of the graph that
+    onnxruntime makes of it: at most by `share` of the outputs' range, on `inputs` of `count` random
+    inputs, on `turned` with another largest output."""
 
     share: float
     inputs: int
@@ -45,10 +52,15 @@ class AsWritten:
     @property
     def text(self) -> str:
         if not self.inputs:
-            return f"the unoptimised graph gives the same outputs as the fused one (on {self.count} random inputs)"
+            return (
+                f"the unoptimised graph gives the same outputs as the fused one (on {self.count} "
+                "random inputs)"
+            )
         return (
-            "onnxruntime's fused graph, which verdicts are about, differs from the unoptimised graph as it is written on "
-            f"{self.inputs} of {self.count} random inputs, by up to {self.share:.2%} of the outputs' range"
+            "onnxruntime's fused graph, which verdicts are about, differs from the unoptimised "
+            "graph as it is written on "
+            f"{self.inputs} of {self.count} random inputs, by up to {self.share:.2%} of the "
+            "outputs' range"
             + (f"; on {self.turned} another output is the largest" if self.turned else "")
         )
 
@@ -85,26 +97,36 @@ class Engine:
         )
 
     def problem(self, query: Query, domain: Domain | None = None) -> Problem:
-        """A query, ready to be searched; `domain` is its box's where that is known already. Raises EmptyBox for a box
-        without a point, SpecError for one beyond float32."""
+        """A query, ready to be searched; `domain` is its box's where that is known already. Raises
+        EmptyBox for a box without a point, SpecError for one beyond float32."""
         domain = make_domain(self.encoder, query.box) if domain is None else domain
         lower, upper = domain.code_box()
         read = make_readings(query, domain, self.decoder)
         unsafe = make_unsafe(read.possible, len(self.encoder.is_float), self.decoder.grid)
         ask = None if self.decoder.exact else self.file_function()
-        problem = Problem(self.kernels, self.network, domain, self.decoder, unsafe, lower, upper, ask)
-        problem.dual, problem.described, problem.propagator = self.dual, self.described, self.propagator
+        problem = Problem(
+            self.kernels, self.network, domain, self.decoder, unsafe, lower, upper, ask
+        )
+        problem.dual, problem.described, problem.propagator = (
+            self.dual,
+            self.described,
+            self.propagator,
+        )
         if read.certain is not read.possible:
-            problem.certain = make_unsafe(read.certain, len(self.encoder.is_float), self.decoder.grid)
+            problem.certain = make_unsafe(
+                read.certain, len(self.encoder.is_float), self.decoder.grid
+            )
             problem.readings = read
         return problem
 
     def file_function(
         self, as_written: bool = False, with_shapes: bool = True
     ) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
-        """The user's file in onnxruntime as a function of flat inputs; `as_written` without optimisation, and with the
-        shapes that were fixed to read it, or as open as it is."""
-        session = runtime.Session(self.read.path, as_written, self.read.shapes if with_shapes else {})
+        """The user's file in onnxruntime as a function of flat inputs; `as_written` without
+        optimisation, and with the shapes that were fixed to read it, or as open as it is."""
+        session = runtime.Session(
+            self.read.path, as_written, self.read.shapes if with_shapes else {}
+        )
 
         def run(flat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             outputs = session.run(self.graph_inputs(flat))
@@ -121,19 +143,30 @@ class Engine:
             start += size
         return arrays
 
-    def replayed(self, query: Query, problem: Problem, candidate: Candidate) -> tuple[Verdict, str, Witness | None]:
+    def replayed(
+        self, query: Query, problem: Problem, candidate: Candidate
+    ) -> tuple[Verdict, str, Witness | None]:
         """`sat` with its witness only after the replay; otherwise `unknown` with the reason."""
         exactly = problem.mixed
         try:
-            decimals = (problem.domain.decimal_for(i, float(v), exactly) for i, v in enumerate(candidate.inputs))
+            decimals = (
+                problem.domain.decimal_for(i, float(v), exactly)
+                for i, v in enumerate(candidate.inputs)
+            )
             text = tuple(decimals)
             sure = make_readings(query, problem.domain, self.decoder).certain_at(candidate.outputs)
             inputs, own = self.graph_inputs(candidate.inputs), self.read
             witness = replay(own.path, sure, inputs, text, candidate.outputs, own.shapes)
             if own.shapes and own.assumed:
                 replay(own.path, sure, inputs, text, candidate.outputs, {})
-        except SpecError as error:  # no decimal inside the bounds is read as the float32 that was found
-            return Verdict.UNKNOWN, f"a counterexample was found, but cannot be written down: {error}", None
+        except (
+            SpecError
+        ) as error:  # no decimal inside the bounds is read as the float32 that was found
+            return (
+                Verdict.UNKNOWN,
+                f"a counterexample was found, but cannot be written down: {error}",
+                None,
+            )
         except NotReplayed as error:
             if self.read.shapes and self.read.assumed:
                 return (
@@ -141,13 +174,16 @@ class Engine:
                     f"a counterexample did not replay on the file as it stands ({error}): {FIX}",
                     None,
                 )
-            reason = f"a counterexample of the integer network did not replay on the file ({error}); please report this"
+            reason = (
+                f"a counterexample of the integer network did not replay on the file ({error}); "
+                "please report this"
+            )
             return Verdict.UNKNOWN, reason, None
         return Verdict.SAT, "", witness
 
     def cross_check(self) -> list[str]:
-        """Compare the integer network with onnxruntime running the file with default options, on a few inputs, and that
-        with the file as it is written.
+        """Compare the integer network with onnxruntime running the file with default options, on a
+        few inputs, and that with the file as it is written.
 
         Returns warnings. Raises SoundnessError as `_check_same` does.
         """
@@ -155,16 +191,20 @@ class Engine:
         self._check_same(flat, "on random inputs")
         if self._saturating:
             return [
-                "onnxruntime computes other integers on this CPU (x86 without VNNI); the verdict is for exact accumulation"
+                "onnxruntime computes other integers on this CPU (x86 without VNNI); the verdict "
+                "is for exact accumulation"
             ]
         warnings = [self.written.text] if self.written.share > FUSION_SHARE else []
         if self.read.shapes:
-            warnings.append(f"verdicts are about the model with --shape {shapes_text(self.read.shapes)}; {FIX}")
+            warnings.append(
+                f"verdicts are about the model with --shape {shapes_text(self.read.shapes)}; {FIX}"
+            )
         return warnings
 
     @property
     def written(self) -> AsWritten:
-        """The file as it is written (no optimisation) against the graph that onnxruntime runs for it by default."""
+        """The file as it is written (no optimisation) against the graph that onnxruntime runs for
+        it by default."""
         if self.read.identity not in _WRITTEN:
             _WRITTEN[self.read.identity] = self._as_written()
         return _WRITTEN[self.read.identity]
@@ -172,7 +212,8 @@ class Engine:
     def _as_written(self) -> AsWritten:
         flat = self._random_inputs(min(8, self._affordable()))
         fused, literal = (
-            np.stack([ask(row) for row in flat]) for ask in (self._file, self.file_function(as_written=True))
+            np.stack([ask(row) for row in flat])
+            for ask in (self._file, self.file_function(as_written=True))
         )
         if not fused.size:
             return AsWritten(0.0, 0, 0, len(flat))
@@ -180,63 +221,84 @@ class Engine:
             gaps = np.where(fused == literal, 0.0, np.abs(fused - literal))
             differ = np.where(np.isnan(gaps), np.inf, gaps).max(axis=1, initial=0.0)
             span = max(fused.max(), literal.max()) - min(fused.min(), literal.min())
-        share = 0.0 if not differ.any() else float(differ.max() / span) if np.isfinite(span) and span else 1.0
+        share = (
+            0.0
+            if not differ.any()
+            else float(differ.max() / span)
+            if np.isfinite(span) and span
+            else 1.0
+        )
         turned = np.count_nonzero(fused.argmax(axis=1) != literal.argmax(axis=1))
         return AsWritten(share, int(np.count_nonzero(differ)), int(turned), len(flat))
 
     def _random_inputs(self, count: int) -> npt.NDArray[np.float64]:
         encoder, rng = self.encoder, np.random.default_rng(0)
-        wide = rng.choice([1.0, 10.0, 255.0], size=(count, 1)) * rng.uniform(-1, 1, size=(count, len(encoder.is_float)))
+        wide = rng.choice([1.0, 10.0, 255.0], size=(count, 1)) * rng.uniform(
+            -1, 1, size=(count, len(encoder.is_float))
+        )
         whole = rng.integers(encoder.low, encoder.high, size=wide.shape, endpoint=True)
         return np.where(encoder.is_float, wide.astype(np.float32).astype(np.float64), whole)
 
     def confirm(self, problem: Problem) -> str:
-        """Compare the network with the file inside the box of a query, before it is said to be safe: at the ends of its
-        domain, at random inputs, and at those of many that come nearest to being unsafe.
+        """Compare the network with the file inside the box of a query, before it is said to be
+        safe: at the ends of its domain, at random inputs, and at those of many that come nearest to
+        being unsafe.
 
-        Sound without this; it is here since a fault of the reader that decides this query is likeliest to show where the
-        query looks. Raises SoundnessError as `_check_same` does. Returns why the query is not decided after all, "" if it
-        is: where shapes that the file leaves open were fixed without being asked for, the file as it stands may be fused
+        Sound without this; it is here since a fault of the reader that decides this query is
+        likeliest to show where the query looks. Raises SoundnessError as `_check_same` does.
+        Returns why the query is not decided after all, "" if it is: where shapes that the file
+        leaves open were fixed without being asked for, the file as it stands may be fused
         otherwise, and is compared as well.
         """
         domain, rng = problem.domain, np.random.default_rng(1)
         count = self._affordable()
-        inside = domain.lower + (domain.upper - domain.lower) * rng.random((min(64, 4 * count), len(domain.lower)))
+        inside = domain.lower + (domain.upper - domain.lower) * rng.random(
+            (min(64, 4 * count), len(domain.lower))
+        )
         corners = np.where(rng.random(inside.shape) < 0.5, domain.lower, domain.upper)
         many = np.concatenate([domain.lower[None], domain.upper[None], inside[1::2], corners[::2]])
-        many = np.where(self.encoder.is_float, many.astype(np.float32).astype(np.float64), np.rint(many))
+        many = np.where(
+            self.encoder.is_float, many.astype(np.float32).astype(np.float64), np.rint(many)
+        )
         many = np.clip(many, domain.lower, domain.upper)
         y = self._decoded(many)
         with np.errstate(invalid="ignore"):
             slack = problem.unsafe.slack(y, many)[0].max(axis=1, initial=-np.inf)
         nearest = np.argsort(-slack[4:], kind="stable")[: max(count // 4, 1)] + 4
-        chosen = many[np.unique(np.concatenate([np.arange(min(4, len(many))), nearest[: len(many) - 4]]))]
+        chosen = many[
+            np.unique(np.concatenate([np.arange(min(4, len(many))), nearest[: len(many) - 4]]))
+        ]
         self._check_same(chosen, "inside the query's box")
         return self._open_doubt(chosen)
 
     def check_points(self, flat: npt.NDArray[np.float64]) -> None:
-        """Compare the network with the file on given inputs [N, inputs]. Raises SoundnessError as `_check_same` does, and
-        UsageError where the file as it stands, with open shapes, computes otherwise."""
+        """Compare the network with the file on given inputs [N, inputs]. Raises SoundnessError as
+        `_check_same` does, and UsageError where the file as it stands, with open shapes, computes
+        otherwise."""
         self._check_same(flat, "at the ends of an image's box")
         if doubt := self._open_doubt(flat):
             raise UsageError(f"{self.read.path}: {doubt}, or give them with --shape")
 
     def _open_doubt(self, flat: npt.NDArray[np.float64]) -> str:
-        """Why the file as it stands is not what was read: where shapes were fixed without being asked for. "" if it is."""
+        """Why the file as it stands is not what was read: where shapes were fixed without being
+        asked for. "" if it is."""
         if not self.read.shapes or not self.read.assumed or self._saturating:
             return ""
         differ = np.count_nonzero(self._differs(self._open_file, flat))
         if not differ:
             return ""
-        return f"with open shapes the file itself gives other outputs (on {differ} of {len(flat)} inputs tried): {FIX}"
+        return (
+            f"with open shapes the file itself gives other outputs (on {differ} of {len(flat)} "
+            f"inputs tried): {FIX}"
+        )
 
     def _affordable(self) -> int:
         return int(np.clip(2e7 / self.read.lowered.network.elements_per_point(), 1, 16))
 
     @functools.cached_property
     def _saturating(self) -> bool:
-        """Whether this CPU computes other integers than those that verdicts are about: x86 without VNNI, on a network that
-        can saturate there."""
+        """Whether this CPU computes other integers than those that verdicts are about: x86 without
+        VNNI, on a network that can saturate there."""
         return bool(self.read.lowered.saturable) and runtime.saturates()
 
     @functools.cached_property
@@ -249,23 +311,30 @@ class Engine:
 
     def _decoded(self, flat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         with np.errstate(over="ignore"):
-            return self.decoder.decode(self.read.lowered.network.run(open_kernels("cpu"), self.encoder.encode(flat)))
+            return self.decoder.decode(
+                self.read.lowered.network.run(open_kernels("cpu"), self.encoder.encode(flat))
+            )
 
     def _check_same(self, flat: npt.NDArray[np.float64], where: str) -> None:
-        """Raise SoundnessError unless onnxruntime computes on inputs [N, inputs] what the network does (bit for bit, but
-        for a final float sum): no verdict may be built on another network. Where this CPU saturates, nothing is asked."""
+        """Raise SoundnessError unless onnxruntime computes on inputs [N, inputs] what the network
+        does (bit for bit, but for a final float sum): no verdict may be built on another network.
+        Where this CPU saturates, nothing is asked."""
         if self._saturating:
             return
         if differ := np.count_nonzero(self._differs(self._file, flat)):
             raise SoundnessError(
-                f"{self.read.path}: onnxruntime's outputs differ from the integer network's {where} "
+                f"{self.read.path}: onnxruntime's outputs differ from the integer network's "
+                f"{where} "
                 f"({differ} of {len(flat)} inputs); please report this model"
             )
 
     def _differs(
-        self, file: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]], flat: npt.NDArray[np.float64]
+        self,
+        file: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
+        flat: npt.NDArray[np.float64],
     ) -> npt.NDArray[np.bool_]:
-        """On which of some inputs a file's outputs are not the network's: NaN never is, infinities are where both are."""
+        """On which of some inputs a file's outputs are not the network's: NaN never is, infinities
+        are where both are."""
         actual, ours = np.stack([file(row) for row in flat]), self._decoded(flat)
         with np.errstate(invalid="ignore"):
             same = (actual == ours) | (np.abs(actual - ours) <= self.decoder.error)

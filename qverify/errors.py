@@ -1,18 +1,16 @@
 """Every error that qverify raises on purpose.
 
-    QverifyError
-    ├── UsageError        an argument, a path or an option is wrong
-    ├── ModelError        the ONNX file is broken or contradicts itself
-    │   └── UnsupportedModel   it is valid, but some node has no integer rule here
-    ├── SpecError         the VNN-LIB file is broken or is for another model
-    │   └── EmptyBox      no input lies within a query's bounds (`verify` takes the query as refuted)
-    ├── CertificateError  the certificate's file is broken, is no certificate, or is larger than its limits
-    ├── Rejected          the certificate proves nothing about this model and property
-    ├── DeviceError       the device asked for cannot be used
-    └── SoundnessError    a self-check failed: the verdict is withheld (our fault, please report)
+    QverifyError ├── UsageError        an argument, a path or an option is wrong ├── ModelError
+    the ONNX file is broken or contradicts itself │   └── UnsupportedModel   it is valid, but some
+    node has no integer rule here ├── SpecError         the VNN-LIB file is broken or is for another
+    model │   └── EmptyBox      no input lies within a query's bounds (`verify` takes the query as
+    refuted) ├── CertificateError  the certificate's file is broken, is no certificate, or is larger
+    than its limits ├── Rejected          the certificate proves nothing about this model and
+    property ├── DeviceError       the device asked for cannot be used └── SoundnessError    a
+    self-check failed: the verdict is withheld (our fault, please report)
 
-A message is one line: what, where, and what to do next. Names and numbers in it may come from hostile files, so every
-message goes through `one_line`.
+A message is one line: what, where, and what to do next. Names and numbers in it may come from
+hostile files, so every message goes through `one_line`.
 """
 
 from __future__ import annotations
@@ -23,9 +21,9 @@ LONGEST = 10_000  # characters of a message
 
 
 def one_line(text: str) -> str:
-    """`text` as one line that can be shown anywhere: white space becomes single spaces, any other character that cannot be
-    printed (control characters, directions of writing, lone surrogates) the replacement character; what is longer than
-    LONGEST is cut."""
+    """`text` as one line that can be shown anywhere: white space becomes single spaces, any other
+    character that cannot be printed (control characters, directions of writing, lone surrogates)
+    the replacement character; what is longer than LONGEST is cut."""
     text = " ".join(text[: LONGEST + 1].split())
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return line if len(line) <= LONGEST else line[:LONGEST] + "..."
@@ -47,8 +45,8 @@ class ModelError(QverifyError):
 
 
 class UnsupportedModel(ModelError):
-    """The ONNX file is valid, but some nodes have no exact integer rule in qverify. Where there are several, `blockers`
-    holds a line for each, while the text may leave some out."""
+    """The ONNX file is valid, but some nodes have no exact integer rule in qverify. Where there are
+    several, `blockers` holds a line for each, while the text may leave some out."""
 
     def __init__(self, text: str = "", blockers: Iterable[str] = ()) -> None:
         super().__init__(text)
@@ -64,7 +62,8 @@ class EmptyBox(SpecError):
 
 
 class CertificateError(QverifyError):
-    """The file of a certificate is broken, is no certificate, or is larger than the checker's limits."""
+    """The file of a certificate is broken, is no certificate, or is larger than the checker's
+    limits."""
 
 
 class Rejected(QverifyError):
@@ -77,3 +76,7 @@ class DeviceError(QverifyError):
 
 class SoundnessError(QverifyError):
     """Two computations that must agree did not; no verdict may be built on them."""
+
+
+class Undecided(Exception):
+    """The query has no answer here; the text says why."""

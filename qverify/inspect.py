@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy.typing as npt
 
+from qverify.boundary.outputs import make_decoder
 from qverify.engine import Engine
 from qverify.errors import one_line
-from qverify.frontend.boundary import make_encoder
+from qverify.frontend.encoder import make_encoder
 from qverify.frontend.lower import Lowered, codes_of
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import make_decoder
 from qverify.frontend.shapes import shapes_text
 from qverify.frontend.tensors import Codes, FloatSum
 from qverify.kernels import open_kernels
@@ -23,16 +23,18 @@ from qverify.ops import Conv, Dense, Layout, Mean, Pairwise, Requantize, Softmax
 
 
 def describe(model: str | os.PathLike[str], shapes: Sequence[str] = ()) -> str:
-    """The integer network of a model as text: inputs, one line per op with shape, range and parameters, outputs, the
-    largest accumulator, and whether an x86 CPU without VNNI could compute other integers. `shapes` (NAME=1,3,64,64) fix
-    inputs that the file leaves open. Raises as `read_model`."""
+    """The integer network of a model as text: inputs, one line per op with shape, range and
+    parameters, outputs, the largest accumulator, and whether an x86 CPU without VNNI could compute
+    other integers. `shapes` (NAME=1,3,64,64) fix inputs that the file leaves open. Raises as
+    `read_model`."""
     read = read_model(Path(model), shapes)
     lowered = read.lowered
     how = f"the graph that onnxruntime {read.runtime_version} runs for it"
     how += f" with --shape {shapes_text(read.shapes)}" if read.shapes else ""
     compared = read.compared
     net = (
-        f"compared: {compared.nodes} nodes, each by itself, with onnxruntime on {compared.values:,} values "
+        f"compared: {compared.nodes} nodes, each by itself, with onnxruntime on "
+        f"{compared.values:,} values "
         f"({compared.complete} on every code)"
     )
     engine = Engine.make(read, open_kernels("cpu"), backward=False)
@@ -47,15 +49,25 @@ def describe(model: str | os.PathLike[str], shapes: Sequence[str] = ()) -> str:
     for name, tensor in lowered.outputs:
         kind = str(tensor.dtype) if isinstance(tensor, Codes) else "float32"
         if isinstance(tensor, FloatSum):
-            kind += f", known within {tensor.error.max():.3g} (a float product; near a tie the runtime is asked)"
-        lines.append(f"output  {name}: {kind}{list(tensor.shape)}, from value {codes_of(tensor).value}")
-    lines += ["", f"{make_decoder(lowered).size} outputs; {_weights(lowered.network)}", *_verdicts(lowered)]
+            kind += (
+                f", known within {tensor.error.max():.3g} (a float product; near a tie the "
+                "runtime is asked)"
+            )
+        lines.append(
+            f"output  {name}: {kind}{list(tensor.shape)}, from value {codes_of(tensor).value}"
+        )
+    lines += [
+        "",
+        f"{make_decoder(lowered).size} outputs; {_weights(lowered.network)}",
+        *_verdicts(lowered),
+    ]
     lines += [f"warning: {w}" for w in warnings]
     return "\n".join(map(_printable, lines))
 
 
 def _printable(line: str) -> str:
-    """A line of the table, whatever names it holds: as `one_line`, but columns stay where they are."""
+    """A line of the table, whatever names it holds: as `one_line`, but columns stay where they
+    are."""
     return line if line.isprintable() else one_line(line)
 
 
@@ -69,10 +81,21 @@ def _table(network: Network) -> list[str]:
         t = node.type
         of = ",".join(str(i) for i in node.inputs)
         rows.append(
-            (str(k + 1), type(node.op).__name__, of, str(list(t.shape)), f"{t.low}..{t.high}", _detail(node), node.name)
+            (
+                str(k + 1),
+                type(node.op).__name__,
+                of,
+                str(list(t.shape)),
+                f"{t.low}..{t.high}",
+                _detail(node),
+                node.name,
+            )
         )
     width = [max(len(row[i]) for row in rows) for i in range(6)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, [*width, 0], strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, [*width, 0], strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def _detail(node: Node) -> str:
@@ -81,7 +104,10 @@ def _detail(node: Node) -> str:
             return f"{w.shape[-2]}x{w.shape[-1]}, {_bits(w)}-bit weights"
         case Conv(weight=w, strides=s, groups=g):
             groups = f" groups {g}" if g > 1 else ""
-            return f"{'x'.join(map(str, w.shape[2:]))} stride {'x'.join(map(str, s))}{groups}, {_bits(w)}-bit weights"
+            return (
+                f"{'x'.join(map(str, w.shape[2:]))} stride {'x'.join(map(str, s))}{groups}, "
+                f"{_bits(w)}-bit weights"
+            )
         case Requantize(program=p, zero_point=z):
             factors = [f"{s.kind} {_span(s.operand)}" for s in p.steps]
             return ", ".join(factors) + f", zero point {_span(z)}"
@@ -104,25 +130,33 @@ def _span(values: npt.NDArray[Any]) -> str:
 
 
 def _bits(weight: npt.NDArray[Any]) -> int:
-    """The width of the narrowest signed integers that hold a layer's weights (less their zero points)."""
+    """The width of the narrowest signed integers that hold a layer's weights (less their zero
+    points)."""
     return 1 + max(int(weight.max(initial=0)), -1 - int(weight.min(initial=0))).bit_length()
 
 
 def _weights(network: Network) -> str:
     weights = [node.op.weight for node in network.nodes if isinstance(node.op, Dense | Conv)]
     size = sum(weight.size * _bits(weight) for weight in weights)
-    return f"{sum(weight.size for weight in weights):,} weights, {size / 8192:.1f} KiB in the bits that they need"
+    return (
+        f"{sum(weight.size for weight in weights):,} weights, {size / 8192:.1f} KiB in the bits "
+        "that they need"
+    )
 
 
 def _verdicts(lowered: Lowered) -> list[str]:
     sums = [n for n in lowered.network.nodes if isinstance(n.op, Dense | Conv)]
     reach = max((max(abs(n.type.low), abs(n.type.high)) for n in sums), default=0)
-    lines = [f"accumulators: at most {reach:,} in magnitude, int32 cannot overflow ({reach / 2**31:.2%} of its range)"]
+    lines = [
+        f"accumulators: at most {reach:,} in magnitude, int32 cannot overflow "
+        f"({reach / 2**31:.2%} of its range)"
+    ]
     if lowered.saturable:
         lines.append(
             "x86 without VNNI: could saturate at int16 in "
             + ", ".join(f"'{n}'" for n in lowered.saturable)
-            + "; the verdict holds for exact int32 accumulation (VNNI, ARM). Quantize with reduce_range to be safe on both"
+            + "; the verdict holds for exact int32 accumulation (VNNI, ARM). "
+            "Quantize with reduce_range to be safe on both"
         )
     else:
         lines.append("x86 without VNNI: cannot saturate; every CPU computes the same integers")

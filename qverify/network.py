@@ -1,7 +1,8 @@
 """The integer network: a frozen list of ops over int32 tensors, and how to run it.
 
-Value 0 is the input: one flat vector of codes. Node k computes value k + 1 from earlier values. `run` is the living
-definition of what the network means; every faster way must equal it bit for bit.
+Value 0 is the input: one flat vector of codes. Node k computes value k + 1 from earlier values.
+`run` is the living definition of what the network means; every faster way must equal it bit for
+bit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from qverify.ops import AbstractOp, Interval, Type
 
 @dataclass(frozen=True)
 class Node:
-    """One op applied to earlier values; `name` is the node's name in the ONNX file, for messages."""
+    """One op applied to earlier values; `name` is the node's name in the ONNX file, for
+    messages."""
 
     op: AbstractOp
     inputs: tuple[int, ...]
@@ -26,7 +28,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Network:
-    """`input_type` is the flat code vector [n]; `outputs` are value numbers, flattened one after another on output."""
+    """`input_type` is the flat code vector [n]; `outputs` are value numbers, flattened one after
+    another on output."""
 
     input_type: Type
     nodes: tuple[Node, ...]
@@ -36,7 +39,8 @@ class Network:
         return self.input_type if value == 0 else self.nodes[value - 1].type
 
     def validate(self) -> None:
-        """Raise ValueError unless every node only reads earlier values and has the type its op gives."""
+        """Raise ValueError unless every node only reads earlier values and has the type its op
+        gives."""
         for k, node in enumerate(self.nodes):
             if any(not 0 <= i <= k for i in node.inputs):
                 raise ValueError(f"node {k} '{node.name}' reads a later value")
@@ -47,7 +51,9 @@ class Network:
 
     def on(self, kernels: Kernels) -> Network:
         """This network with its arrays on the given machine."""
-        return replace(self, nodes=tuple(replace(node, op=node.op.on(kernels)) for node in self.nodes))
+        return replace(
+            self, nodes=tuple(replace(node, op=node.op.on(kernels)) for node in self.nodes)
+        )
 
     @property
     def output_size(self) -> int:
@@ -63,7 +69,8 @@ class Network:
         return self.input_type.size + sum(node.type.size for node in self.nodes)
 
     def last_use(self) -> list[int]:
-        """For each value, the last node that reads it (len(nodes) for outputs), so that memory can be freed."""
+        """For each value, the last node that reads it (len(nodes) for outputs), so that memory can
+        be freed."""
         last = [-1] * (len(self.nodes) + 1)
         for k, node in enumerate(self.nodes):
             for i in node.inputs:
@@ -96,9 +103,11 @@ class Network:
         return parts[0] if len(parts) == 1 else kernels.xp.concatenate(parts, axis=1)
 
     def intervals(self, kernels: Kernels, lower: Array, upper: Array) -> Interval:
-        """Interval bound propagation: bounds of the outputs, each [N, output_size], over boxes of code vectors [N, n].
+        """Interval bound propagation: bounds of the outputs, each [N, output_size], over boxes of
+        code vectors [N, n].
 
-        Sound by induction over the nodes: each op's `interval` contains `run` on its inputs' intervals. Exact on points.
+        Sound by induction over the nodes: each op's `interval` contains `run` on its inputs'
+        intervals. Exact on points.
         """
         boxes: list[Interval | None] = [(lower, upper)]
         last = self.last_use()
@@ -119,10 +128,12 @@ class Network:
         clamps: Mapping[int, Interval] | None = None,
         known: Mapping[int, Interval] | None = None,
     ) -> tuple[list[Interval], Array]:
-        """Intervals of every value over boxes [N, codes], each intersected with its clamp ([N or 1, *shape] ends), if any.
+        """Intervals of every value over boxes [N, codes], each intersected with its clamp ([N or 1,
+        *shape] ends), if any.
 
-        A value in `known` takes the ends given there ([1, *shape], before its clamp) instead of being computed. Also says
-        which boxes may hold a point that meets all clamps: bool [N]; in the others, some interval is not one.
+        A value in `known` takes the ends given there ([1, *shape], before its clamp) instead of
+        being computed. Also says which boxes may hold a point that meets all clamps: bool [N]; in
+        the others, some interval is not one.
         """
         xp, n = kernels.xp, lower.shape[0]
         boxes: list[Interval] = [(lower, upper)]
@@ -140,7 +151,8 @@ class Network:
         return boxes, possible
 
     def gradient(self, kernels: Kernels, values: list[Array], upstream: Array) -> Array:
-        """The straight-through gradient [N, n] of `upstream` [N, output_size] . outputs at stored `values`. A guide."""
+        """The straight-through gradient [N, n] of `upstream` [N, output_size] . outputs at stored
+        `values`. A guide."""
         xp = kernels.xp
         grads: list[Array | None] = [None] * len(values)
         start = 0

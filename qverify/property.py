@@ -1,14 +1,17 @@
-"""A property as exact rationals: which inputs are allowed, and which (input, output) pairs are unsafe.
+"""A property as exact rationals: which inputs are allowed, and which (input, output) pairs are
+unsafe.
 
 The sign convention is stated here, once. A `Row` is one linear inequality
 
     sum x[i] * X_i + sum y[j] * Y_j  <=  rhs        (or < when strict)
 
-and a property describes the *unsafe* set: the verdict is `sat` iff some input inside a query's box, together with the
-network's output for it, satisfies every row of at least one of that query's cases; otherwise it is `unsat`.
+and a property describes the *unsafe* set: the verdict is `sat` iff some input inside a query's box,
+together with the network's output for it, satisfies every row of at least one of that query's
+cases; otherwise it is `unsat`.
 
-X_i and Y_j count the elements of all graph inputs and all graph outputs, each row-major, one after another in the
-graph's order. Nothing here is a float: a decimal in the file is the rational it spells.
+X_i and Y_j count the elements of all graph inputs and all graph outputs, each row-major, one after
+another in the graph's order. Nothing here is a float: a decimal in the file is the rational it
+spells.
 """
 
 from __future__ import annotations
@@ -19,38 +22,48 @@ from fractions import Fraction
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """How a row's two sides are computed, as far as it decides what rounding can do to them (`frontend/readings.py`).
+    """How a row's two sides are computed, as far as it decides what rounding can do to them
+    (`frontend/readings.py`).
 
-    A side is a sum of leaves: constants, and variables times constants. In a float evaluation each leaf arrives with at
-    most `depth` roundings of its own or of sums that it is part of.
+    A side is a sum of leaves: constants, and variables times constants. In a float evaluation each
+    leaf arrives with at most `depth` roundings of its own or of sums that it is part of.
     """
 
     depth: int
-    constants: Fraction  # the sum of the constants' magnitudes (2**-126 at least, where rounding can underflow)
-    excess: tuple[tuple[int, Fraction], ...]  # of variables (X_i: i, Y_j: ~j), magnitude of leaves beyond |coefficient|
-    shrink: Fraction  # no value on the way is larger than so many times the sum of the leaves' magnitudes
-    plain: bool  # every variable occurs once, times at most one constant, and there is at most one other constant
+    # the sum of the constants' magnitudes (2**-126 at least, where rounding can underflow)
+    constants: Fraction
+    # Of variables (X_i: i, Y_j: ~j), magnitude of leaves beyond |coefficient|.
+    excess: tuple[tuple[int, Fraction], ...]
+    # no value on the way is larger than so many times the sum of the leaves' magnitudes
+    shrink: Fraction
+    # every variable occurs once, times at most one constant, and there is at most one other
+    # constant
+    plain: bool
     alone: bool  # one side is a constant as it stands, and the other has none
 
     @property
     def once(self) -> bool:
-        """Whether one side is the sum or difference of two variables, the other a constant as it stands."""
+        """Whether one side is the sum or difference of two variables, the other a constant as it
+        stands."""
         return self.alone and self.depth == 1
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One linear inequality over inputs and outputs; terms are (index, non-zero coefficient), sorted by index."""
+    """One linear inequality over inputs and outputs; terms are (index, non-zero coefficient),
+    sorted by index."""
 
     x: tuple[tuple[int, Fraction], ...]
     y: tuple[tuple[int, Fraction], ...]
     rhs: Fraction
     strict: bool = False
-    arithmetic: Arithmetic | None = field(default=None, compare=False)  # None: it compares what stands there as it is
+    # None: it compares what stands there as it is.
+    arithmetic: Arithmetic | None = field(default=None, compare=False)
 
     @property
     def bounds_input(self) -> bool:
-        """Whether it is about one input alone: the box has a bound that is no tighter, and `readings.py` does the rest."""
+        """Whether it is about one input alone: the box has a bound that is no tighter, and
+        `readings.py` does the rest."""
         return len(self.x) == 1 and not self.y
 
 
@@ -59,7 +72,8 @@ Case = tuple[Row, ...]  # a conjunction; the empty case is always true
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Bounds of every input element. `*_strict` holds the indices whose bound is excluded (almost always empty)."""
+    """Bounds of every input element. `*_strict` holds the indices whose bound is excluded (almost
+    always empty)."""
 
     lower: tuple[Fraction, ...]  # [inputs]
     upper: tuple[Fraction, ...]  # [inputs]
@@ -73,12 +87,14 @@ class Query:
 
     box: Box
     cases: tuple[Case, ...]
-    float32: bool = False  # whether a checker may compute its rows in float32 (VNN-LIB 2.x), not only in float64
+    # whether a checker may compute its rows in float32 (VNN-LIB 2.x), not only in float64
+    float32: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A declared input or output tensor. VNN-LIB 1.0 declares flat reals: one variable named X (or Y), shape [n]."""
+    """A declared input or output tensor. VNN-LIB 1.0 declares flat reals: one variable named X (or
+    Y), shape [n]."""
 
     name: str
     dtype: str  # VNN-LIB's word: "real", "float32", "uint8", ...
@@ -98,4 +114,9 @@ class Property:
     @property
     def mixed(self) -> bool:
         """Whether some row mentions an input and is no bound of it."""
-        return any(row.x and not row.bounds_input for query in self.queries for case in query.cases for row in case)
+        return any(
+            row.x and not row.bounds_input
+            for query in self.queries
+            for case in query.cases
+            for row in case
+        )

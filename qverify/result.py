@@ -22,9 +22,10 @@ class Verdict(StrEnum):
 class Witness:
     """A counterexample that was replayed on the user's file.
 
-    `inputs` and `outputs` are the arrays fed to and returned by onnxruntime, in the graph's order; `input_text` are
-    decimals (flat, row-major, all inputs one after another) that lie inside the property's exact box and round to
-    `inputs`; `output_text` are the outputs' shortest decimals that read back to the same value.
+    `inputs` and `outputs` are the arrays fed to and returned by onnxruntime, in the graph's order;
+    `input_text` are decimals (flat, row-major, all inputs one after another) that lie inside the
+    property's exact box and round to `inputs`; `output_text` are the outputs' shortest decimals
+    that read back to the same value.
     """
 
     inputs: tuple[np.ndarray[Any, Any], ...]
@@ -40,7 +41,8 @@ class Stats:
     seconds: float = 0.0
     load_seconds: float = 0.0
     attack_points: int = 0  # exact evaluations made by the attack
-    subproblems: int = 0  # parts (boxes, regions of the property in parts of the box) that were bounded
+    # Parts (boxes, regions of the property in parts of the box) that were bounded.
+    subproblems: int = 0
     proved: int = 0  # of them closed by bounds
     leaves: int = 0  # single code vectors decided by exact evaluation
     max_open: int = 0  # most parts open at once
@@ -54,8 +56,10 @@ class Result:
     reason: str = ""  # one line: why unknown, which limit, how the proof or the witness was found
     witness: Witness | None = None
     stats: Stats = field(default_factory=Stats)
-    details: dict[str, Any] = field(default_factory=dict)  # versions, device, semantics, warnings, file hashes
-    certificate: bytes | None = field(default=None, repr=False)  # where it was asked for, and there is one
+    # Versions, device, semantics, warnings, file hashes.
+    details: dict[str, Any] = field(default_factory=dict)
+    # Where it was asked for, and there is one.
+    certificate: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,6 @@ class Progress:
     seconds: float  # since the verification began
     subproblems: int  # bounded so far
     open: int  # waiting
-    proved: (
-        float  # share closed so far, 0 to 1: of the box by volume in code vectors, or of cuts if each halves its part
-    )
+    # share closed so far, 0 to 1: of the box by volume in code vectors, or of cuts if each halves
+    # its part
+    proved: float

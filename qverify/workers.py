@@ -1,8 +1,10 @@
-"""Worker processes: they serve one task after another, are killed when they overrun, and never outlive their parent.
+"""Worker processes: they serve one task after another, are killed when they overrun, and never
+outlive their parent.
 
-A worker serves many tasks, since starting one costs more than most proofs. A task that overruns its limit by the grace is
-killed with its worker and answered `timeout`; a worker that dies by itself answers `error`. Nothing survives the parent:
-not after Ctrl-C, nor after SIGTERM or SIGKILL. NumPy is not imported here.
+A worker serves many tasks, since starting one costs more than most proofs. A task that overruns its
+limit by the grace is killed with its worker and answered `timeout`; a worker that dies by itself
+answers `error`. Nothing survives the parent: not after Ctrl-C, nor after SIGTERM or SIGKILL. NumPy
+is not imported here.
 """
 
 from __future__ import annotations
@@ -62,11 +64,12 @@ def grace(timeout: float) -> float:
 def pool(
     queue: deque[TaskType], options: Options, jobs: int, load: Callable[[], Solve[TaskType]]
 ) -> Generator[tuple[TaskType, Any] | None, None, None]:
-    """Run the tasks in up to `jobs` worker processes; yield each with its answer, and None while time passes.
+    """Run the tasks in up to `jobs` worker processes; yield each with its answer, and None while
+    time passes.
 
-    `load` is called once in every worker and returns the function that decides a task, given the options; what it returns
-    is the answer, but for tasks that were killed or lost. Whoever takes an answer may put more tasks into the queue.
-    Closing the generator kills the workers.
+    `load` is called once in every worker and returns the function that decides a task, given the
+    options; what it returns is the answer, but for tasks that were killed or lost. Whoever takes an
+    answer may put more tasks into the queue. Closing the generator kills the workers.
     """
     workers: list[_Worker[TaskType]] = []
     try:
@@ -139,7 +142,9 @@ class _Worker(Generic[TaskType]):
         code = self._process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         if not self.ready:  # the next one would fare no better
-            raise QverifyError(f"a worker process {how} before its first task; see its output above")
+            raise QverifyError(
+                f"a worker process {how} before its first task; see its output above"
+            )
         if self.task is None:
             return None
         return Answer("error", elapsed, f"the worker process {how}")
@@ -170,12 +175,14 @@ def _die_with_parent() -> NoReturn:
 
 @contextlib.contextmanager
 def _child_environment(jobs: int) -> Iterator[None]:
-    """While a worker is started: share the cores among the workers, and leave Ctrl-C to the parent."""
+    """While a worker is started: share the cores among the workers, and leave Ctrl-C to the
+    parent."""
     share = str(max(1, (os.cpu_count() or 1) // jobs))
     added = [name for name in THREAD_VARIABLES if jobs > 1 and name not in os.environ]
     os.environ.update(dict.fromkeys(added, share))
-    # A blocked signal stays blocked in the new process, while here it is only delayed: ignoring it would lose a Ctrl-C
-    # that comes now. The tracker is started first since it unblocks SIGINT when it starts.
+    # A blocked signal stays blocked in the new process, while here it is only delayed: ignoring it
+    # would lose a Ctrl-C that comes now. The tracker is started first since it unblocks SIGINT when
+    # it starts.
     multiprocessing.resource_tracker.ensure_running()
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -188,7 +195,8 @@ def _child_environment(jobs: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sigterm_unwinds() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that the workers die and the summary appears."""
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that the workers die and the summary
+    appears."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,8 @@
-"""Which files can be collected where not all of the `dev` extra is installed: a machine that is only lent for its GPU.
+"""Which files can be collected where not all of the `dev` extra is installed: a machine that is
+only lent for its GPU.
 
-There `make gpu` also asks that an onnxruntime which qverify refuses as too old count as absent. Nobody else asks for it:
-elsewhere the tests fail.
+There `make gpu` also asks that an onnxruntime which qverify refuses as too old count as absent.
+Nobody else asks for it: elsewhere the tests fail.
 """
 
 from __future__ import annotations
@@ -24,14 +25,20 @@ REFUSED = ""
 if os.environ.get("QVERIFY_HIDE_OLD_RUNTIME"):
     try:
         runtime.version()
-    except UsageError as error:  # the tests then see none: those that need it skip themselves, or are left out
+    except (
+        UsageError
+    ) as error:  # the tests then see none: those that need it skip themselves, or are left out
         REFUSED = str(error)
         sys.modules["onnxruntime"] = None  # type: ignore[assignment]
 MISSING = [
-    word for word, is_missing in (("hypothesis import", BARE), ("import onnxruntime", bool(REFUSED))) if is_missing
+    word
+    for word, is_missing in (("hypothesis import", BARE), ("import onnxruntime", bool(REFUSED)))
+    if is_missing
 ]
 collect_ignore = [
-    str(path) for path in HERE.rglob("test_*.py") if any(word in path.read_text(encoding="utf-8") for word in MISSING)
+    str(path)
+    for path in HERE.rglob("test_*.py")
+    if any(word in path.read_text(encoding="utf-8") for word in MISSING)
 ]
 
 if not BARE:  # how long an example takes says nothing on a busy machine
@@ -50,8 +57,9 @@ def pytest_report_header() -> list[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _searched() -> Iterator[None]:
-    """The boxes of tests are small, and are to be searched all the same; tests of `qverify.search.points` undo this."""
+    """The boxes of tests are small, and are to be searched all the same; tests of
+    `qverify.search.enumeration` undo this."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qverify.search.points.MOST", 0)
-        patch.setattr("qverify.search.points.MOST_CERTIFIED", 0)
+        patch.setattr("qverify.search.enumeration.MOST", 0)
+        patch.setattr("qverify.search.enumeration.MOST_CERTIFIED", 0)
         yield

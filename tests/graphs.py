@@ -1,4 +1,5 @@
-"""Small ONNX graphs for the tests: one line per node, names made up, files written and read back."""
+"""Small ONNX graphs for the tests: one line per node, names made up, files written and read
+back."""
 
 from __future__ import annotations
 
@@ -14,8 +15,21 @@ from onnx import helper, numpy_helper
 Array = npt.NDArray[Any]
 
 MICROSOFT = {
-    *("QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool", "QLinearGlobalAveragePool"),
-    *("QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "QGemm", "MatMulIntegerToFloat"),
+    *(
+        "QLinearAdd",
+        "QLinearMul",
+        "QLinearConcat",
+        "QLinearAveragePool",
+        "QLinearGlobalAveragePool",
+    ),
+    *(
+        "QLinearLeakyRelu",
+        "QLinearSigmoid",
+        "QLinearSoftmax",
+        "QLinearWhere",
+        "QGemm",
+        "MatMulIntegerToFloat",
+    ),
     *("NhwcMaxPool", "QuickGelu", "FastGelu"),
 }
 
@@ -43,19 +57,25 @@ class Graph:
     def f32(self, value: npt.ArrayLike) -> str:
         return self.const(value, np.float32)
 
-    def node(self, op: str, *inputs: str, domain: Any = None, outputs: int = 1, **attributes: Any) -> str:
+    def node(
+        self, op: str, *inputs: str, domain: Any = None, outputs: int = 1, **attributes: Any
+    ) -> str:
         """The name of the node's first output; the k-th further one is that name + f"_{k}"."""
         name = f"n{len(self.nodes)}"
         names = [name, *(f"{name}_{k}" for k in range(1, outputs))]
         domain = ("com.microsoft" if op in MICROSOFT else "") if domain is None else domain
-        self.nodes.append(helper.make_node(op, inputs, names, name=f"{op}_{name}", domain=domain, **attributes))
+        self.nodes.append(
+            helper.make_node(op, inputs, names, name=f"{op}_{name}", domain=domain, **attributes)
+        )
         return name
 
     def quantize(self, x: str, scale: npt.ArrayLike, zero_point: Array, **attributes: Any) -> str:
         return self.node("QuantizeLinear", x, self.f32(scale), self.const(zero_point), **attributes)
 
     def dequantize(self, x: str, scale: npt.ArrayLike, zero_point: Array, **attributes: Any) -> str:
-        return self.node("DequantizeLinear", x, self.f32(scale), self.const(zero_point), **attributes)
+        return self.node(
+            "DequantizeLinear", x, self.f32(scale), self.const(zero_point), **attributes
+        )
 
     def model(self, *outputs: str) -> onnx.ModelProto:
         results = [onnx.ValueInfoProto(name=name) for name in outputs]
@@ -70,7 +90,8 @@ def write(model: onnx.ModelProto, path: Path) -> Path:
 
 
 def exact_products() -> bool:
-    """Whether this CPU multiplies uint8 by int8 exactly (VNNI); older x86 saturates pairs of products at int16."""
+    """Whether this CPU multiplies uint8 by int8 exactly (VNNI); older x86 saturates pairs of
+    products at int16."""
     try:
         return "vnni" in Path("/proc/cpuinfo").read_text()
     except OSError:

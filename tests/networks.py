@@ -38,7 +38,9 @@ class Maker:
         return self.input if value == 0 else self.nodes[value - 1].type
 
     def add(self, op: AbstractOp, *inputs: int) -> int:
-        self.nodes.append(Node(op, inputs, op.output_type(*(self.type(i) for i in inputs)), f"n{len(self.nodes)}"))
+        self.nodes.append(
+            Node(op, inputs, op.output_type(*(self.type(i) for i in inputs)), f"n{len(self.nodes)}")
+        )
         return len(self.nodes)
 
     def network(self, *outputs: int) -> Network:
@@ -54,11 +56,16 @@ class Maker:
 
     def dense(self, x: int, width: int) -> int:
         x, rng = self.flat(x), self.rng
-        weight = rng.integers(-9, 10, (self.type(x).size, width)) * (rng.random((self.type(x).size, width)) < 0.8)
-        return self.add(Dense(weight, rng.integers(-30, 31, width), self.type(x).low, self.type(x).high), x)
+        weight = rng.integers(-9, 10, (self.type(x).size, width)) * (
+            rng.random((self.type(x).size, width)) < 0.8
+        )
+        return self.add(
+            Dense(weight, rng.integers(-30, 31, width), self.type(x).low, self.type(x).high), x
+        )
 
     def conv(self, x: int, positions: int = 0) -> int:
-        """A convolution of rank 1 or 2 over the moved value; with `positions` 1, of a single output position."""
+        """A convolution of rank 1 or 2 over the moved value; with `positions` 1, of a single output
+        position."""
         x, rng = self.flat(x), self.rng
         size, t = self.type(x).size, self.type(x)
         shape = [(1, 1, size), (1, size, 1), (1, 1, size, 1), (1, 1, 1, size)][rng.integers(4)]
@@ -68,7 +75,10 @@ class Maker:
         dilations = [int(rng.integers(1, 3)) for _ in range(rank)]
         before = [int(v) for v in rng.integers(0, 3, rank)]
         reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-        after = [max(0, r - n - p) + int(rng.integers(0, 2)) for r, n, p in zip(reach, shape[2:], before, strict=True)]
+        after = [
+            max(0, r - n - p) + int(rng.integers(0, 2))
+            for r, n, p in zip(reach, shape[2:], before, strict=True)
+        ]
         full = [n + p + q for n, p, q in zip(shape[2:], before, after, strict=True)]
         strides = [f if positions == 1 else int(rng.integers(1, 3)) for f in full]
         weight = rng.integers(-9, 10, (filters, shape[1], *kernel))
@@ -76,7 +86,8 @@ class Maker:
         ends = min(t.low, pad), max(t.high, pad)
         bias = rng.integers(-30, 31, filters)
         return self.add(
-            Conv(weight, bias, tuple(strides), (*before, *after), tuple(dilations), 1, pad, *ends), self.widen(x, *ends)
+            Conv(weight, bias, tuple(strides), (*before, *after), tuple(dilations), 1, pad, *ends),
+            self.widen(x, *ends),
         )
 
     def widen(self, x: int, low: int, high: int) -> int:
@@ -89,7 +100,12 @@ class Maker:
         rng, t = self.rng, self.type(x)
         low, high = ((0, 7), (-4, 3), (0, 15), (-8, 7))[rng.integers(4)]
         count = t.shape[-1] if channels and t.shape and rng.random() < 0.4 else 1
-        scale = (high - low) / max(t.count, 2) * rng.uniform(0.8, 4, count) * (-1 if rng.random() < 0.1 else 1)
+        scale = (
+            (high - low)
+            / max(t.count, 2)
+            * rng.uniform(0.8, 4, count)
+            * (-1 if rng.random() < 0.1 else 1)
+        )
         zero = rng.integers(low, high + 1, count)
         if count == 1:
             scale, zero = scale[0], zero[0]
@@ -113,7 +129,9 @@ class Maker:
     def clip(self, x: int) -> int:
         t = self.type(x)
         a, b = np.sort(self.rng.integers(t.low - 1, t.high + 2, 2))
-        return self.add(Table(np.clip(np.arange(t.low, t.high + 1), a, b).astype(np.int32)[None], t.low), x)
+        return self.add(
+            Table(np.clip(np.arange(t.low, t.high + 1), a, b).astype(np.int32)[None], t.low), x
+        )
 
     def two(self, a: int, b: int) -> int:
         """A sum, a difference or a product of two values that fit."""
@@ -128,10 +146,13 @@ class Maker:
         x = self.flat(x)
         size = self.type(x).size
         width = min(int(self.rng.integers(1, 5)), size)
-        return self.add(Max(), self.move(x, (size // width, width), np.arange(size // width * width)))
+        return self.add(
+            Max(), self.move(x, (size // width, width), np.arange(size // width * width))
+        )
 
     def mean(self, x: int) -> int:
-        """The float32 mean of all elements, a scalar: its ordinals, of about 2**30, or codes again."""
+        """The float32 mean of all elements, a scalar: its ordinals, of about 2**30, or codes
+        again."""
         x, rng = self.flat(x), self.rng
         t = self.type(x)
         values = (np.arange(t.count) * rng.uniform(0.01, 2)).astype(np.float32)
@@ -139,7 +160,9 @@ class Maker:
         x = self.add(Mean(values, t.low, np.asarray(t.size, np.float32), order), x)
         if rng.random() < 0.5:
             return x
-        program = FloatProgram(ordinal=True).then("mul", rng.uniform(4, 30) / max(float(values[-1]), 1e-3))
+        program = FloatProgram(ordinal=True).then(
+            "mul", rng.uniform(4, 30) / max(float(values[-1]), 1e-3)
+        )
         return self.add(Requantize(program, np.asarray(0, np.int32), 0, 15), x)
 
     def scalar(self, x: int) -> int:
@@ -160,8 +183,8 @@ class Maker:
 
 
 def random_network(rng: Rng, inputs: int = 0, layers: int = 4, scalars: bool = False) -> Network:
-    """Layers of all kinds of ops; the last value is an output, sometimes with an earlier one. `inputs`: 0 is 2 to 4. With
-    `scalars`, some values have no axes, and the last may be a mean."""
+    """Layers of all kinds of ops; the last value is an output, sometimes with an earlier one.
+    `inputs`: 0 is 2 to 4. With `scalars`, some values have no axes, and the last may be a mean."""
     maker = Maker(rng, inputs or int(rng.integers(2, 5)), int(rng.choice([3, 7])))
     x, earlier = 0, 0
     for _ in range(int(rng.integers(1, layers + 1))):
@@ -213,8 +236,13 @@ def boxes(rng: Rng, kind: Type, count: int = 24) -> Interval:
 
 
 def one_op(case: Case) -> Network:
-    """The op of a case on a flat input: its own types, by a table that clips where there are several."""
-    whole = Type((sum(t.size for t in case.inputs),), min(t.low for t in case.inputs), max(t.high for t in case.inputs))
+    """The op of a case on a flat input: its own types, by a table that clips where there are
+    several."""
+    whole = Type(
+        (sum(t.size for t in case.inputs),),
+        min(t.low for t in case.inputs),
+        max(t.high for t in case.inputs),
+    )
     nodes: list[Node] = []
 
     def add(op: AbstractOp, *inputs: int) -> int:
@@ -229,7 +257,9 @@ def one_op(case: Case) -> Network:
             values.append(add(Layout(t.shape), 0))
         else:
             part = add(Layout(t.shape, np.arange(start, start + t.size)), 0)
-            values.append(add(Table(np.clip(codes, t.low, t.high).astype(np.int32)[None], whole.low), part))
+            values.append(
+                add(Table(np.clip(codes, t.low, t.high).astype(np.int32)[None], whole.low), part)
+            )
         start += t.size
     network = Network(whole, tuple(nodes), (add(case.op, *values),))
     return Network(whole, tuple(nodes), network.outputs)
@@ -238,4 +268,6 @@ def one_op(case: Case) -> Network:
 def all_points(lower: Any, upper: Any) -> Any:
     """Every code vector of a box [codes], int32 [N, codes]."""
     axes = [np.arange(a, b + 1) for a, b in zip(lower, upper, strict=True)]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes)).astype(np.int32)
+    return (
+        np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes)).astype(np.int32)
+    )

@@ -1,4 +1,5 @@
-"""`qverify batch`: instances files, results files that resume, and worker processes that die in every way."""
+"""`qverify batch`: instances files, results files that resume, and worker processes that die in
+every way."""
 
 from __future__ import annotations
 
@@ -18,14 +19,15 @@ import pytest
 
 import qverify
 from qverify import batch, cli, workers
-from qverify.batch import Instance, ResultsFile
+from qverify.batch import BatchResults, Instance
 from qverify.errors import ModelError, QverifyError, SoundnessError, UsageError
 from qverify.options import Options
-from qverify.report import Printer
+from qverify.printer import Printer
 from qverify.result import Result, Verdict, Witness
 from qverify.workers import Answer, Solve
 
-# The workers are processes of their own, so their fake is a module on the path. The network's name says what happens.
+# The workers are processes of their own, so their fake is a module on the path. The network's name
+# says what happens.
 FAKE = """
 import os, signal, sys, time
 from pathlib import Path
@@ -60,7 +62,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Solve[Instance]]]:
+def load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], Solve[Instance]]]:
     (tmp_path / "fake_verifier.py").write_text(FAKE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(Path(qverify.__file__).parents[1]))
@@ -71,10 +75,15 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 
 
 def instances(folder: Path, *names: str, timeout: float = 30.0) -> list[Instance]:
-    return [Instance("acasxu", f"onnx/{name}.onnx", f"vnnlib/{name}.vnnlib", str(folder), timeout) for name in names]
+    return [
+        Instance("acasxu", f"onnx/{name}.onnx", f"vnnlib/{name}.vnnlib", str(folder), timeout)
+        for name in names
+    ]
 
 
-def run(entries: list[Instance], load: Callable[[], Solve[Instance]], jobs: int = 1) -> list[list[str]]:
+def run(
+    entries: list[Instance], load: Callable[[], Solve[Instance]], jobs: int = 1
+) -> list[list[str]]:
     batch.run(entries, "results.csv", Options(), jobs, Printer(), load)
     return [line.split(",") for line in Path("results.csv").read_text().splitlines()]
 
@@ -84,7 +93,8 @@ def verdicts(rows: list[list[str]]) -> dict[str, str]:
 
 
 def gone(pid: int, seconds: float = 10.0) -> bool:
-    """Wait until a process has ended; one that its new parent has not collected yet has ended too."""
+    """Wait until a process has ended; one that its new parent has not collected yet has ended
+    too."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -100,7 +110,8 @@ def pids(folder: Path) -> list[int]:
     return [int(line.split()[0]) for line in (folder / "pids").read_text().splitlines()]
 
 
-# --- instances files ------------------------------------------------------------------------------------------------
+# --- instances files
+# ------------------------------------------------------------------------------------------------
 
 
 def test_reads_what_benchmarks_contain(folder: Path) -> None:
@@ -112,7 +123,13 @@ def test_reads_what_benchmarks_contain(folder: Path) -> None:
     assert batch.read_instances("acasxu/instances.csv") == [
         Instance("acasxu", "onnx/a.onnx", "vnnlib/1.vnnlib", str(folder), 116.0),
         Instance("acasxu", "onnx/b.onnx", "vnnlib/2.vnnlib", str(folder), 11.5),
-        Instance("acasxu", "[('f', 'onnx/a.onnx'), ('g', 'onnx/b.onnx')]", "vnnlib/3.vnnlib", str(folder), 100.0),
+        Instance(
+            "acasxu",
+            "[('f', 'onnx/a.onnx'), ('g', 'onnx/b.onnx')]",
+            "vnnlib/3.vnnlib",
+            str(folder),
+            100.0,
+        ),
     ]
 
 
@@ -129,15 +146,23 @@ def test_a_version_folder_is_not_the_category(folder: Path) -> None:
     assert batch.read_instances("acasxu/2.0/instances.csv")[0].category == "acasxu"
 
 
-@pytest.mark.parametrize("text", ["a,b\n", "a,b,c,d\n", "a,b,soon\n", "a,b,0\n", "a,b,-1\n", "a,b,nan\n", "a,b,inf\n"])
+@pytest.mark.parametrize(
+    "text", ["a,b\n", "a,b,c,d\n", "a,b,soon\n", "a,b,0\n", "a,b,-1\n", "a,b,nan\n", "a,b,inf\n"]
+)
 def test_bad_instances_file(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "i.csv").write_text(text)
     assert cli.main(["batch", "acasxu/i.csv"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("qverify: error: acasxu/i.csv, line 1: ") and err.count("\n") == 1
+    assert (
+        out == ""
+        and err.startswith("qverify: error: acasxu/i.csv, line 1: ")
+        and err.count("\n") == 1
+    )
 
 
-def test_missing_empty_or_binary_instances_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_empty_or_binary_instances_file(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "empty.csv").write_text("\n")
     (folder / "binary.csv").write_bytes(b"\xff\xfe\x00")
     for name in ("absent.csv", "empty.csv", "binary.csv"):
@@ -146,7 +171,8 @@ def test_missing_empty_or_binary_instances_file(folder: Path, capsys: pytest.Cap
     assert not Path("results.csv").exists()
 
 
-# --- results files --------------------------------------------------------------------------------------------------
+# --- results files
+# --------------------------------------------------------------------------------------------------
 
 ROW = "acasxu,onnx/a.onnx,vnnlib/1.vnnlib,0.0,unsat,1.500\n"
 
@@ -154,7 +180,7 @@ ROW = "acasxu,onnx/a.onnx,vnnlib/1.vnnlib,0.0,unsat,1.500\n"
 @pytest.mark.parametrize("torn", ["", "acasxu,onn", "acasxu,o,v,0.0,sat,1.2", '"[(', "a"])
 def test_a_torn_last_line_is_cut_off(torn: str, folder: Path) -> None:
     Path("r.csv").write_text(ROW + torn)
-    file = ResultsFile("r.csv", "acasxu")
+    file = BatchResults("r.csv", "acasxu")
     file.append(Instance("acasxu", "o", "v", str(folder), 1), Answer("timeout", 2), "o_v")
     file.close()
     assert Path("r.csv").read_text() == ROW + "acasxu,o,v,0.0,timeout,2.000\n"
@@ -162,20 +188,25 @@ def test_a_torn_last_line_is_cut_off(torn: str, folder: Path) -> None:
 
 def test_a_file_with_nothing_but_a_torn_line(folder: Path) -> None:
     Path("r.csv").write_text("acas")
-    ResultsFile("r.csv", "acasxu").close()
+    BatchResults("r.csv", "acasxu").close()
     assert Path("r.csv").read_text() == ""
 
 
-@pytest.mark.parametrize("text", ["notes", "a,b,10\n", "a,b,c,d,e,f\n", ROW + "a,b,3\n", "x\n" + ROW])
+@pytest.mark.parametrize(
+    "text", ["notes", "a,b,10\n", "a,b,c,d,e,f\n", ROW + "a,b,3\n", "x\n" + ROW]
+)
 def test_another_file_is_left_alone(text: str, folder: Path) -> None:
     Path("r.csv").write_text(text)
     with pytest.raises(UsageError, match="not a results file"):
-        ResultsFile("r.csv", "acasxu")
+        BatchResults("r.csv", "acasxu")
     assert Path("r.csv").read_text() == text
 
 
 def test_summary() -> None:
-    rows = [["c", "o", "v", "0.0", verdict, text] for verdict, text in [("unsat", "1"), ("unsat", "4"), ("sat", "2")]]
+    rows = [
+        ["c", "o", "v", "0.0", verdict, text]
+        for verdict, text in [("unsat", "1"), ("unsat", "4"), ("sat", "2")]
+    ]
     assert batch.summary(rows).splitlines() == [
         "verdict   count  median s     max s",
         "unsat         2      2.50      4.00",
@@ -184,18 +215,23 @@ def test_summary() -> None:
     ]
 
 
-# --- one instance ---------------------------------------------------------------------------------------------------
+# --- one instance
+# --------------------------------------------------------------------------------------------------
 
 
 def install(monkeypatch: pytest.MonkeyPatch, fake: Callable[..., Result]) -> None:
-    module = types.ModuleType("qverify.verify")
+    module = types.ModuleType("qverify.verification")
     module.__dict__["verify"] = fake
-    monkeypatch.setitem(sys.modules, "qverify.verify", module)
+    monkeypatch.setitem(sys.modules, "qverify.verification", module)
 
 
-def test_solve_resolves_paths_and_passes_the_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_solve_resolves_paths_and_passes_the_limit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Any] = []
-    point = Witness((np.array([1.5], np.float32),), (np.array([2.0], np.float32),), ("1.5",), ("2.0",))
+    point = Witness(
+        (np.array([1.5], np.float32),), (np.array([2.0], np.float32),), ("1.5",), ("2.0",)
+    )
 
     def verify(*args: Any) -> Result:
         seen.extend(args)
@@ -227,7 +263,8 @@ def test_solve_reports_errors(
     assert (answer.verdict, answer.message) == (verdict, message)
 
 
-# --- many instances -------------------------------------------------------------------------------------------------
+# --- many instances
+# -------------------------------------------------------------------------------------------------
 
 
 def test_every_instance_gets_a_row(
@@ -275,11 +312,13 @@ def test_every_instance_gets_a_row(
 
 def test_counterexamples_of_equal_stems_have_names_of_their_own() -> None:
     entries = [
-        Instance("c", onnx, spec, ".", 1.0) for onnx, spec in [("m.onnx", "a/x.vnnlib"), ("m.onnx", "b/x.vnnlib")]
+        Instance("c", onnx, spec, ".", 1.0)
+        for onnx, spec in [("m.onnx", "a/x.vnnlib"), ("m.onnx", "b/x.vnnlib")]
     ]
     found = batch.names([*entries, entries[0], Instance("c", "m.onnx", "y.vnnlib", ".", 1.0)])
     assert list(found.values()) == ["m_x", "m_x_2", "m_y"]
-    again = batch.names([*entries, Instance("c", "m.onnx", "x_2.vnnlib", ".", 1.0)])  # the number is taken
+    # The number is taken.
+    again = batch.names([*entries, Instance("c", "m.onnx", "x_2.vnnlib", ".", 1.0)])
     assert list(again.values()) == ["m_x", "m_x_2", "m_x_2_2"]
 
 
@@ -308,7 +347,10 @@ def test_options_select_instances(
     (folder / "i.csv").write_text("a1,p,1\na2,q,1\na3,p,1\na4,p,1\n")
     seen: list[Any] = []
     monkeypatch.setattr(batch, "run", lambda *args: seen.extend(args))
-    words = "batch acasxu/i.csv --filter ,p --limit 2 --timeout 9 --jobs 3 --seed 4 --no-attack --results o.csv"
+    words = (
+        "batch acasxu/i.csv --filter ,p --limit 2 --timeout 9 --jobs 3 --seed 4 --no-attack "
+        "--results o.csv"
+    )
     assert cli.main([*words.split(), "--device", "cpu"]) == 0
     assert [(entry.onnx, entry.timeout) for entry in seen[0]] == [("a1", 9), ("a3", 9)]
     assert seen[1:4] == ["o.csv", Options(device="cpu", seed=4, attack=False), 3]
@@ -320,23 +362,30 @@ import signal, sys, fake_verifier
 from pathlib import Path
 from qverify import batch
 from qverify.options import Options
-from qverify.report import Printer
+from qverify.printer import Printer
 
 if __name__ == "__main__":  # workers import this file too
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    # Ignored where the tests run in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = str(Path("acasxu").resolve())
     names = ("unsat_1", "sleep_1", "sleep_2", "unsat_2")
-    entries = [batch.Instance("acasxu", f"{name}.onnx", f"{name}.vnnlib", folder, 60.0) for name in names]
+    entries = [
+        batch.Instance("acasxu", f"{name}.onnx", f"{name}.vnnlib", folder, 60.0) for name in names
+    ]
     batch.run(entries, "results.csv", Options(), 2, Printer(), fake_verifier.load)
 """
 
 
-@pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGKILL, False)])
+@pytest.mark.parametrize(
+    ("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGKILL, False)]
+)
 def test_an_interrupted_run_leaves_rows_and_no_processes(
     number: signal.Signals, group: bool, folder: Path, load: Callable[[], Solve[Instance]]
 ) -> None:
     Path("driver.py").write_text(DRIVER)
-    process = subprocess.Popen([sys.executable, "driver.py"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "driver.py"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if (folder / "pids").exists() and len(pids(folder)) == 3:
@@ -360,10 +409,12 @@ def test_an_interrupted_run_leaves_rows_and_no_processes(
 def test_ctrl_c_while_a_worker_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     reached = False
-    old = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    # Ignored where the tests run in the background.
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt), workers._child_environment(2):
-            signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # another thread may take what the process gets
+            # Another thread may take what the process gets.
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
             reached = True
     finally:
         signal.signal(signal.SIGINT, old)
@@ -374,4 +425,4 @@ def test_ctrl_c_while_a_worker_starts_is_not_lost(monkeypatch: pytest.MonkeyPatc
 def test_results_must_be_a_regular_file() -> None:
     """/dev/full never ends: reading what it holds already once went on until memory was full."""
     with pytest.raises(UsageError, match="not a regular file"):
-        ResultsFile("/dev/full", "category")
+        BatchResults("/dev/full", "category")

@@ -1,8 +1,10 @@
-"""Verdicts against brute force: random small networks and properties, every code vector of the box run by onnxruntime.
+"""Verdicts against brute force: random small networks and properties, every code vector of the box
+run by onnxruntime.
 
-What counts as true is found without qverify: onnxruntime itself says where its quantizers step (bisection over float32),
-and what comes out for one input of every cell; the rows are evaluated in integers. Each network is verified with the
-defaults and with other options, and every counterexample is checked on its own.
+What counts as true is found without qverify: onnxruntime itself says where its quantizers step
+(bisection over float32), and what comes out for one input of every cell; the rows are evaluated in
+integers. Each network is verified with the defaults and with other options, and every
+counterexample is checked on its own.
 """
 
 from __future__ import annotations
@@ -37,12 +39,13 @@ U8, S8 = np.dtype(np.uint8), np.dtype(np.int8)
 CHUNKS, EACH = 26, 20
 MOST = 4_096  # code vectors in a box
 
-# -- random networks ---------------------------------------------------------------------------------------------------
+# -- random networks -------------------------------------------------------------------------------
 
 
 @dataclass
 class Codes:
-    """A quantized tensor of a graph under construction: its name, shape without the batch, scale and zero point."""
+    """A quantized tensor of a graph under construction: its name, shape without the batch, scale
+    and zero point."""
 
     name: str
     shape: tuple[int, ...]
@@ -56,7 +59,8 @@ class Codes:
 
 @dataclass
 class Net:
-    """A random network. `doors` are the outputs of its input quantizers; `step` is about one code's width in the input."""
+    """A random network. `doors` are the outputs of its input quantizers; `step` is about one code's
+    width in the input."""
 
     rng: Rng
     g: Graph = field(default_factory=lambda: Graph(21))
@@ -75,12 +79,22 @@ class Net:
 
     def zero(self) -> Array:
         info = np.iinfo(self.dtype)
-        usual = (info.min, info.max, 0, (info.min + info.max + 1) // 2, int(self.rng.integers(info.min, info.max + 1)))
+        usual = (
+            info.min,
+            info.max,
+            0,
+            (info.min + info.max + 1) // 2,
+            int(self.rng.integers(info.min, info.max + 1)),
+        )
         return np.asarray(self.rng.choice(usual), self.dtype)
 
     def scale(self, size: float = 1.0) -> np.float32:
         kind = self.rng.integers(3)
-        value = 2.0 ** self.rng.integers(-2, 3) if kind == 0 else self.rng.integers(1, 40) / (10 if kind == 1 else 8)
+        value = (
+            2.0 ** self.rng.integers(-2, 3)
+            if kind == 0
+            else self.rng.integers(1, 40) / (10 if kind == 1 else 8)
+        )
         return F32(value * size)
 
     def weight(self, *shape: int) -> Array:
@@ -114,7 +128,10 @@ def begin(net: Net) -> Codes:
         x = net.door(net.x)
         net.centre = float(rng.normal() * 20 * net.step)
         return x
-    mean, factor = F32(rng.choice([0.0, 0.5, -1.25, 0.1307])), F32(rng.choice([-2.0, 0.3081, 0.5, -0.7, 3.0]))
+    mean, factor = (
+        F32(rng.choice([0.0, 0.5, -1.25, 0.1307])),
+        F32(rng.choice([-2.0, 0.3081, 0.5, -0.7, 3.0])),
+    )
     if form == 1:
         x = net.door(g.node("Div", g.node("Sub", net.x, g.f32(mean)), g.f32(factor)))
         net.step *= abs(float(factor))
@@ -131,7 +148,9 @@ def parameters(net: Net, x: Codes) -> tuple[str, str]:
     return net.g.f32(x.scale), net.g.const(x.zero)
 
 
-def result(net: Net, name: str, shape: tuple[int, ...], size: float) -> tuple[Codes, tuple[str, str]]:
+def result(
+    net: Net, name: str, shape: tuple[int, ...], size: float
+) -> tuple[Codes, tuple[str, str]]:
     y = Codes(name, shape, net.scale(size), net.zero())
     return y, parameters(net, y)
 
@@ -142,20 +161,40 @@ def dense(net: Net, x: Codes) -> Codes:
     if len(x.shape) > 1 and rng.random() < 0.5:
         x = reshape(net, x, (x.size,))
     w, depth = net.weight(x.shape[-1], width), x.shape[-1]
-    w_scale, w_zero = net.scale(0.02), np.zeros((), w.dtype) if rng.random() < 0.5 else w.reshape(-1)[0]
+    w_scale, w_zero = (
+        net.scale(0.02),
+        np.zeros((), w.dtype) if rng.random() < 0.5 else w.reshape(-1)[0],
+    )
     y, ends = result(net, "", (*x.shape[:-1], width), float(x.scale * w_scale) * 30 * depth**0.5)
     if len(x.shape) == 1 and rng.random() < 0.5:
         bias = g.const(rng.integers(-4_000, 4_000, width), np.int32)
-        y.name = g.node("QGemm", x.name, *parameters(net, x), g.const(w), g.f32(w_scale), g.const(w_zero), bias, *ends)
+        y.name = g.node(
+            "QGemm",
+            x.name,
+            *parameters(net, x),
+            g.const(w),
+            g.f32(w_scale),
+            g.const(w_zero),
+            bias,
+            *ends,
+        )
     else:
         y.name = g.node(
-            "QLinearMatMul", x.name, *parameters(net, x), g.const(w), g.f32(w_scale), g.const(w_zero), *ends
+            "QLinearMatMul",
+            x.name,
+            *parameters(net, x),
+            g.const(w),
+            g.f32(w_scale),
+            g.const(w_zero),
+            *ends,
         )
     return y
 
 
 def reshape(net: Net, x: Codes, shape: tuple[int, ...]) -> Codes:
-    return Codes(net.g.node("Reshape", x.name, net.g.const(np.array([0, *shape]))), shape, x.scale, x.zero)
+    return Codes(
+        net.g.node("Reshape", x.name, net.g.const(np.array([0, *shape]))), shape, x.scale, x.zero
+    )
 
 
 def conv(net: Net, x: Codes) -> Codes:
@@ -167,11 +206,23 @@ def conv(net: Net, x: Codes) -> Codes:
     pads = [int(v) for v in rng.integers(0, 2, 2 * rank)]
     shape = tuple(n + pads[i] + pads[rank + i] - kernel[i] + 1 for i, n in enumerate(x.shape[1:]))
     w = net.weight(filters, x.shape[0], *kernel)
-    w_scale, w_zero = net.scale(0.02), np.zeros((), w.dtype) if rng.random() < 0.5 else w.reshape(-1)[0]
+    w_scale, w_zero = (
+        net.scale(0.02),
+        np.zeros((), w.dtype) if rng.random() < 0.5 else w.reshape(-1)[0],
+    )
     y, ends = result(net, "", (filters, *shape), float(x.scale * w_scale) * 40)
     bias = g.const(rng.integers(-4_000, 4_000, filters), np.int32)
     y.name = g.node(
-        *("QLinearConv", x.name, *parameters(net, x), g.const(w), g.f32(w_scale), g.const(w_zero), *ends, bias),
+        *(
+            "QLinearConv",
+            x.name,
+            *parameters(net, x),
+            g.const(w),
+            g.f32(w_scale),
+            g.const(w_zero),
+            *ends,
+            bias,
+        ),
         pads=pads,
     )
     return y
@@ -190,7 +241,13 @@ def two(net: Net, x: Codes) -> Codes:
         value = rng.integers(info.min, info.max + 1, shape).astype(net.dtype)
         other = Codes(g.const(value), shape, s, z)
     elif kind == 1:
-        cut = g.node("Slice", x.name, g.const(np.array([0])), g.const(np.array([1])), g.const(np.array([len(x.shape)])))
+        cut = g.node(
+            "Slice",
+            x.name,
+            g.const(np.array([0])),
+            g.const(np.array([1])),
+            g.const(np.array([len(x.shape)])),
+        )
         other = Codes(cut, (*x.shape[:-1], 1), net.scale(float(x.scale)), net.zero())
     size = float(x.scale) * 1.5 if name == "QLinearAdd" else float(x.scale * other.scale) * 60
     y, ends = result(net, "", x.shape, size)
@@ -212,7 +269,9 @@ def softmax(net: Net, x: Codes) -> Codes:
     y.scale = F32(1 / 256)
     scale = net.g.f32(net.scale(0.05))
     ends = parameters(net, y)
-    y.name = net.g.node("QLinearSoftmax", x.name, scale, net.g.const(x.zero), *ends, axis=-1, opset=13)
+    y.name = net.g.node(
+        "QLinearSoftmax", x.name, scale, net.g.const(x.zero), *ends, axis=-1, opset=13
+    )
     return y
 
 
@@ -225,11 +284,17 @@ def pool(net: Net, x: Codes) -> Codes:
     kind = rng.integers(3)
     if kind == 0:
         return Codes(g.node("MaxPool", x.name, kernel_shape=kernel), shape, x.scale, x.zero)
-    y, ends = result(net, "", shape if kind == 1 else (x.shape[0], *([1] * len(kernel))), float(x.scale))
+    y, ends = result(
+        net, "", shape if kind == 1 else (x.shape[0], *([1] * len(kernel))), float(x.scale)
+    )
     if kind == 1:
-        y.name = g.node("QLinearAveragePool", x.name, *parameters(net, x), *ends, kernel_shape=kernel)
+        y.name = g.node(
+            "QLinearAveragePool", x.name, *parameters(net, x), *ends, kernel_shape=kernel
+        )
     else:
-        y.name = g.node("QLinearGlobalAveragePool", x.name, *parameters(net, x), *ends, channels_last=0)
+        y.name = g.node(
+            "QLinearGlobalAveragePool", x.name, *parameters(net, x), *ends, channels_last=0
+        )
     return y
 
 
@@ -237,7 +302,12 @@ def joint(net: Net, x: Codes) -> Codes:
     """QLinearConcat or QLinearWhere of the value and a shuffled copy of it."""
     rng, g = net.rng, net.g
     order = g.const(rng.permutation(x.shape[-1]))
-    other = Codes(g.node("Gather", x.name, order, axis=len(x.shape)), x.shape, net.scale(float(x.scale)), net.zero())
+    other = Codes(
+        g.node("Gather", x.name, order, axis=len(x.shape)),
+        x.shape,
+        net.scale(float(x.scale)),
+        net.zero(),
+    )
     if rng.random() < 0.5:
         y, ends = result(net, "", (*x.shape[:-1], 2 * x.shape[-1]), float(x.scale))
         parts = (x.name, *parameters(net, x), other.name, *parameters(net, other))
@@ -245,7 +315,15 @@ def joint(net: Net, x: Codes) -> Codes:
         return y
     y, ends = result(net, "", x.shape, float(x.scale))
     condition = g.const(rng.random(x.shape) < 0.5)
-    y.name = g.node("QLinearWhere", condition, x.name, *parameters(net, x), other.name, *parameters(net, other), *ends)
+    y.name = g.node(
+        "QLinearWhere",
+        condition,
+        x.name,
+        *parameters(net, x),
+        other.name,
+        *parameters(net, other),
+        *ends,
+    )
     return y
 
 
@@ -257,16 +335,23 @@ def clip(net: Net, x: Codes) -> Codes:
 
 
 def island(net: Net, x: Codes) -> Codes:
-    """Floats between codes: onnxruntime fuses some of these groups, and runs others as they stand."""
+    """Floats between codes: onnxruntime fuses some of these groups, and runs others as they
+    stand."""
     rng, g = net.rng, net.g
     v = g.dequantize(x.name, x.scale, x.zero)
     shape = x.shape
-    kind = ("Tanh", "HardSwish", "Erf", "Relu", "LeakyRelu", "Neg", "Mul", "Add", "Mean", "Both")[rng.integers(10)]
+    kind = ("Tanh", "HardSwish", "Erf", "Relu", "LeakyRelu", "Neg", "Mul", "Add", "Mean", "Both")[
+        rng.integers(10)
+    ]
     if kind == "Mean":
         v = g.node("ReduceMean", v, g.const(np.array([-1])), keepdims=1)
         shape = (*x.shape[:-1], 1)
     elif kind == "Both":
-        v = g.node(rng.choice(["Add", "Sub", "Mul"]), v, g.dequantize(x.name, net.scale(float(x.scale)), x.zero))
+        v = g.node(
+            rng.choice(["Add", "Sub", "Mul"]),
+            v,
+            g.dequantize(x.name, net.scale(float(x.scale)), x.zero),
+        )
     elif kind in ("Mul", "Add"):
         v = g.node(kind, v, g.f32(net.scale() * rng.choice([-1, 1])))
     else:
@@ -319,7 +404,12 @@ def end(net: Net, x: Codes) -> None:
     """Codes, floats, or a scaled accumulator."""
     rng, g = net.rng, net.g
     if x.size > 6:
-        x = Codes(g.node("Slice", x.name, g.const([0]), g.const([2]), g.const([len(x.shape)])), (), x.scale, x.zero)
+        x = Codes(
+            g.node("Slice", x.name, g.const([0]), g.const([2]), g.const([len(x.shape)])),
+            (),
+            x.scale,
+            x.zero,
+        )
     form = rng.integers(4)
     if form == 0:
         net.outputs.append(x.name)
@@ -337,7 +427,8 @@ def end(net: Net, x: Codes) -> None:
 def network(rng: Rng) -> Net:
     net = Net(rng)
     x = begin(net)
-    second = net.door(net.x) if not net.integer and rng.random() < 0.06 else None  # another quantizer of the input
+    # another quantizer of the input
+    second = net.door(net.x) if not net.integer and rng.random() < 0.06 else None
     kinds = OPERATORS if rng.random() < 0.5 else (*OPERATORS, *FLOATS, *FLOATS)
     for _ in range(int(rng.integers(1, 4))):
         x = kinds[int(rng.integers(len(kinds)))](net, x)
@@ -345,14 +436,22 @@ def network(rng: Rng) -> Net:
         x, second = reshape(net, x, (x.size,)), reshape(net, second, (second.size,))
         y, ends = result(net, "", (x.size + second.size,), float(x.scale))
         y.name = net.g.node(
-            *("QLinearConcat", *ends, x.name, *parameters(net, x), second.name, *parameters(net, second)), axis=1
+            *(
+                "QLinearConcat",
+                *ends,
+                x.name,
+                *parameters(net, x),
+                second.name,
+                *parameters(net, second),
+            ),
+            axis=1,
         )
         x = dense(net, y)
     end(net, x)
     return net
 
 
-# -- what is true ------------------------------------------------------------------------------------------------------
+# -- what is true ----------------------------------------------------------------------------------
 
 
 def session(net: Net, outputs: list[str], path: Path) -> Callable[[Array], list[Array]]:
@@ -384,7 +483,8 @@ Cell = tuple[float, float]
 
 
 def cells(doors: Callable[[Array], list[Array]], lower: Array, upper: Array) -> list[list[Cell]]:
-    """Per input element: the ends of the intervals of [lower, upper] in which all quantizers give the same codes."""
+    """Per input element: the ends of the intervals of [lower, upper] in which all quantizers give
+    the same codes."""
 
     def ask(element: Array, at: Array) -> list[bytes]:
         x = np.tile(lower, (len(element), 1))
@@ -393,7 +493,8 @@ def cells(doors: Callable[[Array], list[Array]], lower: Array, upper: Array) -> 
 
     count = len(lower)
     element, a, b = np.arange(count), ordinal(lower), ordinal(upper)
-    borders: list[list[int]] = [[] for _ in range(count)]  # last ordinals of all cells but the last one
+    # Last ordinals of all cells but the last one.
+    borders: list[list[int]] = [[] for _ in range(count)]
     left, right = ask(element, a), ask(element, b)
     while len(element):
         differ = np.array([one != other for one, other in zip(left, right, strict=True)])
@@ -414,7 +515,10 @@ def cells(doors: Callable[[Array], list[Array]], lower: Array, upper: Array) -> 
         last = [*sorted(borders[i]), int(ordinal(upper)[i])]
         first = [int(ordinal(lower)[i]), *(k + 1 for k in last[:-1])]
         found.append(
-            [(float(number(np.array(p))), float(number(np.array(q)))) for p, q in zip(first, last, strict=True)]
+            [
+                (float(number(np.array(p))), float(number(np.array(q))))
+                for p, q in zip(first, last, strict=True)
+            ]
         )
     return found
 
@@ -432,7 +536,11 @@ class Row:
         """One of its spellings."""
         sign = int(rng.choice([-1, 1]))
         relation = ("<" if sign > 0 else ">") + ("" if self.strict else "=")
-        terms = [(f"{v}_{i}", sign * c) for v, part in (("X", self.x), ("Y", self.y)) for i, c in part.items()]
+        terms = [
+            (f"{v}_{i}", sign * c)
+            for v, part in (("X", self.x), ("Y", self.y))
+            for i, c in part.items()
+        ]
         if sorted(c for _, c in terms) == [-1, 1] and not self.rhs:
             (one, c), (other, _) = terms
             return f"({relation} {one} {other})" if c > 0 else f"({relation} (- {one}) (- {other}))"
@@ -452,8 +560,8 @@ def decimal(value: Fraction) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """One input of every cell of a box: the cell's ends [N, inputs], and onnxruntime's outputs there, as integers over
-    one denominator [N, outputs]."""
+    """One input of every cell of a box: the cell's ends [N, inputs], and onnxruntime's outputs
+    there, as integers over one denominator [N, outputs]."""
 
     first: Array
     last: Array
@@ -463,32 +571,49 @@ class Points:
     def totals(self, y: dict[int, Fraction]) -> tuple[npt.NDArray[Any], int]:
         """sum y[j] Y_j at all points, as integers over a denominator."""
         common = lcm(*(c.denominator for c in y.values()))
-        total = sum((int(c * common) * self.y[:, j] for j, c in y.items()), np.zeros(len(self.y), object))
+        total = sum(
+            (int(c * common) * self.y[:, j] for j, c in y.items()), np.zeros(len(self.y), object)
+        )
         return total, common * self.unit
 
     def holds(self, row: Row, slack: int = 0) -> npt.NDArray[np.bool_]:
-        """[N]: whether the row holds somewhere in the cell (with the inputs at its best corner); with `slack` 1 by any
-        reading of its numbers, or more, with -1 by every one, or less."""
+        """[N]: whether the row holds somewhere in the cell (with the inputs at its best corner);
+        with `slack` 1 by any reading of its numbers, or more, with -1 by every one, or less."""
         total, unit = self.totals(row.y)
         rhs = np.full(len(total), (row.rhs + slack * self.blur(row)) * unit, object)
         for i, c in row.x.items():
             best = self.first[:, i] if c > 0 else self.last[:, i]
             rhs = rhs - np.array([c * unit * Fraction(float(v)) for v in best], object)
-        result: npt.NDArray[np.bool_] = ((total < rhs) if row.strict else (total <= rhs)).astype(bool)
+        result: npt.NDArray[np.bool_] = ((total < rhs) if row.strict else (total <= rhs)).astype(
+            bool
+        )
         return result
 
     def blur(self, row: Row) -> Fraction:
         """More than rounding can do to a row: in double, and in float32 to the inputs."""
         if sorted([*row.x.values(), *row.y.values()]) == [-1, 1] and not row.rhs and not row.x:
             return Fraction(0)
-        y = sum((abs(c) * max(abs(v) for v in self.y[:, j]) for j, c in row.y.items()), Fraction(0)) / self.unit
-        x = [abs(c) * Fraction(float(max(-self.first[:, i].min(), self.last[:, i].max()))) for i, c in row.x.items()]
-        return (abs(row.rhs) + y) / 2**45 + sum(x, Fraction(0)) / 2**22 + (Fraction(1, 10**40) if row.x else 0)
+        y = (
+            sum((abs(c) * max(abs(v) for v in self.y[:, j]) for j, c in row.y.items()), Fraction(0))
+            / self.unit
+        )
+        x = [
+            abs(c) * Fraction(float(max(-self.first[:, i].min(), self.last[:, i].max())))
+            for i, c in row.x.items()
+        ]
+        return (
+            (abs(row.rhs) + y) / 2**45
+            + sum(x, Fraction(0)) / 2**22
+            + (Fraction(1, 10**40) if row.x else 0)
+        )
 
     def verdicts(self, cases: list[list[Row]]) -> set[Verdict]:
         """What may be said: where readings of the property's numbers differ, also `unknown`."""
         unsafe = [
-            any(np.logical_and.reduce([self.holds(row, slack) for row in case]).any() for case in cases)
+            any(
+                np.logical_and.reduce([self.holds(row, slack) for row in case]).any()
+                for case in cases
+            )
             for slack in (-1, 0, 1)
         ]
         exact = Verdict.SAT if unsafe[1] else Verdict.UNSAT
@@ -508,7 +633,9 @@ def points_of(net: Net, lower: list[Fraction], upper: list[Fraction], path: Path
         return None
     both = np.array(list(product(*per_element)))  # [N, inputs, 2]
     at = np.where(net.rng.random(both.shape[:2]) < 0.5, both[:, :, 0], both[:, :, 1])
-    y = np.concatenate([part.astype(np.float64) for part in session(net, net.outputs, path)(at)], axis=1)
+    y = np.concatenate(
+        [part.astype(np.float64) for part in session(net, net.outputs, path)(at)], axis=1
+    )
     assert np.isfinite(y).all()
     ratios = [[float(v).as_integer_ratio() for v in row] for row in y]
     unit = max(q for row in ratios for _, q in row)
@@ -527,7 +654,7 @@ def float_ends(low: Fraction, high: Fraction) -> tuple[np.float32, np.float32]:
     return first, last
 
 
-# -- random properties -------------------------------------------------------------------------------------------------
+# -- random properties -----------------------------------------------------------------------------
 
 
 def random_box(net: Net, most: int) -> tuple[list[Fraction], list[Fraction]]:
@@ -543,14 +670,18 @@ def random_box(net: Net, most: int) -> tuple[list[Fraction], list[Fraction]]:
             upper.append(b + half)
         else:
             width = 0.0 if rng.random() < 0.08 else rng.uniform(0, most) * net.step
-            start, digits = net.centre + rng.normal() * 10 * net.step, int(rng.choice([1, 3, 6, 12]))
+            start, digits = (
+                net.centre + rng.normal() * 10 * net.step,
+                int(rng.choice([1, 3, 6, 12])),
+            )
             lower.append(Fraction(f"{start:.{digits}f}"))
             upper.append(max(lower[-1], Fraction(f"{start + width:.{digits}f}")))
     return lower, upper
 
 
 def random_case(rng: Rng, points: Points) -> list[Row]:
-    """Rows about the outputs that occur: between them, at their ends, and often exactly on one of them.
+    """Rows about the outputs that occur: between them, at their ends, and often exactly on one of
+    them.
 
     All rows agree in the signs of the inputs, so that one corner of a cell is best for all.
     """
@@ -562,16 +693,23 @@ def random_case(rng: Rng, points: Points) -> list[Row]:
         if rng.random() < 0.5:
             sizes = [Fraction(1), Fraction(-1)]
         else:
-            sizes = [Fraction(int(rng.choice([-7, -3, -2, 1, 4, 9])), int(rng.choice([1, 2, 10]))) for _ in "ab"]
+            sizes = [
+                Fraction(int(rng.choice([-7, -3, -2, 1, 4, 9])), int(rng.choice([1, 2, 10])))
+                for _ in "ab"
+            ]
         flip = int(rng.choice([-1, 1]))
         y = {j: flip * c for j, c in zip(chosen, sizes, strict=False)}
         x: dict[int, Fraction] = {}
         if mixed and rng.random() < 0.7:
             for i in rng.permutation(inputs)[: rng.integers(1, 3)]:
-                x[int(i)] = int(signs[i]) * Fraction(int(rng.integers(1, 9)), int(rng.choice([1, 4, 10])))
+                x[int(i)] = int(signs[i]) * Fraction(
+                    int(rng.integers(1, 9)), int(rng.choice([1, 4, 10]))
+                )
         total, unit = points.totals(y)
         k = int(total.argmin()) if rng.random() < 0.4 else int(rng.integers(len(total)))
-        rhs = Fraction(int(total[k]), unit) + sum(c * Fraction(float(points.first[k, i])) for i, c in x.items())
+        rhs = Fraction(int(total[k]), unit) + sum(
+            c * Fraction(float(points.first[k, i])) for i, c in x.items()
+        )
         if rng.random() < 0.3:
             rhs += Fraction(int(rng.integers(-9, 10)), 8)
         elif not x and len(y) == 2 and rng.random() < 0.3:
@@ -580,7 +718,9 @@ def random_case(rng: Rng, points: Points) -> list[Row]:
     return rows
 
 
-def specification(net: Net, lower: list[Fraction], upper: list[Fraction], outputs: int, cases: list[list[Row]]) -> str:
+def specification(
+    net: Net, lower: list[Fraction], upper: list[Fraction], outputs: int, cases: list[list[Row]]
+) -> str:
     lines = [f"(declare-const X_{i} Real)" for i in range(net.size)]
     lines += [f"(declare-const Y_{j} Real)" for j in range(outputs)]
     for i, (a, b) in enumerate(zip(lower, upper, strict=True)):
@@ -594,33 +734,44 @@ def specification(net: Net, lower: list[Fraction], upper: list[Fraction], output
     return "\n".join(lines)
 
 
-# -- the test ----------------------------------------------------------------------------------------------------------
+# -- the test --------------------------------------------------------------------------------------
 
 
 def check_witness(net: Net, witness: Witness, box: Any, cases: list[list[Row]], path: Path) -> None:
-    """The decimals lie in the box and round to what was fed; on that, onnxruntime's outputs satisfy a case exactly."""
+    """The decimals lie in the box and round to what was fed; on that, onnxruntime's outputs satisfy
+    a case exactly."""
     texts = [Fraction(text) for text in witness.input_text]
     assert all(a <= v <= b for a, v, b in zip(box[0], texts, box[1], strict=True))
     (fed,) = witness.inputs
     flat = fed.reshape(-1)
     rounded = [F32(float(text)) for text in witness.input_text]
     assert fed.dtype == (net.dtype if net.integer else F32)
-    assert [float(v) for v in flat] == ([int(v) for v in texts] if net.integer else [float(v) for v in rounded])
-    y = np.concatenate([part[0] for part in session(net, net.outputs, path)(flat[None])], dtype=np.float64)
-    np.testing.assert_array_equal(y, np.concatenate([v.reshape(-1) for v in witness.outputs], dtype=np.float64))
+    assert [float(v) for v in flat] == (
+        [int(v) for v in texts] if net.integer else [float(v) for v in rounded]
+    )
+    y = np.concatenate(
+        [part[0] for part in session(net, net.outputs, path)(flat[None])], dtype=np.float64
+    )
+    np.testing.assert_array_equal(
+        y, np.concatenate([v.reshape(-1) for v in witness.outputs], dtype=np.float64)
+    )
 
     def value(row: Row) -> Fraction:
         total = sum((c * Fraction(float(y[j])) for j, c in row.y.items()), Fraction(0))
         return total + sum((c * Fraction(float(flat[i])) for i, c in row.x.items()), Fraction(0))
 
-    assert any(all(value(r) < r.rhs if r.strict else value(r) <= r.rhs for r in case) for case in cases)
+    assert any(
+        all(value(r) < r.rhs if r.strict else value(r) <= r.rhs for r in case) for case in cases
+    )
 
 
 def options_of(rng: Rng, k: int) -> Iterator[Options]:
     """The defaults, and others: every branching rule comes by, with and without the attack."""
     yield Options(device="cpu")
     rule = list(RULES)[k % len(RULES)]
-    yield Options(device="cpu", branch=rule, attack=k % 2 == 0, batch=int(rng.choice([1, 5, 64])), seed=k)
+    yield Options(
+        device="cpu", branch=rule, attack=k % 2 == 0, batch=int(rng.choice([1, 5, 64])), seed=k
+    )
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS * ROUNDS))
@@ -631,7 +782,8 @@ def test_verdict_equals_brute_force(chunk: int, tmp_path: Path) -> None:
     refused = 0
     while len(verdicts) < EACH:
         net = network(rng)
-        wide = len(net.doors) < 2  # few codes go together where two quantizers read one input, and that is slow to find
+        # few codes go together where two quantizers read one input, and that is slow to find
+        wide = len(net.doors) < 2
         box = random_box(net, {2: 50, 3: 15, 4: 8}[net.size] if wide else 6)
         points = points_of(net, *box, path)
         if points is None:
@@ -639,7 +791,9 @@ def test_verdict_equals_brute_force(chunk: int, tmp_path: Path) -> None:
         rarer = min((Verdict.SAT, Verdict.UNSAT), key=verdicts.count)
         for _ in range(5):  # for about as many of either
             cases = [random_case(rng, points) for _ in range(int(rng.integers(1, 4)))]
-            unsafe = any(np.logical_and.reduce([points.holds(row) for row in case]).any() for case in cases)
+            unsafe = any(
+                np.logical_and.reduce([points.holds(row) for row in case]).any() for case in cases
+            )
             expected = Verdict.SAT if unsafe else Verdict.UNSAT
             if expected == rarer:
                 break
@@ -649,12 +803,17 @@ def test_verdict_equals_brute_force(chunk: int, tmp_path: Path) -> None:
         try:
             for options in options_of(rng, chunk + len(verdicts)):
                 result = verify(model, spec, options)
-                assert result.verdict in allowed, (result, options, [n.op_type for n in net.g.nodes])
+                assert result.verdict in allowed, (
+                    result,
+                    options,
+                    [n.op_type for n in net.g.nodes],
+                )
                 if result.witness is not None:
                     check_witness(net, result.witness, box, cases, path)
         except UnsupportedModel:
             refused += 1
             continue
         verdicts.append(expected)
-    assert verdicts.count(Verdict.SAT) >= EACH // 5 and verdicts.count(Verdict.UNSAT) >= EACH // 5  # >= 100 in all
+    # >= 100 in all.
+    assert verdicts.count(Verdict.SAT) >= EACH // 5 and verdicts.count(Verdict.UNSAT) >= EACH // 5
     assert refused <= EACH // 2

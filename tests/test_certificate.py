@@ -1,7 +1,7 @@
 """Certificates: genuine ones are accepted, and whatever is wrong with one is found.
 
-The strictest test is the forged certificate: a proof of one property, made over into one of a property that is violated
-(the counterexample is known). No change of it whatsoever may be accepted.
+The strictest test is the forged certificate: a proof of one property, made over into one of a
+property that is violated (the counterexample is known). No change of it whatsoever may be accepted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pytest
 
 from qverify import Options, Verdict, verify
-from qverify.bounds.cover import Cover
+from qverify.bounds.unsafe_regions import UnsafeRegions
 from qverify.checker import Rejected, check
 from qverify.checker.archive import Archive
 from qverify.checker.proof import Proof
@@ -32,9 +32,9 @@ from qverify.checker.tree import Tree
 from qverify.cli import main
 from qverify.errors import CertificateError
 from qverify.frontend.model import read_model
-from qverify.frontend.vnnlib import read_property
 from qverify.kernels import open_kernels
 from qverify.search import bab
+from qverify.vnnlib.reader import read_property
 from tests.graphs import Graph, write
 
 EXAMPLES = Path(__file__).parents[1] / "specs" / "examples"
@@ -59,7 +59,9 @@ class Certificate:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             header = json.loads(archive.read("header.json"))
             names = [name for name in archive.namelist() if name.endswith(".npy")]
-            return Certificate(model, spec, header, {n[:-4]: np.load(io.BytesIO(archive.read(n))) for n in names})
+            return Certificate(
+                model, spec, header, {n[:-4]: np.load(io.BytesIO(archive.read(n))) for n in names}
+            )
 
     def data(self) -> bytes:
         buffer = io.BytesIO()
@@ -105,15 +107,20 @@ class Certificate:
         return True
 
 
-# -- networks and their certificates -----------------------------------------------------------------------------------
+# -- networks and their certificates ---------------------------------------------------------------
 
 
 def codes(value: int) -> Array:
     return np.asarray(value, np.uint8)
 
 
-def layer(g: Graph, rng: np.random.Generator, x: str, n: int, m: int, zero: int, scale: float) -> str:
-    w, bias = rng.integers(-128, 128, (n, m)).astype(np.int8), rng.integers(-2000, 2000, m).astype(np.int32)
+def layer(
+    g: Graph, rng: np.random.Generator, x: str, n: int, m: int, zero: int, scale: float
+) -> str:
+    w, bias = (
+        rng.integers(-128, 128, (n, m)).astype(np.int8),
+        rng.integers(-2000, 2000, m).astype(np.int32),
+    )
     ends = g.f32(0.01), g.const(np.int8(0)), g.const(bias), g.f32(scale), g.const(codes(128))
     return g.node("QGemm", x, g.f32(0.05), g.const(codes(zero)), g.const(w), *ends)
 
@@ -132,9 +139,14 @@ def pooled() -> tuple[Graph, str]:
     """A padded convolution of 4x4 pixels, max pooling, and a layer."""
     rng, g = np.random.default_rng(0), Graph()
     x = g.quantize(g.input((1, 1, 4, 4)), 0.05, codes(128))
-    w, bias = rng.integers(-128, 128, (2, 1, 3, 3)).astype(np.int8), rng.integers(-2000, 2000, 2).astype(np.int32)
+    w, bias = (
+        rng.integers(-128, 128, (2, 1, 3, 3)).astype(np.int8),
+        rng.integers(-2000, 2000, 2).astype(np.int32),
+    )
     ends = g.f32(0.01), g.const(np.int8(0)), g.f32(0.05), g.const(codes(100)), g.const(bias)
-    y = g.node("QLinearConv", x, g.f32(0.05), g.const(codes(128)), g.const(w), *ends, pads=[1, 1, 1, 1])
+    y = g.node(
+        "QLinearConv", x, g.f32(0.05), g.const(codes(128)), g.const(w), *ends, pads=[1, 1, 1, 1]
+    )
     y = g.node("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2])
     y = layer(g, rng, g.node("Reshape", y, g.const(np.array([1, 8]))), 8, 2, 100, 0.06)
     return g, g.dequantize(y, 0.06, codes(128))
@@ -163,7 +175,9 @@ def folder() -> Path:
 
 
 @functools.cache
-def by_cuts(make: Callable[[], tuple[Graph, str]], inputs: int, radius: float, most: float) -> Certificate:
+def by_cuts(
+    make: Callable[[], tuple[Graph, str]], inputs: int, radius: float, most: float
+) -> Certificate:
     """The first property, from an easy one on, that takes the network's own cuts."""
     graph, output = make()
     model = write(graph.model(output), folder() / f"{make.__name__}.onnx")
@@ -186,9 +200,13 @@ def genuine(name: str) -> Certificate:
         case "splits":
             return solved(ONNX / "tiny_mlp_qop.onnx", VNNLIB / "tiny_safe.vnnlib", Verdict.UNSAT)
         case "root":
-            return solved(ONNX / "mnist_mlp_qop.onnx", VNNLIB / "mnist_8_eps_8.vnnlib.gz", Verdict.UNSAT)
+            return solved(
+                ONNX / "mnist_mlp_qop.onnx", VNNLIB / "mnist_8_eps_8.vnnlib.gz", Verdict.UNSAT
+            )
         case "cuts":
-            return solved(ONNX / "mnist_mlp_qop.onnx", VNNLIB / "mnist_33_eps_4.vnnlib.gz", Verdict.UNSAT)
+            return solved(
+                ONNX / "mnist_mlp_qop.onnx", VNNLIB / "mnist_33_eps_4.vnnlib.gz", Verdict.UNSAT
+            )
         case "residual":
             return by_cuts(residual, 6, 0.3, 3.2)
         case "pooled":
@@ -213,7 +231,7 @@ def violated(name: str) -> Certificate:
     return own.about(own.model, spec)
 
 
-# -- genuine and forged certificates -----------------------------------------------------------------------------------
+# -- genuine and forged certificates ---------------------------------------------------------------
 
 
 @every_kind
@@ -237,7 +255,9 @@ def test_the_certified_networks_are_proved_and_their_certificates_accepted(tmp_p
 
 def test_every_example_s_certificate_is_accepted(tmp_path: Path) -> None:
     with (EXAMPLES / "expected.csv").open(newline="") as stream:
-        rows = [row for row in csv.reader(stream) if row[2] and ("eps_4" in row[1] or "tiny" in row[1])]
+        rows = [
+            row for row in csv.reader(stream) if row[2] and ("eps_4" in row[1] or "tiny" in row[1])
+        ]
     for model, spec, verdict in rows:
         solved(EXAMPLES / model, EXAMPLES / spec, Verdict(verdict)).check(tmp_path)
 
@@ -258,8 +278,16 @@ def test_no_change_proves_what_is_false(name: str, tmp_path: Path) -> None:
             key = str(rng.choice([n for n, a in own.arrays.items() if a.size]))
             array = own.arrays[key].reshape(-1)
             at = rng.integers(array.size, size=max(1, int(array.size * rng.choice([0.0, 0.3]))))
-            change = rng.integers(-3, 4, len(at)) if rng.random() < 0.5 else rng.integers(-(2**20), 2**20, len(at))
-            array[at] = (array[at] + change).astype(array.dtype) if rng.random() < 0.8 else rng.choice(array)
+            change = (
+                rng.integers(-3, 4, len(at))
+                if rng.random() < 0.5
+                else rng.integers(-(2**20), 2**20, len(at))
+            )
+            array[at] = (
+                (array[at] + change).astype(array.dtype)
+                if rng.random() < 0.8
+                else rng.choice(array)
+            )
         try:
             assert not own.accepted(tmp_path)
         except CertificateError:  # kinds in int8, shapes that do not fit
@@ -290,21 +318,29 @@ def test_other_weights_are_rejected(tmp_path: Path) -> None:
 
     own = genuine("cuts")
     proto = onnx.load(own.model)
-    last = [i for i in proto.graph.initializer if i.data_type == onnx.TensorProto.INT8 and len(i.dims) == 2][-1]
+    last = [
+        i
+        for i in proto.graph.initializer
+        if i.data_type == onnx.TensorProto.INT8 and len(i.dims) == 2
+    ][-1]
     values = onnx.numpy_helper.to_array(last)
-    last.CopyFrom(onnx.numpy_helper.from_array(np.roll(values, 1, axis=int(values.shape[1] != 10)), last.name))
+    last.CopyFrom(
+        onnx.numpy_helper.from_array(np.roll(values, 1, axis=int(values.shape[1] != 10)), last.name)
+    )
     model = write(proto, tmp_path / "model.onnx")
     assert not own.about(model, own.spec).accepted(tmp_path)
 
 
-# -- parts of proofs ---------------------------------------------------------------------------------------------------
+# -- parts of proofs -------------------------------------------------------------------------------
 
 
 def opened(own: Certificate, folder: Path) -> Any:
     """The proof of the first query, its inner bounds and its tree read."""
     path = folder / "certificate.zip"
     path.write_bytes(own.data())
-    proof = Proof(Archive(path), 0, read_model(own.model).lowered, read_property(own.spec).queries[0])
+    proof = Proof(
+        Archive(path), 0, read_model(own.model).lowered, read_property(own.spec).queries[0]
+    )
     for j, step in enumerate(proof.header["inner"]):
         proof._inner_bounds(j, step)
     proof.root, possible = proof.net.part(1, {}, proof.known)
@@ -331,7 +367,8 @@ def test_inner_bounds_hold(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", UNSAT)
 def test_the_leaves_cover_the_root_box(name: str, tmp_path: Path) -> None:
-    """Every code vector is in a leaf's box, for every region that the root is parted into; two leaves share none."""
+    """Every code vector is in a leaf's box, for every region that the root is parted into; two
+    leaves share none."""
     proof = opened(genuine(name), tmp_path)
     values, found = sampled(proof, 300), []
     for kind in (CLOSED, DUAL):
@@ -341,7 +378,10 @@ def test_the_leaves_cover_the_root_box(name: str, tmp_path: Path) -> None:
             for (low, high), value in zip(part.ends, values, strict=True):
                 inside &= ((low <= value[:, None]) & (value[:, None] <= high)).all(axis=2)
             found.append((leaves.region, inside))
-    region, inside = np.concatenate([r for r, _ in found]), np.concatenate([i for _, i in found], axis=1)
+    region, inside = (
+        np.concatenate([r for r, _ in found]),
+        np.concatenate([i for _, i in found], axis=1),
+    )
     for r in set(region.tolist()):
         assert (inside[:, region == r].sum(axis=1) == 1).all()
 
@@ -351,11 +391,18 @@ def test_a_leaf_s_ends_are_those_of_all_cuts_above_it(name: str, tmp_path: Path)
     """Found once more by climbing from every leaf to the root."""
     proof = opened(genuine(name), tmp_path)
     tree = proof.tree
-    parent = {int(tree.first[e]) + side: (e, side) for e in np.flatnonzero(tree.kind == CUT) for side in (0, 1)}
+    parent = {
+        int(tree.first[e]) + side: (e, side)
+        for e in np.flatnonzero(tree.kind == CUT)
+        for side in (0, 1)
+    }
     met = []
     for leaves in (own for kind in (CLOSED, DUAL) for own in tree.leaves(kind, 5)):
         for n, leaf in enumerate(leaves.entries.tolist()):
-            ends = {v: (np.full(proof.sizes[v], -(2**40)), np.full(proof.sizes[v], 2**40)) for v in set(tree.value)}
+            ends = {
+                v: (np.full(proof.sizes[v], -(2**40)), np.full(proof.sizes[v], 2**40))
+                for v in set(tree.value)
+            }
             at = leaf
             while at in parent:
                 at, side = parent[at]
@@ -367,7 +414,9 @@ def test_a_leaf_s_ends_are_those_of_all_cuts_above_it(name: str, tmp_path: Path)
                     high[element] = min(high[element], t - 1)
             for v, (low, high) in ends.items():
                 if v in leaves.cuts:
-                    assert (leaves.cuts[v][0][n] == low).all() and (leaves.cuts[v][1][n] == high).all()
+                    assert (leaves.cuts[v][0][n] == low).all() and (
+                        leaves.cuts[v][1][n] == high
+                    ).all()
                 else:
                     assert low.max() == -(2**40) and high.min() == 2**40
             top = at - int(tree.first[0])
@@ -382,7 +431,9 @@ def test_a_bound_of_a_combination_is_never_below_what_occurs(name: str, tmp_path
     rng, values = np.random.default_rng(6), sampled(proof, 500)
     for region in proof.cover.regions:
         mix = [int(v) for v in rng.integers(0, 1000, len(region))]
-        given = {k: rng.integers(-900, 900, (1, 1, rule.size)) for k, rule in proof.net.rules.items()}
+        given = {
+            k: rng.integers(-900, 900, (1, 1, rule.size)) for k, rule in proof.net.rules.items()
+        }
         for own in (None, {}, given):
             bound = proof._upper(proof.root, [[list(zip(region, mix, strict=True))]], own)[0, 0]
             total = sum(
@@ -392,7 +443,7 @@ def test_a_bound_of_a_combination_is_never_below_what_occurs(name: str, tmp_path
             assert total.max() <= bound
 
 
-# -- single changes ----------------------------------------------------------------------------------------------------
+# -- single changes --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CUTS)
@@ -406,7 +457,8 @@ def test_multipliers_far_off_are_rejected(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CUTS)
 def test_multipliers_are_accepted_as_far_as_the_bound_holds(name: str, tmp_path: Path) -> None:
-    """The bound is a convex function of the multipliers: along a line it stays negative up to a point, then never again."""
+    """The bound is a convex function of the multipliers: along a line it stays negative up to a
+    point, then never again."""
     own, rng = genuine(name), np.random.default_rng(3)
     for _ in range(4):
         rows = own["multipliers"]
@@ -429,7 +481,8 @@ def test_weights_of_a_combination_below_zero_are_rejected(name: str, tmp_path: P
 
 
 def keep(own: Certificate, entries: list[int]) -> None:
-    """Only some entries of the tree, numbered anew; cuts whose children are gone are said to be closed."""
+    """Only some entries of the tree, numbered anew; cuts whose children are gone are said to be
+    closed."""
     new = {old: k for k, old in enumerate(entries)}
     rows = sorted(int(own["data"][e]) for e in entries if own["kind"][e] == DUAL)
     for name in TREE:
@@ -464,7 +517,9 @@ def missing_leaf(own: Certificate) -> None:
 
 def child_of_two(own: Certificate) -> None:
     cuts = own.entries(CUT)
-    own["first"][cuts[1]] = own["first"][cuts[0]] if own["first"][cuts[0]] > cuts[1] else own["first"][cuts[1]] - 1
+    own["first"][cuts[1]] = (
+        own["first"][cuts[0]] if own["first"][cuts[0]] > cuts[1] else own["first"][cuts[1]] - 1
+    )
 
 
 def own_child(own: Certificate) -> None:
@@ -505,7 +560,8 @@ def far_threshold(own: Certificate) -> None:
 
 
 def no_cut(own: Certificate) -> None:
-    """The first cut leaves one child empty and the other one whole: then that child's proof must be one of the whole."""
+    """The first cut leaves one child empty and the other one whole: then that child's proof must be
+    one of the whole."""
     own["threshold"][own.entries(CUT)[0]] = -(2**30)
 
 
@@ -521,7 +577,17 @@ def closed_early(own: Certificate) -> None:
 
 
 TREES = (
-    *(missing_last, missing_leaf, child_of_two, own_child, beyond, negative, no_kind, regions_below, far_element),
+    *(
+        missing_last,
+        missing_leaf,
+        child_of_two,
+        own_child,
+        beyond,
+        negative,
+        no_kind,
+        regions_below,
+        far_element,
+    ),
     *(negative_element, no_value, far_threshold, no_cut, cut_elsewhere, closed_early),
 )
 
@@ -532,7 +598,9 @@ def test_a_tree_that_is_none_or_does_not_cover_is_rejected(
     name: str, change: Callable[[Certificate], None], tmp_path: Path
 ) -> None:
     own = genuine(name).copy()
-    if (change is child_of_two and len(own.entries(CUT)) < 2) or (change is no_cut and name != "splits"):
+    if (change is child_of_two and len(own.entries(CUT)) < 2) or (
+        change is no_cut and name != "splits"
+    ):
         pytest.skip("one cut only, or multipliers that may prove the whole as well")
     change(own)
     with pytest.raises(Rejected):
@@ -540,9 +608,11 @@ def test_a_tree_that_is_none_or_does_not_cover_is_rejected(
 
 
 def test_a_region_cannot_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither by an entry that nobody is the parent of, nor by one region less, nor by one region twice."""
-    none = staticmethod(lambda dual, boxes, asked: np.zeros((len(boxes[0][0]), 9), np.bool_))  # else one region is left
-    monkeypatch.setattr(Cover, "refuted", none)
+    """Neither by an entry that nobody is the parent of, nor by one region less, nor by one region
+    twice."""
+    # Else one region is left.
+    none = staticmethod(lambda dual, boxes, asked: np.zeros((len(boxes[0][0]), 9), np.bool_))
+    monkeypatch.setattr(UnsafeRegions, "refuted", none)
     own = solved(ONNX / "mnist_mlp_qop.onnx", VNNLIB / "mnist_33_eps_4.vnnlib.gz", Verdict.UNSAT)
     count = len(own["regions"])
     assert own["kind"][0] == REGIONS and count > 1
@@ -560,7 +630,8 @@ def test_a_region_cannot_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
         keep(changed, [e for e in range(len(own["kind"])) if e not in gone])
         changed["regions"], changed["first"][0] = np.delete(own["regions"], lost), 1
         found.append(changed.accepted(tmp_path))
-    assert not all(found)  # a region may be refuted at the root without its entry, but not all of them
+    # A region may be refuted at the root without its entry, but not all of them.
+    assert not all(found)
     changed = own.copy()
     keep(changed, [0])
     changed["regions"] = own["regions"][:0]
@@ -577,11 +648,17 @@ def test_a_region_cannot_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def inner_arrays(own: Certificate) -> list[str]:
-    return [n.removeprefix("q0.") for n, a in own.arrays.items() if re.fullmatch(r"q0\.inner\d+", n) and a.size]
+    return [
+        n.removeprefix("q0.")
+        for n, a in own.arrays.items()
+        if re.fullmatch(r"q0\.inner\d+", n) and a.size
+    ]
 
 
 @pytest.mark.parametrize("value", [-1, 10**6, 2**63 - 1])
-def test_inner_bounds_of_elements_that_are_not_there_are_rejected(value: int, tmp_path: Path) -> None:
+def test_inner_bounds_of_elements_that_are_not_there_are_rejected(
+    value: int, tmp_path: Path
+) -> None:
     own = genuine("root").copy()
     own[inner_arrays(own)[-1]][0] = value
     with pytest.raises(Rejected, match="inner bound"):
@@ -642,7 +719,7 @@ def test_two_queries_have_two_proofs(tmp_path: Path) -> None:
     assert not changed.accepted(tmp_path)
 
 
-# -- sat ---------------------------------------------------------------------------------------------------------------
+# -- sat -------------------------------------------------------------------------------------------
 
 
 def test_a_counterexample_outside_of_the_box_is_rejected(tmp_path: Path) -> None:
@@ -663,7 +740,9 @@ def test_a_safe_counterexample_is_rejected(tmp_path: Path) -> None:
         own.about(own.model, spec).check(tmp_path)
 
 
-@pytest.mark.parametrize("inputs", [[], ["0.7"], ["0.7", "0.7", "0.7"], ["0.7", 0.7], ["0.7", "NaN"], ["0.7", "1/2"]])
+@pytest.mark.parametrize(
+    "inputs", [[], ["0.7"], ["0.7", "0.7", "0.7"], ["0.7", 0.7], ["0.7", "NaN"], ["0.7", "1/2"]]
+)
 def test_a_counterexample_is_a_decimal_for_each_input(inputs: list[Any], tmp_path: Path) -> None:
     own = genuine("sat").copy()
     own.header["inputs"] = inputs
@@ -682,7 +761,7 @@ def test_verdicts_cannot_be_exchanged(tmp_path: Path) -> None:
         own.check(tmp_path)
 
 
-# -- the command, and files that are no certificates -------------------------------------------------------------------
+# -- the command, and files that are no certificates -----------------------------------------------
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -713,7 +792,10 @@ def damaged() -> Iterator[tuple[str, bytes]]:
     ):
         yield name, replace(own, header=header).data()  # type: ignore[arg-type]
     for key in ("verdict", "model_sha256", "queries"):
-        yield f"no {key}", replace(own, header={k: v for k, v in own.header.items() if k != key}).data()
+        yield (
+            f"no {key}",
+            replace(own, header={k: v for k, v in own.header.items() if k != key}).data(),
+        )
     value: Any
     for value in (7, None, [7], [{}]):
         yield f"queries {value}", replace(own, header=own.header | {"queries": value}).data()
@@ -734,8 +816,15 @@ def damaged() -> Iterator[tuple[str, bytes]]:
     del changed.arrays["q0.data"]
     yield "an array missing", changed.data()
     big = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little")
-    for name, shape, body in (("absurd", "9" * 18 + ",", b""), ("large", f"{2**40},", b""), ("short", "9,", b"12")):
-        text = f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({shape}), }}".encode().ljust(117) + b"\n"
+    for name, shape, body in (
+        ("absurd", "9" * 18 + ",", b""),
+        ("large", f"{2**40},", b""),
+        ("short", "9,", b"12"),
+    ):
+        text = (
+            f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({shape}), }}".encode().ljust(117)
+            + b"\n"
+        )
         yield f"{name} array", with_entry(own, "q0.kind.npy", big + text + body)
     yield "no array", with_entry(own, "q0.kind.npy", b"x")
 
@@ -743,13 +832,18 @@ def damaged() -> Iterator[tuple[str, bytes]]:
 def with_entry(own: Certificate, name: str, data: bytes) -> bytes:
     """The file with one of its entries replaced."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(own.data())) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(own.data())) as old,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for entry in old.namelist():
             new.writestr(entry, data if entry == name else old.read(entry))
     return buffer.getvalue()
 
 
-def test_whatever_is_no_certificate_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whatever_is_no_certificate_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own, path = genuine("splits"), tmp_path / "proof"
     command = ["check", str(own.model), str(own.spec), str(path)]
     assert main(command) == 2  # it does not exist
@@ -758,10 +852,15 @@ def test_whatever_is_no_certificate_is_one_clear_line(tmp_path: Path, capsys: py
         path.write_bytes(data)
         assert main(command) == 2, name
         out, err = capsys.readouterr()
-        assert out == "" and err.count("\n") == 1 and err.startswith(f"qverify: error: {path}: "), (name, err)
+        assert out == "" and err.count("\n") == 1 and err.startswith(f"qverify: error: {path}: "), (
+            name,
+            err,
+        )
 
 
-def test_damage_of_any_byte_is_never_an_internal_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_of_any_byte_is_never_an_internal_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own, rng, path = genuine("splits"), np.random.default_rng(11), tmp_path / "proof"
     data = bytearray(own.data())
     for _ in range(150):
@@ -769,7 +868,9 @@ def test_damage_of_any_byte_is_never_an_internal_error(tmp_path: Path, capsys: p
         for at in rng.integers(len(data), size=int(rng.choice([1, 1, 3, 20]))):
             changed[at] = int(rng.integers(256))
         path.write_bytes(changed[: int(rng.integers(len(data)))] if rng.random() < 0.1 else changed)
-        assert main(["check", str(own.model), str(own.spec), str(path)]) in (0, 1, 2), capsys.readouterr().err
+        assert main(["check", str(own.model), str(own.spec), str(path)]) in (0, 1, 2), (
+            capsys.readouterr().err
+        )
 
 
 def test_there_is_no_certificate_where_conditions_mention_inputs(tmp_path: Path) -> None:

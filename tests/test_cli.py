@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 import qverify
-from qverify import cli, report
+from qverify import cli
 from qverify.errors import ModelError, SoundnessError, SpecError, UnsupportedModel
+from qverify.files import write_text
 from qverify.options import Options
 from qverify.property import Box, Property, Query, Variable
 from qverify.result import Progress, Result, Stats, Verdict, Witness
@@ -44,8 +45,14 @@ def prop(version: str) -> Property:
 
 
 def sat(version: str = "1.0") -> Result:
-    details = {"property": prop(version), "onnxruntime": "1.32.0", "warnings": ["the scale of node 3 is zero"]}
-    return Result(Verdict.SAT, "found by the attack", witness(), Stats(seconds=0.5, attack_points=3), details)
+    details = {
+        "property": prop(version),
+        "onnxruntime": "1.32.0",
+        "warnings": ["the scale of node 3 is zero"],
+    }
+    return Result(
+        Verdict.SAT, "found by the attack", witness(), Stats(seconds=0.5, attack_points=3), details
+    )
 
 
 UNSAT = Result(Verdict.UNSAT, "all 12 boxes closed", stats=Stats(subproblems=12))
@@ -63,8 +70,11 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def solver(monkeypatch: pytest.MonkeyPatch, files: Path) -> Callable[[Fake | Result], list[tuple[Any, ...]]]:
-    """Install a fake verifier, which returns a result or is a function; return the list of its calls."""
+def solver(
+    monkeypatch: pytest.MonkeyPatch, files: Path
+) -> Callable[[Fake | Result], list[tuple[Any, ...]]]:
+    """Install a fake verifier, which returns a result or is a function; return the list of its
+    calls."""
 
     def install(fake: Fake | Result) -> list[tuple[Any, ...]]:
         calls: list[tuple[Any, ...]] = []
@@ -73,9 +83,9 @@ def solver(monkeypatch: pytest.MonkeyPatch, files: Path) -> Callable[[Fake | Res
             calls.append(args)
             return fake if isinstance(fake, Result) else fake(*args)
 
-        module = types.ModuleType("qverify.verify")
+        module = types.ModuleType("qverify.verification")
         module.__dict__["verify"] = verify
-        monkeypatch.setitem(sys.modules, "qverify.verify", module)
+        monkeypatch.setitem(sys.modules, "qverify.verification", module)
         return calls
 
     return install
@@ -97,7 +107,8 @@ def expect_one_line(capsys: pytest.CaptureFixture[str], *words: str) -> None:
         assert word in err
 
 
-# --- verdicts -------------------------------------------------------------------------------------------------------
+# --- verdicts
+# --------------------------------------------------------------------------------------------------
 
 
 def test_unsat(solver: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +119,9 @@ def test_unsat(solver: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert err.startswith("qverify: unsat in ") and err.endswith(" s: all 12 boxes closed\n")
 
 
-@pytest.mark.parametrize(("version", "text"), [("1.0", V1_TEXT), ("2.0", V2_TEXT), ("2.1", V2_TEXT)])
+@pytest.mark.parametrize(
+    ("version", "text"), [("1.0", V1_TEXT), ("2.0", V2_TEXT), ("2.1", V2_TEXT)]
+)
 def test_sat_prints_the_counterexample(
     version: str, text: str, solver: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,7 +164,8 @@ def test_verbose_shows_the_counters(solver: Any, capsys: pytest.CaptureFixture[s
     assert "  attack_points    3\n" in err and "  onnxruntime      1.32.0\n" in err
 
 
-# --- arguments ------------------------------------------------------------------------------------------------------
+# --- arguments
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -163,7 +177,9 @@ def test_verbose_shows_the_counters(solver: Any, capsys: pytest.CaptureFixture[s
         ["--", "m.onnx", "s.vnnlib"],
     ],
 )
-def test_verify_is_the_default_command(arguments: list[str], solver: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_is_the_default_command(
+    arguments: list[str], solver: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     calls = solver(UNSAT)
     assert cli.main(arguments) == 0
     assert calls[0][:3] == ("m.onnx", "s.vnnlib", Options())
@@ -172,7 +188,9 @@ def test_verify_is_the_default_command(arguments: list[str], solver: Any, capsys
 
 def test_options_reach_the_verifier(solver: Any, capsys: pytest.CaptureFixture[str]) -> None:
     calls = solver(UNSAT)
-    words = "m.onnx s.vnnlib --timeout 7.5 --device cpu --seed 3 --batch 64 --branch widest --no-attack"
+    words = (
+        "m.onnx s.vnnlib --timeout 7.5 --device cpu --seed 3 --batch 64 --branch widest --no-attack"
+    )
     assert cli.main(words.split()) == 0
     options = calls[0][2]
     assert 0 < options.timeout <= 7.5  # what the start took is taken off
@@ -212,7 +230,13 @@ def test_bad_usage_is_one_line(
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    for word in ("MODEL SPEC [RESULTS_FILE]", "batch INSTANCES.csv", "inspect MODEL", "--timeout", "Exit codes"):
+    for word in (
+        "MODEL SPEC [RESULTS_FILE]",
+        "batch INSTANCES.csv",
+        "inspect MODEL",
+        "--timeout",
+        "Exit codes",
+    ):
         assert word in out
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("qverify ")
@@ -240,7 +264,11 @@ def test_shell_completion(
         cli.main([])
     out, err = capsys.readouterr()
     lines = set(out.splitlines())
-    assert (stop.value.code, err) == (0, "") and found <= lines and (words.endswith(" ") or found == lines)
+    assert (
+        (stop.value.code, err) == (0, "")
+        and found <= lines
+        and (words.endswith(" ") or found == lines)
+    )
 
 
 def test_inspect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,7 +294,8 @@ def test_inspect_lists_all_that_stops_a_model(
     assert err.splitlines()[3:] == ["qverify: error: m.onnx: nodes a and 2 more"]
 
 
-# --- errors ---------------------------------------------------------------------------------------------------------
+# --- errors
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -275,25 +304,40 @@ def test_inspect_lists_all_that_stops_a_model(
         (ModelError("m.onnx: broken\nat byte 3"), 2, ("error: m.onnx: broken at byte 3",)),
         (UnsupportedModel("node 3 (Tanh)"), 2, ("error: node 3 (Tanh)",)),
         (SpecError("line 4"), 2, ("error: line 4",)),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.onnx"), 2, ("error: x.onnx: No such file",)),
-        (SoundnessError("evaluators differ"), 4, ("internal error", "evaluators differ", "please report")),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "x.onnx"),
+            2,
+            ("error: x.onnx: No such file",),
+        ),
+        (
+            SoundnessError("evaluators differ"),
+            4,
+            ("internal error", "evaluators differ", "please report"),
+        ),
         (RuntimeError("boom"), 4, ("internal error: RuntimeError: boom", "please report")),
         (KeyboardInterrupt(), 130, ("interrupted",)),
     ],
 )
 def test_errors_are_one_line(
-    error: BaseException, code: int, words: tuple[str, ...], solver: Any, capsys: pytest.CaptureFixture[str]
+    error: BaseException,
+    code: int,
+    words: tuple[str, ...],
+    solver: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     solver(raising(error))
     assert cli.main(["m.onnx", "s.vnnlib"]) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.lstrip("\n").count("\n") == 1, err  # click ends the terminal's ^C line with an empty one
+    # Click ends the terminal's ^C line with an empty one.
+    assert err.lstrip("\n").count("\n") == 1, err
     for word in words:
         assert word in err
 
 
-def test_verbose_shows_the_traceback_of_our_own_faults(solver: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_shows_the_traceback_of_our_own_faults(
+    solver: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     solver(raising(RuntimeError("boom")))
     assert cli.main(["m.onnx", "s.vnnlib", "-v"]) == 4
     assert "Traceback" in capsys.readouterr().err
@@ -312,7 +356,8 @@ def test_too_little_memory_is_no_fault_of_ours(
     expect_one_line(capsys, "error: ", "not enough memory")
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files
+# --------------------------------------------------------------------------------------------------
 
 
 def test_results_file_is_what_standard_output_says(
@@ -325,7 +370,8 @@ def test_results_file_is_what_standard_output_says(
     finally:
         os.umask(old)
     assert (files / "r.txt").read_text() == capsys.readouterr().out == V1_TEXT
-    assert stat.S_IMODE((files / "r.txt").stat().st_mode) == 0o644  # the harness may be another user
+    # The harness may be another user.
+    assert stat.S_IMODE((files / "r.txt").stat().st_mode) == 0o644
     assert sorted(os.listdir(files)) == ["m.onnx", "r.txt", "s.vnnlib"]
 
 
@@ -346,7 +392,9 @@ def test_json(solver: Any, files: Path, capsys: pytest.CaptureFixture[str]) -> N
     capsys.readouterr()
 
 
-def test_json_without_a_counterexample(solver: Any, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_without_a_counterexample(
+    solver: Any, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     solver(UNSAT)
     cli.main(["m.onnx", "s.vnnlib", "--json", "r.json"])
     assert json.loads((files / "r.json").read_text())["counterexample"] is None
@@ -394,7 +442,9 @@ def test_no_answer_to_an_earlier_question_stays_behind(
     assert cli.main(arguments) == 3
     said = "no certificate is written to r.zip: timeout has none here"
     assert f"{said}; what that file holds is from before\n" in capsys.readouterr().err
-    assert (files / "r.zip").read_text() == "old"  # it may have taken hours, and is checked before it is believed
+    assert (
+        files / "r.zip"
+    ).read_text() == "old"  # it may have taken hours, and is checked before it is believed
     (files / "r.zip").unlink()
     assert cli.main(arguments) == 3
     assert f"{said}\n" in capsys.readouterr().err
@@ -421,7 +471,7 @@ def test_full_disk_leaves_no_file_and_still_says_the_verdict(
 def test_a_link_keeps_pointing_where_it_did(files: Path) -> None:
     (files / "real").write_text("old")
     (files / "link").symlink_to("real")
-    report.write_text("link", "new")
+    write_text("link", "new")
     assert (files / "link").is_symlink() and (files / "real").read_text() == "new"
 
 
@@ -432,14 +482,15 @@ def test_a_device_is_not_replaced(solver: Any, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
 
 
-# --- streams --------------------------------------------------------------------------------------------------------
+# --- streams
+# --------------------------------------------------------------------------------------------------
 
 DRIVER = """
 import sys, types
 from qverify.result import Result, Verdict
-module = types.ModuleType("qverify.verify")
+module = types.ModuleType("qverify.verification")
 module.verify = lambda *_: Result(Verdict.UNSAT, "proved")
-sys.modules["qverify.verify"] = module
+sys.modules["qverify.verification"] = module
 from qverify.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -449,7 +500,11 @@ def test_a_closed_pipe_is_no_error(files: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, "m", "s", "r.txt"], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60
+        [sys.executable, "-c", DRIVER, "m", "s", "r.txt"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
     )
     os.close(write)
     assert done.returncode == 0
@@ -461,10 +516,16 @@ def test_a_closed_pipe_is_no_error(files: Path) -> None:
 def test_standard_output_on_a_full_disk_is_one_line(files: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", DRIVER, "m", "s"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+            [sys.executable, "-c", DRIVER, "m", "s"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
         )
     assert done.returncode == 2
-    assert done.stderr == "qverify: error: cannot write to standard output: No space left on device\n"
+    assert (
+        done.stderr == "qverify: error: cannot write to standard output: No space left on device\n"
+    )
 
 
 class Terminal(io.StringIO):
@@ -474,11 +535,15 @@ class Terminal(io.StringIO):
 
 def reports(*args: Any) -> Result:
     for second in range(25):
-        args[3](Progress(seconds=float(second), subproblems=1000 * second, open=5, proved=second / 100))
+        args[3](
+            Progress(seconds=float(second), subproblems=1000 * second, open=5, proved=second / 100)
+        )
     return UNSAT
 
 
-def test_progress_on_a_terminal_is_one_line_that_goes_away(solver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_on_a_terminal_is_one_line_that_goes_away(
+    solver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     solver(reports)
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -491,7 +556,9 @@ def test_progress_on_a_terminal_is_one_line_that_goes_away(solver: Any, monkeypa
     assert final.startswith("qverify: unsat in ") and final.endswith("\n")
 
 
-def test_progress_elsewhere_is_a_line_every_ten_seconds(solver: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_elsewhere_is_a_line_every_ten_seconds(
+    solver: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     solver(reports)
     cli.main(["m.onnx", "s.vnnlib"])
     lines = capsys.readouterr().err.splitlines()
@@ -500,7 +567,9 @@ def test_progress_elsewhere_is_a_line_every_ten_seconds(solver: Any, capsys: pyt
     assert "qverify: 0.0 s: 0 parts bounded, 5 open, 0 % proved" in capsys.readouterr().err
 
 
-def test_losing_standard_error_does_not_stop_a_run(solver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losing_standard_error_does_not_stop_a_run(
+    solver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Broken(io.StringIO):
         def write(self, _: str) -> int:
             raise BrokenPipeError
@@ -510,7 +579,9 @@ def test_losing_standard_error_does_not_stop_a_run(solver: Any, monkeypatch: pyt
     assert cli.main(["m.onnx", "s.vnnlib"]) == 0
 
 
-def test_closed_streams_do_not_stop_a_run(solver: Any, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_streams_do_not_stop_a_run(
+    solver: Any, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     solver(UNSAT)
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)

@@ -1,5 +1,6 @@
-"""Networks that hardly compute: outputs that are input codes, moved, twice, or of no size; inputs that nothing reads, or
-that are quantized twice. Each is decided with all options, and its certificate is accepted."""
+"""Networks that hardly compute: outputs that are input codes, moved, twice, or of no size; inputs
+that nothing reads, or that are quantized twice. Each is decided with all options, and its
+certificate is accepted."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ THREE = np.asarray(3, np.uint8)
 
 
 def door(g: Graph, scale: float = 0.5) -> str:
-    """An input of two elements as codes: a value v in [0, 20] becomes round(v / scale) + 3, at most 43 with 0.5."""
+    """An input of two elements as codes: a value v in [0, 20] becomes round(v / scale) + 3, at most
+    43 with 0.5."""
     return g.quantize(g.input((1, 2)), scale, THREE)
 
 
@@ -68,7 +70,9 @@ def reshaped_integers(g: Graph) -> list[str]:
 
 def no_element(g: Graph) -> list[str]:
     x = door(g)
-    none = g.node("Slice", x, g.const(np.array([0])), g.const(np.array([0])), g.const(np.array([1])))
+    none = g.node(
+        "Slice", x, g.const(np.array([0])), g.const(np.array([0])), g.const(np.array([1]))
+    )
     return [g.dequantize(x, 0.5, THREE), none]
 
 
@@ -88,7 +92,12 @@ CASES: list[tuple[Build, int, int, Queries]] = [
     (codes, 2, 2, {"(>= (+ Y_0 Y_1) 60)) (assert (<= (+ Y_0 Y_1) 59.5)": UNSAT}),
     (floats, 2, 2, {"(>= (- Y_0 Y_1) 20)": SAT, "(>= (- Y_0 Y_1) 20.5)": UNSAT}),
     (moved, 2, 2, {"(>= Y_0 43)": SAT, "(>= Y_0 44)": UNSAT}),
-    (moved_and_not, 2, 4, {"(>= (- Y_0 Y_3) 40)": SAT, "(>= (- Y_0 Y_2) 1)": UNSAT, "(>= (- Y_1 Y_2) 41)": UNSAT}),
+    (
+        moved_and_not,
+        2,
+        4,
+        {"(>= (- Y_0 Y_3) 40)": SAT, "(>= (- Y_0 Y_2) 1)": UNSAT, "(>= (- Y_1 Y_2) 41)": UNSAT},
+    ),
     (two_of_one_value, 2, 4, {"(>= (- Y_0 Y_2) 10)": SAT, "(>= (- Y_0 Y_2) 10.5)": UNSAT}),
     (twice, 2, 4, {"(>= (- Y_0 Y_2) 0)": SAT, "(>= (- Y_0 Y_2) 1)": UNSAT}),
     (unread, 4, 2, {"(>= Y_0 20)": SAT, "(>= Y_0 21)": UNSAT}),
@@ -108,7 +117,9 @@ def spec(inputs: int, outputs: int, condition: str) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0].__name__)
-def test_what_hardly_computes_is_decided(case: tuple[Build, int, int, Queries], tmp_path: Path) -> None:
+def test_what_hardly_computes_is_decided(
+    case: tuple[Build, int, int, Queries], tmp_path: Path
+) -> None:
     build, inputs, outputs, queries = case
     graph = Graph()
     model = write(graph.model(*build(graph)), tmp_path / "m.onnx")
@@ -125,7 +136,8 @@ def test_what_hardly_computes_is_decided(case: tuple[Build, int, int, Queries], 
 
 
 def test_a_certificate_is_refused_before_the_search_or_accepted_after_it(tmp_path: Path) -> None:
-    """One query is sat at once, another one mentions inputs: no search can know which it ends with."""
+    """One query is sat at once, another one mentions inputs: no search can know which it ends
+    with."""
     graph = Graph()
     model = write(graph.model(*floats(graph)), tmp_path / "m.onnx")
     path = tmp_path / "p.vnnlib"

@@ -28,7 +28,7 @@ def check(images: Images, pixels: Any, labels: Any) -> None:
     assert np.array_equal(images.pixels, pixels) and np.array_equal(images.labels, labels)
 
 
-# -- archives ------------------------------------------------------------------------------------------------------------
+# -- archives --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,13 @@ def check(images: Images, pixels: Any, labels: Any) -> None:
 )
 def test_forms_of_arrays(x: Any, pixels: Any, tmp_path: Path) -> None:
     labels = LABELS[: len(x)]
-    np.savez(tmp_path / "d.npz", x_test=x, y_test=labels.astype(np.uint8), x_train=x[::-1], y_train=labels[::-1, None])
+    np.savez(
+        tmp_path / "d.npz",
+        x_test=x,
+        y_test=labels.astype(np.uint8),
+        x_train=x[::-1],
+        y_train=labels[::-1, None],
+    )
     check(load_images(tmp_path / "d.npz"), pixels, labels)
     check(load_images(str(tmp_path / "d.npz"), "train"), pixels[::-1], labels[::-1])
 
@@ -109,7 +115,10 @@ JPEG = np.frombuffer(png(GREY[0, 0], "JPEG"), np.uint8)
         (single, "a single array"),
         (archive(x_test=GREY), "no array 'y_test', only x_test"),
         (archive(y_test=LABELS), "no array 'x_test', only y_test"),
-        (archive(x_test=GREY / 255, y_test=LABELS), "float64, but pixels must be uint8, 0 to 255; multiply"),
+        (
+            archive(x_test=GREY / 255, y_test=LABELS),
+            "float64, but pixels must be uint8, 0 to 255; multiply",
+        ),
         (archive(x_test=GREY.astype(np.int64), y_test=LABELS), "int64, but pixels must be uint8"),
         (archive(x_test=GREY[0, 0, 0], y_test=LABELS), r"shape \[4\]"),
         (archive(x_test=np.zeros((5, 2, 2, 2), np.uint8), y_test=LABELS), r"shape \[5, 2, 2, 2\]"),
@@ -120,9 +129,15 @@ JPEG = np.frombuffer(png(GREY[0, 0], "JPEG"), np.uint8)
         (archive(x_test=GREY[:0], y_test=LABELS[:0]), "holds no image"),
         (archive(test_jpeg=JPEG, test_offset=[0, 10**6], y_test=[1]), "does not rise within"),
         (archive(test_jpeg=JPEG, test_offset=[0, 0], y_test=[1]), "does not rise within"),
-        (archive(test_jpeg=JPEG, test_offset=[0, len(JPEG)], y_test=[1, 2]), "1 images, but 2 labels"),
+        (
+            archive(test_jpeg=JPEG, test_offset=[0, len(JPEG)], y_test=[1, 2]),
+            "1 images, but 2 labels",
+        ),
         (archive(test_jpeg=JPEG, test_offset=[0.0, 9.0], y_test=[1]), "must be uint8"),
-        (archive(test_jpeg=JPEG, test_offset=[0, 100], y_test=[1]), "image 0: it cannot be decoded"),
+        (
+            archive(test_jpeg=JPEG, test_offset=[0, 100], y_test=[1]),
+            "image 0: it cannot be decoded",
+        ),
     ],
 )
 def test_bad_archives(make: Callable[[Path], Path], text: str, tmp_path: Path) -> None:
@@ -143,12 +158,14 @@ def test_images_are_checked() -> None:
         Images(GREY, LABELS[:2])
 
 
-# -- IDX ------------------------------------------------------------------------------------------------------------------
+# -- IDX -------------------------------------------------------------------------------------------
 
 
 def idx(array: Any) -> bytes:
     head = bytes((0, 0, 8, array.ndim))
-    return b"".join([head, *(n.to_bytes(4, "big") for n in array.shape), array.astype(np.uint8).tobytes()])
+    return b"".join(
+        [head, *(n.to_bytes(4, "big") for n in array.shape), array.astype(np.uint8).tobytes()]
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -182,14 +199,16 @@ def test_bad_idx(images: bytes, labels: bytes | None, text: str, tmp_path: Path)
         load_images(tmp_path)
 
 
-@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(idx(LABELS))[:-9]], ids=["another", "truncated"])
+@pytest.mark.parametrize(
+    "data", [b"no gzip", gzip.compress(idx(LABELS))[:-9]], ids=["another", "truncated"]
+)
 def test_damaged_gzip(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(data)
     with pytest.raises(UsageError, match=r"idx3-ubyte\.gz: it cannot be read"):
         load_images(tmp_path)
 
 
-# -- pictures ------------------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------
 
 
 def pictures(folder: Path, files: dict[str, bytes]) -> Path:
@@ -201,7 +220,12 @@ def pictures(folder: Path, files: dict[str, bytes]) -> Path:
 
 def test_pictures(tmp_path: Path) -> None:
     a, b = GREY[0, 0], GREY[1, 0]
-    files = {"test/dog/1.png": png(a), "test/cat/2.PNG": png(b), "test/cat/1.png": png(a), "test/cat/notes.txt": b""}
+    files = {
+        "test/dog/1.png": png(a),
+        "test/cat/2.PNG": png(b),
+        "test/cat/1.png": png(a),
+        "test/cat/notes.txt": b"",
+    }
     images = load_images(pictures(tmp_path, {**files, "train/cat/1.png": png(b)}))
     check(images, np.stack([a, b, a])[:, None], [0, 0, 1])
     assert images.classes == ("cat", "dog")
@@ -209,7 +233,11 @@ def test_pictures(tmp_path: Path) -> None:
 
 
 def test_folders_named_by_numbers_are_labels(tmp_path: Path) -> None:
-    files = {"10/a.png": png(GREY[0, 0]), "2/a.png": png(GREY[1, 0]), "2/b.jpg": png(GREY[2, 0], "JPEG")}
+    files = {
+        "10/a.png": png(GREY[0, 0]),
+        "2/a.png": png(GREY[1, 0]),
+        "2/b.jpg": png(GREY[2, 0], "JPEG"),
+    }
     for split in ("train", "test"):
         images = load_images(pictures(tmp_path, files), split)
         assert images.labels.tolist() == [10, 2, 2] and images.classes == ()
@@ -232,7 +260,10 @@ def test_colours(tmp_path: Path) -> None:
         ({"train/a.png": png(GREY[0, 0])}, "it has no folder 'test'"),
         ({"cat/a.png": b"no picture"}, "cat.a.png: it cannot be decoded"),
         ({"cat/a.png": png(GREY[0, 0])[:50]}, "cat.a.png: it cannot be decoded"),
-        ({"cat/a.png": png(GREY[0, 0]), "cat/b.png": png(GREY[0, 0, :3])}, "different sizes, 4x6 and 4x3"),
+        (
+            {"cat/a.png": png(GREY[0, 0]), "cat/b.png": png(GREY[0, 0, :3])},
+            "different sizes, 4x6 and 4x3",
+        ),
         ({"cat/a.png": png(GREY[0, 0].astype(np.uint16))}, "more than 8 bits"),
     ],
 )
@@ -248,7 +279,7 @@ def test_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         load_images(pictures(tmp_path, {"cat/a.png": b""}))
 
 
-# -- real files ----------------------------------------------------------------------------------------------------------
+# -- real files ------------------------------------------------------------------------------------
 
 
 @pytest.mark.shared

@@ -1,6 +1,8 @@
-"""Time limits: whatever the search is about when the time is up, it stops at its next look, and nothing is done after it.
+"""Time limits: whatever the search is about when the time is up, it stops at its next look, and
+nothing is done after it.
 
-Clocks are not used: a fake deadline passes after so many looks."""
+Clocks are not used: a fake deadline passes after so many looks.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def test_looking_looks_before_every_so_many() -> None:
 def counted(monkeypatch: pytest.MonkeyPatch, deadline: Looks) -> Callable[[], tuple[int, int]]:
     """How often ops compute at most between two looks, and after the time is up."""
     last, since, most, after = [-1], [0], [0], [0]
-    for op in {own for kind in AbstractOp.__subclasses__() for own in (kind, *kind.__subclasses__())}:
+    for op in {
+        own for kind in AbstractOp.__subclasses__() for own in (kind, *kind.__subclasses__())
+    }:
         for name in ("run", "interval", "gradient"):
             if name in vars(op):
                 right = vars(op)[name]
@@ -88,7 +92,9 @@ def queries(count: int) -> list[Asked]:
 
 @pytest.mark.parametrize("splittable", [0, 12])
 @pytest.mark.parametrize("number", range(6))
-def test_nothing_is_done_after_the_time_is_up(number: int, splittable: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_done_after_the_time_is_up(
+    number: int, splittable: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The number of looks until then is drawn; a verdict that comes before is brute force's."""
     monkeypatch.setattr("qverify.search.bab.SPLITTABLE", splittable)
     own, verdicts = queries(6)[number], []
@@ -106,8 +112,13 @@ def test_nothing_is_done_after_the_time_is_up(number: int, splittable: int, monk
 
 @pytest.mark.parametrize("looks", [0, 1, 2, 5, 20])
 def test_loading_ends_too(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Deadline, "after", staticmethod(lambda seconds: Looks.of(looks if seconds else 10**9)))
-    model, spec = EXAMPLES / "onnx" / "mnist_cnn_qop.onnx", EXAMPLES / "vnnlib" / "mnist_8_eps_8.vnnlib.gz"
+    monkeypatch.setattr(
+        Deadline, "after", staticmethod(lambda seconds: Looks.of(looks if seconds else 10**9))
+    )
+    model, spec = (
+        EXAMPLES / "onnx" / "mnist_cnn_qop.onnx",
+        EXAMPLES / "vnnlib" / "mnist_8_eps_8.vnnlib.gz",
+    )
     result = verify(model, spec, Options(device="cpu", timeout=1.0))
     assert (
         result.verdict is Verdict.TIMEOUT

@@ -1,8 +1,9 @@
-"""Bit for bit: every op, every rule and whole networks on an NVIDIA GPU compute the integers of the CPU, and verdicts
-agree. What only guides is about equal.
+"""Bit for bit: every op, every rule and whole networks on an NVIDIA GPU compute the integers of the
+CPU, and verdicts agree. What only guides is about equal.
 
-`make gpu` runs the tests marked `gpu` alone; without a GPU they are skipped and say why. The same tests also run on the
-strict machine (tests/kernels/strict.py), which is NumPy, but keeps host and device arrays apart as CuPy does.
+`make gpu` runs the tests marked `gpu` alone; without a GPU they are skipped and say why. The same
+tests also run on the strict machine (tests/kernels/strict.py), which is NumPy, but keeps host and
+device arrays apart as CuPy does.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ import numpy.typing as npt
 import pytest
 
 from qverify import Options, Verdict, runtime, verify
-from qverify.bounds.cover import make_cover, proved
+from qverify.boundary.outputs import described_outputs, make_decoder
 from qverify.bounds.dual import Dual
 from qverify.bounds.improve import Point, evaluate, improve, rounded
-from qverify.bounds.inner import Inner, sharpened, tightened
+from qverify.bounds.intermediate import IntermediateBounds, crown_bounds, optimized_bounds
+from qverify.bounds.unsafe_regions import make_unsafe_regions, proved
 from qverify.checker import check
 from qverify.deadline import Deadline
 from qverify.errors import DeviceError
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import described_outputs, make_decoder
 from qverify.kernels import Kernels, gpu, open_kernels
 from qverify.network import Network
 from qverify.ops import FloatProgram, Type
 from qverify.ops.base import moved
-from qverify.ops.relax import GUIDE, Concretized, Nonlinear, TooLarge, concretize
+from qverify.ops.relax import GUIDE, IntervalRelaxation, NonlinearRelaxation, TooLarge, concretize
 from qverify.property import Row
 from qverify.search import bab
-from qverify.search.branch import RULES, Scene, split
+from qverify.search.branch import RULES, BranchingContext, split
 from qverify.search.frontier import Frontier
 from qverify.search.problem import Problem
 from qverify.search.proof import Proof
@@ -49,7 +50,8 @@ Box = tuple[Ints, Ints]
 
 @pytest.fixture(params=["strict", pytest.param("cuda", marks=pytest.mark.gpu)])
 def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernels:
-    """The GPU's kernels; without them the test is skipped, with the reason. Or the strict machine in its place."""
+    """The GPU's kernels; without them the test is skipped, with the reason. Or the strict machine
+    in its place."""
     if request.param == "strict":
         monkeypatch.setattr(gpu, "open_cuda", open_strict)
     try:
@@ -59,10 +61,13 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ker
 
 
 def boxes(rng: np.random.Generator, types: tuple[Type, ...], count: int = 200) -> tuple[Box, ...]:
-    """Random boxes of every width; the first ones are the extremes: whole ranges, and points at either end."""
+    """Random boxes of every width; the first ones are the extremes: whole ranges, and points at
+    either end."""
     result = []
     for t in types:
-        ends = np.sort(rng.integers(t.low, t.high, size=(2, count, *t.shape), endpoint=True), axis=0)
+        ends = np.sort(
+            rng.integers(t.low, t.high, size=(2, count, *t.shape), endpoint=True), axis=0
+        )
         narrow = rng.random(ends.shape[1:]) < 0.3
         ends[1] = np.where(narrow, ends[0], ends[1])
         ends[:, 0], ends[:, 1] = t.low, t.high
@@ -113,7 +118,9 @@ def test_every_op_runs_and_bounds_alike(case: Case, cuda: Kernels) -> None:
     for end in (0, 1):
         x, there = [pair[end] for pair in pairs], [pair[end] for pair in moved]
         same(case.op.run(CPU, *x), on_gpu.run(cuda, *there), cuda)
-    for ours, theirs in zip(case.op.interval(CPU, *pairs), on_gpu.interval(cuda, *moved), strict=True):
+    for ours, theirs in zip(
+        case.op.interval(CPU, *pairs), on_gpu.interval(cuda, *moved), strict=True
+    ):
         same(ours, theirs, cuda)
 
 
@@ -124,7 +131,9 @@ def test_every_gradient_works(case: Case, cuda: Kernels) -> None:
     x = [pair[0] for pair in boxes(rng, case.inputs, 8)]
     upstream = rng.normal(size=case.op.run(CPU, *x).shape).astype(np.float32)
     ours = case.op.gradient(CPU, tuple(x), upstream)
-    theirs = case.op.on(cuda).gradient(cuda, tuple(cuda.asarray(v) for v in x), cuda.asarray(upstream))
+    theirs = case.op.on(cuda).gradient(
+        cuda, tuple(cuda.asarray(v) for v in x), cuda.asarray(upstream)
+    )
     for a, b in zip(ours, theirs, strict=True):
         host = cuda.to_host(b)
         assert host.shape == a.shape
@@ -135,15 +144,25 @@ def test_every_gradient_works(case: Case, cuda: Kernels) -> None:
 def test_float32_steps_keep_subnormals(cuda: Kernels) -> None:
     """CuPy's own arithmetic flushes them to zero; a verdict must not rest on it."""
     rng = np.random.default_rng(6)
-    bits = rng.integers(0, 0x01000000, (2, 4000)) | rng.integers(0, 2, (2, 4000)) << 31  # half of them subnormal
+    # half of them subnormal
+    bits = rng.integers(0, 0x01000000, (2, 4000)) | rng.integers(0, 2, (2, 4000)) << 31
     x, y = bits.astype(np.uint32).view(np.float32)
     for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum"):
-        a, b = (x * np.float32(2e19) if name == "multiply" else x), np.where(y == 0, np.float32(1), y)
+        a, b = (
+            (x * np.float32(2e19) if name == "multiply" else x),
+            np.where(y == 0, np.float32(1), y),
+        )
         if name == "multiply":
             b = b * np.float32(2e19)
         for c, d in ((a, b), (x, np.float32(0.3) * np.ones_like(x))):
-            same(getattr(np, name)(c, d), getattr(cuda.ieee, name)(cuda.asarray(c), cuda.asarray(d)), cuda)
-    program = FloatProgram().then("mul", 1e-42).then("add", 3e-41).then("div", 1e-41).then("sub", 2.5)
+            same(
+                getattr(np, name)(c, d),
+                getattr(cuda.ieee, name)(cuda.asarray(c), cuda.asarray(d)),
+                cuda,
+            )
+    program = (
+        FloatProgram().then("mul", 1e-42).then("add", 3e-41).then("div", 1e-41).then("sub", 2.5)
+    )
     acc = np.arange(-300, 300, dtype=np.int32)[:, None]
     same(program.run(CPU, acc), moved(program, cuda).run(cuda, cuda.asarray(acc)), cuda)
 
@@ -165,7 +184,10 @@ def test_the_machine_s_own_functions(cuda: Kernels) -> None:
             same(exactly, cuda.matmul(cuda.asarray(x), cuda.asarray(w)), cuda)
     index = rng.integers(0, 20, 500)
     for kind in (np.int64, np.float32):
-        target, values = np.zeros((30, 20), kind), rng.integers(-(2**20), 2**20, (30, 500)).astype(kind)
+        target, values = (
+            np.zeros((30, 20), kind),
+            rng.integers(-(2**20), 2**20, (30, 500)).astype(kind),
+        )
         there = cuda.asarray(target)
         cuda.scatter_add(there, cuda.asarray(index), cuda.asarray(values))
         CPU.scatter_add(target, index, values)
@@ -178,11 +200,17 @@ def test_the_machine_s_own_functions(cuda: Kernels) -> None:
 def test_every_rule_is_alike(case: Case, cuda: Kernels) -> None:
     rng = np.random.default_rng(8)
     count = 12
-    rule, there = case.op.relaxation(CPU, *case.inputs), moved(case.op.relaxation(cuda, *case.inputs), cuda)
+    rule, there = (
+        case.op.relaxation(CPU, *case.inputs),
+        moved(case.op.relaxation(cuda, *case.inputs), cuda),
+    )
     inputs = boxes(rng, case.inputs, count)
     own = case.op.interval(CPU, *inputs)
     shape = own[0].shape[1:]
-    on = [(cuda.asarray(a), cuda.asarray(b)) for a, b in inputs], tuple(cuda.asarray(end) for end in own)
+    on = (
+        [(cuda.asarray(a), cuda.asarray(b)) for a, b in inputs],
+        tuple(cuda.asarray(end) for end in own),
+    )
 
     def exactly(ours: Any, theirs: Any) -> None:
         alike(ours, theirs, lambda a, b: same(a, b, cuda))
@@ -201,40 +229,54 @@ def test_every_rule_is_alike(case: Case, cuda: Kernels) -> None:
         exactly(expected, there.backward(cuda, cuda.asarray(weights), tuple(on[0]), on[1]))
         exactly(concretize(CPU, weights, own), concretize(cuda, cuda.asarray(weights), on[1]))
     guide = rng.normal(size=weights.shape).astype(GUIDE)
-    if not isinstance(rule, Nonlinear):
+    if not isinstance(rule, NonlinearRelaxation):
         nearly(
-            rule.backward(CPU, guide, inputs, own)[0], there.backward(cuda, cuda.asarray(guide), tuple(on[0]), on[1])[0]
+            rule.backward(CPU, guide, inputs, own)[0],
+            there.backward(cuda, cuda.asarray(guide), tuple(on[0]), on[1])[0],
         )
-        if not isinstance(rule, Concretized):
+        if not isinstance(rule, IntervalRelaxation):
             at = [a.astype(GUIDE) for a, _ in inputs]
             nearly(rule.forward(CPU, *at), there.forward(cuda, *(cuda.asarray(x) for x in at)))
         return
-    assert isinstance(there, Nonlinear)
+    assert isinstance(there, NonlinearRelaxation)
     hull, far = rule.hull(CPU, inputs, own), there.hull(cuda, tuple(on[0]), on[1])
     exactly((hull.z, hull.y, hull.slack), (far.z, far.y, far.slack))
     rows = np.array([3, 0, 7])
     exactly(hull.take(rows).z, far.take(cuda.asarray(rows)).z)
     slopes = rule.slopes(CPU, weights, inputs, own)
     exactly(slopes, there.slopes(cuda, cuda.asarray(weights), tuple(on[0]), on[1]))
-    nearly(rule.slopes(CPU, guide, inputs, own), there.slopes(cuda, cuda.asarray(guide), tuple(on[0]), on[1]))
+    nearly(
+        rule.slopes(CPU, guide, inputs, own),
+        there.slopes(cuda, cuda.asarray(guide), tuple(on[0]), on[1]),
+    )
     multipliers = CPU.whole(slopes) if scale == 1 else rng.integers(-900, 900, slopes.shape)
     small = rng.integers(-900, 900, weights.shape)
-    exactly(hull.best(CPU, small, multipliers), far.best(cuda, cuda.asarray(small), cuda.asarray(multipliers)))
+    exactly(
+        hull.best(CPU, small, multipliers),
+        far.best(cuda, cuda.asarray(small), cuda.asarray(multipliers)),
+    )
     spread = rule.spread(CPU, multipliers, inputs)
     exactly(spread, there.spread(cuda, cuda.asarray(multipliers), tuple(on[0])))
     m = multipliers.astype(GUIDE)
-    ours, theirs = (h.as_guide(k).best(k, k.asarray(guide), k.asarray(m))[0] for k, h in ((CPU, hull), (cuda, far)))
+    ours, theirs = (
+        h.as_guide(k).best(k, k.asarray(guide), k.asarray(m))[0]
+        for k, h in ((CPU, hull), (cuda, far))
+    )
     nearly(ours, theirs)
     z = rule.argument(CPU, *(a for a, _ in inputs))
     z_there = there.argument(cuda, *(a for a, _ in on[0]))
     exactly(z, z_there)
     exactly(rule.cut(CPU, z, inputs, own), there.cut(cuda, z_there, tuple(on[0]), on[1]))
-    exactly(rule.value(CPU, case.op, z), there.value(cuda, case.op.on(cuda), z_there))
+    exactly(rule.value(CPU, case.op.run, z), there.value(cuda, case.op.on(cuda).run, z_there))
     ends, ends_there = (z, z + 1), (z_there, z_there + 1)
-    exactly(rule.narrowed(CPU, ends, inputs, own), there.narrowed(cuda, ends_there, tuple(on[0]), on[1]))
+    exactly(
+        rule.narrowed(CPU, ends, inputs, own), there.narrowed(cuda, ends_there, tuple(on[0]), on[1])
+    )
 
 
-def dual_of(network: Network, kernels: Kernels, low: Ints, high: Ints) -> tuple[Dual, list[Any], Any, Any]:
+def dual_of(
+    network: Network, kernels: Kernels, low: Ints, high: Ints
+) -> tuple[Dual, list[Any], Any, Any]:
     dual = Dual.make(network, kernels)
     lower, upper = kernels.asarray(low), kernels.asarray(high)
     return dual, dual.network.boxes(kernels, lower, upper)[0], lower, upper
@@ -242,59 +284,81 @@ def dual_of(network: Network, kernels: Kernels, low: Ints, high: Ints) -> tuple[
 
 @pytest.mark.parametrize("name", ["mnist_mlp_qop", "mnist_cnn_qop"])
 def test_the_dual_is_alike(name: str, cuda: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scenes, bounds at edges and at multipliers, proofs and inner bounds; then the steps that improve multipliers."""
+    """Scenes, bounds at edges and at multipliers, proofs and inner bounds; then the steps that
+    improve multipliers."""
     lowered, rng = read_model(EXAMPLES / "onnx" / f"{name}.onnx").lowered, np.random.default_rng(9)
     network, never = lowered.network, Deadline.after(None)
     centre = rng.integers(0, 255, size=(1, network.input_type.size), dtype=np.int32)
     ends = np.maximum(centre - 3, 0), np.minimum(centre + 3, 255)
-    (ours, boxes_, *box), (theirs, boxes_there, *box_there) = (dual_of(network, k, *ends) for k in (CPU, cuda))
+    (ours, boxes_, *box), (theirs, boxes_there, *box_there) = (
+        dual_of(network, k, *ends) for k in (CPU, cuda)
+    )
     y = make_decoder(lowered).decode(network.run(CPU, centre))[0]
     rows = [
-        Row((), ((0, Fraction(1)), (i, Fraction(-1))), Fraction(float(y[0] - y[i])) - 1, False) for i in range(1, 5)
+        Row((), ((0, Fraction(1)), (i, Fraction(-1))), Fraction(float(y[0] - y[i])) - 1, False)
+        for i in range(1, 5)
     ]
     covers = [
-        make_cover(network, d, described_outputs(lowered), [(row,) for row in rows], b)
+        make_unsafe_regions(network, d, described_outputs(lowered), [(row,) for row in rows], b)
         for d, b in ((ours, boxes_), (theirs, boxes_there))
     ]
-    assert (covers[0].inequalities, covers[0].regions) == (covers[1].inequalities, covers[1].regions)
+    assert (covers[0].inequalities, covers[0].regions) == (
+        covers[1].inequalities,
+        covers[1].regions,
+    )
     cover, regions = covers[0], range(min(4, len(covers[0].regions)))
     assert np.array_equal(cover.refuted(ours, boxes_), covers[1].refuted(theirs, boxes_there))
     found = []
     for dual, own, kernels in ((ours, boxes_, CPU), (theirs, boxes_there, cuda)):
         own = [tuple(kernels.xp.repeat(end, len(regions), axis=0) for end in pair) for pair in own]
-        objective, scene = cover.objective(dual, regions), dual.scene(own, cover.last)
-        guide, far = objective.as_guide(), scene.as_guide(kernels)
-        mix = kernels.asarray(
-            np.where(np.arange(objective.constants.shape[1]) == 0, 1, 0.25)[None].repeat(len(regions), 0).astype(GUIDE)
+        objective, relaxations = cover.objective(dual, regions), dual.relaxations(own, cover.last)
+        guide, far = objective.as_guide(), relaxations.as_guide(kernels)
+        mu = kernels.asarray(
+            np.where(np.arange(objective.constants.shape[1]) == 0, 1, 0.25)[None]
+            .repeat(len(regions), 0)
+            .astype(GUIDE)
         )
-        start = Point(mix, dual.edge_multipliers(own, guide.weights(mix)), mix[:, 0])
-        found.append((dual, kernels, objective, scene, guide, far, start))
+        start = Point(mu, dual.crown_multipliers(own, guide.weights(mu)), mu[:, 0])
+        found.append((dual, kernels, objective, relaxations, guide, far, start))
     host = found[0][-1]
     shared = {k: np.rint(m * 64) / 64 for k, m in host.multipliers.items()}
     exactly, nearly = [], []
-    for dual, kernels, objective, scene, guide, far, start in found:
-        point = Point(start.mix, {k: kernels.asarray(m.astype(GUIDE)) for k, m in shared.items()}, start.bound)
-        mix, whole = rounded(dual, point, 12)
-        done, precision = proved(dual, scene, objective, point, cover.precision())
-        bound = dual.upper(scene, objective.weights(mix), whole)
-        exactly.append([*(kernels.to_host(a) for a in (mix, bound, done, *whole.values())), precision])
+    for dual, kernels, objective, relaxations, guide, far, start in found:
+        point = Point(
+            start.mu, {k: kernels.asarray(m.astype(GUIDE)) for k, m in shared.items()}, start.bound
+        )
+        mu, whole = rounded(dual, point, 12)
+        done, precision = proved(dual, relaxations, objective, point, cover.precision())
+        bound = dual.upper(relaxations, objective.weights(mu), whole)
+        exactly.append(
+            [*(kernels.to_host(a) for a in (mu, bound, done, *whole.values())), precision]
+        )
         primal = evaluate(dual, far, guide, point)
         better = improve(dual, far, guide, start, 12, 0.1, never)
         nearly.append([start.multipliers, point.bound, primal.pull, better.bound])
     alike(exactly[0], exactly[1], lambda a, b: same(a, b, CPU))
     alike(nearly[0], nearly[1], lambda a, b: about(a, b, cuda, 0.1))  # steps make noise larger
-    inner = [tightened(d, b[0], b[1], cover.last, never, 4e7) for d, b in ((ours, box), (theirs, box_there))]
+    inner = [
+        crown_bounds(d, b[0], b[1], cover.last, never, 4e7)
+        for d, b in ((ours, box), (theirs, box_there))
+    ]
     alike(inner[0].clamps, inner[1].clamps, lambda a, b: same(a, b, cuda))
-    monkeypatch.setattr("qverify.bounds.inner.ROUNDS", 3)
-    monkeypatch.setattr("qverify.bounds.inner.BUDGET", 4e7)
+    monkeypatch.setattr("qverify.bounds.intermediate.ROUNDS", 3)
+    monkeypatch.setattr("qverify.bounds.intermediate.BUDGET", 4e7)
     for start_, d, b in zip(inner, (ours, theirs), (box, box_there), strict=True):
-        sharper = sharpened(d, b[0], b[1], cover.last, Inner(start_.clamps, start_.steps), never)
+        sharper = optimized_bounds(
+            d, b[0], b[1], cover.last, IntermediateBounds(start_.clamps, start_.steps), never
+        )
         for k, (low, high) in sharper.clamps.items():
             one = d.kernels.to_host
-            assert (one(low) >= one(start_.clamps[k][0])).all() and (one(high) <= one(start_.clamps[k][1])).all()
+            assert (one(low) >= one(start_.clamps[k][0])).all() and (
+                one(high) <= one(start_.clamps[k][1])
+            ).all()
 
 
-@pytest.mark.parametrize("path", sorted((EXAMPLES / "onnx").glob("*.onnx")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((EXAMPLES / "onnx").glob("*.onnx")), ids=lambda path: path.stem
+)
 def test_whole_networks_run_and_bound_alike(path: Path, cuda: Kernels) -> None:
     if path.stem.endswith("qdq") and not runtime.available():
         pytest.skip("a QDQ file needs onnxruntime")
@@ -304,7 +368,9 @@ def test_whole_networks_run_and_bound_alike(path: Path, cuda: Kernels) -> None:
     near = np.minimum(lower + 3, upper)
     for high in (upper, near):
         moved = cuda.asarray(lower), cuda.asarray(high)
-        for ours, theirs in zip(network.intervals(CPU, lower, high), on_gpu.intervals(cuda, *moved), strict=True):
+        for ours, theirs in zip(
+            network.intervals(CPU, lower, high), on_gpu.intervals(cuda, *moved), strict=True
+        ):
             same(ours, theirs, cuda)
     same(network.run(CPU, lower), on_gpu.run(cuda, cuda.asarray(lower)), cuda)
     y = make_decoder(lowered).decode(cuda.to_host(on_gpu.run(cuda, cuda.asarray(upper))))
@@ -320,12 +386,16 @@ def test_the_search_s_own_arrays(cuda: Kernels) -> None:
     gradient = np.random.default_rng(4).normal(size=lower.shape).astype(np.float32)
     there = cuda.asarray(lower), cuda.asarray(upper)
     for rule in RULES.values():
-        variable = rule(Scene(CPU, lower, upper, gradient))
-        same(variable, rule(Scene(cuda, *there, cuda.asarray(gradient))), cuda)
+        variable = rule(BranchingContext(CPU, lower, upper, gradient))
+        same(variable, rule(BranchingContext(cuda, *there, cuda.asarray(gradient))), cuda)
         halves = split(CPU, lower, upper, variable)
         for ours, theirs in zip(halves, split(cuda, *there, cuda.asarray(variable)), strict=True):
             same(ours, theirs, cuda)
-    whole, stack, small = Frontier(CPU, 5, 1 << 20), Frontier(cuda, 5, 1 << 20), Frontier(cuda, 5, 1 << 20, 30 * 20)
+    whole, stack, small = (
+        Frontier(CPU, 5, 1 << 20),
+        Frontier(cuda, 5, 1 << 20),
+        Frontier(cuda, 5, 1 << 20, 30 * 20),
+    )
     for _ in range(3):
         whole.push(lower, upper)
         stack.push(*there)
@@ -338,7 +408,9 @@ def test_the_search_s_own_arrays(cuda: Kernels) -> None:
     assert cuda.allowance(100, 0.5) == 100 and (cuda.free is None or cuda.free() > 0)
 
 
-@pytest.mark.parametrize("options", [Options(device="cuda"), Options(device="cuda", attack=False, batch=7)], ids=str)
+@pytest.mark.parametrize(
+    "options", [Options(device="cuda"), Options(device="cuda", attack=False, batch=7)], ids=str
+)
 @pytest.mark.parametrize("spec", ["tiny_safe", "tiny_unsafe", "tiny_unsafe_v2"])
 def test_verdicts_are_the_cpu_s(spec: str, options: Options, cuda: Kernels) -> None:
     model, path = EXAMPLES / "onnx" / "tiny_mlp_qop.onnx", EXAMPLES / "vnnlib" / f"{spec}.vnnlib"
@@ -357,7 +429,8 @@ def only_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_trees_of_cuts_are_right(cuda: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small random queries, decided by brute force: with a proof, with a watched point, and with few steps."""
+    """Small random queries, decided by brute force: with a proof, with a watched point, and with
+    few steps."""
     only_cuts(monkeypatch)
     monkeypatch.setattr("qverify.search.cuts.ROOT", ((3, 0.1),))
     monkeypatch.setattr("qverify.search.cuts.PHASES", ((3, 0.1),))
@@ -381,7 +454,12 @@ def test_trees_of_cuts_are_right(cuda: Kernels, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_whole_queries_with_cuts_and_certificates(
-    name: str, spec: str, edges: bool, cuda: Kernels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str,
+    spec: str,
+    edges: bool,
+    cuda: Kernels,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     if not edges:
         only_cuts(monkeypatch)

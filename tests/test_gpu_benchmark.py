@@ -1,4 +1,5 @@
-"""The script that `make gpu` runs, where there is no GPU: tiny, on the CPU; and its stages on a stand-in for CuPy."""
+"""The script that `make gpu` runs, where there is no GPU: tiny, on the CPU; and its stages on a
+stand-in for CuPy."""
 
 from __future__ import annotations
 
@@ -57,7 +58,10 @@ def test_without_a_gpu_it_says_what_is_missing(
 
     monkeypatch.setattr(gpu, "open_cuda", missing)
     assert run.main(["--out", str(tmp_path / "none")]) == 2
-    assert capsys.readouterr().err == "make gpu: --device cuda needs an NVIDIA GPU: none is visible; use --device cpu\n"
+    assert (
+        capsys.readouterr().err
+        == "make gpu: --device cuda needs an NVIDIA GPU: none is visible; use --device cpu\n"
+    )
     assert not (tmp_path / "none").exists()
 
 
@@ -69,19 +73,32 @@ time.sleep(60)
 """
 
 
-def test_what_was_found_before_the_time_was_up_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_found_before_the_time_was_up_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also of a stage that does not heed an interrupt, as a kernel that hangs."""
     given = run.parse(["--device", "cpu", "--out", str(tmp_path)])
     monkeypatch.setattr(run, "LAST", 0.3)
     deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-    for text, more in ((STUCK, 1.0), (deaf + STUCK, 1.0), (STUCK.replace("time.sleep(60)", "1 / 0"), 20.0)):
+    for text, more in (
+        (STUCK, 1.0),
+        (deaf + STUCK, 1.0),
+        (STUCK.replace("time.sleep(60)", "1 / 0"), 20.0),
+    ):
         report = run.Report(tmp_path, given)
-        monkeypatch.setattr(run, "commands", lambda *_, text=text: [("", [sys.executable, "-c", text])])
+        monkeypatch.setattr(
+            run, "commands", lambda *_, text=text: [("", [sys.executable, "-c", text])]
+        )
         run.run_stage("ceilings", given, report, more)
         late = more < 20
         assert report.stages["ceilings"]["state"] == ("out of time" if late else "failed")
-        assert report.stages["ceilings"]["seconds"] < 15 and "no finding" in report.stages["ceilings"]["last_line"]
-        assert rows_of(tmp_path / "gpu_ceilings.csv") == [{"what": "copy", "unit": "bytes/s", "rate": "1.5"}]
+        assert (
+            report.stages["ceilings"]["seconds"] < 15
+            and "no finding" in report.stages["ceilings"]["last_line"]
+        )
+        assert rows_of(tmp_path / "gpu_ceilings.csv") == [
+            {"what": "copy", "unit": "bytes/s", "rate": "1.5"}
+        ]
         log = (tmp_path / "gpu_log.txt").read_text()
         assert "a line that is no finding" in log and late != ("ZeroDivisionError" in log)
         assert late or "division by zero" in report.stages["ceilings"]["why"]
@@ -89,22 +106,30 @@ def test_what_was_found_before_the_time_was_up_is_kept(tmp_path: Path, monkeypat
 
 def test_instances_spread_over_every_list(tmp_path: Path) -> None:
     for name, count in (("one", 5), ("two", 2)):
-        (tmp_path / f"{name}_instances.csv").write_text("".join(f"{name}.onnx,{k}.vnnlib,60\n" for k in range(count)))
+        (tmp_path / f"{name}_instances.csv").write_text(
+            "".join(f"{name}.onnx,{k}.vnnlib,60\n" for k in range(count))
+        )
     lists = [tmp_path / "one_instances.csv", tmp_path / "two_instances.csv"]
     order = [(suite, spec.stem) for suite, _, spec in verdicts.instances(lists, True)]
     assert order[:4] == [("one", "0"), ("two", "0"), ("one", "4"), ("two", "1")] and len(order) == 7
-    assert all("qdq" not in str(model) for _, model, _ in verdicts.instances([EXAMPLES / "instances.csv"], False))
+    assert all(
+        "qdq" not in str(model)
+        for _, model, _ in verdicts.instances([EXAMPLES / "instances.csv"], False)
+    )
 
 
 def test_a_contradiction_is_loud() -> None:
     row = {"suite": "a", "onnx": "b", "vnnlib": "c", "seconds": 1.0}
-    both = [{**row, "method": "qverify, cuda", "verdict": "sat"}, {**row, "method": "qverify, cpu", "verdict": "unsat"}]
+    both = [
+        {**row, "method": "qverify, cuda", "verdict": "sat"},
+        {**row, "method": "qverify, cpu", "verdict": "unsat"},
+    ]
     assert any("CONTRADICTION" in line for line in verdicts.summary(both))
     lines = verdicts.summary([both[0] | {"verdict": "unsat", "seconds": 0.5}, both[1]])
     assert not any("CONTRADICTION" in line for line in lines) and "median 0.50" in lines[-1]
 
 
-# -- on a stand-in for CuPy ----------------------------------------------------------------------------------------------
+# -- on a stand-in for CuPy ------------------------------------------------------------------------
 
 
 class Event:
@@ -127,7 +152,11 @@ class FakeGpu(FakeDevice):
             "get_elapsed_time": lambda a, b: 1000 * (b.at - a.at),
             "Device": lambda: types.SimpleNamespace(id=0, **vars(FakeDevice.cuda.Device())),
             "runtime": types.SimpleNamespace(
-                getDeviceProperties=lambda _: {"name": b"Fake", "multiProcessorCount": 2, "totalGlobalMem": 1 << 30},
+                getDeviceProperties=lambda _: {
+                    "name": b"Fake",
+                    "multiProcessorCount": 2,
+                    "totalGlobalMem": 1 << 30,
+                },
                 driverGetVersion=lambda: 13000,
                 runtimeGetVersion=lambda: 13000,
             ),
@@ -137,7 +166,9 @@ class FakeGpu(FakeDevice):
     @staticmethod
     def RawModule(code: str, options: tuple[str, ...]) -> Any:
         if code == machine.PEAK:
-            return types.SimpleNamespace(get_function=lambda name: lambda grid, block, arguments: None)
+            return types.SimpleNamespace(
+                get_function=lambda name: lambda grid, block, arguments: None
+            )
         module = FakeDevice.RawModule(code, options)
         module.compile = getattr(module, "compile", lambda: None)
         return module
@@ -160,7 +191,8 @@ def _shim() -> Any:
 
 
 def test_the_stages_on_a_stand_in(fake: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU would be asked for exists in CuPy's face, and rows have the columns that are written."""
+    """What a GPU would be asked for exists in CuPy's face, and rows have the columns that are
+    written."""
     found: dict[str, list[dict[str, Any]]] = {}
 
     def emitter(stage: str) -> machine.Emit:
@@ -169,12 +201,16 @@ def test_the_stages_on_a_stand_in(fake: Kernels, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(machine, "_seconds", lambda fused, size: 1e-3)
     checks = {"one": lambda: True, "two": lambda: False}
     monkeypatch.setattr(
-        machine, "comparisons", lambda fused: dict(list(checks.items())[: 1 + (fused.variant is Variant.DENSE)])
+        machine,
+        "comparisons",
+        lambda fused: dict(list(checks.items())[: 1 + (fused.variant is Variant.DENSE)]),
     )
     for what in ("", *run.VARIANTS, "chosen"):
         machine.describe(fake, what, emitter("device"))
     whole = {key: value for own in found["device"] for key, value in own.items()}
-    assert whole["chosen"] == "SPARSE" and whole["name"] == "Fake" and whole["free_bytes"] == 1 << 30
+    assert (
+        whole["chosen"] == "SPARSE" and whole["name"] == "Fake" and whole["free_bytes"] == 1 << 30
+    )
     exact = {name: one for own in found["device"] for name, one in own.get("variants", {}).items()}
     assert exact["SPARSE"]["exact"] and exact["DENSE"]["wrong"] == {"two": "differs"}
     assert "CompileError" in exact["SMALL"]["error"] and list(exact) == list(run.VARIANTS)
@@ -185,17 +221,30 @@ def test_the_stages_on_a_stand_in(fake: Kernels, monkeypatch: pytest.MonkeyPatch
     for own in found["intervals"]:
         row = own["row"]
         assert row.keys() <= set(run.COLUMNS["intervals"]) and row["by"] == "CUDA kernels, sparse"
-        assert row["over_inference"] > 0 and row["of_limit_fused"] > 0 and row["fused_s"] > 0 and row["over_run"] > 0
+        assert (
+            row["over_inference"] > 0
+            and row["of_limit_fused"] > 0
+            and row["fused_s"] > 0
+            and row["over_run"] > 0
+        )
     rates.dual(fake, True, emitter("dual"))
-    assert [own["row"]["device"] for own in found["dual"]] == ["cuda"] * len(rates.DUALS) + ["cpu"] * len(rates.DUALS)
+    assert [own["row"]["device"] for own in found["dual"]] == ["cuda"] * len(rates.DUALS) + [
+        "cpu"
+    ] * len(rates.DUALS)
     proved = [own["row"]["proved"] for own in found["dual"]]
     assert proved[: len(rates.DUALS)] == proved[len(rates.DUALS) :]
     verdicts.race(fake, [EXAMPLES / "instances.csv"], 5.0, False, 1, emitter("verdicts"))
     rows = [own["row"] for own in found["verdicts"]]
-    assert [row["method"] for row in rows] == ["qverify, cuda", "qverify, cpu", "2023 procedure, cuda"]
+    assert [row["method"] for row in rows] == [
+        "qverify, cuda",
+        "qverify, cpu",
+        "2023 procedure, cuda",
+    ]
     assert {row["verdict"] for row in rows} == {"unsat"}
     for stage in run.COLUMNS:
-        assert all(own["row"].keys() <= set(run.COLUMNS[stage]) for own in found[stage] if "row" in own)
+        assert all(
+            own["row"].keys() <= set(run.COLUMNS[stage]) for own in found[stage] if "row" in own
+        )
 
 
 def test_what_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +254,9 @@ def test_what_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(rates.Timed, "row", full)
     found: list[dict[str, Any]] = []
     rates.intervals(CPU, None, {}, True, found.append)
-    assert len(found) == 4 and all(own["row"]["by"] == "failed: MemoryError: nothing is left" for own in found)
+    assert len(found) == 4 and all(
+        own["row"]["by"] == "failed: MemoryError: nothing is left" for own in found
+    )
     report = run.Report(tmp_path, run.parse(["--device", "cpu"]))
     report.stages["intervals"] = {"state": "ok"}
     report.add("intervals", json.dumps(found[0]))
@@ -218,7 +269,9 @@ def test_pairs_of_points_are_inferred_exactly(name: str) -> None:
     network, fused = read_model(EXAMPLES / "onnx" / f"{name}.onnx").lowered.network, _shim()
     plan = make_inference(network.on(fused.kernels), fused)
     assert plan is not None and plan.launches()
-    points = np.random.default_rng(0).integers(0, 256, (2, 7, network.input_type.size), dtype=np.int32)
+    points = np.random.default_rng(0).integers(
+        0, 256, (2, 7, network.input_type.size), dtype=np.int32
+    )
     there = [fused.kernels.asarray(own) for own in points]
     for own, found in zip(points, plan.run(*there), strict=True):
         assert np.array_equal(network.run(CPU, own), fused.kernels.to_host(found))
@@ -228,6 +281,11 @@ def test_pairs_of_points_are_inferred_exactly(name: str) -> None:
 def test_the_roofs_of_performance() -> None:
     """Multiplications (padded as tensor cores take them) and bytes of a network by hand."""
     network = rates.sampled("mlp 784-64-32-10")
-    assert rates.work_of(network) == (800 * 64 + 64 * 32 + 32 * 16, 2 * (784 + 64 + 64 + 32 + 32 + 10))
-    found = rates.limits(network, {"copy": 1e12, "mma_sparse": 1e15, "mma_dense": 1e15}, one_launch=True)
+    assert rates.work_of(network) == (
+        800 * 64 + 64 * 32 + 32 * 16,
+        2 * (784 + 64 + 64 + 32 + 32 + 10),
+    )
+    found = rates.limits(
+        network, {"copy": 1e12, "mma_sparse": 1e15, "mma_dense": 1e15}, one_launch=True
+    )
     assert found == {"tensor_limit": 1e15 / (2 * 53760), "memory_limit": 1e12 / (2 * 784 + 8 * 10)}

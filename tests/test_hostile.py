@@ -1,4 +1,5 @@
-"""The scripts of `benchmarks/hostile` still run: a few of their networks, and their brute force against known answers."""
+"""The scripts of `benchmarks/hostile` still run: a few of their networks, and their brute force
+against known answers."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def rounded(tmp_path: Path) -> Path:
     g = Graph(21)
     x = g.input((1, 1))
     zero = np.array(3, np.uint8)
-    return write(g.model(g.dequantize(g.quantize(x, 0.1, zero), 0.1, zero)), tmp_path / "model.onnx")
+    return write(
+        g.model(g.dequantize(g.quantize(x, 0.1, zero), 0.1, zero)), tmp_path / "model.onnx"
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,7 +41,10 @@ def rounded(tmp_path: Path) -> Path:
         ("(assert (<= (+ X_0 Y_0) 0.2))", "unsat"),
         ("(assert (> Y_0 0.05)) (assert (> X_0 0.12))", "unsat"),
         ("(assert (>= (* 2 X_0) (+ Y_0 0.1)))", "sat"),
-        ("(assert (<= X_0 (* 1 0.1)))", "unknown"),  # X_0 = 0.1 holds as a decimal, its float32 is above
+        (
+            "(assert (<= X_0 (* 1 0.1)))",
+            "unknown",
+        ),  # X_0 = 0.1 holds as a decimal, its float32 is above
     ],
 )
 def test_brute_force_knows_readings(condition: str, verdict: str, tmp_path: Path) -> None:
@@ -57,7 +63,8 @@ def test_brute_force_finds_every_cell(tmp_path: Path) -> None:
 
 
 def test_single_is_rounded_once() -> None:
-    middle = Fraction(1) + Fraction(1, 2**24) + Fraction(1, 2**80)  # a double cannot tell it from the middle
+    # a double cannot tell it from the middle
+    middle = Fraction(1) + Fraction(1, 2**24) + Fraction(1, 2**80)
     assert oracle.single(middle) == float(np.nextafter(np.float32(1), np.float32(2)))
 
 

@@ -1,4 +1,5 @@
-"""A few mutations of certificates, models and properties (`benchmarks/hostile/mutations.py` makes thousands)."""
+"""A few mutations of certificates, models and properties (`benchmarks/hostile/mutations.py` makes
+thousands)."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ EACH = 15
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    found = make_base("curved", curved, np.random.default_rng([1, 3]), tmp_path_factory.mktemp("bases"))
+    found = make_base(
+        "curved", curved, np.random.default_rng([1, 3]), tmp_path_factory.mktemp("bases")
+    )
     assert found is not None and len(found.proofs) == 2
     return found
 
@@ -32,7 +35,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 def test_no_mutation_is_accepted_wrongly_or_crashes(kind: str, base: Base, tmp_path: Path) -> None:
     outcomes = Counter[str]()
     for k in range(EACH * ROUNDS):
-        outcome, text = judged(kind, base, np.random.default_rng([5, KINDS.index(kind), k]), tmp_path)
+        outcome, text = judged(
+            kind, base, np.random.default_rng([5, KINDS.index(kind), k]), tmp_path
+        )
         assert outcome not in ("wrong", "crashed"), (k, text)
         outcomes[outcome] += 1
     assert kind != "forged" or not outcomes["accepted"]
@@ -40,9 +45,8 @@ def test_no_mutation_is_accepted_wrongly_or_crashes(kind: str, base: Base, tmp_p
 
 
 def test_the_other_reader_of_properties() -> None:
-    text = (
-        b"; a comment\n(declare-const X_0 Real)(declare-const Y_0 Real)(assert (or (<= X_0 0.5) (not (< Y_0 (- X_0)))))"
-    )
+    text = b"; a comment\n(declare-const X_0 Real)(declare-const Y_0 Real)"
+    text += b"(assert (or (<= X_0 0.5) (not (< Y_0 (- X_0)))))"
     asserts, names = mutate_specs.parsed(text)
     assert names == {"X_0", "Y_0"} and len(asserts) == 1
     points = ((0.5, -9, True), (1, -1, True), (1, -1.5, False))

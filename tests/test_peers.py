@@ -1,4 +1,5 @@
-"""The peers' encodings against brute force, and against the integer network, on a few small networks.
+"""The peers' encodings against brute force, and against the integer network, on a few small
+networks.
 
 The long run is `benchmarks/peers/agree.py`.
 """
@@ -19,7 +20,7 @@ from benchmarks.peers.decide import Answer, decide
 from benchmarks.peers.encoding import CPU, Formula, Steps, Unsupported, encode_network
 from benchmarks.peers.lines import additive, simplest
 from benchmarks.peers.workers import PACKAGES, Workers, missing
-from qverify.frontend.boundary import make_domain
+from qverify.boundary.domain import make_domain
 from tests import test_brute_force
 from tests.kernels.strict import open_strict
 
@@ -45,7 +46,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[agree.Sample]:
 
 
 def mixed(sample: agree.Sample) -> bool:
-    return any(row.x for query in sample.instance.property.queries for case in query.cases for row in case)
+    return any(
+        row.x for query in sample.instance.property.queries for case in query.cases for row in case
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,9 @@ def workers() -> Iterator[Workers]:
 
 @needs_solvers
 @pytest.mark.parametrize("name", PACKAGES)
-def test_encoding_equals_brute_force(name: str, samples: list[agree.Sample], workers: Workers) -> None:
+def test_encoding_equals_brute_force(
+    name: str, samples: list[agree.Sample], workers: Workers
+) -> None:
     truth = Counter(sample.truth for sample in samples)
     assert min(truth["sat"], truth["unsat"]) >= 3
     for sample in samples:
@@ -65,9 +70,12 @@ def test_encoding_equals_brute_force(name: str, samples: list[agree.Sample], wor
 
 
 def test_paper_equals_brute_force(samples: list[agree.Sample]) -> None:
-    """One box at a time, as the text has it; many; and many on a machine that calls itself a GPU."""
+    """One box at a time, as the text has it; many; and many on a machine that calls itself a
+    GPU."""
     for how in ((CPU, 1), (CPU, 64), (open_strict(), 64)):
-        assert [paper2023.decide(sample.instance, 60, *how).verdict for sample in samples] == [s.truth for s in samples]
+        assert [paper2023.decide(sample.instance, 60, *how).verdict for sample in samples] == [
+            s.truth for s in samples
+        ]
 
 
 def test_formula_computes_the_network(samples: list[agree.Sample]) -> None:
@@ -81,13 +89,17 @@ def test_formula_computes_the_network(samples: list[agree.Sample]) -> None:
         for row, expected in zip(codes.tolist(), wanted.tolist(), strict=True):
             values = formula.evaluate(row)
             assert [values[v] for v in outputs] == expected, sample.ops
-            assert all(a <= v <= b for a, v, b in zip(formula.lower, values, formula.upper, strict=True))
+            assert all(
+                a <= v <= b for a, v, b in zip(formula.lower, values, formula.upper, strict=True)
+            )
 
 
 def test_false_counterexamples_are_errors(samples: list[agree.Sample]) -> None:
     for sample in samples:
         if sample.truth == "unsat":
-            answer = decide(sample.instance, lambda formula, _: Answer("sat", codes=tuple(_lower(formula))), 60)
+            answer = decide(
+                sample.instance, lambda formula, _: Answer("sat", codes=tuple(_lower(formula))), 60
+            )
             assert answer.verdict in ("error", "unsat")
 
 
@@ -99,7 +111,9 @@ def test_ops_without_a_form_are_named(tmp_path: Path) -> None:
     for k in range(200):
         sample = agree.draw(np.random.default_rng([8, k]), "unsat", tmp_path)
         if {"Mean", "Softmax"} & set(sample.ops.split()):
-            lower, upper = make_domain(sample.instance.encoder, sample.instance.property.queries[0].box).code_box()
+            lower, upper = make_domain(
+                sample.instance.encoder, sample.instance.property.queries[0].box
+            ).code_box()
             with pytest.raises(Unsupported, match=r"^(Mean|Softmax)$"):
                 encode_network(sample.instance.network, lower, upper)
             return
@@ -112,7 +126,9 @@ def test_a_line_is_exactly_the_steps() -> None:
         gap, start = float(rng.uniform(1, 40)), int(rng.integers(-500, 500))
         count = int(rng.integers(2, 40))
         uneven = rng.random() < 0.3
-        starts = [start + round(k * gap + (float(rng.normal()) if uneven else 0)) for k in range(count)]
+        starts = [
+            start + round(k * gap + (float(rng.normal()) if uneven else 0)) for k in range(count)
+        ]
         if len(set(starts)) < count or starts != sorted(starts):
             continue
         steps = Steps(0, 1, (start - 5, *(s + 1 for s in starts)), tuple(range(count + 1)))
@@ -149,27 +165,44 @@ def test_simplest_fraction() -> None:
                 assert low < best < high
                 n = best.denominator
                 assert all(
-                    not low * m < k < high * m for m in range(1, n) for k in range(int(low * m), int(high * m) + 2)
+                    not low * m < k < high * m
+                    for m in range(1, n)
+                    for k in range(int(low * m), int(high * m) + 2)
                 )
 
 
 def test_a_contradiction_is_loud() -> None:
     row = {"onnx": "a", "vnnlib": "b", "reason": "", "seconds": "1", "timeout": "5"}
-    rows = [{**row, "peer": "smt", "verdict": "sat"}, {**row, "peer": "qverify", "verdict": "unsat"}]
+    rows = [
+        {**row, "peer": "smt", "verdict": "sat"},
+        {**row, "peer": "qverify", "verdict": "unsat"},
+    ]
     assert "CONTRADICTION" in run.contradictions(rows)[0]
     assert not run.contradictions([rows[0], {**rows[1], "verdict": "timeout"}])
     assert "| qverify | 1 | 0 | 1 |" in run.table(rows, ["smt", "qverify"])
 
 
-def test_a_peer_that_is_not_installed_is_not_beaten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_peer_that_is_not_installed_is_not_beaten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """It is not asked, and the table has no figures of it."""
     monkeypatch.setitem(PACKAGES, "smt", "a_package_that_nobody_has")
     monkeypatch.setattr(run, "ask", lambda peer, *_: ("unsat", "", 1.0))
     (tmp_path / "i.csv").write_text("a.onnx,b.vnnlib,5\n")
     out = tmp_path / "rows.csv"
-    arguments = ["run.py", str(tmp_path / "i.csv"), "--peers", "smt,paper2023,qverify", "--out", str(out)]
+    arguments = [
+        "run.py",
+        str(tmp_path / "i.csv"),
+        "--peers",
+        "smt,paper2023,qverify",
+        "--out",
+        str(out),
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     assert run.main() == 0
     text = out.with_suffix(".md").read_text()
-    assert "| smt | not installed | - | - | - | - | - | - | - |" in text and "| paper2023 | 1 | 0 | 1 |" in text
+    assert (
+        "| smt | not installed | - | - | - | - | - | - | - |" in text
+        and "| paper2023 | 1 | 0 | 1 |" in text
+    )
     assert "1 instances" in text and "smt" not in out.read_text()

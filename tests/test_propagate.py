@@ -1,4 +1,5 @@
-"""The fast bounds: those of `Network.intervals` bit for bit, refused where kernels are not exact, and not needed."""
+"""The fast bounds: those of `Network.intervals` bit for bit, refused where kernels are not exact,
+and not needed."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def same_as_defined(network: Network, rng: Rng) -> int:
 
 
 def expressible(case: Case) -> bool:
-    """Which of the cases have a rule; a conv alone has none, since only its rounding makes codes of it."""
+    """Which of the cases have a rule; a conv alone has none, since only its rounding makes codes of
+    it."""
     op = case.op
     match op:
         case Dense():
@@ -60,7 +62,8 @@ def expressible(case: Case) -> bool:
             return op.monotone
         case Requantize():
             falls = any(
-                s.kind == "rsub" or (s.kind in ("mul", "div") and (s.operand < 0).any()) for s in op.program.steps
+                s.kind == "rsub" or (s.kind in ("mul", "div") and (s.operand < 0).any())
+                for s in op.program.steps
             )
             return not falls and not op.program.ordinal
         case Layout() | Max():
@@ -94,14 +97,20 @@ def test_rounded_convolutions(groups: int, rank: int, channels: bool) -> None:
     rng = np.random.default_rng(groups + 10 * rank)
     maker = Maker(rng, 4 * 5**rank, 255)
     weight = rng.integers(-128, 128, (8, 4 // groups, *[3, 2, 1][:rank]))
-    pads, strides, dilations = [1, 0, 2][:rank] + [0, 1, 1][:rank], [2, 1, 1][:rank], [1, 2, 1][:rank]
+    pads, strides, dilations = (
+        [1, 0, 2][:rank] + [0, 1, 1][:rank],
+        [2, 1, 1][:rank],
+        [1, 2, 1][:rank],
+    )
     bias = rng.integers(-999, 999, 8)
     op = Conv(weight, bias, tuple(strides), tuple(pads), tuple(dilations), groups, 77, 0, 255)
     x = maker.add(op, maker.move(0, (1, 4, *[5] * rank)))
     count = maker.type(x).count
     factor = rng.uniform(100, 900, (8, *[1] * rank) if channels else ()) / count
     low, high = (-8, 7) if channels else (-128, 127)
-    y = maker.add(Requantize(FloatProgram().then("mul", factor), np.array(3, np.int32), low, high), x)
+    y = maker.add(
+        Requantize(FloatProgram().then("mul", factor), np.array(3, np.int32), low, high), x
+    )
     assert same_as_defined(maker.network(y), rng) == 3
 
 
@@ -109,25 +118,51 @@ def test_rounded_convolutions(groups: int, rank: int, channels: bool) -> None:
 @pytest.mark.parametrize(("inner", "outer"), [(7, 5), (rules.LONG, rules.WIDE)])
 @pytest.mark.parametrize("low", [-128, 0])
 def test_dense_layers(rows: int, inner: int, outer: int, low: int) -> None:
-    """In both forms, with int8 and with uint8 weights that have one or more zero points, and rows of several vectors."""
+    """In both forms, with int8 and with uint8 weights that have one or more zero points, and rows
+    of several vectors."""
     rng = np.random.default_rng(inner + rows)
     maker = Maker(rng, rows * inner, 255)
-    x = maker.add(Table(np.arange(low, low + 256, dtype=np.int32)[None], 0), maker.move(0, (rows, inner)))
-    for ends, channels, shift in (((-128, 127), False, 0), ((-50, 200), True, 0), ((-50, 200), False, 150)):
-        weight = rng.integers(*ends, (maker.type(x).shape[-1], outer), endpoint=True) - shift * np.arange(outer) % 151
+    x = maker.add(
+        Table(np.arange(low, low + 256, dtype=np.int32)[None], 0), maker.move(0, (rows, inner))
+    )
+    for ends, channels, shift in (
+        ((-128, 127), False, 0),
+        ((-50, 200), True, 0),
+        ((-50, 200), False, 150),
+    ):
+        weight = (
+            rng.integers(*ends, (maker.type(x).shape[-1], outer), endpoint=True)
+            - shift * np.arange(outer) % 151
+        )
         x = maker.add(Dense(weight, rng.integers(-999, 999, outer), low, low + 255), x)
         factor = rng.uniform(100, 900, outer if channels else ()) / maker.type(x).count
-        x = maker.add(Requantize(FloatProgram().then("mul", factor), np.array(low + 3, np.int32), low, low + 255), x)
+        x = maker.add(
+            Requantize(
+                FloatProgram().then("mul", factor), np.array(low + 3, np.int32), low, low + 255
+            ),
+            x,
+        )
     x = maker.add(Dense(weight[:outer, :4], rng.integers(-999, 999, 4), low, low + 255), x)
     assert same_as_defined(maker.network(x), rng) == len(maker.nodes)
 
 
 def test_factors_of_other_axes_than_the_channels() -> None:
-    """A convolution's rounding by factors of its columns is no channel's, though they be as many."""
+    """A convolution's rounding by factors of its columns is no channel's, though they be as
+    many."""
     rng = np.random.default_rng(0)
     maker = Maker(rng, 3 * 9, 255)
     x = maker.add(
-        Conv(rng.integers(-99, 99, (3, 3, 1, 1)), np.zeros(3, np.int64), (1, 1), (0,) * 4, (1, 1), 1, 0, 0, 255),
+        Conv(
+            rng.integers(-99, 99, (3, 3, 1, 1)),
+            np.zeros(3, np.int64),
+            (1, 1),
+            (0,) * 4,
+            (1, 1),
+            1,
+            0,
+            0,
+            255,
+        ),
         maker.move(0, (1, 3, 3, 3)),
     )
     for shape in ((3,), (1, 3), (3, 1)):
@@ -138,7 +173,8 @@ def test_factors_of_other_axes_than_the_channels() -> None:
 
 
 def test_what_has_no_rule_is_computed_by_the_op() -> None:
-    """A convolution without rounding, a table that is not monotone, a mean: graphs before, between and after."""
+    """A convolution without rounding, a table that is not monotone, a mean: graphs before, between
+    and after."""
     rng = np.random.default_rng(0)
     maker = Maker(rng, 32, 255)
     x = maker.requantize(maker.dense(0, 16), channels=False)
@@ -146,7 +182,9 @@ def test_what_has_no_rule_is_computed_by_the_op() -> None:
     wave = maker.add(Table(rng.integers(0, 200, (1, t.count)).astype(np.int32), t.low), x)
     y = maker.requantize(maker.dense(wave, 12), channels=False)
     acc = maker.add(
-        Conv(rng.integers(-9, 9, (2, 1, 3)), np.zeros(2, np.int64), (1,), (0, 0), (1,), 1, 0, -9, 20),
+        Conv(
+            rng.integers(-9, 9, (2, 1, 3)), np.zeros(2, np.int64), (1,), (0, 0), (1,), 1, 0, -9, 20
+        ),
         maker.move(y, (1, 1, 12)),
     )
     z = maker.requantize(maker.dense(maker.requantize(acc, channels=False), 5), channels=False)
@@ -188,7 +226,9 @@ def test_an_onnxruntime_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None
 Compiled = Callable[[dict[str, Any]], list[Any]]
 
 
-def wrapped(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Any], bool], list[Any]]) -> None:
+def wrapped(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Any], bool], list[Any]]
+) -> None:
     """Let every graph's results pass through `change`, and probe anew."""
     compiled = runtime.IntegerGraph.compiled
 
@@ -205,7 +245,9 @@ def saturated(values: list[Any]) -> list[Any]:
     return [np.where(value > 100, value // 2, value).astype(value.dtype) for value in values]
 
 
-def test_kernels_that_saturate_are_asked_for_exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_saturate_are_asked_for_exact_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     wrapped(monkeypatch, lambda values, exactly: values if exactly else saturated(values))
     assert propagate.product_option() is True
     rng = np.random.default_rng(0)
@@ -227,7 +269,9 @@ def test_the_worst_case_reaches_every_kernel() -> None:
     ops = [node.op for node in network.nodes if isinstance(node.op, Dense | Conv)]
     assert len(ops) == len(network.outputs)
     points = np.full((1, network.input_type.size), 255, np.int32)
-    for op in ops:  # 127 and -128 as stored, or 255 and 0: pairs of products with 255 lie beyond int16
+    for (
+        op
+    ) in ops:  # 127 and -128 as stored, or 255 and 0: pairs of products with 255 lie beyond int16
         assert np.ptp(op.weight) == 255
     low, high = network.intervals(CPU, points, points)
     assert (low == high).all() and len(np.unique(low)) > 3
@@ -236,7 +280,9 @@ def test_the_worst_case_reaches_every_kernel() -> None:
 def test_different_bounds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison before the first use, should a rule be wrong."""
     assert product_option() is not None
-    monkeypatch.setattr(rules, "doubled", lambda weight: np.concatenate([np.concatenate([weight] * 2, 1)] * 2))
+    monkeypatch.setattr(
+        rules, "doubled", lambda weight: np.concatenate([np.concatenate([weight] * 2, 1)] * 2)
+    )
     rng = np.random.default_rng(0)
     network = ordinary_network(rng)
     fast = Propagator(network, CPU, patience=0)
@@ -257,7 +303,9 @@ def test_a_failure_while_running_falls_back() -> None:
     def fails(inputs: dict[str, Any]) -> list[Any]:
         raise ModelError("no memory")
 
-    fast._steps = [replace(step, function=fails) if isinstance(step, Stretch) else step for step in fast._steps]
+    fast._steps = [
+        replace(step, function=fails) if isinstance(step, Stretch) else step for step in fast._steps
+    ]
     assert all((a == b).all() for a, b in zip(expected, fast.intervals(lower, upper), strict=True))
     assert fast.name == "NumPy"
 

@@ -1,7 +1,7 @@
 """A network's bounds by the CUDA kernels: those of `Network.intervals` bit for bit, or not used.
 
-Everywhere: the kernels on a CPU shim (tests/kernels/shim), the rest on the strict machine, which keeps host and device
-apart as CuPy does. On an NVIDIA GPU (`-m gpu`): the same, on the device.
+Everywhere: the kernels on a CPU shim (tests/kernels/shim), the rest on the strict machine, which
+keeps host and device apart as CuPy does. On an NVIDIA GPU (`-m gpu`): the same, on the device.
 """
 
 from __future__ import annotations
@@ -95,10 +95,13 @@ def scaled(maker: Maker, x: int, channels: bool = False, low: int = 0) -> int:
     kind = maker.type(x)
     shape = (kind.shape[1], *[1] * len(kind.shape[2:])) if channels else ()
     factor = maker.rng.uniform(100, 900, shape) / kind.count
-    return maker.add(Requantize(FloatProgram().then("mul", factor), np.array(low + 9, np.int32), low, low + 255), x)
+    return maker.add(
+        Requantize(FloatProgram().then("mul", factor), np.array(low + 9, np.int32), low, low + 255),
+        x,
+    )
 
 
-# -- dense layers --------------------------------------------------------------------------------------------------------
+# -- dense layers ----------------------------------------------------------------------------------
 
 
 def test_a_small_network_is_one_launch(fused: Fused) -> None:
@@ -133,11 +136,15 @@ def test_any_rounding_that_rises_is_fused(fused: Fused) -> None:
     maker = Maker(rng, 30, 255)
     x = maker.dense(0, 12)
     count = maker.type(x).count
-    program = FloatProgram().then("mul", 700 / count).then("add", rng.normal(size=12)).then("max", 0.3)
+    program = (
+        FloatProgram().then("mul", 700 / count).then("add", rng.normal(size=12)).then("max", 0.3)
+    )
     x = maker.add(Requantize(program, rng.integers(-9, 9, 12).astype(np.int32), -20, 40), x)
     x = maker.dense(x, 7)
     factor = 700 / maker.type(x).count * (np.arange(7) % 3)
-    x = maker.add(Requantize(FloatProgram().then("mul", factor), np.array(3, np.int32), -128, 127), x)
+    x = maker.add(
+        Requantize(FloatProgram().then("mul", factor), np.array(3, np.int32), -128, 127), x
+    )
     assert planned(maker.network(x), fused, rng).launches() == ["dense", "dense"]
 
 
@@ -146,7 +153,9 @@ def test_a_rounding_that_falls_is_left_to_the_op(one: Fused) -> None:
     maker = Maker(rng, 30, 255)
     x = maker.dense(0, 12)
     factor = 700 / maker.type(x).count * (np.arange(12) % 2 * 2 - 1)
-    x = maker.add(Requantize(FloatProgram().then("mul", factor), np.array(3, np.int32), -128, 127), x)
+    x = maker.add(
+        Requantize(FloatProgram().then("mul", factor), np.array(3, np.int32), -128, 127), x
+    )
     plan = planned(maker.network(maker.dense(x, 3)), one, rng)
     assert plan.launches() == ["dense", "dense"] and len(plan.steps) > 4
 
@@ -154,7 +163,9 @@ def test_a_rounding_that_falls_is_left_to_the_op(one: Fused) -> None:
 def test_weights_beyond_a_byte_are_left_to_the_op(one: Fused) -> None:
     rng = np.random.default_rng(5)
     maker = Maker(rng, 10, 255)
-    x = scaled(maker, maker.add(Dense(rng.integers(-300, 300, (10, 6)), rng.integers(-9, 9, 6), 0, 255), 0))
+    x = scaled(
+        maker, maker.add(Dense(rng.integers(-300, 300, (10, 6)), rng.integers(-9, 9, 6), 0, 255), 0)
+    )
     plan = planned(maker.network(scaled(maker, maker.dense(x, 4))), one, rng)
     assert plan.launches() == ["dense"]
 
@@ -164,11 +175,15 @@ def test_rows_and_lows(low: int, one: Fused) -> None:
     """Several rows of a value, and types that do not begin at zero."""
     rng = np.random.default_rng(low + 128)
     maker = Maker(rng, 36, 252)
-    x = maker.add(Table(np.arange(low, low + 253, dtype=np.int32)[None], 0), maker.move(0, (2, 3, 6)))
+    x = maker.add(
+        Table(np.arange(low, low + 253, dtype=np.int32)[None], 0), maker.move(0, (2, 3, 6))
+    )
     for outer in (11, 5):
         width = maker.type(x).shape[-1]
         weight = rng.integers(-128, 128, (width, outer))
-        x = scaled(maker, maker.add(Dense(weight, rng.integers(-999, 999, outer), -128, 258), x), low=low)
+        x = scaled(
+            maker, maker.add(Dense(weight, rng.integers(-999, 999, outer), -128, 258), x), low=low
+        )
     plan = planned(maker.network(x), one, rng)
     assert plan.launches() == ["dense", "dense"]
 
@@ -180,10 +195,12 @@ def test_elements_that_are_used_twice_move_apart(one: Fused) -> None:
     x = scaled(maker, maker.dense(maker.move(0, (16,), np.arange(16) // 2), 9))
     plan = planned(maker.network(scaled(maker, maker.dense(maker.shuffle(x), 4))), one, rng)
     assert plan.launches() == ["network of 2"]
-    assert [step.kernel for step in plan.steps].count("") == 3  # pairs of the input, repeated ones, ends of the output
+    assert [step.kernel for step in plan.steps].count(
+        ""
+    ) == 3  # pairs of the input, repeated ones, ends of the output
 
 
-# -- all ops -------------------------------------------------------------------------------------------------------------
+# -- all ops ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -209,13 +226,14 @@ def test_examples(path: Path, one: Fused) -> None:
         assert plan.launches() == ["network of 2" if "tiny" in path.stem else "network of 3"]
 
 
-# -- convolutions and functions of codes ---------------------------------------------------------------------------------
+# -- convolutions and functions of codes -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("rank", [1, 2])
 def test_convolutions_in_a_row(groups: int, rank: int, fused: Fused) -> None:
-    """One factor, and one for each channel; a type that does not begin at zero; the last one unrounded."""
+    """One factor, and one for each channel; a type that does not begin at zero; the last one
+    unrounded."""
     rng = np.random.default_rng(groups + 10 * rank)
     maker = Maker(rng, 2 * 4 * 7**rank, 255)
     x = maker.move(0, (2, 4, *[7] * rank))
@@ -225,7 +243,12 @@ def test_convolutions_in_a_row(groups: int, rank: int, fused: Fused) -> None:
         weight = rng.integers(-128, 128, (filters, kind.shape[1] // groups, *[3, 2][:rank]))
         pad = int(rng.integers(kind.low, kind.high + 1))
         window = tuple(strides), tuple(pads), tuple(dilations)
-        x = maker.add(Conv(weight, rng.integers(-999, 999, filters), *window, groups, pad, kind.low, kind.high), x)
+        x = maker.add(
+            Conv(
+                weight, rng.integers(-999, 999, filters), *window, groups, pad, kind.low, kind.high
+            ),
+            x,
+        )
         if low:
             x = scaled(maker, x, channels=low == 3, low=low)
     plan = planned(maker.network(x), fused, rng, (24,))
@@ -234,7 +257,8 @@ def test_convolutions_in_a_row(groups: int, rank: int, fused: Fused) -> None:
 
 
 def test_a_residual_network(one: Fused) -> None:
-    """Images keep their form through sums, maxima, tables and flattening: pairs are gathered once, for the first layer."""
+    """Images keep their form through sums, maxima, tables and flattening: pairs are gathered once,
+    for the first layer."""
     rng = np.random.default_rng(7)
     maker = Maker(rng, 3 * 8 * 8, 255)
 
@@ -262,7 +286,9 @@ def test_values_of_several_types_are_joined(one: Fused) -> None:
     rng = np.random.default_rng(8)
     maker = Maker(rng, 12, 100)
     x = scaled(maker, maker.dense(0, 9), low=-100)
-    y = maker.add(Layout((7,), np.array([3, 21, 0, 14, 20, 22, 2]), np.array([-55, 99], np.int32)), 0, x)
+    y = maker.add(
+        Layout((7,), np.array([3, 21, 0, 14, 20, 22, 2]), np.array([-55, 99], np.int32)), 0, x
+    )
     assert maker.type(y).count == 256
     plan = planned(maker.network(scaled(maker, maker.dense(y, 5))), one, rng)
     assert plan.launches() == ["dense", "dense"]
@@ -277,7 +303,8 @@ def test_constants_that_no_element_takes(one: Fused) -> None:
 
 
 def test_factors_of_other_axes_than_the_channels(one: Fused) -> None:
-    """A convolution's rounding by factors of its columns is no channel's, though they be as many."""
+    """A convolution's rounding by factors of its columns is no channel's, though they be as
+    many."""
     rng = np.random.default_rng(13)
     for shape in ((3,), (1, 3), (3, 1), (1, 3, 1), (3, 1, 1)):
         maker = Maker(rng, 3 * 9, 255)
@@ -285,7 +312,11 @@ def test_factors_of_other_axes_than_the_channels(one: Fused) -> None:
         op = Conv(weight, np.zeros(3, np.int64), (1, 1), (0,) * 4, (1, 1), 1, 0, 0, 255)
         x = maker.add(op, maker.move(0, (1, 3, 3, 3)))
         program = FloatProgram().then("mul", rng.uniform(50, 900, shape) / maker.type(x).count)
-        plan = planned(maker.network(maker.add(Requantize(program, np.array(99, np.int32), 0, 255), x)), one, rng)
+        plan = planned(
+            maker.network(maker.add(Requantize(program, np.array(99, np.int32), 0, 255), x)),
+            one,
+            rng,
+        )
         rounding_is_fused = len(plan.steps) == 4
         assert plan.launches() == ["conv"] and rounding_is_fused == (shape == (3, 1, 1))
 
@@ -305,7 +336,7 @@ def test_large_batches_are_cut(one: Fused, monkeypatch: pytest.MonkeyPatch) -> N
     planned(network, one, rng)
 
 
-# -- the propagator ------------------------------------------------------------------------------------------------------
+# -- the propagator --------------------------------------------------------------------------------
 
 
 def network_and_boxes(fused: Fused) -> tuple[Network, Any, Any]:
@@ -333,7 +364,9 @@ def test_the_propagator_uses_the_kernels_after_some_patience(opened: Fused) -> N
     assert fast.name == f"CUDA kernels, {opened.variant.name.lower()}" and not fast.disagreed
 
 
-def test_compiling_takes_more_patience_than_planning(one: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_takes_more_patience_than_planning(
+    one: Fused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network, _, _ = network_and_boxes(one)
     fast = make_propagator(network.on(one.kernels), one.kernels)
     monkeypatch.setattr(device, "_OPENED", [])
@@ -358,7 +391,11 @@ def test_without_exact_kernels(failure: type[Exception], monkeypatch: pytest.Mon
     network, lower, upper = network_and_boxes(fused)
     for _ in range(2):
         fast = Propagator(network.on(kernels), kernels, patience=0)
-        assert agrees(fast, network, kernels, lower, upper) and fast.name == "CuPy" and not fast.disagreed
+        assert (
+            agrees(fast, network, kernels, lower, upper)
+            and fast.name == "CuPy"
+            and not fast.disagreed
+        )
     assert len(asked) == 1
 
 
@@ -384,7 +421,9 @@ def test_a_network_without_a_weighted_sum_needs_no_plan(opened: Fused) -> None:
 
 def test_different_bounds_are_refused(opened: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison before the first use, should a plan be wrong."""
-    monkeypatch.setattr(plans, "_along", lambda values, shape, axis, count: np.broadcast_to(values, (count,)) + 1)
+    monkeypatch.setattr(
+        plans, "_along", lambda values, shape, axis, count: np.broadcast_to(values, (count,)) + 1
+    )
     network, lower, upper = network_and_boxes(opened)
     fast = Propagator(network.on(opened.kernels), opened.kernels, patience=0)
     assert agrees(fast, network, opened.kernels, lower, upper)
@@ -400,7 +439,9 @@ def test_a_failure_while_running_falls_back(failure: type[Exception], opened: Fu
     def fails(*buffers: Any) -> Any:
         raise failure("no memory")
 
-    fast._plan = replace(fast._plan, steps=tuple(replace(step, function=fails) for step in fast._plan.steps))
+    fast._plan = replace(
+        fast._plan, steps=tuple(replace(step, function=fails) for step in fast._plan.steps)
+    )
     assert agrees(fast, network, opened.kernels, lower, upper) and fast.name == "CuPy"
 
 

@@ -1,7 +1,8 @@
-"""Verdicts against the official checkers, which compare doubles (1.0) and float32 (2.x); both are written here anew.
+"""Verdicts against the official checkers, which compare doubles (1.0) and float32 (2.x); both are
+written here anew.
 
-Small networks, every code of their inputs: what some checker accepts is never called `unsat`, and a counterexample as it is
-printed is accepted by every one.
+Small networks, every code of their inputs: what some checker accepts is never called `unsat`, and a
+counterexample as it is printed is accepted by every one.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ Tree = Any  # a name, a decimal, or (head, operand, ...)
 Comparison = tuple[str, Tree, Tree]
 
 
-# -- the checkers --------------------------------------------------------------------------------------------------------
+# -- the checkers ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Bounds of the inputs, further ones of single inputs, and the unsafe cases: comparisons (op, left, right)."""
+    """Bounds of the inputs, further ones of single inputs, and the unsafe cases: comparisons (op,
+    left, right)."""
 
     bounds: tuple[tuple[str, str], ...]
     cases: tuple[tuple[Comparison, ...], ...]
@@ -55,13 +57,20 @@ class Spec:
             return f"{tree[0]}[0,{tree[2:]}]" if self.second and tree[0] in "XY" else tree
 
         lines = [
-            f"(declare-const {letter}_{i} Real)" for letter, n in (("X", INPUTS), ("Y", OUTPUTS)) for i in range(n)
+            f"(declare-const {letter}_{i} Real)"
+            for letter, n in (("X", INPUTS), ("Y", OUTPUTS))
+            for i in range(n)
         ]
         if self.second:
-            tensors = f"(declare-input X float32 [1,{INPUTS}]) (declare-output Y float32 [1,{OUTPUTS}])"
+            tensors = (
+                f"(declare-input X float32 [1,{INPUTS}]) (declare-output Y float32 [1,{OUTPUTS}])"
+            )
             lines = ["(vnnlib-version <2.0>)", f"(declare-network N {tensors})"]
         for i, (low, high) in enumerate(self.bounds):
-            lines += [f"(assert (>= {show(f'X_{i}')} {low}))", f"(assert (<= {show(f'X_{i}')} {high}))"]
+            lines += [
+                f"(assert (>= {show(f'X_{i}')} {low}))",
+                f"(assert (<= {show(f'X_{i}')} {high}))",
+            ]
         lines += [f"(assert {show(own)})" for own in self.more]
         cases = [f"(and {' '.join(map(show, case))})" for case in self.cases]
         return "\n".join([*lines, f"(assert (or {' '.join(cases)}))", ""])
@@ -71,9 +80,13 @@ class Spec:
         wide, fed = [float(v) for v in y], [F32(float(t)) for t in texts]
         exact = self._holds([Fraction(t) for t in texts], [Fraction(v) for v in wide], Fraction)
         found = {"exact": exact, "double": self._holds([float(t) for t in texts], wide, float)}
-        # 1.0: inputs are cast to the model's type first, and NumPy compares them with a bound in that type.
+        # 1.0: inputs are cast to the model's type first, and NumPy compares them with a bound in
+        # that type.
         again = named([float(v) for v in fed], wide)
-        more = all(self._all([own], named(fed, []) if own[1] in again else again, float) for own in self.more)
+        more = all(
+            self._all([own], named(fed, []) if own[1] in again else again, float)
+            for own in self.more
+        )
         found["1.0"] = self._inside(fed, float) and more and self._cases(again, float)
         if self.second:
             found["2.0"] = self._holds(fed, list(y), float)
@@ -81,16 +94,25 @@ class Spec:
 
     def _holds(self, x: Sequence[Any], y: Sequence[Any], number: Any) -> bool:
         values = named(x, y)
-        return self._inside(x, number) and self._all(self.more, values, number) and self._cases(values, number)
+        return (
+            self._inside(x, number)
+            and self._all(self.more, values, number)
+            and self._cases(values, number)
+        )
 
     def _inside(self, x: Sequence[Any], number: Any) -> bool:
-        return all(number(low) <= v <= number(high) for v, (low, high) in zip(x, self.bounds, strict=True))
+        return all(
+            number(low) <= v <= number(high) for v, (low, high) in zip(x, self.bounds, strict=True)
+        )
 
     def _cases(self, values: dict[str, Any], number: Any) -> bool:
         return any(self._all(case, values, number) for case in self.cases)
 
     def _all(self, case: Sequence[Comparison], values: dict[str, Any], number: Any) -> bool:
-        return all(COMPARED[op](computed(a, values, number), computed(b, values, number)) for op, a, b in case)
+        return all(
+            COMPARED[op](computed(a, values, number), computed(b, values, number))
+            for op, a, b in case
+        )
 
 
 def named(x: Sequence[Any], y: Sequence[Any]) -> dict[str, Any]:
@@ -107,7 +129,7 @@ def computed(tree: Tree, values: dict[str, Any], number: Any) -> Any:
     return operands[0] - sum(operands[1:]) if head == "-" else math.prod(operands)
 
 
-# -- networks and properties ---------------------------------------------------------------------------------------------
+# -- networks and properties -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +143,29 @@ class Net:
     @staticmethod
     def random(rng: np.random.Generator, path: Path) -> Net:
         """QuantizeLinear, an integer product, DequantizeLinear."""
-        g, scale, zero = Graph(), float(F32(rng.choice([0.1, 0.05, 0.25, 0.0039215686]))), int(rng.integers(0, 200))
+        g, scale, zero = (
+            Graph(),
+            float(F32(rng.choice([0.1, 0.05, 0.25, 0.0039215686]))),
+            int(rng.integers(0, 200)),
+        )
         step, u8 = g.f32(float(rng.choice([0.01, 0.1, 0.03125]))), np.array(zero, np.uint8)
         q = g.quantize(g.input((1, INPUTS)), scale, u8)
-        weights, scales = g.const(rng.integers(-40, 41, (INPUTS, OUTPUTS)), np.int8), (g.f32(scale), g.f32(0.02))
+        weights, scales = (
+            g.const(rng.integers(-40, 41, (INPUTS, OUTPUTS)), np.int8),
+            (g.f32(scale), g.f32(0.02)),
+        )
         middle = g.const(np.array(int(rng.integers(60, 200)), np.uint8))
-        y = g.node("QLinearMatMul", q, scales[0], g.const(u8), weights, scales[1], g.const(np.int8(0)), step, middle)
+        y = g.node(
+            "QLinearMatMul",
+            q,
+            scales[0],
+            g.const(u8),
+            weights,
+            scales[1],
+            g.const(np.int8(0)),
+            step,
+            middle,
+        )
         write(g.model(g.node("DequantizeLinear", y, step, middle)), path)
         return Net(path, scale, zero)
 
@@ -146,25 +185,40 @@ class Net:
             found.append((one, max(one, other, key=Fraction)))
         return tuple(found)
 
-    def inputs(self, bounds: Sequence[tuple[str, str]], rng: np.random.Generator) -> list[tuple[str, ...]]:
-        """Decimals in a box: its ends, as spelled and as float32, and some of every code between them."""
+    def inputs(
+        self, bounds: Sequence[tuple[str, str]], rng: np.random.Generator
+    ) -> list[tuple[str, ...]]:
+        """Decimals in a box: its ends, as spelled and as float32, and some of every code between
+        them."""
         axes = []
         for low, high in bounds:
             a, b = float(low), float(high)
             words = {low, high, str(F32(a)), str(F32(b)), repr(float(F32(a))), repr(float(F32(b)))}
             codes = range(math.ceil(a / self.scale), math.floor(b / self.scale) + 1)
-            words |= {str(F32(k * self.scale)) for k in codes} | {f"{rng.uniform(a, b):.9f}" for _ in range(2)}
+            words |= {str(F32(k * self.scale)) for k in codes} | {
+                f"{rng.uniform(a, b):.9f}" for _ in range(2)
+            }
             axes.append(sorted(words))
         return list(itertools.product(*axes))
 
 
-def case(rng: np.random.Generator, texts: list[tuple[str, ...]], y: Array, mixed: bool) -> tuple[Any, ...]:
+def case(
+    rng: np.random.Generator, texts: list[tuple[str, ...]], y: Array, mixed: bool
+) -> tuple[Any, ...]:
     """Comparisons, at or beside a value that occurs, or beyond all of them."""
     rows = []
     for _ in range(int(rng.integers(1, 3))):
         j, k = (f"Y_{i}" for i in rng.permutation(OUTPUTS)[:2])
         at = int(rng.integers(len(y))) if rng.random() < 0.4 else int(y[:, int(j[2:])].argmax())
-        kinds: list[Tree] = [j, j, j, ("-", j, k), ("+", j, k), ("*", "3", j), ("+", ("*", "0.7", j), k)]
+        kinds: list[Tree] = [
+            j,
+            j,
+            j,
+            ("-", j, k),
+            ("+", j, k),
+            ("*", "3", j),
+            ("+", ("*", "0.7", j), k),
+        ]
         kinds += [("+", "X_0", j), ("-", "X_1", j), ("-", j, ("*", "0.3", "X_0"))] if mixed else []
         tree = kinds[int(rng.integers(len(kinds)))]
         if rng.random() < 0.15:
@@ -173,22 +227,48 @@ def case(rng: np.random.Generator, texts: list[tuple[str, ...]], y: Array, mixed
         wide, fed = [float(v) for v in y[at]], [F32(float(t)) for t in texts[at]]
         double, single = computed(tree, named([float(t) for t in texts[at]], wide), float), None
         single = F32(computed(tree, named(fed, list(y[at])), float))
-        spelled = [f"{double:.2f}", repr(float(single)), str(single), repr(double), repr(math.nextafter(double, 99))]
+        spelled = [
+            f"{double:.2f}",
+            repr(float(single)),
+            str(single),
+            repr(double),
+            repr(math.nextafter(double, 99)),
+        ]
         spelled = [text for text in spelled if "e" not in text]
         rows.append((str(rng.choice([">=", ">", "<=", "<"])), tree, str(rng.choice(spelled))))
     return tuple(rows)
 
 
-def single(rng: np.random.Generator, texts: list[tuple[str, ...]], bounds: Sequence[tuple[str, str]]) -> Comparison:
-    """A bound of one input, at or beside a value of it: with arithmetic, or one that may exclude its end."""
+def single(
+    rng: np.random.Generator, texts: list[tuple[str, ...]], bounds: Sequence[tuple[str, str]]
+) -> Comparison:
+    """A bound of one input, at or beside a value of it: with arithmetic, or one that may exclude
+    its end."""
     i = int(rng.integers(INPUTS))
     x, other = f"X_{i}", f"X_{1 - i}"
-    at = texts[int(rng.integers(len(texts)))] if rng.random() < 0.3 else [own[int(rng.integers(2))] for own in bounds]
+    at = (
+        texts[int(rng.integers(len(texts)))]
+        if rng.random() < 0.3
+        else [own[int(rng.integers(2))] for own in bounds]
+    )
     if rng.random() < 0.4:
-        value = Fraction(at[i]) + Fraction(int(rng.integers(-1, 2)), 10 ** int(rng.choice([9, 11, 20, 400])))
+        value = Fraction(at[i]) + Fraction(
+            int(rng.integers(-1, 2)), 10 ** int(rng.choice([9, 11, 20, 400]))
+        )
         return str(rng.choice([">=", ">", "<=", "<"])), x, plain(value)
-    kinds: list[Tree] = [("*", "3", x), ("*", x, "-0.7"), ("*", "2", x), ("+", x, "1000000000.0"), ("-", x, "0.3")]
-    kinds += [("-", ("*", "4", x), x), ("+", x, x), ("-", ("+", x, other), other), ("+", x, "100000000000000000.0")]
+    kinds: list[Tree] = [
+        ("*", "3", x),
+        ("*", x, "-0.7"),
+        ("*", "2", x),
+        ("+", x, "1000000000.0"),
+        ("-", x, "0.3"),
+    ]
+    kinds += [
+        ("-", ("*", "4", x), x),
+        ("+", x, x),
+        ("-", ("+", x, other), other),
+        ("+", x, "100000000000000000.0"),
+    ]
     tree = kinds[int(rng.integers(len(kinds)))]
     double = computed(tree, named([float(t) for t in at], []), float)
     single = F32(computed(tree, named([F32(float(t)) for t in at], []), F32))
@@ -203,17 +283,24 @@ def plain(value: Fraction) -> str:
     while (value * 10**digits).denominator > 1:
         digits += 1
     text = str(abs(int(value * 10**digits))).rjust(digits + 1, "0")
-    return ("-" if value < 0 else "") + (f"{text[:-digits]}.{text[-digits:]}" if digits else f"{text}.0")
+    return ("-" if value < 0 else "") + (
+        f"{text[:-digits]}.{text[-digits:]}" if digits else f"{text}.0"
+    )
 
 
-def judged(spec: Spec, net: Net, result: Result, answers: list[dict[str, bool]], met: Counter[str]) -> None:
+def judged(
+    spec: Spec, net: Net, result: Result, answers: list[dict[str, bool]], met: Counter[str]
+) -> None:
     """The verdict must be right for every checker."""
     some = any(any(own.values()) for own in answers)
     every = any(all(own.values()) for own in answers)
     assert result.verdict is not Verdict.UNSAT or not some, (spec, result)
     if result.witness is not None:
         fed = np.array([[F32(float(t)) for t in result.witness.input_text]])
-        assert all(spec.accepted(result.witness.input_text, net.run(fed)[0]).values()), (spec, result.witness)
+        assert all(spec.accepted(result.witness.input_text, net.run(fed)[0]).values()), (
+            spec,
+            result.witness,
+        )
     met[f"{result.verdict}, {'sure' if every else 'some' if some else 'none'}"] += 1
 
 
@@ -221,7 +308,9 @@ MET, BOUNDED = Counter[str](), Counter[str]()
 
 
 @pytest.mark.parametrize("seed", range(25 * ROUNDS))
-def test_bounds_stand_before_every_checker(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounds_stand_before_every_checker(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bounds of one input with arithmetic, and bounds that exclude an end beside another one."""
     rng = np.random.default_rng([17, seed])
     monkeypatch.setattr(bab, "SPLITTABLE", 12 if seed % 3 < 2 else 0)
@@ -231,10 +320,15 @@ def test_bounds_stand_before_every_checker(seed: int, tmp_path: Path, monkeypatc
         texts = net.inputs(bounds, rng)
         y = net.run(np.array([[F32(float(t)) for t in own] for own in texts]))
         mixed = bool(rng.random() < 0.1)
-        cases = (case(rng, texts, y, mixed)[:1],) if rng.random() < 0.5 else ((("<=", "-1000.0", "Y_0"),),)
+        cases = (
+            (case(rng, texts, y, mixed)[:1],)
+            if rng.random() < 0.5
+            else ((("<=", "-1000.0", "Y_0"),),)
+        )
         more = tuple(single(rng, texts, bounds) for _ in range(int(rng.integers(1, 3))))
         spec = Spec(bounds, cases, bool(rng.random() < 0.6), more)
-        inside = rng.random() < 0.3  # as part of the only case, whose box is smaller than the property's
+        # as part of the only case, whose box is smaller than the property's
+        inside = rng.random() < 0.3
         spelled = Spec(bounds, ((*more, *cases[0]),), spec.second) if inside else spec
         path = tmp_path / "p.vnnlib"
         path.write_text(spelled.text())
@@ -243,10 +337,14 @@ def test_bounds_stand_before_every_checker(seed: int, tmp_path: Path, monkeypatc
         wanted = not any("X_" in str(own) for own in cases) and bool(rng.random() < 0.5)
         try:
             result = verify(
-                net.path, path, Options(device="cpu", seed=seed, certificate=wanted, attack=quick, sweep=quick)
+                net.path,
+                path,
+                Options(device="cpu", seed=seed, certificate=wanted, attack=quick, sweep=quick),
             )
         except SpecError as error:
-            assert "contradictory bounds" in str(error) and not any(any(own.values()) for own in answers), spec
+            assert "contradictory bounds" in str(error) and not any(
+                any(own.values()) for own in answers
+            ), spec
             continue
         judged(spec, net, result, answers, BOUNDED)
         if result.certificate is not None:
@@ -257,9 +355,13 @@ def test_bounds_stand_before_every_checker(seed: int, tmp_path: Path, monkeypatc
 def test_the_verdicts_of_bounds_are_of_every_kind() -> None:
     if BOUNDED.total() < 60:
         pytest.skip("needs the test above")
-    assert min(sum(n for kind, n in BOUNDED.items() if kind.startswith(v)) for v in ("sat", "unsat", "unknown")) > 5, (
-        BOUNDED
-    )
+    assert (
+        min(
+            sum(n for kind, n in BOUNDED.items() if kind.startswith(v))
+            for v in ("sat", "unsat", "unknown")
+        )
+        > 5
+    ), BOUNDED
     for kind in (
         "unknown, sure",
         "unknown, none",
@@ -268,7 +370,9 @@ def test_the_verdicts_of_bounds_are_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("seed", range(40 * ROUNDS))
-def test_verdicts_stand_before_every_checker(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verdicts_stand_before_every_checker(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng([13, seed])
     quick = seed % 3 == 0  # otherwise by splitting inputs, or by cuts on neurons
     monkeypatch.setattr(bab, "SPLITTABLE", 12 if seed % 3 < 2 else 0)
@@ -283,7 +387,11 @@ def test_verdicts_stand_before_every_checker(seed: int, tmp_path: Path, monkeypa
         path.write_text(spec.text())
         answers = [spec.accepted(own, row) for own, row in zip(texts, y, strict=True)]
         wanted = not any("X_" in str(own) for own in cases) and bool(rng.random() < 0.5)
-        result = verify(net.path, path, Options(device="cpu", seed=seed, certificate=wanted, attack=quick, sweep=quick))
+        result = verify(
+            net.path,
+            path,
+            Options(device="cpu", seed=seed, certificate=wanted, attack=quick, sweep=quick),
+        )
         judged(spec, net, result, answers, MET)
         if result.certificate is not None:
             (tmp_path / "c.zip").write_bytes(result.certificate)
@@ -293,12 +401,20 @@ def test_verdicts_stand_before_every_checker(seed: int, tmp_path: Path, monkeypa
 def test_the_verdicts_are_of_every_kind() -> None:
     if MET.total() < 100:
         pytest.skip("needs the test above")
-    assert min(sum(n for kind, n in MET.items() if kind.startswith(v)) for v in ("sat", "unsat", "unknown")) > 5, MET
-    assert MET["unknown, none"] <= MET.total() / 20, MET  # where rows are accepted by different readings
-    assert MET["unknown, sure"] <= MET.total() / 15, MET  # sums of products at a tie, or another case for every checker
+    assert (
+        min(
+            sum(n for kind, n in MET.items() if kind.startswith(v))
+            for v in ("sat", "unsat", "unknown")
+        )
+        > 5
+    ), MET
+    # Where rows are accepted by different readings.
+    assert MET["unknown, none"] <= MET.total() / 20, MET
+    # Sums of products at a tie, or another case for every checker.
+    assert MET["unknown, sure"] <= MET.total() / 15, MET
 
 
-# -- chosen properties ---------------------------------------------------------------------------------------------------
+# -- chosen properties -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -307,12 +423,17 @@ def steps(tmp_path: Path) -> Path:
     g = Graph()
     quarter, zero = 0.25, np.array(0, np.uint8)
     return write(
-        g.model(g.dequantize(g.quantize(g.input((1, 1)), quarter, zero), quarter, zero)), tmp_path / "steps.onnx"
+        g.model(g.dequantize(g.quantize(g.input((1, 1)), quarter, zero), quarter, zero)),
+        tmp_path / "steps.onnx",
     )
 
 
 def verdict(model: Path, *asserts: str, second: bool = False, options: Options = CPU) -> Result:
-    lines = ["(declare-const X_0 Real)", "(declare-const Y_0 Real)", *(f"(assert {own})" for own in asserts)]
+    lines = [
+        "(declare-const X_0 Real)",
+        "(declare-const Y_0 Real)",
+        *(f"(assert {own})" for own in asserts),
+    ]
     if second:
         tensors = "(declare-input X float32 [1,1]) (declare-output Y float32 [1,1])"
         lines = ["(vnnlib-version <2.0>)", f"(declare-network N {tensors})", *lines[2:]]
@@ -326,17 +447,28 @@ def verdict(model: Path, *asserts: str, second: bool = False, options: Options =
     return result
 
 
-@pytest.mark.parametrize("options", [CPU, Options(device="cpu", attack=False, sweep=False)], ids=["default", "search"])
+@pytest.mark.parametrize(
+    "options", [CPU, Options(device="cpu", attack=False, sweep=False)], ids=["default", "search"]
+)
 @pytest.mark.parametrize(
     ("asserts", "expected"),
     [
         # 0.1 + 0 <= 0.1 for the decimal; the float32 that is fed lies above.
         (("(>= X_0 0.1)", "(<= X_0 0.12)", "(<= (+ X_0 Y_0) 0.1)"), Verdict.UNKNOWN),
-        (("(>= X_0 0.1)", "(<= X_0 0.1)", "(>= (+ X_0 Y_0) 0.100000001)"), Verdict.UNKNOWN),  # and the other way round
-        (("(>= X_0 0.2)", "(<= X_0 0.37)", "(<= (+ X_0 Y_0) 0.55)", "(>= (+ X_0 Y_0) 0.55)"), Verdict.UNKNOWN),
+        (
+            ("(>= X_0 0.1)", "(<= X_0 0.1)", "(>= (+ X_0 Y_0) 0.100000001)"),
+            Verdict.UNKNOWN,
+        ),  # and the other way round
+        (
+            ("(>= X_0 0.2)", "(<= X_0 0.37)", "(<= (+ X_0 Y_0) 0.55)", "(>= (+ X_0 Y_0) 0.55)"),
+            Verdict.UNKNOWN,
+        ),
         (("(>= X_0 0.1)", "(<= X_0 0.12)", "(<= (+ X_0 Y_0) 0.0999999)"), Verdict.UNSAT),
         (("(>= X_0 0.1)", "(<= X_0 0.12)", "(<= (+ X_0 Y_0) 0.1000001)"), Verdict.SAT),
-        (("(>= X_0 0.2)", "(<= X_0 0.37)", "(<= (- X_0 0.25) Y_0)", "(>= X_0 0.3125)"), Verdict.SAT),
+        (
+            ("(>= X_0 0.2)", "(<= X_0 0.37)", "(<= (- X_0 0.25) Y_0)", "(>= X_0 0.3125)"),
+            Verdict.SAT,
+        ),
         (("(>= X_0 0.5)", "(<= X_0 0.5)", "(= X_0 Y_0)"), Verdict.SAT),
     ],
 )
@@ -360,13 +492,19 @@ def test_inputs_in_conditions_are_decimals_and_float32(
         ("(< Y_0 0.25000001)", True, Verdict.SAT),
         ("(and (< Y_0 0.25000001) (> Y_0 0))", True, Verdict.UNKNOWN),
         ("(>= Y_0 0.250001)", True, Verdict.UNSAT),
-        ("(>= (- (+ Y_0 10000000000.0) 10000000000.0) 0.5)", True, Verdict.UNKNOWN),  # float32 has lost Y_0 by then
+        (
+            "(>= (- (+ Y_0 10000000000.0) 10000000000.0) 0.5)",
+            True,
+            Verdict.UNKNOWN,
+        ),  # float32 has lost Y_0 by then
         ("(<= (- (+ Y_0 10000000000.0) 10000000000.0) -1.0)", False, Verdict.UNSAT),
         ("(<= (* 3 Y_0) 0.75)", False, Verdict.SAT),
         ("(> (* 3 Y_0) 0.75)", False, Verdict.UNSAT),
     ],
 )
-def test_constants_are_rationals_doubles_and_float32(row: str, second: bool, expected: Verdict, steps: Path) -> None:
+def test_constants_are_rationals_doubles_and_float32(
+    row: str, second: bool, expected: Verdict, steps: Path
+) -> None:
     wanted = Options(device="cpu", timeout=60.0, certificate=True)
     result = verdict(steps, "(>= X_0 0.0)", "(<= X_0 0.3)", row, second=second, options=wanted)
     assert result.verdict is expected, result.reason
@@ -378,15 +516,35 @@ def test_constants_are_rationals_doubles_and_float32(row: str, second: bool, exp
     [
         # A looser bound that excludes its end, where both are rounded to one number.
         (("(>= X_0 0.1)", "(<= X_0 0.1)", "(< X_0 0.10000000001)"), True, Verdict.UNKNOWN),
-        (("(>= X_0 0.1)", "(<= X_0 0.1)", "(< X_0 0.100000000000000000001)"), False, Verdict.UNKNOWN),
-        (("(> X_0 0.09999999999)", "(<= X_0 0.1)", "(or (and (>= X_0 0.1)))"), True, Verdict.UNKNOWN),
+        (
+            ("(>= X_0 0.1)", "(<= X_0 0.1)", "(< X_0 0.100000000000000000001)"),
+            False,
+            Verdict.UNKNOWN,
+        ),
+        (
+            ("(> X_0 0.09999999999)", "(<= X_0 0.1)", "(or (and (>= X_0 0.1)))"),
+            True,
+            Verdict.UNKNOWN,
+        ),
         (("(>= X_0 0.1)", "(<= X_0 0.1)", "(< X_0 0.11)"), True, Verdict.SAT),
         (("(>= X_0 0.05)", "(<= X_0 0.1)", "(< X_0 0.10000000001)"), True, Verdict.SAT),
         # Arithmetic, of which floats keep less.
-        (("(>= X_0 0.5)", "(<= X_0 1)", "(<= (+ X_0 1000000000.0) 1000000000.0)"), True, Verdict.UNKNOWN),
-        (("(>= X_0 0.5)", "(<= X_0 1)", "(<= (+ X_0 1000000000.0) 1000000000.0)"), False, Verdict.UNSAT),
         (
-            ("(>= X_0 0.5)", "(<= X_0 1)", "(<= (+ X_0 100000000000000000.0) 100000000000000000.0)"),
+            ("(>= X_0 0.5)", "(<= X_0 1)", "(<= (+ X_0 1000000000.0) 1000000000.0)"),
+            True,
+            Verdict.UNKNOWN,
+        ),
+        (
+            ("(>= X_0 0.5)", "(<= X_0 1)", "(<= (+ X_0 1000000000.0) 1000000000.0)"),
+            False,
+            Verdict.UNSAT,
+        ),
+        (
+            (
+                "(>= X_0 0.5)",
+                "(<= X_0 1)",
+                "(<= (+ X_0 100000000000000000.0) 100000000000000000.0)",
+            ),
             False,
             Verdict.UNKNOWN,
         ),
@@ -407,13 +565,18 @@ def test_bounds_of_one_input_have_every_reading(
             assert expected is Verdict.UNSAT and not second and "contradictory" in str(error)
             continue
         assert result.verdict is expected, result.reason
-        assert (result.certificate is not None) == (options.certificate and expected is not Verdict.UNKNOWN)
+        assert (result.certificate is not None) == (
+            options.certificate and expected is not Verdict.UNKNOWN
+        )
 
 
 def test_a_counterexample_is_sought_beyond_a_doubt(steps: Path) -> None:
-    """0.25 is a tie in float32; other codes are none. Not by the attack, nor by evaluating all points."""
+    """0.25 is a tie in float32; other codes are none. Not by the attack, nor by evaluating all
+    points."""
     for options in (CPU, Options(device="cpu", attack=False, sweep=False, batch=1)):
-        result = verdict(steps, "(>= X_0 0)", "(<= X_0 60)", "(>= Y_0 0.25000001)", second=True, options=options)
+        result = verdict(
+            steps, "(>= X_0 0)", "(<= X_0 60)", "(>= Y_0 0.25000001)", second=True, options=options
+        )
         assert result.verdict is Verdict.SAT
 
 
@@ -425,9 +588,15 @@ def test_a_part_without_an_input_is_refuted(steps: Path) -> None:
     for far, expected in (("(>= Y_0 0.7)", Verdict.SAT), ("(>= Y_0 7)", Verdict.UNSAT)):
         result = verdict(steps, *box, f"(or {near} (and (>= X_0 0.5) {far}))", options=wanted)
         assert result.verdict is expected and result.certificate is not None
-    between = "(and (> X_0 0.1) (< X_0 0.1000000001) (>= Y_0 {}))"  # decimals, which are fed as a float32 outside
+    # decimals, which are fed as a float32 outside
+    between = "(and (> X_0 0.1) (< X_0 0.1000000001) (>= Y_0 {}))"
     for least, expected in ((7, Verdict.UNSAT), (-5, Verdict.UNKNOWN)):
-        assert verdict(steps, *box, f"(or {between.format(least)} (and (>= X_0 0.5) (>= Y_0 7)))").verdict is expected
+        assert (
+            verdict(
+                steps, *box, f"(or {between.format(least)} (and (>= X_0 0.5) (>= Y_0 7)))"
+            ).verdict
+            is expected
+        )
     sure = f"(or {between.format(-5)} (and (>= X_0 0.5) (>= Y_0 0.5)))"
     assert verdict(steps, *box, sure).verdict is Verdict.SAT
 

@@ -1,4 +1,5 @@
-"""`qverify robustness`: every verdict against brute force or `verify`, figures, files that can be resumed, and errors."""
+"""`qverify robustness`: every verdict against brute force or `verify`, figures, files that can be
+resumed, and errors."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ import onnxruntime
 import pytest
 
 from qverify import Options, cli, runtime, verify
+from qverify.boundary.domain import make_domain
 from qverify.engine import Engine
 from qverify.errors import DeviceError, QverifyError, SoundnessError, UsageError
-from qverify.frontend.boundary import make_domain
 from qverify.frontend.model import read_model
 from qverify.kernels import gpu, open_kernels
-from qverify.robustness import Report, Row, Scaling, certify, decide
+from qverify.robustness import AccuracyReport, ImageRow, Scaling, certify, decide
 from qverify.robustness.decide import Decider
-from qverify.robustness.results import Known, ResultsFile, spelled
+from qverify.robustness.results import ImageResults, Known, spelled
 from tests.graphs import Graph, exact_products, write
 from tests.kernels.strict import open_strict
 
@@ -56,7 +57,9 @@ FORMS = {
     "batch": Form(("n", 4)),  # type: ignore[arg-type]
     "uint8": Form((1, 1, 2, 2), np.uint8),
     "int8": Form((1, 4), np.int8, zero=-128),
-    "shifted": Form((1, 2, 2, 1), scale=1.0, scaling=Scaling(ONE, (Fraction(10),))),  # codes end at 245
+    "shifted": Form(
+        (1, 2, 2, 1), scale=1.0, scaling=Scaling(ONE, (Fraction(10),))
+    ),  # codes end at 245
     "normalised": Form((1, 1, 2, 2), scale=4 / 255, zero=60, scaling=NORMAL),  # codes begin at 9
     "channels first": Form((1, 3, 1, 2)),
     "channels last": Form((1, 1, 2, 3), channels_last=True),
@@ -64,7 +67,8 @@ FORMS = {
 
 
 def classifier(form: Form, path: Path, seed: int = 0, gain: float = 1.0) -> Path:
-    """A quantized product of the pixels' codes with small weights, three classes; ties are frequent."""
+    """A quantized product of the pixels' codes with small weights, three classes; ties are
+    frequent."""
     rng = np.random.default_rng(seed)
     count = int(np.prod(form.shape[1:]))
     weight = rng.integers(-60, 61, (count, 3)).astype(np.int8)
@@ -90,20 +94,26 @@ def product(g: Graph, x: str, zero: Any, weight: Any, scale: float) -> str:
 
 
 def some_images(path: Path, form: Form, count: int) -> tuple[Any, Any]:
-    """Images, two thirds of them near the border of two classes, and the labels that the network gives them."""
+    """Images, two thirds of them near the border of two classes, and the labels that the network
+    gives them."""
     shape = (3, 1, 2) if np.prod(form.shape[1:]) == 6 else (1, 2, 2)
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (300, *shape))
-    pixels = np.where(rng.random(pixels.shape) < 0.3, rng.choice([0, 1, 254, 255], pixels.shape), pixels)
+    pixels = np.where(
+        rng.random(pixels.shape) < 0.3, rng.choice([0, 1, 254, 255], pixels.shape), pixels
+    )
     y = scores(path, form, pixels)
     margin = np.sort(y, axis=1)[:, -1] - np.sort(y, axis=1)[:, -2]
     contested = np.argsort(margin, kind="stable")[: count * 2]
-    chosen = rng.permutation(np.concatenate([contested[::3], np.arange(count - len(contested[::3]))]))
+    chosen = rng.permutation(
+        np.concatenate([contested[::3], np.arange(count - len(contested[::3]))])
+    )
     return pixels[chosen].astype(np.uint8), y[chosen].argmax(axis=1)
 
 
 def scores(path: Path, form: Form, pixels: Any) -> Any:
-    """onnxruntime's scores [N, 3] of pixels [N, C, H, W], scaled as the documentation says, in plain floats."""
+    """onnxruntime's scores [N, 3] of pixels [N, C, H, W], scaled as the documentation says, in
+    plain floats."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (spec,) = session.get_inputs()
     if form.channels_last:
@@ -124,7 +134,8 @@ def ball(pixels: Any, eps: int) -> Any:
 
 
 def truth(path: Path, form: Form, pixels: Any, label: int, eps: int) -> str:
-    """By trying every image of the ball. Every code that real pixels reach, whole ones reach: codes are pixels."""
+    """By trying every image of the ball. Every code that real pixels reach, whole ones reach: codes
+    are pixels."""
     if not wins(scores(path, form, pixels[None].astype(np.int64)), label)[0]:
         return "misclassified"
     return "unsat" if wins(scores(path, form, ball(pixels, eps)), label).all() else "sat"
@@ -135,11 +146,11 @@ def wins(y: Any, label: int) -> Any:
     return y[:, label] > others.max(axis=1)
 
 
-def verdicts(report: Report) -> dict[tuple[int, Fraction], str]:
+def verdicts(report: AccuracyReport) -> dict[tuple[int, Fraction], str]:
     return {(row.image, row.eps): row.verdict for row in report.rows}
 
 
-# -- verdicts ------------------------------------------------------------------------------------------------------------
+# -- verdicts --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -151,7 +162,9 @@ def test_brute_force(name: str, tmp_path: Path) -> None:
     labels = np.where(np.arange(count) % 6 == 5, (best + 1) % 3, best)  # some are wrong
     report = certify(path, pixels, labels, radii, CPU, scaling=form.scaling)
     expected = {
-        (i, Fraction(eps)): truth(path, form, pixels[i], int(labels[i]), eps) for i in range(count) for eps in radii
+        (i, Fraction(eps)): truth(path, form, pixels[i], int(labels[i]), eps)
+        for i in range(count)
+        for eps in radii
     }
     assert verdicts(report) == expected
     assert {"unsat", "sat", "misclassified"} <= set(expected.values())
@@ -172,7 +185,8 @@ def test_a_falling_quantizer(tmp_path: Path) -> None:
 
 
 def test_ties_are_violations(tmp_path: Path) -> None:
-    """Without them the same images are certified more often; a tie of the image itself is told from another error."""
+    """Without them the same images are certified more often; a tie of the image itself is told from
+    another error."""
     form = FORMS["uint8"]
     path = classifier(form, tmp_path / "m.onnx", gain=0.2)  # coarse scores
     pixels, labels = some_images(path, form, 60)
@@ -183,7 +197,11 @@ def test_ties_are_violations(tmp_path: Path) -> None:
     assert {row.image for row in report.rows if row.verdict == "misclassified"} == tied
     (level,) = report.levels
     assert (level.images, level.correct, level.ties) == (60, 60 - len(tied), len(tied))
-    lenient = [i for i in range(60) if (scores(path, form, ball(pixels[i], 1)).argmax(axis=1) == labels[i]).all()]
+    lenient = [
+        i
+        for i in range(60)
+        if (scores(path, form, ball(pixels[i], 1)).argmax(axis=1) == labels[i]).all()
+    ]
     assert level.certified < len(lenient)
 
 
@@ -191,10 +209,14 @@ def test_scores_that_may_be_infinite_are_not_certified(tmp_path: Path) -> None:
     """Two infinities tie, although the one sum of products is always the larger."""
     g = Graph()
     x = g.quantize(g.input((1, 1)), 1 / 255, np.array(0, np.uint8))
-    sums = g.node("MatMulInteger", x, g.const(np.array([[10, 9]], np.int8)), g.const(np.array(0, np.uint8)))
+    sums = g.node(
+        "MatMulInteger", x, g.const(np.array([[10, 9]], np.int8)), g.const(np.array(0, np.uint8))
+    )
     path = write(g.model(g.node("DequantizeLinear", sums, g.f32(6.7e35))), tmp_path / "m.onnx")
     pixels, labels = np.full((2, 1, 1, 1), [[[[30]]], [[[50]]]], np.uint8), np.zeros(2, np.int64)
-    (tied,) = onnxruntime.InferenceSession(path).run(None, {"x0": np.array([[99 / 255]], np.float32)})
+    (tied,) = onnxruntime.InferenceSession(path).run(
+        None, {"x0": np.array([[99 / 255]], np.float32)}
+    )
     assert np.isinf(tied).all()
     report = certify(path, pixels, labels, [5, 49], CPU)
     assert {key: verdict == "unsat" for key, verdict in verdicts(report).items()} == {
@@ -206,7 +228,8 @@ def test_scores_that_may_be_infinite_are_not_certified(tmp_path: Path) -> None:
 
 
 def test_the_radius_is_of_real_pixels(tmp_path: Path) -> None:
-    """Half a pixel away a float input may have another code, and between whole pixels there are inputs too."""
+    """Half a pixel away a float input may have another code, and between whole pixels there are
+    inputs too."""
     form = FORMS["float"]
     path = classifier(form, tmp_path / "m.onnx")
     pixels, labels = some_images(path, form, 40)
@@ -217,7 +240,10 @@ def test_the_radius_is_of_real_pixels(tmp_path: Path) -> None:
     assert [spelled(level.eps) for level in report.levels] == ["0.5", "0.7", "1"]
     assert not report.warnings
     whole = classifier(FORMS["uint8"], tmp_path / "w.onnx")
-    assert {v for (_, e), v in verdicts(certify(whole, pixels, labels, 0.7, CPU)).items()} <= {"unsat", "misclassified"}
+    assert {v for (_, e), v in verdicts(certify(whole, pixels, labels, 0.7, CPU)).items()} <= {
+        "unsat",
+        "misclassified",
+    }
 
 
 @pytest.mark.parametrize("name", ["normalised", "int8", "channels last"])
@@ -228,8 +254,14 @@ def test_bounds_are_those_of_a_property(name: str, tmp_path: Path) -> None:
     pixels, _ = some_images(read.path, form, 6)
     inputs = Decider.make(read, pixels.shape[1:], form.scaling, CPU).inputs
     radius, value = inputs.radius(Fraction(3, 2)), inputs.scaling.value
-    for low, high, p in ((0, Fraction(3, 2), 0), (Fraction(17, 2), Fraction(23, 2), 10), (Fraction(507, 2), 255, 255)):
-        assert radius.lower[0][p] == value(Fraction(low), 0) and radius.upper[0][p] == value(Fraction(high), 0)
+    for low, high, p in (
+        (0, Fraction(3, 2), 0),
+        (Fraction(17, 2), Fraction(23, 2), 10),
+        (Fraction(507, 2), 255, 255),
+    ):
+        assert radius.lower[0][p] == value(Fraction(low), 0) and radius.upper[0][p] == value(
+            Fraction(high), 0
+        )
     lower, upper = inputs.ends(pixels, radius)
     clean = inputs.clean(pixels)
     assert (lower < clean).any() and (lower <= clean).all() and (clean <= upper).all()
@@ -265,7 +297,9 @@ def test_tiny_example_against_verify_and_all_codes(tmp_path: Path) -> None:
     radii = (3, 10, 40)
     found = verdicts(certify(path, pixels, labels, radii, CPU))
     for i, eps in itertools.product(range(30), radii):
-        expected = wins(network.run(cpu, ball(pixels[i], eps).reshape(-1, 2).astype(np.int32)), int(labels[i])).all()
+        expected = wins(
+            network.run(cpu, ball(pixels[i], eps).reshape(-1, 2).astype(np.int32)), int(labels[i])
+        ).all()
         assert found[i, Fraction(eps)] == ("unsat" if expected else "sat")
         if i < 6:
             (tmp_path / "p.vnnlib").write_text(spec(pixels[i], Fraction(eps), int(labels[i]), 2))
@@ -293,7 +327,7 @@ def test_mnist_against_verify(name: str, tmp_path: Path) -> None:
         assert result.verdict.value in (row.verdict, "timeout")
 
 
-# -- how they are found --------------------------------------------------------------------------------------------------
+# -- how they are found ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -309,7 +343,8 @@ def small(tmp_path: Path) -> tuple[Path, Any, Any]:
 
 
 def test_stages_agree(small: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without backward bounds, without the attack, and by the search alone, all verdicts are the same."""
+    """Without backward bounds, without the attack, and by the search alone, all verdicts are the
+    same."""
     plain = certify(*small, [1, 3], CPU)
     assert {row.stage for row in plain.rows} == {"clean", "tie", "intervals", "bounds", "search"}
     for options in (replace(CPU, backward=False), replace(CPU, attack=False, seed=3)):
@@ -332,7 +367,9 @@ def test_worker_processes(small: tuple[Path, Any, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("machine", ["strict", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_on_a_gpu(machine: str, small: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu(
+    machine: str, small: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On one, or on a machine that keeps host and device arrays apart as one does."""
     if machine == "strict":
         monkeypatch.setattr(gpu, "open_cuda", open_strict)
@@ -348,11 +385,15 @@ def test_what_runs_out_of_time_is_open(small: tuple[Path, Any, Any]) -> None:
     report = certify(*small, [1, 3], replace(CPU, timeout=1e-9, attack=False))
     for level, own in zip(report.levels, certify(*small, [1, 3], CPU).levels, strict=True):
         assert level.correct == own.correct
-        assert level.certified == level.stages["intervals"] + level.stages["bounds"] <= own.certified
+        assert (
+            level.certified == level.stages["intervals"] + level.stages["bounds"] <= own.certified
+        )
         assert level.open == level.attacked - level.certified > 0
 
 
-def test_what_ran_out_of_time_is_tried_again_with_more_time(small: tuple[Path, Any, Any], tmp_path: Path) -> None:
+def test_what_ran_out_of_time_is_tried_again_with_more_time(
+    small: tuple[Path, Any, Any], tmp_path: Path
+) -> None:
     results = str(tmp_path / "rows.csv")
     cut = certify(*small, [1, 3], replace(CPU, timeout=1e-4, attack=False), results=results)
     same = certify(*small, [1, 3], replace(CPU, timeout=1e-4, attack=False), results=results)
@@ -375,8 +416,12 @@ def test_a_worker_that_fails_at_a_batch_ends_the_run(
 ) -> None:
     from qverify.workers import Answer
 
-    monkeypatch.setattr(Decider, "__call__", lambda *_: Answer("error", 1.0, "the worker process exited with 1"))
-    with pytest.raises(QverifyError, match="images 0 to 29 could not be bounded: the worker process exited with 1"):
+    monkeypatch.setattr(
+        Decider, "__call__", lambda *_: Answer("error", 1.0, "the worker process exited with 1")
+    )
+    with pytest.raises(
+        QverifyError, match="images 0 to 29 could not be bounded: the worker process exited with 1"
+    ):
         certify(*small, 1, CPU)
 
 
@@ -386,7 +431,9 @@ def test_a_counterexample_that_does_not_replay_counts_for_nothing(
     plain = certify(*small, 3, CPU)
     broken = {row.image for row in plain.rows if row.verdict == "sat"}
     honest = runtime.Session.run
-    monkeypatch.setattr(runtime.Session, "run", lambda *args: [value - np.float32(0.125) for value in honest(*args)])
+    monkeypatch.setattr(
+        runtime.Session, "run", lambda *args: [value - np.float32(0.125) for value in honest(*args)]
+    )
     with pytest.raises(SoundnessError, match="onnxruntime's outputs differ"):
         certify(*small, 3, CPU)
     monkeypatch.setattr(Engine, "_check_same", lambda *_: None)
@@ -396,7 +443,9 @@ def test_a_counterexample_that_does_not_replay_counts_for_nothing(
     assert report.levels[0].certified == plain.levels[0].certified
 
 
-def test_errors_of_a_search_are_told(small: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_a_search_are_told(
+    small: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def wrong(*_: Any) -> Any:
         raise SoundnessError("differ")
 
@@ -404,17 +453,20 @@ def test_errors_of_a_search_are_told(small: tuple[Path, Any, Any], monkeypatch: 
     report = certify(*small, 3, CPU)
     failed = [row for row in report.rows if row.verdict == "error"]
     assert failed and len(report.warnings) == len(failed)
-    assert report.warnings[0] == f"image {failed[0].image} at eps 3: internal error, please report it: differ"
+    assert (
+        report.warnings[0]
+        == f"image {failed[0].image} at eps 3: internal error, please report it: differ"
+    )
     assert report.levels[0].open == len(failed)
 
 
-# -- rows ----------------------------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------
 
 RADII = tuple(map(Fraction, (1, 2, 3, 4)))
 
 
-def row(eps: int, verdict: str) -> Row:
-    return Row(7, 0, Fraction(eps), verdict, "search", 1.0)
+def row(eps: int, verdict: str) -> ImageRow:
+    return ImageRow(7, 0, Fraction(eps), verdict, "search", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -429,18 +481,22 @@ def row(eps: int, verdict: str) -> Row:
         ([row(5, "unsat")], ["unsat"] * 4),  # a radius that is not asked for
     ],
 )
-def test_what_follows(added: list[Row], expected: list[str | None]) -> None:
+def test_what_follows(added: list[ImageRow], expected: list[str | None]) -> None:
     known = Known(RADII)
     written = [new for own in added for new in known.add(own)]
     found = [known.rows.get((7, eps)) for eps in RADII]
     assert [None if own is None else own.verdict for own in found] == expected
     assert known.open(7) == [eps for eps, own in zip(RADII, expected, strict=True) if own is None]
-    assert {(own.image, own.eps): own for own in written} == known.rows  # what is written says the same
+    assert {
+        (own.image, own.eps): own for own in written
+    } == known.rows  # what is written says the same
     assert all(not known.add(own) for own in added)
 
 
-@pytest.mark.parametrize("pair", [(row(2, "unsat"), row(2, "sat")), (row(1, "sat"), row(3, "unsat"))])
-def test_contradictions_are_errors(pair: tuple[Row, Row]) -> None:
+@pytest.mark.parametrize(
+    "pair", [(row(2, "unsat"), row(2, "sat")), (row(1, "sat"), row(3, "unsat"))]
+)
+def test_contradictions_are_errors(pair: tuple[ImageRow, ImageRow]) -> None:
     known = Known(RADII)
     known.add(pair[0])
     with pytest.raises(SoundnessError, match="image 7 is sat at eps"):
@@ -448,7 +504,12 @@ def test_contradictions_are_errors(pair: tuple[Row, Row]) -> None:
 
 
 def test_spelled() -> None:
-    assert [spelled(Fraction(text)) for text in ("2", "0.5", "1/3", "0.1")] == ["2", "0.5", "1/3", "0.1"]
+    assert [spelled(Fraction(text)) for text in ("2", "0.5", "1/3", "0.1")] == [
+        "2",
+        "0.5",
+        "1/3",
+        "0.1",
+    ]
 
 
 ABOUT = {"model": "a" * 64, "data": "b" * 64, "norm": "linf", "scaling": "s"}
@@ -473,7 +534,9 @@ def test_a_finished_run_is_not_run_again(
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 300, 320, 331, 700, -1, -2])
-def test_a_run_that_was_cut_off_goes_on(keep: int, small: tuple[Path, Any, Any], finished: tuple[Path, str]) -> None:
+def test_a_run_that_was_cut_off_goes_on(
+    keep: int, small: tuple[Path, Any, Any], finished: tuple[Path, str]
+) -> None:
     path, text = finished
     path.write_text(text[:keep])
     certify(*small, [1, 3], CPU, results=str(path))
@@ -521,43 +584,53 @@ def test_rows_of_another_run_are_refused(
     assert finished[0].read_text() == finished[1]
 
 
-@pytest.mark.parametrize("text", ["notes\n", "a,b\n1,2\n", "# qverify robustness 7\n", "# qverify robustness {\n"])
+@pytest.mark.parametrize(
+    "text", ["notes\n", "a,b\n1,2\n", "# qverify robustness 7\n", "# qverify robustness {\n"]
+)
 def test_another_file_is_left_alone(text: str, tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text(text)
     with pytest.raises(UsageError, match="not a results file"):
-        ResultsFile(str(tmp_path / "r.csv"), ABOUT)
+        ImageResults(str(tmp_path / "r.csv"), ABOUT)
     assert (tmp_path / "r.csv").read_text() == text
 
 
-@pytest.mark.parametrize("line", ["1,2,3\n", "1,0,1,fine,search,0.1\n", "1,0,1/0,unsat,search,0.1\n", "\n"])
+@pytest.mark.parametrize(
+    "line", ["1,2,3\n", "1,0,1,fine,search,0.1\n", "1,0,1/0,unsat,search,0.1\n", "\n"]
+)
 def test_a_damaged_results_file(line: str, tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
-    ResultsFile(str(path), ABOUT).close()
+    ImageResults(str(path), ABOUT).close()
     path.write_text(path.read_text() + line + "1,0,1,unsat,search,0.1\n")
     with pytest.raises(UsageError, match=r"damaged results file \(line 3\)"):
-        ResultsFile(str(path), ABOUT)
+        ImageResults(str(path), ABOUT)
 
 
 def test_a_torn_line_that_is_no_text_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
-    file = ResultsFile(str(path), ABOUT)
-    file.append([Row(11, 0, ONE, "unsat", "search", 0.1)])
+    file = ImageResults(str(path), ABOUT)
+    file.append([ImageRow(11, 0, ONE, "unsat", "search", 0.1)])
     file.close()
     whole = path.read_bytes()
     path.write_bytes(whole + b"12,0,1" + b"\xff" * 12)
-    file = ResultsFile(str(path), ABOUT)
+    file = ImageResults(str(path), ABOUT)
     file.close()
     assert [row.image for row in file.rows] == [11]
     assert path.read_bytes() == whole
 
 
-def test_a_row_with_another_label_is_not_taken_over(small: tuple[Path, Any, Any], tmp_path: Path) -> None:
+def test_a_row_with_another_label_is_not_taken_over(
+    small: tuple[Path, Any, Any], tmp_path: Path
+) -> None:
     path = tmp_path / "r.csv"
     certify(*small, [1], CPU, results=str(path))
     first, second, row, *rest = path.read_text().splitlines(keepends=True)
     number, label, *words = row.split(",")
-    path.write_text("".join([first, second, ",".join([number, str(int(label) + 1), *words]), *rest]))
-    with pytest.raises(UsageError, match=f"damaged results file: image {number} has the label {label}"):
+    path.write_text(
+        "".join([first, second, ",".join([number, str(int(label) + 1), *words]), *rest])
+    )
+    with pytest.raises(
+        UsageError, match=f"damaged results file: image {number} has the label {label}"
+    ):
         certify(*small, [1], CPU, results=str(path))
 
 
@@ -573,10 +646,10 @@ def test_what_stayed_open_but_for_the_time_is_tried_again(
 
 def test_results_must_be_a_regular_file() -> None:
     with pytest.raises(UsageError, match="not a regular file"):
-        ResultsFile("/dev/full", ABOUT)
+        ImageResults("/dev/full", ABOUT)
 
 
-# -- what does not fit ---------------------------------------------------------------------------------------------------
+# -- what does not fit -----------------------------------------------------------------------------
 
 
 def bad(**changes: Any) -> dict[str, Any]:
@@ -589,7 +662,10 @@ def bad(**changes: Any) -> dict[str, Any]:
         (bad(eps=[]), "--eps must be radii"),
         (bad(eps=-1), "--eps must be radii"),
         (bad(eps=[1, 256]), "--eps must be radii"),
-        (bad(eps=8 / 255), r"--eps 0.03137: radii are in pixels, from 0 to 255, .* \(is 8 meant\?\)"),
+        (
+            bad(eps=8 / 255),
+            r"--eps 0.03137: radii are in pixels, from 0 to 255, .* \(is 8 meant\?\)",
+        ),
         (bad(eps=[0, 1, "0.49"]), r"--eps 0.49: radii are in pixels"),
         (bad(eps=["one"]), "--eps one: radii are numbers of pixels"),
         (bad(norm="l2"), "the norm 'l2' is not supported"),
@@ -603,17 +679,34 @@ def bad(**changes: Any) -> dict[str, Any]:
             bad(images=np.zeros((30, 1, 2, 3), np.uint8)),
             r"shape \[1, 1, 2, 2\], 4 elements, but an image has 1 channel",
         ),
-        (bad(images=np.zeros((30, 1, 1, 4), np.uint8)), r"go into \[1, 1, 1, 4\], \[1, 1, 4, 1\] or \[1, 4\]"),
-        (bad(images=np.zeros((30, 2, 2, 1), np.uint8)), r"go into \[1, 2, 2, 1\], \[1, 2, 1, 2\] or \[1, 4\]"),
-        (bad(scaling=Scaling(mean=(ONE, ONE))), r"--mean has 2 values, but the images have 1 channel\(s\)"),
+        (
+            bad(images=np.zeros((30, 1, 1, 4), np.uint8)),
+            r"go into \[1, 1, 1, 4\], \[1, 1, 4, 1\] or \[1, 4\]",
+        ),
+        (
+            bad(images=np.zeros((30, 2, 2, 1), np.uint8)),
+            r"go into \[1, 2, 2, 1\], \[1, 2, 1, 2\] or \[1, 4\]",
+        ),
+        (
+            bad(scaling=Scaling(mean=(ONE, ONE))),
+            r"--mean has 2 values, but the images have 1 channel\(s\)",
+        ),
         (bad(scaling=Scaling(Fraction(10**38))), "overflows float32: choose another --scale"),
         (bad(jobs=0), "--jobs must be at least 1"),
         (bad(options=Options(timeout=-1.0)), "--timeout positive"),
     ],
 )
-def test_what_does_not_fit(changes: dict[str, Any], text: str, small: tuple[Path, Any, Any]) -> None:
+def test_what_does_not_fit(
+    changes: dict[str, Any], text: str, small: tuple[Path, Any, Any]
+) -> None:
     path, pixels, labels = small
-    arguments: dict[str, Any] = {"images": pixels, "labels": labels, "eps": 1, "options": CPU, **changes}
+    arguments: dict[str, Any] = {
+        "images": pixels,
+        "labels": labels,
+        "eps": 1,
+        "options": CPU,
+        **changes,
+    }
     with pytest.raises(UsageError, match=text) as caught:
         certify(path, **arguments)
     assert "\n" not in str(caught.value)
@@ -627,7 +720,9 @@ def test_what_does_not_fit(changes: dict[str, Any], text: str, small: tuple[Path
         (Scaling(ONE, (ONE,)), "the pixel 0 becomes -1"),
     ],
 )
-def test_scalings_that_an_integer_input_cannot_take(scaling: Scaling, text: str, tmp_path: Path) -> None:
+def test_scalings_that_an_integer_input_cannot_take(
+    scaling: Scaling, text: str, tmp_path: Path
+) -> None:
     form = FORMS["uint8"]
     path = classifier(form, tmp_path / "m.onnx")
     with pytest.raises(UsageError, match=text):
@@ -637,12 +732,16 @@ def test_scalings_that_an_integer_input_cannot_take(scaling: Scaling, text: str,
 def test_models_that_are_no_classifiers(tmp_path: Path) -> None:
     g = Graph()
     codes = g.quantize(g.input((1, 4)), 1 / 255, np.array(0, np.uint8))
-    two = write(g.model(codes, g.dequantize(codes, 1.0, np.array(0, np.uint8))), tmp_path / "two.onnx")
+    two = write(
+        g.model(codes, g.dequantize(codes, 1.0, np.array(0, np.uint8))), tmp_path / "two.onnx"
+    )
     pixels, labels = np.zeros((2, 1, 2, 2), np.uint8), np.zeros(2, np.int64)
     with pytest.raises(UsageError, match="1 inputs and 2 outputs"):
         certify(two, pixels, labels, 1, CPU)
     g = Graph()
-    one = write(g.model(g.quantize(g.input((1, 1)), 1 / 255, np.array(0, np.uint8))), tmp_path / "one.onnx")
+    one = write(
+        g.model(g.quantize(g.input((1, 1)), 1 / 255, np.array(0, np.uint8))), tmp_path / "one.onnx"
+    )
     with pytest.raises(UsageError, match="one score only"):
         certify(one, pixels[:, :, :1, :1], labels, 1, CPU)
     with pytest.raises(UsageError, match="positive"):
@@ -654,18 +753,27 @@ def test_a_model_that_changes_under_the_workers(small: tuple[Path, Any, Any]) ->
         decide.load_decider(small[0], "another", (1, 2, 2), None, CPU)
 
 
-# -- the command ---------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def command(small: tuple[Path, Any, Any], tmp_path: Path) -> Iterator[list[str]]:
     path, pixels, labels = small
-    np.savez(tmp_path / "d.npz", x_test=pixels[:, 0], y_test=labels, x_train=pixels[:5, 0], y_train=labels[:5])
+    np.savez(
+        tmp_path / "d.npz",
+        x_test=pixels[:, 0],
+        y_test=labels,
+        x_train=pixels[:5, 0],
+        y_train=labels[:5],
+    )
     yield ["robustness", str(path), str(tmp_path / "d.npz"), "--device", "cpu"]
 
 
 def test_table_json_and_picture(
-    command: list[str], small: tuple[Path, Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str],
+    small: tuple[Path, Any, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     json_file, plot = tmp_path / "r.json", tmp_path / "r.png"
     words = [*command, "--eps", "3", "1", "2", "--json", str(json_file), "--plot", str(plot)]
@@ -678,12 +786,17 @@ def test_table_json_and_picture(
     for own, line, level in zip(document["levels"], lines[1:], report.levels, strict=True):
         assert own["images"] == level.images == 30
         assert own["clean"] == level.correct / 30 and own["attacked"] == level.attacked / 30
-        assert own["certified"] == level.certified / 30 and own["open"] == level.open == int(line[5])
+        assert own["certified"] == level.certified / 30 and own["open"] == level.open == int(
+            line[5]
+        )
         assert own["proved_by"] == level.stages and sum(level.stages.values()) == level.certified
         assert [float(word) for word in line[2:5]] == [
             round(100 * own[key], 2) for key in ("clean", "attacked", "certified")
         ]
-    assert document["model"] == report.about["model"] and document["scaling"] == "(pixel * 1/255 - 0) / 1"
+    assert (
+        document["model"] == report.about["model"]
+        and document["scaling"] == "(pixel * 1/255 - 0) / 1"
+    )
     assert document["options"]["timeout"] == 10.0 and document["split"] == "test"
     ties = report.levels[0].ties
     assert (f"{ties} images count as misclassified" in err) == bool(ties)
@@ -693,14 +806,20 @@ def test_table_json_and_picture(
         assert picture.format == "PNG" and len(picture.convert("RGB").getcolors(10**6) or ()) > 50
 
 
-def test_split_selection_and_scaling(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_split_selection_and_scaling(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main([*command, "--eps", "1", "--split", "train"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[1] == "5"
-    assert cli.main([*command, "--eps", "1,1.0", "--eps", "1", "--first", "10", "--limit", "7"]) == 0
+    assert (
+        cli.main([*command, "--eps", "1,1.0", "--eps", "1", "--first", "10", "--limit", "7"]) == 0
+    )
     assert capsys.readouterr().out.splitlines()[1].split()[1] == "7"
     assert cli.main([*command, "--eps", "1"]) == 0
     plain = capsys.readouterr().out.splitlines()[1].split()[:8]
-    assert cli.main([*command, "--eps", "1", "--scale", "0.5", "--mean", "0", "--std", "127.5"]) == 0
+    assert (
+        cli.main([*command, "--eps", "1", "--scale", "0.5", "--mean", "0", "--std", "127.5"]) == 0
+    )
     assert capsys.readouterr().out.splitlines()[1].split()[:8] == plain
 
 
@@ -708,7 +827,11 @@ def test_radii_may_stand_anywhere(command: list[str], capsys: pytest.CaptureFixt
     name, *files = command
     for words in (["--eps", "1", "2", ".5", *files], [*files, "--eps=1", "2", "--eps", ".5"]):
         assert cli.main([name, *words]) == 0
-        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["0.5", "1", "2"]
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
+            "0.5",
+            "1",
+            "2",
+        ]
 
 
 def test_an_accuracy_near_chance_is_pointed_out(small: tuple[Path, Any, Any]) -> None:
@@ -752,7 +875,10 @@ def test_errors_of_the_command(
 
 
 def test_without_matplotlib(
-    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
@@ -763,7 +889,10 @@ def test_without_matplotlib(
 
 
 def test_an_interrupted_run_keeps_its_rows(
-    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     results = tmp_path / "r.csv"
 
@@ -788,7 +917,11 @@ def test_inputs_are_not_overwritten(command: list[str], capsys: pytest.CaptureFi
 
 def test_the_figures_of_the_certified_networks_are_of_the_shipped_files() -> None:
     folder = EXAMPLES.parent.parent / "certified"
-    table = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| `onnx/")]
+    table = [
+        line
+        for line in (folder / "README.md").read_text().splitlines()
+        if line.startswith("| `onnx/")
+    ]
     models = sorted((folder / "onnx").glob("*.onnx"))
     assert models and len(table) == len(models)
     for model in models:

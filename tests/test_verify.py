@@ -1,4 +1,5 @@
-"""`verify` as a whole, on the shipped examples: known verdicts, witnesses that hold, and every way of saying no."""
+"""`verify` as a whole, on the shipped examples: known verdicts, witnesses that hold, and every way
+of saying no."""
 
 from __future__ import annotations
 
@@ -27,13 +28,13 @@ import pytest
 
 import qverify
 from qverify import Options, Result, Verdict, runtime, verify
-from qverify.check import NotReplayed, replay
 from qverify.engine import Engine
 from qverify.errors import ModelError, QverifyError, SpecError, UsageError
-from qverify.frontend.vnnlib import read_property
+from qverify.formats import as_json
 from qverify.property import Property, Query, Row
-from qverify.report import as_json
+from qverify.replay import NotReplayed, replay
 from qverify.search.branch import RULES
+from qverify.vnnlib.reader import read_property
 from tests.graphs import Graph, exact_products, write
 
 REPOSITORY = Path(__file__).parents[1]
@@ -65,12 +66,14 @@ def holds(row: Row, x: Sequence[float], y: Sequence[float]) -> bool:
 def run_file(model: Path, inputs: Sequence[Any]) -> list[Any]:
     """The file in onnxruntime, without qverify's help."""
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    return list(session.run(None, dict(zip((i.name for i in session.get_inputs()), inputs, strict=True))))
+    return list(
+        session.run(None, dict(zip((i.name for i in session.get_inputs()), inputs, strict=True)))
+    )
 
 
 def check_witness(result: Result, model: Path) -> None:
-    """The witness lies in the exact box, gives its outputs on the file, and is unsafe. Nothing of qverify is used but
-    the parsed property."""
+    """The witness lies in the exact box, gives its outputs on the file, and is unsafe. Nothing of
+    qverify is used but the parsed property."""
     witness = result.witness
     assert witness is not None
     prop: Property = result.details["property"]
@@ -82,19 +85,25 @@ def check_witness(result: Result, model: Path) -> None:
     assert [float(np.float32(float(text))) for text in witness.input_text] == x
     assert [float(np.float32(text)) for text in witness.output_text] == y
     assert any(
-        all(low <= v <= high for low, v, high in zip(query.box.lower, texts, query.box.upper, strict=True))
+        all(
+            low <= v <= high
+            for low, v, high in zip(query.box.lower, texts, query.box.upper, strict=True)
+        )
         and any(all(holds(row, x, y) for row in case) for case in query.cases)
         for query in prop.queries
     )
 
 
-# -- known verdicts ------------------------------------------------------------------------------------------------------
+# -- known verdicts --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("model", "spec", "verdict"), EXPECTED, ids=name_of)
 def test_known_verdicts(model: str, spec: str, verdict: str) -> None:
     if verdict == "sat" and "mnist_mlp" in model and not exact_products():
-        pytest.skip("this CPU saturates products of mnist_mlp's weights, so its counterexamples may not replay")
+        pytest.skip(
+            "this CPU saturates products of mnist_mlp's weights, so its counterexamples may not "
+            "replay"
+        )
     result = verify(EXAMPLES / model, EXAMPLES / spec, CPU)
     assert result.verdict == verdict, result.reason
     assert (result.witness is not None) == (verdict == "sat")
@@ -104,11 +113,17 @@ def test_known_verdicts(model: str, spec: str, verdict: str) -> None:
 
 @pytest.mark.parametrize("seconds", [1, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("model", "spec"), [(model, spec) for model, spec, verdict in EXPECTED if verdict == "sat"], ids=name_of
+    ("model", "spec"),
+    [(model, spec) for model, spec, verdict in EXPECTED if verdict == "sat"],
+    ids=name_of,
 )
-def test_without_the_attack_a_counterexample_is_never_proved_away(model: str, spec: str, seconds: int) -> None:
+def test_without_the_attack_a_counterexample_is_never_proved_away(
+    model: str, spec: str, seconds: int
+) -> None:
     """The falsifier-off gate: where a counterexample is known, bounds alone must not say unsat."""
-    result = verify(EXAMPLES / model, EXAMPLES / spec, Options(device="cpu", timeout=seconds, attack=False))
+    result = verify(
+        EXAMPLES / model, EXAMPLES / spec, Options(device="cpu", timeout=seconds, attack=False)
+    )
     assert result.verdict in (Verdict.SAT, Verdict.TIMEOUT, Verdict.UNKNOWN)
     assert result.witness is None or result.verdict is Verdict.SAT
 
@@ -117,7 +132,9 @@ def test_a_property_without_conditions_on_outputs_is_a_warning(tmp_path: Path) -
     spec = tmp_path / "p.vnnlib"
     spec.write_text(UNSAFE.read_text().partition("(assert (or")[0])
     found = verify(QOP, spec, CPU)
-    assert found.verdict is Verdict.SAT and "whatever the outputs are" in found.details["warnings"][0]
+    assert (
+        found.verdict is Verdict.SAT and "whatever the outputs are" in found.details["warnings"][0]
+    )
     assert not verify(QOP, UNSAFE, CPU).details["warnings"]
 
 
@@ -147,7 +164,12 @@ def test_both_versions_of_vnnlib_give_one_verdict(model: Path, spec: Path) -> No
 
 @pytest.mark.parametrize(
     "options",
-    [*(Options(branch=name, batch=5) for name in RULES), Options(seed=7), Options(attack=False), Options(batch=1)],
+    [
+        *(Options(branch=name, batch=5) for name in RULES),
+        Options(seed=7),
+        Options(attack=False),
+        Options(batch=1),
+    ],
     ids=str,
 )
 def test_options_never_change_a_verdict(options: Options) -> None:
@@ -157,7 +179,7 @@ def test_options_never_change_a_verdict(options: Options) -> None:
     check_witness(result, QOP)
 
 
-# -- properties written for the tiny network -----------------------------------------------------------------------------
+# -- properties written for the tiny network -------------------------------------------------------
 
 HEAD = "".join(f"(declare-const {name} Real)\n" for name in ("X_0", "X_1", "Y_0", "Y_1"))
 HEAD_2 = """(vnnlib-version <2.0>)
@@ -175,7 +197,10 @@ def spec_file(folder: Path, text: str, head: str = HEAD) -> Path:
 
 
 def in_box(x0: tuple[str, str], x1: tuple[str, str]) -> str:
-    lines = [f"(assert (>= X_{i} {low}))(assert (<= X_{i} {high}))" for i, (low, high) in enumerate((x0, x1))]
+    lines = [
+        f"(assert (>= X_{i} {low}))(assert (<= X_{i} {high}))"
+        for i, (low, high) in enumerate((x0, x1))
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -203,8 +228,9 @@ def test_a_box_of_one_point_is_one_evaluation(point: tuple[str, str], tmp_path: 
 
 
 def test_an_exact_tie_decides_strictness(tmp_path: Path) -> None:
-    """The threshold is the very float that onnxruntime gives, then one digit beyond its last, which a double does not
-    hold: a checker that compares doubles sees a tie, and one that compares rationals does not."""
+    """The threshold is the very float that onnxruntime gives, then one digit beyond its last, which
+    a double does not hold: a checker that compares doubles sees a tie, and one that compares
+    rationals does not."""
     y0, _ = tiny_outputs("0.3", "0.3")
     assert y0 < 0
     exact = f"{y0:.200f}".rstrip("0")  # all digits
@@ -225,14 +251,20 @@ def test_an_exact_tie_decides_strictness(tmp_path: Path) -> None:
 
 
 def test_contradictory_disjuncts_are_unsat(tmp_path: Path) -> None:
-    """No row alone is refuted by the bounds, so this needs the search (Y_0 has no value so close to -12)."""
-    text = "(assert (or (and (<= Y_0 -12.0) (>= Y_0 -11.99)) (and (> Y_1 Y_0) (< Y_1 Y_0)) (and (< Y_1 9) (> Y_1 9))))"
+    """No row alone is refuted by the bounds, so this needs the search (Y_0 has no value so close to
+    -12)."""
+    text = (
+        "(assert (or (and (<= Y_0 -12.0) (>= Y_0 -11.99)) (and (> Y_1 Y_0) (< Y_1 Y_0)) (and (< "
+        "Y_1 9) (> Y_1 9))))"
+    )
     result = verify(QOP, spec_file(tmp_path, SMALL + text), CPU)
     assert result.verdict is Verdict.UNSAT
     assert result.stats.subproblems > 1
 
 
-@pytest.mark.parametrize("nothing", ["(assert (> 0 1))", "(assert (or (and (>= X_0 0.8) (>= Y_0 0))))"])
+@pytest.mark.parametrize(
+    "nothing", ["(assert (> 0 1))", "(assert (or (and (>= X_0 0.8) (>= Y_0 0))))"]
+)
 def test_no_query_left_is_unsat(nothing: str, tmp_path: Path) -> None:
     result = verify(QOP, spec_file(tmp_path, SMALL + nothing), CPU)
     assert result.details["property"].queries == ()
@@ -242,7 +274,9 @@ def test_no_query_left_is_unsat(nothing: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("attack", [True, False])
 def test_a_property_without_outputs_is_sat(attack: bool, tmp_path: Path) -> None:
-    result = verify(QOP, spec_file(tmp_path, SMALL), Options(device="cpu", timeout=30, attack=attack))
+    result = verify(
+        QOP, spec_file(tmp_path, SMALL), Options(device="cpu", timeout=30, attack=attack)
+    )
     assert result.verdict is Verdict.SAT
     check_witness(result, QOP)
 
@@ -253,7 +287,11 @@ def test_one_unsafe_box_of_several_is_enough(tmp_path: Path) -> None:
     right = "(<= Y_0 Y_1)" if y0 < y1 else "(>= Y_0 Y_1)"
     safe = f"(and (<= X_0 0.31) (<= X_1 0.31) {wrong})"
     unsafe = f"(and (>= X_0 0.3) (<= X_0 0.31) (<= X_1 0.305) {right})"
-    for parts, verdict in (((safe, unsafe), "sat"), ((unsafe, safe), "sat"), ((safe, safe), "unsat")):
+    for parts, verdict in (
+        ((safe, unsafe), "sat"),
+        ((unsafe, safe), "sat"),
+        ((safe, safe), "unsat"),
+    ):
         result = verify(QOP, spec_file(tmp_path, SMALL + f"(assert (or {' '.join(parts)}))"), CPU)
         assert result.verdict == verdict
         if verdict == "sat":
@@ -274,7 +312,10 @@ def test_numbers_beyond_float64(tmp_path: Path) -> None:
     for text, verdict in (
         ("(assert (<= Y_0 1e400))", "sat"),
         ("(assert (>= Y_0 1e400))", "unsat"),
-        ("(assert (<= (* 1e200 Y_0) (* 1e200 Y_1)))", verify(QOP, spec_file(tmp_path, SMALL + TIE), CPU).verdict),
+        (
+            "(assert (<= (* 1e200 Y_0) (* 1e200 Y_1)))",
+            verify(QOP, spec_file(tmp_path, SMALL + TIE), CPU).verdict,
+        ),
         ("(assert (<= (* 1e400 Y_0) (* 1e400 Y_1)))", "unknown"),  # as a double, 1e400 is infinite
     ):
         assert verify(QOP, spec_file(tmp_path, SMALL + text), CPU).verdict == verdict
@@ -291,7 +332,8 @@ def test_a_gzip_file_and_its_missing_ending(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", [QOP, QDQ], ids=["qop", "qdq"])
 def test_a_packed_model_is_the_model(model: Path, tmp_path: Path) -> None:
-    """By its own name, or by that of the file it was packed from; with one hash, and certificates for both."""
+    """By its own name, or by that of the file it was packed from; with one hash, and certificates
+    for both."""
     packed = tmp_path / "m.onnx.gz"
     packed.write_bytes(gzip.compress(model.read_bytes()))
     plain = verify(model, UNSAFE, CPU)
@@ -304,7 +346,11 @@ def test_a_packed_model_is_the_model(model: Path, tmp_path: Path) -> None:
 
 def test_a_packed_model_that_cannot_be_unpacked(tmp_path: Path) -> None:
     data = gzip.compress(QOP.read_bytes())
-    for name, broken in (("short", data[:-20]), ("sum", data[:-8] + bytes(8)), ("bits", data[:40] + b"!" * 40)):
+    for name, broken in (
+        ("short", data[:-20]),
+        ("sum", data[:-8] + bytes(8)),
+        ("bits", data[:40] + b"!" * 40),
+    ):
         path = tmp_path / f"{name}.onnx.gz"
         path.write_bytes(broken)
         with pytest.raises(ModelError, match=rf"{name}\.onnx: damaged or truncated gzip file"):
@@ -313,20 +359,25 @@ def test_a_packed_model_that_cannot_be_unpacked(tmp_path: Path) -> None:
 
 def test_a_packed_model_has_no_data_beside_it(tmp_path: Path) -> None:
     model = onnx.load(QOP)
-    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0, location="m.data")
+    onnx.save(
+        model, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0, location="m.data"
+    )
     assert verify(tmp_path / "m.onnx", UNSAFE, CPU).verdict is Verdict.SAT
     (tmp_path / "p.onnx.gz").write_bytes(gzip.compress((tmp_path / "m.onnx").read_bytes()))
     with pytest.raises(ModelError, match=r"p\.onnx: it keeps data in other files.*: unpack it"):
         verify(tmp_path / "p.onnx", UNSAFE, CPU)
 
 
-# -- limits --------------------------------------------------------------------------------------------------------------
+# -- limits ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("attack", [True, False])
 def test_a_timeout_is_prompt_and_said(attack: bool) -> None:
     started = time.process_time()  # of this process alone: others may keep the machine busy
-    model, spec = EXAMPLES / "onnx" / "mnist_cnn_qop.onnx", EXAMPLES / "vnnlib" / "mnist_8_eps_8.vnnlib.gz"
+    model, spec = (
+        EXAMPLES / "onnx" / "mnist_cnn_qop.onnx",
+        EXAMPLES / "vnnlib" / "mnist_8_eps_8.vnnlib.gz",
+    )
     result = verify(model, spec, Options(device="cpu", timeout=0.5, attack=attack, backward=False))
     assert result.verdict is Verdict.TIMEOUT
     assert result.witness is None and "time is up" in result.reason
@@ -337,7 +388,7 @@ def test_no_time_at_all_is_a_timeout() -> None:
     assert verify(QOP, SAFE, Options(device="cpu", timeout=1e-9)).verdict is Verdict.TIMEOUT
 
 
-# -- `sat` only after the replay -----------------------------------------------------------------------------------------
+# -- `sat` only after the replay -------------------------------------------------------------------
 
 
 def changed(outputs: list[Any]) -> list[Any]:
@@ -358,9 +409,16 @@ def truncated(outputs: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("other", "reason"),
-    [(changed, "differ"), (swapped, "satisfy the property"), (infinite, "not finite"), (truncated, "1 output")],
+    [
+        (changed, "differ"),
+        (swapped, "satisfy the property"),
+        (infinite, "not finite"),
+        (truncated, "1 output"),
+    ],
 )
-def test_a_witness_that_does_not_replay_is_unknown(other: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_witness_that_does_not_replay_is_unknown(
+    other: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = runtime.Session.run
     monkeypatch.setattr(runtime.Session, "run", lambda self, inputs: other(honest(self, inputs)))
     monkeypatch.setattr(Engine, "cross_check", lambda *_: [])  # which would notice first
@@ -371,7 +429,8 @@ def test_a_witness_that_does_not_replay_is_unknown(other: Any, reason: str, monk
 
 
 def test_the_replay_trusts_nobody() -> None:
-    """It tests the printed decimals against the exact box, strict bounds included, and the outputs against the rows."""
+    """It tests the printed decimals against the exact box, strict bounds included, and the outputs
+    against the rows."""
     found = verify(QOP, UNSAFE, CPU).witness
     assert found is not None
     (query,) = read_property(UNSAFE).queries
@@ -391,7 +450,10 @@ def test_the_replay_trusts_nobody() -> None:
     with pytest.raises(NotReplayed, match=r"X_1 = .* lies outside"):
         again(query, (found.input_text[0], "0.9"))
     first = frozenset({0})
-    for end, open_box in ((box.lower, replace(box, lower_strict=first)), (box.upper, replace(box, upper_strict=first))):
+    for end, open_box in (
+        (box.lower, replace(box, lower_strict=first)),
+        (box.upper, replace(box, upper_strict=first)),
+    ):
         edge = (f"{float(end[0]):.12f}", found.input_text[1])
         assert again(always, edge).input_text == edge
         with pytest.raises(NotReplayed, match=r"X_0 .* outside"):
@@ -401,14 +463,19 @@ def test_the_replay_trusts_nobody() -> None:
         Row((), ((0, Fraction(1)),), Fraction(float(y[0])), True),  # Y_0 less than itself
     ):
         with pytest.raises(NotReplayed, match="satisfy the property"):
-            again(replace(query, cases=((impossible,), (*query.cases[0], impossible))), found.input_text)
+            again(
+                replace(query, cases=((impossible,), (*query.cases[0], impossible))),
+                found.input_text,
+            )
 
 
 def test_without_onnxruntime_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model is read as the graph that onnxruntime makes of it; there is no other way in."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert not runtime.available()
-    with pytest.raises(UsageError, match=r"^Reading a model needs onnxruntime .*pip install onnxruntime$"):
+    with pytest.raises(
+        UsageError, match=r"^Reading a model needs onnxruntime .*pip install onnxruntime$"
+    ):
         verify(QOP, SAFE)
 
 
@@ -417,7 +484,9 @@ def test_an_output_that_can_be_infinite_is_unknown(tmp_path: Path) -> None:
     x = g.quantize(g.input((1, 2)), 1.0, np.array(0, np.uint8))
     weight, scale = g.const([[100, 0], [100, 1]], np.int8), g.f32(1e18)
     zero, minus = g.const(0, np.uint8), g.const(0, np.int8)
-    y = g.node("QGemm", x, g.f32(1e18), zero, weight, scale, minus, g.const([0, 0], np.int32), "", "")
+    y = g.node(
+        "QGemm", x, g.f32(1e18), zero, weight, scale, minus, g.const([0, 0], np.int32), "", ""
+    )
     model = write(g.model(y), tmp_path / "m.onnx")
     text = in_box(("0", "255"), ("0", "255")) + "(assert (<= Y_1 5))"
     result = verify(model, spec_file(tmp_path, text), CPU)
@@ -427,13 +496,17 @@ def test_an_output_that_can_be_infinite_is_unknown(tmp_path: Path) -> None:
     assert verify(model, spec_file(tmp_path, text), CPU).verdict is Verdict.SAT
 
 
-# -- what does not fit ---------------------------------------------------------------------------------------------------
+# -- what does not fit -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("(declare-const Y_1 Real)\n", "(declare-const Y_1 Real)\n(declare-const Y_2 Real)\n", "3 output elements"),
+        (
+            "(declare-const Y_1 Real)\n",
+            "(declare-const Y_1 Real)\n(declare-const Y_2 Real)\n",
+            "3 output elements",
+        ),
         ("(declare-const X_1 Real)\n", "", "1 input elements"),
         ("Real", "Int", "Int inputs"),
     ],
@@ -450,9 +523,17 @@ def test_a_1_0_property_of_another_model(old: str, new: str, message: str, tmp_p
     [
         ("X float32", "X uint8", "X is uint8, the model's '.*' is float32"),
         ("Y float32", "Y float64", "Y is float64"),
-        ("X float32 [1,2]", "X float32 [2,2]", r"X \[2, 2\], a batch of 2, but the model's '.*' is read as \[1, 2\]"),
+        (
+            "X float32 [1,2]",
+            "X float32 [2,2]",
+            r"X \[2, 2\], a batch of 2, but the model's '.*' is read as \[1, 2\]",
+        ),
         ("X float32 [1,2]", "X float32 [1,3]", "3 input elements"),
-        ("(declare-input X float32 [1,2])", "(declare-input X float32 [1]) (declare-input Z float32 [1])", "2 inputs"),
+        (
+            "(declare-input X float32 [1,2])",
+            "(declare-input X float32 [1]) (declare-input Z float32 [1])",
+            "2 inputs",
+        ),
     ],
 )
 def test_a_2_0_property_of_another_model(old: str, new: str, message: str, tmp_path: Path) -> None:
@@ -462,12 +543,17 @@ def test_a_2_0_property_of_another_model(old: str, new: str, message: str, tmp_p
     names += ["X[0,2]"] if "[1,3]" in new else []
     bounds = "".join(f"(assert (>= {name} 0)) (assert (<= {name} 1))" for name in names)
     with pytest.raises(SpecError, match=message):
-        verify(QOP, spec_file(tmp_path, bounds + "(assert (>= Y[0,0] 0.0))", HEAD_2.replace(old, new)), CPU)
+        verify(
+            QOP,
+            spec_file(tmp_path, bounds + "(assert (>= Y[0,0] 0.0))", HEAD_2.replace(old, new)),
+            CPU,
+        )
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1), (1, 1, 2)])
 def test_axes_of_one_may_differ(shape: tuple[int, ...], tmp_path: Path) -> None:
-    """They leave every element in its place; the counterexample is printed in the declared shape."""
+    """They leave every element in its place; the counterexample is printed in the declared
+    shape."""
     text = UNSAFE.with_name("tiny_unsafe_v2.vnnlib").read_text()
 
     def renamed(match: re.Match[str]) -> str:
@@ -486,7 +572,10 @@ def test_another_order_of_axes_is_refused(tmp_path: Path) -> None:
     g = Graph()
     x = g.quantize(g.input((1, 2, 3)), 1.0, np.array(0, np.uint8))
     model = write(g.model(g.dequantize(x, 1.0, np.array(0, np.uint8))), tmp_path / "m.onnx")
-    head = "(vnnlib-version <2.0>)(declare-network f (declare-input X real [3,2])(declare-output Y real [1,2,3]))"
+    head = (
+        "(vnnlib-version <2.0>)(declare-network f (declare-input X real [3,2])(declare-output Y "
+        "real [1,2,3]))"
+    )
     with pytest.raises(SpecError, match=r"X has shape \[3, 2\], the model's 'x0' \[1, 2, 3\]"):
         verify(model, spec_file(tmp_path, "(assert (> X[0,0] Y[0,0,0]))", head), CPU)
 
@@ -530,20 +619,29 @@ def test_missing_files() -> None:
             verify(model, spec, CPU)
 
 
-# -- what is recorded ----------------------------------------------------------------------------------------------------
+# -- what is recorded ------------------------------------------------------------------------------
 
 
 def refuse(text: str) -> None:
     raise AssertionError(f"{text} is no JSON")
 
 
-@pytest.mark.parametrize(("model", "spec"), [(QOP, SAFE), (QDQ, SAFE), (QOP, UNSAFE), (QDQ, UNSAFE)])
+@pytest.mark.parametrize(
+    ("model", "spec"), [(QOP, SAFE), (QDQ, SAFE), (QOP, UNSAFE), (QDQ, UNSAFE)]
+)
 def test_details_are_plain_json(model: Path, spec: Path) -> None:
     result = verify(model, spec, CPU)
     document = json.loads(as_json(result, str(model), str(spec), CPU), parse_constant=refuse)
     plain = {key: value for key, value in result.details.items() if key != "property"}
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain == document["details"]
-    assert {"device", "semantics", "read_by", "model_sha256", "spec_sha256", "warnings"} <= plain.keys()
+    assert {
+        "device",
+        "semantics",
+        "read_by",
+        "model_sha256",
+        "spec_sha256",
+        "warnings",
+    } <= plain.keys()
     assert ("onnxruntime" in plain) == (result.verdict is Verdict.SAT)
     assert 0 <= result.stats.load_seconds <= result.stats.seconds
 
@@ -554,7 +652,7 @@ def test_progress_is_reported() -> None:
     assert seen and seen[-1] == pytest.approx(1.0)
 
 
-# -- end to end ----------------------------------------------------------------------------------------------------------
+# -- end to end ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -572,10 +670,14 @@ def check_counterexample(text: str, model: Path, spec: Path) -> None:
     """A 1.0 counterexample of a tiny network: inside the box, and onnxruntime gives its outputs."""
     values = {name: value for name, value in re.findall(r"\(([XY]_\d+) ([^()\s]+)\)", text)}
     assert list(values) == ["X_0", "X_1", "Y_0", "Y_1"]
-    for relation, name, bound in re.findall(r"\(assert \(([<>]=) (X_\d) ([\d.]+)\)\)", spec.read_text()):
+    for relation, name, bound in re.findall(
+        r"\(assert \(([<>]=) (X_\d) ([\d.]+)\)\)", spec.read_text()
+    ):
         difference = Fraction(values[name]) - Fraction(bound)
         assert difference >= 0 if relation == ">=" else difference <= 0
-    outputs = run_file(model, [np.array([[values["X_0"], values["X_1"]]], np.float32)])[0].reshape(-1)
+    outputs = run_file(model, [np.array([[values["X_0"], values["X_1"]]], np.float32)])[0].reshape(
+        -1
+    )
     assert [np.float32(values["Y_0"]), np.float32(values["Y_1"])] == outputs.tolist()
     assert outputs[0] >= outputs[1]
 
@@ -589,21 +691,38 @@ def test_batch_end_to_end(command: Path) -> None:
     rows = [(m.name, s.name) for m in (QOP, QDQ) for s in (SAFE, UNSAFE)]
     rows.append(("absent.onnx", SAFE.name))
     (folder / "instances.csv").write_text("".join(f"onnx/{m},vnnlib/{s},30\n" for m, s in rows))
-    arguments = ["batch", "tiny/instances.csv", "--jobs", "2", "--results", "r.csv", "--device", "cpu"]
-    done = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    arguments = [
+        "batch",
+        "tiny/instances.csv",
+        "--jobs",
+        "2",
+        "--results",
+        "r.csv",
+        "--device",
+        "cpu",
+    ]
+    done = subprocess.run(
+        [command, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     found = {tuple(row[:3]): row for row in csv.reader(Path("r.csv").read_text().splitlines())}
     assert len(found) == len(rows)
     for model, spec in rows:
         row = found["tiny", f"onnx/{model}", f"vnnlib/{spec}"]
-        assert row[4] == ("error" if model.startswith("absent") else "sat" if spec == UNSAFE.name else "unsat")
+        assert row[4] == (
+            "error" if model.startswith("absent") else "sat" if spec == UNSAFE.name else "unsat"
+        )
         assert row[3] == "0.0" and 0 <= float(row[5]) < 30
     texts = {path.name: path.read_text() for path in Path("r_counterexamples").iterdir()}
-    assert sorted(texts) == [f"tiny_mlp_{form}_tiny_unsafe.counterexample" for form in ("qdq", "qop")]
+    assert sorted(texts) == [
+        f"tiny_mlp_{form}_tiny_unsafe.counterexample" for form in ("qdq", "qop")
+    ]
     for file in (QDQ, QOP):
         check_counterexample(texts[f"{file.stem}_tiny_unsafe.counterexample"], file, UNSAFE)
-    again = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    again = subprocess.run(
+        [command, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
     assert again.returncode == 0 and "5 of 5 instances are in r.csv already" in again.stderr
 
 
@@ -617,7 +736,9 @@ def test_the_competition_s_scripts_end_to_end(command: Path, tmp_path: Path) -> 
         )
         for name, *arguments in steps:
             line = ["bash", str(SCRIPTS / name), *arguments]
-            done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(
+                line, env=environment, capture_output=True, text=True, timeout=60, check=False
+            )
             assert done.returncode == 0, done.stderr
         first, _, rest = Path("result.txt").read_text().partition("\n")
         assert first == verdict
@@ -635,7 +756,10 @@ def test_a_machine_without_tested_rules_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     other = verify(QOP, SAFE, CPU)
     assert other.details["machine"] == "arm64"
-    assert any("on this machine (arm64) onnxruntime has other kernels" in text for text in other.details["warnings"])
+    assert any(
+        "on this machine (arm64) onnxruntime has other kernels" in text
+        for text in other.details["warnings"]
+    )
 
 
 @pytest.mark.parametrize("version", ["1.31.1", "1.31rc2", "1.31.0.dev20261101", "1.31+local"])
@@ -647,7 +771,7 @@ def test_a_version_of_the_runtime_is_read(version: str, monkeypatch: pytest.Monk
         runtime.release()
 
 
-# -- shapes that the file leaves open ------------------------------------------------------------------------------------
+# -- shapes that the file leaves open --------------------------------------------------------------
 
 
 def open_query(folder: Path, bound: str) -> tuple[Path, Path]:
@@ -655,7 +779,9 @@ def open_query(folder: Path, bound: str) -> tuple[Path, Path]:
     g = Graph()
     x = g.quantize(g.input(("n", 2)), 0.5, np.array(0, np.uint8))
     model = write(g.model(g.dequantize(x, 0.5, np.array(0, np.uint8))), folder / "open.onnx")
-    bounds = "".join(f"(assert (and (>= X[{i},{j}] 0.0) (<= X[{i},{j}] 9.0)))" for i in (0, 1) for j in (0, 1))
+    bounds = "".join(
+        f"(assert (and (>= X[{i},{j}] 0.0) (<= X[{i},{j}] 9.0)))" for i in (0, 1) for j in (0, 1)
+    )
     network = "(declare-network N (declare-input X float32 [2,2]) (declare-output Y float32 [2,2]))"
     spec = folder / "open.vnnlib"
     spec.write_text(f"(vnnlib-version <2.0>)\n{network}{bounds}(assert (>= Y[1,1] {bound}))")
@@ -666,14 +792,18 @@ def test_a_verdict_on_assumed_shapes_says_so(tmp_path: Path) -> None:
     for bound, verdict in (("9.25", Verdict.UNSAT), ("8.75", Verdict.SAT)):
         result = verify(*open_query(tmp_path, bound), CPU)
         assert result.verdict is verdict
-        assert any("verdicts are about the model with --shape x0=2,2" in w for w in result.details["warnings"])
+        assert any(
+            "verdicts are about the model with --shape x0=2,2" in w
+            for w in result.details["warnings"]
+        )
 
 
 @pytest.mark.parametrize("bound", ["9.25", "8.75"])
 def test_an_open_file_that_computes_otherwise_is_unknown(
     bound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime fuses less where shapes are open: the file that the user runs may be another network."""
+    """onnxruntime fuses less where shapes are open: the file that the user runs may be another
+    network."""
     honest = runtime.Session.__init__
     with_open = set[int]()
 
@@ -685,7 +815,9 @@ def test_an_open_file_that_computes_otherwise_is_unknown(
     run = runtime.Session.run
     monkeypatch.setattr(runtime.Session, "__init__", noted)
     monkeypatch.setattr(
-        runtime.Session, "run", lambda self, x: [y + np.float32(0.5) * (id(self) in with_open) for y in run(self, x)]
+        runtime.Session,
+        "run",
+        lambda self, x: [y + np.float32(0.5) * (id(self) in with_open) for y in run(self, x)],
     )
     result = verify(*open_query(tmp_path, bound), CPU)
     assert result.verdict is Verdict.UNKNOWN and "make_dynamic_shape_fixed" in result.reason

@@ -1,4 +1,5 @@
-"""The competition's scripts, driven as its harness drives them, with a fake `qverify` behind them."""
+"""The competition's scripts, driven as its harness drives them, with a fake `qverify` behind
+them."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ Path(sys.argv[3]).write_text("sat\\n((X_0 1)\\n (Y_0 2))\\n")
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory that is not the repository, with spaces in its name, and the fake in QVERIFY_BIN."""
+    """A working directory that is not the repository, with spaces in its name, and the fake in
+    QVERIFY_BIN."""
     home = tmp_path / "some place"
     home.mkdir()
     fake = home / "qverify"
@@ -49,7 +51,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", str(SCRIPTS / name), *arguments], capture_output=True, text=True, timeout=60, check=False
+        ["bash", str(SCRIPTS / name), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -85,7 +91,8 @@ def test_scripts_are_executable_and_want_v1(name: str, place: Path) -> None:
         assert "v1" in done.stderr and done.stdout == ""
 
 
-# --- prepare_instance.sh --------------------------------------------------------------------------------------------
+# --- prepare_instance.sh
+# --------------------------------------------------------------------------------------------
 
 
 def test_prepare(place: Path) -> None:
@@ -103,7 +110,9 @@ def test_prepare_refuses(onnx: str, place: Path) -> None:
 
 def test_prepare_ends_a_stray_run(place: Path) -> None:
     arguments = ["v1", "cat", "sleep.onnx", "p.vnnlib", "r", "50"]
-    with subprocess.Popen(["bash", SCRIPTS / "run_instance.sh", *arguments], stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        ["bash", SCRIPTS / "run_instance.sh", *arguments], stderr=subprocess.DEVNULL
+    ) as process:
         assert wait_for_pid(place) == process.pid
         assert script("prepare_instance.sh", "v1", "cat", "a.onnx", "p.vnnlib").returncode == 0
         assert process.wait(timeout=10) == -signal.SIGKILL
@@ -119,18 +128,22 @@ def test_prepare_spares_another_process_with_the_same_number(place: Path, tmp_pa
         other.kill()
 
 
-# --- run_instance.sh ------------------------------------------------------------------------------------------------
+# --- run_instance.sh
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("timeout", "limit"), [("100", "98.000"), ("30.0", "29.000"), ("1", "0.500"), ("20.", "19.000"), (".5", "0.250")]
+    ("timeout", "limit"),
+    [("100", "98.000"), ("30.0", "29.000"), ("1", "0.500"), ("20.", "19.000"), (".5", "0.250")],
 )
 def test_run_writes_the_results_within_the_limit(timeout: str, limit: str, place: Path) -> None:
     Path("out").mkdir()
     done = script("run_instance.sh", "v1", "cat", "a.onnx", "p.vnnlib", "out/r.txt", timeout)
     assert done.returncode == 0
     assert Path("out/r.txt").read_text().splitlines()[0] == "sat"
-    assert f"['a.onnx', 'p.vnnlib', 'out/r.txt', '--timeout', '{limit}', '--exit-zero']" in done.stderr
+    assert (
+        f"['a.onnx', 'p.vnnlib', 'out/r.txt', '--timeout', '{limit}', '--exit-zero']" in done.stderr
+    )
 
 
 @pytest.mark.parametrize("timeout", ["", "soon", "0", "-1", "1;2", "."])
@@ -149,7 +162,10 @@ def test_run_with_several_networks_is_unknown(place: Path) -> None:
 
 def test_run_leaves_no_stale_verdict(place: Path) -> None:
     Path("r").write_text("unsat\n")
-    assert script("run_instance.sh", "v1", "cat", "unsupported.onnx", "p.vnnlib", "r", "10").returncode == 2
+    assert (
+        script("run_instance.sh", "v1", "cat", "unsupported.onnx", "p.vnnlib", "r", "10").returncode
+        == 2
+    )
     assert not Path("r").exists()
 
 

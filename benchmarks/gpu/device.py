@@ -1,8 +1,10 @@
-"""What the device is and what it can do: its versions, which kernels are exact on it, its bandwidth and its int8 rates.
+"""What the device is and what it can do: its versions, which kernels are exact on it, its bandwidth
+and its int8 rates.
 
-`peak` below is the benchmark's own kernel: every warp repeats one tensor core instruction on eight accumulators, with
-operands that are not zero. Rates count multiplications that matter, as a layer does: 16 x 8 x 32 of an `mma.m16n8k32`, and
-as many of an `mma.sp.m16n8k64`, half of whose 64 columns are zeros by construction.
+`peak` below is the benchmark's own kernel: every warp repeats one tensor core instruction on eight
+accumulators, with operands that are not zero. Rates count multiplications that matter, as a layer
+does: 16 x 8 x 32 of an `mma.m16n8k32`, and as many of an `mma.sp.m16n8k64`, half of whose 64
+columns are zeros by construction.
 """
 
 from __future__ import annotations
@@ -70,14 +72,16 @@ def peak_options(kind: int) -> tuple[str, ...]:
 
 
 class Clock:
-    """Times of work on one machine: medians over repeats, after a warm-up; by CUDA's events on a GPU."""
+    """Times of work on one machine: medians over repeats, after a warm-up; by CUDA's events on a
+    GPU."""
 
     def __init__(self, kernels: Kernels, seconds: float = 0.3) -> None:
         self._cuda = None if kernels.name == "cpu" else kernels.xp.cuda
         self._seconds = seconds  # about so long may one measurement take
 
     def once(self, task: Callable[[], Any], inner: int = 1) -> float:
-        """Seconds of a call, the mean of `inner` in a row; the device has finished when the clock stops."""
+        """Seconds of a call, the mean of `inner` in a row; the device has finished when the clock
+        stops."""
         if self._cuda is None:
             start = time.perf_counter()
             for _ in range(inner):
@@ -92,8 +96,9 @@ class Clock:
         return float(self._cuda.get_elapsed_time(begin, end)) / 1000 / inner
 
     def median(self, task: Callable[[], Any]) -> float:
-        """Seconds of a call: the median of at least three groups of calls, each of some milliseconds where calls are
-        short, so that launches overlap with work as they do in a search."""
+        """Seconds of a call: the median of at least three groups of calls, each of some
+        milliseconds where calls are short, so that launches overlap with work as they do in a
+        search."""
         self.once(task)
         guess = max(self.once(task), 1e-7)
         inner = int(np.clip(0.003 / guess, 1, 100))
@@ -113,7 +118,8 @@ def versions() -> dict[str, str]:
 
 
 def describe(kernels: Kernels, what: str, emit: Emit, timed: bool = True) -> None:
-    """The machine; or, on a GPU, one variant of the kernels; or, "chosen", which of them qverify takes."""
+    """The machine; or, on a GPU, one variant of the kernels; or, "chosen", which of them qverify
+    takes."""
     if what == "chosen":
         try:
             emit({"chosen": device.opened(kernels).variant.name})
@@ -126,7 +132,12 @@ def describe(kernels: Kernels, what: str, emit: Emit, timed: bool = True) -> Non
             emit({"variants": {what: examined(kernels, variant, timed)}})
         return
     emit(
-        {"device": kernels.description, "versions": versions(), "system": platform.platform(), "cores": os.cpu_count()}
+        {
+            "device": kernels.description,
+            "versions": versions(),
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+        }
     )
     if kernels.name == "cpu":
         return
@@ -146,7 +157,8 @@ def describe(kernels: Kernels, what: str, emit: Emit, timed: bool = True) -> Non
 
 
 def examined(kernels: Kernels, variant: Variant, timed: bool) -> dict[str, Any]:
-    """Seconds of compiling, whether all test layers come out exactly, microseconds of a layer of 16384 x 512 x 512."""
+    """Seconds of compiling, whether all test layers come out exactly, microseconds of a layer of
+    16384 x 512 x 512."""
     own: dict[str, Any] = {}
     start = time.perf_counter()
     try:
@@ -154,7 +166,9 @@ def examined(kernels: Kernels, variant: Variant, timed: bool) -> dict[str, Any]:
         module.compile()
         own["compile_s"] = round(time.perf_counter() - start, 2)
         fused = Fused(kernels, variant, module)
-        wrong = {name: text for name, check in comparisons(fused).items() if (text := _outcome(check))}
+        wrong = {
+            name: text for name, check in comparisons(fused).items() if (text := _outcome(check))
+        }
         own |= {"exact": not wrong, "wrong": wrong} if wrong else {"exact": True}
         if timed:
             own["layer_us"] = round(1e6 * _seconds(fused, (16384, 512, 512)), 1)
@@ -172,7 +186,8 @@ def _outcome(check: Callable[[], bool]) -> str:
 
 
 def ceilings(kernels: Kernels, quick: bool, emit: Emit) -> None:
-    """Rows of what the device reaches: bytes copied per second (read and written), and multiplications per second."""
+    """Rows of what the device reaches: bytes copied per second (read and written), and
+    multiplications per second."""
     xp, clock = kernels.xp, Clock(kernels, 0.05 if quick else 0.5)
     size = 1 << (20 if quick else 30)
     there, here = xp.ones(size, dtype=xp.uint8), xp.empty(size, dtype=xp.uint8)
@@ -196,4 +211,12 @@ def ceilings(kernels: Kernels, quick: bool, emit: Emit) -> None:
         except Exception as error:
             emit({"row": {"what": name, "unit": "error", "rate": 0.0}, "error": str(error)[:2000]})
             continue
-        emit({"row": {"what": name, "unit": "mac/s", "rate": blocks * 8 * count * 8 * MACS[kind] / seconds}})
+        emit(
+            {
+                "row": {
+                    "what": name,
+                    "unit": "mac/s",
+                    "rate": blocks * 8 * count * 8 * MACS[kind] / seconds,
+                }
+            }
+        )

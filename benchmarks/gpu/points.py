@@ -1,9 +1,11 @@
-"""Exact inference by the very kernels that bound boxes: a pair of bytes holds two points instead of two ends.
+"""Exact inference by the very kernels that bound boxes: a pair of bytes holds two points instead of
+two ends.
 
-For an interval, the metadata of a sparse weight (its two index bits) says by the weight's sign which byte of a pair it
-meets, and all indices ^ 1 give the other end. If all of them name the first byte, the first product is that of one point,
-and the second that of the other: the same launches, on as many bytes, are the inference of two points. So with these
-kernels the bounds of a box cost two inferences, but for what is not theirs; this is the yardstick that the benchmark times.
+For an interval, the metadata of a sparse weight (its two index bits) says by the weight's sign
+which byte of a pair it meets, and all indices ^ 1 give the other end. If all of them name the first
+byte, the first product is that of one point, and the second that of the other: the same launches,
+on as many bytes, are the inference of two points. So with these kernels the bounds of a box cost
+two inferences, but for what is not theirs; this is the yardstick that the benchmark times.
 """
 
 from __future__ import annotations
@@ -18,7 +20,14 @@ from qverify.ops import Conv, Dense, Layout, Max, Requantize, Table
 from qverify.propagate.device import Plan
 from qverify.propagate.plan import make_plan
 
-PLAIN = (Dense, Conv, Requantize, Layout, Max)  # each end of the result comes from the same end of the input
+# Each end of the result comes from the same end of the input.
+PLAIN = (
+    Dense,
+    Conv,
+    Requantize,
+    Layout,
+    Max,
+)
 FIRST = 0x88  # four indices: entries 0 and 2 of two pairs, which are their first bytes
 
 
@@ -50,8 +59,8 @@ def _ignore_signs(records: Array) -> None:
 
 
 def make_inference(network: Network, fused: Fused) -> Plan | None:
-    """A plan whose `run(points, points)` gives the outputs of both arrays of points; None where the chosen variant has no
-    metadata, or an op of the network mixes the two ends."""
+    """A plan whose `run(points, points)` gives the outputs of both arrays of points; None where the
+    chosen variant has no metadata, or an op of the network mixes the two ends."""
     ops = [node.op for node in network.nodes]
     apart = all(isinstance(op, PLAIN) or (isinstance(op, Table) and op.monotone) for op in ops)
     if fused.variant is not Variant.SPARSE or not apart:

@@ -1,7 +1,8 @@
 """How many boxes a second intervals bound, and how many subproblems a second the dual.
 
-Networks have random weights of a fixed seed, in the shapes of `SHAPES`. Inputs and results of what is timed lie in the
-device's memory. Before anything is timed, the bounds of some boxes are compared with NumPy's, bit for bit.
+Networks have random weights of a fixed seed, in the shapes of `SHAPES`. Inputs and results of what
+is timed lie in the device's memory. Before anything is timed, the bounds of some boxes are compared
+with NumPy's, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ import onnx
 from benchmarks.gpu.device import Clock, Emit
 from benchmarks.gpu.points import make_inference
 from benchmarks.ibp_vs_inference import Chain, nets
-from qverify.bounds.cover import proved
 from qverify.bounds.improve import Point, improve
+from qverify.bounds.unsafe_regions import proved
 from qverify.deadline import Deadline
 from qverify.engine import Engine
 from qverify.errors import DeviceError
 from qverify.frontend.model import read_model
-from qverify.frontend.vnnlib import read_property
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Network
 from qverify.ops import Conv, Dense
@@ -36,6 +36,7 @@ from qverify.ops.relax import GUIDE
 from qverify.propagate import Propagator
 from qverify.propagate.device import Plan, opened
 from qverify.search.problem import Problem
+from qverify.vnnlib.reader import read_property
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = open_kernels("cpu")
@@ -63,7 +64,7 @@ DUAL_BATCHES = (64, 256, 1024, 4096)
 ROUNDS, RATE = 12, 0.1  # of the search's first phase
 NEVER = Deadline.after(None)
 
-# -- intervals -----------------------------------------------------------------------------------------------------------
+# -- intervals -------------------------------------------------------------------------------------
 
 
 def rounded(count: int, step: int) -> int:
@@ -71,27 +72,34 @@ def rounded(count: int, step: int) -> int:
 
 
 def work_of(network: Network) -> tuple[int, int]:
-    """Multiplications of one inference, with neurons rounded up to 16 and inputs to 32 as tensor cores take them; bytes
-    that intervals read and write if every layer reads and writes pairs of bytes once."""
+    """Multiplications of one inference, with neurons rounded up to 16 and inputs to 32 as tensor
+    cores take them; bytes that intervals read and write if every layer reads and writes pairs of
+    bytes once."""
     multiplications, moved = 0, 0
     for node in network.nodes:
         if isinstance(node.op, Dense | Conv):
             weight = node.op.weight if isinstance(node.op, Conv) else node.op.weight.T
             neurons, inputs = len(weight), prod(weight.shape[1:])
-            multiplications += rounded(inputs, 32) * rounded(neurons, 16) * (node.type.size // neurons)
+            multiplications += (
+                rounded(inputs, 32) * rounded(neurons, 16) * (node.type.size // neurons)
+            )
             moved += 2 * (network.type_of(node.inputs[0]).size + node.type.size)
     return multiplications, moved
 
 
 def limits(network: Network, ceilings: dict[str, float], one_launch: bool) -> dict[str, float]:
-    """Boxes per second that the measured ceilings allow: two sparse products (four dense ones), or the bytes. A network in
-    one launch moves its input and its output only."""
+    """Boxes per second that the measured ceilings allow: two sparse products (four dense ones), or
+    the bytes. A network in one launch moves its input and its output only."""
     multiplications, moved = work_of(network)
     if one_launch:
         moved = 2 * network.input_type.size + 8 * network.output_size
     found = {}
     products = {"mma_sparse": 2, "mma_dense": 4, "mma_small": 4}
-    rates = [rate / (products[name] * multiplications) for name, rate in ceilings.items() if name in products]
+    rates = [
+        rate / (products[name] * multiplications)
+        for name, rate in ceilings.items()
+        if name in products
+    ]
     if rates:
         found["tensor_limit"] = max(rates)
     if "copy" in ceilings:
@@ -111,7 +119,9 @@ def sampled(name: str) -> Network:
 def boxes_of(network: Network, count: int) -> tuple[Any, Any]:
     """Random boxes, five codes wide."""
     rng, kind = np.random.default_rng(1), network.input_type
-    centre = rng.integers(kind.low, kind.high, (min(count, 4096), kind.size), endpoint=True, dtype=np.int32)
+    centre = rng.integers(
+        kind.low, kind.high, (min(count, 4096), kind.size), endpoint=True, dtype=np.int32
+    )
     centre = np.resize(centre, (count, kind.size))
     return np.maximum(centre - 2, kind.low), np.minimum(centre + 2, kind.high)
 
@@ -142,9 +152,15 @@ class Timed:
         found = own.intervals(*there)
         some = slice(None, None, max(1, batch // 16))
         expected = self.host.intervals(CPU, lower[some], upper[some])
-        if any(not np.array_equal(a, kernels.to_host(b[some])) for a, b in zip(expected, found, strict=True)):
+        if any(
+            not np.array_equal(a, kernels.to_host(b[some]))
+            for a, b in zip(expected, found, strict=True)
+        ):
             raise SystemExit("the bounds differ from NumPy's")
-        row: dict[str, Any] = {"by": own.name, "interval_s": clock.median(lambda: own.intervals(*there))}
+        row: dict[str, Any] = {
+            "by": own.name,
+            "interval_s": clock.median(lambda: own.intervals(*there)),
+        }
         row["points_s"] = clock.median(lambda: own.intervals(there[0], there[0]))
         if batch * self.host.elements_per_point() < 1 << 28:
             row["run_s"] = clock.median(lambda: self.network.run(kernels, there[0]))
@@ -164,13 +180,18 @@ class Timed:
         first, second = (there[:half], there[half : 2 * half]) if half else (there, there)
         found = plan.run(first, second)
         for start, own in zip((0, half), found, strict=True):
-            if not np.array_equal(kernels.to_host(own[:16]), self.host.run(CPU, points[start : start + len(own)][:16])):
+            if not np.array_equal(
+                kernels.to_host(own[:16]), self.host.run(CPU, points[start : start + len(own)][:16])
+            ):
                 raise SystemExit("the inference differs from NumPy's")
         return clock.median(lambda: plan.run(first, second))
 
 
-def intervals(kernels: Kernels, ort: Any, ceilings: dict[str, float], quick: bool, emit: Emit) -> None:
-    """Rows of bounds per second, by batch and network; the most telling batches first. What fails is a row, too."""
+def intervals(
+    kernels: Kernels, ort: Any, ceilings: dict[str, float], quick: bool, emit: Emit
+) -> None:
+    """Rows of bounds per second, by batch and network; the most telling batches first. What fails
+    is a row, too."""
     nets = {name: Timed.make(kernels, name) for name in ((FOUR[0], FOUR[3]) if quick else SHAPES)}
     for batch in (8, 1) if quick else BATCHES:
         for name, own in nets.items():
@@ -205,8 +226,8 @@ def _ratios(host: Network, row: dict[str, Any], ceilings: dict[str, float]) -> d
 
 
 def _by_step(plan: Any, clock: Clock, lower: Any, upper: Any) -> dict[str, float]:
-    """The time of the fused kernels alone, each launched many times in a row: without gaps between launches, and without
-    the steps that turn ends into pairs of bytes and back."""
+    """The time of the fused kernels alone, each launched many times in a row: without gaps between
+    launches, and without the steps that turn ends into pairs of bytes and back."""
     from qverify.propagate import device
 
     rows = max(1, device.BUDGET // max(plan.per_box, 1))
@@ -225,12 +246,16 @@ def _by_step(plan: Any, clock: Clock, lower: Any, upper: Any) -> dict[str, float
 
 
 def _products(kernels: Kernels, host: Network, batch: int, clock: Clock) -> dict[str, Any]:
-    """An inference's int8 products by cuBLAS (int8 x int8 -> int32, nothing rounded after them). No convolutions."""
+    """An inference's int8 products by cuBLAS (int8 x int8 -> int32, nothing rounded after them). No
+    convolutions."""
     layers = [node.op.weight.shape for node in host.nodes if isinstance(node.op, Dense)]
     if any(isinstance(node.op, Conv) for node in host.nodes) or batch < 16:
         return {}
     try:
-        tasks = [_product(kernels, batch, rounded(inputs, 16), rounded(neurons, 16)) for inputs, neurons in layers]
+        tasks = [
+            _product(kernels, batch, rounded(inputs, 16), rounded(neurons, 16))
+            for inputs, neurons in layers
+        ]
         return {"gemm_s": sum(clock.median(task) for task in tasks)}
     except Exception as error:  # a comparison that this CuPy or cuBLAS does not offer
         return {"gemm_error": f"{type(error).__name__}: {error}"[:200]}
@@ -243,29 +268,48 @@ def _product(kernels: Kernels, rows: int, inputs: int, neurons: int) -> Callable
     xp, handle, rng = kernels.xp, get_cublas_handle(), np.random.default_rng(2)
     x, w = (rng.integers(-128, 128, (n, inputs), dtype=np.int8) for n in (rows, neurons))
     there_x, there_w = kernels.asarray(x), kernels.asarray(w)
-    result, one, zero = xp.empty((rows, neurons), dtype=xp.int32), np.ones(1, np.int32), np.zeros(1, np.int32)
+    result, one, zero = (
+        xp.empty((rows, neurons), dtype=xp.int32),
+        np.ones(1, np.int32),
+        np.zeros(1, np.int32),
+    )
     int8, int32, default = 3, 10, -1  # CUDA_R_8I, CUDA_R_32I, CUBLAS_GEMM_DEFAULT
 
     def task() -> Any:
         first, second, target = (a.data.ptr for a in (there_w, there_x, result))
         cublas.gemmEx(
-            *(handle, cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, neurons, rows, inputs, one.ctypes.data),
+            *(
+                handle,
+                cublas.CUBLAS_OP_T,
+                cublas.CUBLAS_OP_N,
+                neurons,
+                rows,
+                inputs,
+                one.ctypes.data,
+            ),
             *(first, int8, inputs, second, int8, inputs, zero.ctypes.data, target, int32, neurons),
             *(cublas.CUBLAS_COMPUTE_32I, default),
         )
         return result
 
-    if not np.array_equal(kernels.to_host(task()[:4]), x[:4].astype(np.int64) @ w.T.astype(np.int64)):
+    if not np.array_equal(
+        kernels.to_host(task()[:4]), x[:4].astype(np.int64) @ w.T.astype(np.int64)
+    ):
         raise ValueError("cuBLAS's product is not the one that was meant")
     return task
 
 
 def _runtime(ort: Any, name: str, batch: int, quick: bool) -> dict[str, Any]:
-    """onnxruntime's inference of the same network: by CUDA where its provider is there, else by all cores."""
+    """onnxruntime's inference of the same network: by CUDA where its provider is there, else by all
+    cores."""
     if ort is None:
         return {}
     sample, layers = SHAPES[name]
-    providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in ort.get_available_providers()]
+    providers = [
+        p
+        for p in ("CUDAExecutionProvider", "CPUExecutionProvider")
+        if p in ort.get_available_providers()
+    ]
     model = layers(Chain([batch, *sample], 0)).model([batch, *sample]).SerializeToString()
     try:
         options = ort.SessionOptions()
@@ -279,7 +323,7 @@ def _runtime(ort: Any, name: str, batch: int, quick: bool) -> dict[str, Any]:
     return {"runtime_s_per_sample": seconds / batch, "runtime_by": by}
 
 
-# -- the dual ------------------------------------------------------------------------------------------------------------
+# -- the dual --------------------------------------------------------------------------------------
 
 
 def problem_for(model: Path, spec: Path, kernels: Kernels) -> Problem:
@@ -289,17 +333,30 @@ def problem_for(model: Path, spec: Path, kernels: Kernels) -> Problem:
 
 
 def dual(kernels: Kernels, quick: bool, emit: Emit) -> None:
-    """Rows of subproblems per second: hulls, multipliers at the edges, `ROUNDS` steps, the exact bound. On a GPU, the
-    same batches on the CPU too, as long as they are not large."""
+    """Rows of subproblems per second: hulls, multipliers at the edges, `ROUNDS` steps, the exact
+    bound. On a GPU, the same batches on the CPU too, as long as they are not large."""
     for machine in [kernels] if kernels.name == "cpu" else [kernels, CPU]:
         for name, spec in DUALS:
-            model, path = ROOT / f"specs/examples/onnx/{name}.onnx", ROOT / f"specs/examples/vnnlib/{spec}.vnnlib"
+            model, path = (
+                ROOT / f"specs/examples/onnx/{name}.onnx",
+                ROOT / f"specs/examples/vnnlib/{spec}.vnnlib",
+            )
             problem = problem_for(model, path, machine)
             for batch in (4,) if quick else DUAL_BATCHES:
                 if machine.name == "cpu" and batch > 1024:
                     continue
                 row = _dual_row(problem, machine, batch, 2 if quick else ROUNDS)
-                emit({"row": {"model": name, "property": spec, "device": machine.name, "batch": batch, **row}})
+                emit(
+                    {
+                        "row": {
+                            "model": name,
+                            "property": spec,
+                            "device": machine.name,
+                            "batch": batch,
+                            **row,
+                        }
+                    }
+                )
 
 
 def _dual_row(problem: Problem, machine: Kernels, batch: int, rounds: int) -> dict[str, Any]:
@@ -307,22 +364,34 @@ def _dual_row(problem: Problem, machine: Kernels, batch: int, rounds: int) -> di
     assert relaxed is not None
     own, cover = relaxed.dual, relaxed.cover
     lower, upper = (np.repeat(end[None], batch, axis=0) for end in (problem.lower, problem.upper))
-    middle = (lower + upper) // 2  # every code is free, or is cut in the middle, in a part of its own
+    middle = (
+        lower + upper
+    ) // 2  # every code is free, or is cut in the middle, in a part of its own
     cut = rng.integers(0, 8, lower.shape)
-    upper, lower = np.where(cut == 0, middle, upper), np.where(cut == 1, np.minimum(middle + 1, upper), lower)
+    upper, lower = (
+        np.where(cut == 0, middle, upper),
+        np.where(cut == 1, np.minimum(middle + 1, upper), lower),
+    )
     there = machine.asarray(lower.astype(np.int32)), machine.asarray(upper.astype(np.int32))
     objective = cover.objective(own, [0] * batch)
     guide = objective.as_guide()
 
     def task() -> Any:
         boxes, _ = own.network.boxes(machine, *there)
-        scene = own.scene(boxes, cover.last)
-        mix = machine.xp.zeros(objective.constants.shape, dtype=GUIDE)
-        mix[:, 0] = 1
-        start = Point(mix, own.edge_multipliers(boxes, guide.weights(mix)), mix[:, 0])
-        point = improve(own, scene.as_guide(machine), guide, start, rounds, RATE, NEVER, enough=-1e30)
-        return proved(own, scene, objective, point, cover.precision())[0]
+        relaxations = own.relaxations(boxes, cover.last)
+        mu = machine.xp.zeros(objective.constants.shape, dtype=GUIDE)
+        mu[:, 0] = 1
+        start = Point(mu, own.crown_multipliers(boxes, guide.weights(mu)), mu[:, 0])
+        point = improve(
+            own, relaxations.as_guide(machine), guide, start, rounds, RATE, NEVER, enough=-1e30
+        )
+        return proved(own, relaxations, objective, point, cover.precision())[0]
 
     seconds = Clock(machine, 0.5).median(task)
     found = int(machine.to_host(task()).sum())
-    return {"seconds": seconds, "steps": rounds, "proved": found, "subproblems_per_second": batch / seconds}
+    return {
+        "seconds": seconds,
+        "steps": rounds,
+        "proved": found,
+        "subproblems_per_second": batch / seconds,
+    }

@@ -1,34 +1,37 @@
 """Everything that only a GPU can tell, in one command: `make gpu`, or
 
-    python benchmarks/gpu/run.py [--device cuda|cpu] [--out FOLDER] [--seconds 540] [--stages NAME ...] [--quick]
+    python benchmarks/gpu/run.py [--device cuda|cpu] [--out FOLDER] [--seconds 540] [--stages NAME
+    ...] [--quick]
         [--instances INSTANCES.csv ...] [--timeout 5]
 
-Needed are Python 3.11 or newer, NumPy, CuPy, onnx, click and pytest; no network, no installation. Stages run in the order
-of their importance, each in a process of its own (a kernel that fails takes its process along, not the run) and in its
-share of the time: what one leaves goes to the next ones. What a stage finds is written at once:
+Needed are Python 3.11 or newer, NumPy, CuPy, onnx, click and pytest; no network, no installation.
+Stages run in the order of their importance, each in a process of its own (a kernel that fails takes
+its process along, not the run) and in its share of the time: what one leaves goes to the next ones.
+What a stage finds is written at once:
 
-| stage | question | file |
-|---|---|---|
-| `device` | what is this; does every variant of the kernels compile, and is it exact here? | `gpu_summary.json` |
-| `ceilings` | bytes copied and int8 multiplications per second | `gpu_ceilings.csv` |
-| `intervals` | boxes per second; against inference, and the smaller ceiling | `gpu_intervals.csv` |
-| `tests` | the tests marked `gpu`: the same bits as the CPU | `gpu_tests.xml`, `gpu_log.txt` |
-| `dual` | subproblems per second of the dual, on the GPU and the CPU | `gpu_dual.csv` |
-| `verdicts` | time to a verdict: GPU, CPU, the 2023 procedure on the same GPU | `gpu_verdicts.csv` |
-| `sanitizer` | compute-sanitizer over the kernels' test layers, where it is on PATH | `gpu_log.txt` |
+| stage | question | file | |---|---|---| | `device` | what is this; does every variant of the
+kernels compile, and is it exact here? | `gpu_summary.json` | | `ceilings` | bytes copied and int8
+multiplications per second | `gpu_ceilings.csv` | | `intervals` | boxes per second; against
+inference, and the smaller ceiling | `gpu_intervals.csv` | | `tests` | the tests marked `gpu`: the
+same bits as the CPU | `gpu_tests.xml`, `gpu_log.txt` | | `dual` | subproblems per second of the
+dual, on the GPU and the CPU | `gpu_dual.csv` | | `verdicts` | time to a verdict: GPU, CPU, the 2023
+procedure on the same GPU | `gpu_verdicts.csv` | | `sanitizer` | compute-sanitizer over the kernels'
+test layers, where it is on PATH | `gpu_log.txt` |
 
-`gpu_summary.json` holds every stage's state (`ok`, `out of time`, `failed`, `left out`) and the table that is printed last;
-it is rewritten after every stage. With --device cpu and --quick all stages run in a tiny form on any computer, which shows
-that the script works and measures nothing.
+`gpu_summary.json` holds every stage's state (`ok`, `out of time`, `failed`, `left out`) and the
+table that is printed last; it is rewritten after every stage. With --device cpu and --quick all
+stages run in a tiny form on any computer, which shows that the script works and measures nothing.
 
-Columns end in their unit: `_s` seconds of a whole batch. `interval_s` is bounds of boxes by what the search uses, `fused_s`
-the fused kernels alone, `points_s` the same on single points, `inference_s` an exact inference of as many points by the
-same kernels (`points.py`), `run_s` one by the integer ops on the same machine, `gemm_s` cuBLAS's int8 products of one,
-`runtime_s_per_sample` onnxruntime's (`runtime_by` says where). `over_*` is `interval_s` over these; `of_limit` the share of
-the smaller of `tensor_limit` and `memory_limit` that is reached, `of_limit_fused` that of the fused kernels alone.
+Columns end in their unit: `_s` seconds of a whole batch. `interval_s` is bounds of boxes by what
+the search uses, `fused_s` the fused kernels alone, `points_s` the same on single points,
+`inference_s` an exact inference of as many points by the same kernels (`points.py`), `run_s` one by
+the integer ops on the same machine, `gemm_s` cuBLAS's int8 products of one, `runtime_s_per_sample`
+onnxruntime's (`runtime_by` says where). `over_*` is `interval_s` over these; `of_limit` the share
+of the smaller of `tensor_limit` and `memory_limit` that is reached, `of_limit_fused` that of the
+fused kernels alone.
 
-An onnxruntime that qverify refuses as too old is hidden from it, as if there were none: QDQ files and the replay of
-counterexamples are left out then, which the summary says.
+An onnxruntime that qverify refuses as too old is hidden from it, as if there were none: QDQ files
+and the replay of counterexamples are left out then, which the summary says.
 """
 
 from __future__ import annotations
@@ -52,7 +55,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # so that it runs without an installation
 
 # in the order of their importance, with their shares of the time
-STAGES = {"device": 12, "ceilings": 4, "intervals": 20, "tests": 34, "dual": 12, "verdicts": 20, "sanitizer": 16}
+STAGES = {
+    "device": 12,
+    "ceilings": 4,
+    "intervals": 20,
+    "tests": 34,
+    "dual": 12,
+    "verdicts": 20,
+    "sanitizer": 16,
+}
 LAST = 15.0  # seconds that a stage has to end in, once its time is up
 TESTS = ("tests/kernels", "tests/test_propagate_device.py", "tests/test_gpu.py")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -61,16 +72,52 @@ VARIANTS = ("PLAIN", "SPARSE", "DENSE", "SMALL")
 COLUMNS = {
     "ceilings": ("what", "unit", "rate"),
     "intervals": (
-        *("network", "batch", "by", "interval_s", "boxes_per_second", "fused_s", "other_steps_s", "points_s"),
-        *("inference_s", "over_inference", "run_s", "over_run", "gemm_s", "gemm_error", "over_gemm"),
+        *(
+            "network",
+            "batch",
+            "by",
+            "interval_s",
+            "boxes_per_second",
+            "fused_s",
+            "other_steps_s",
+            "points_s",
+        ),
+        *(
+            "inference_s",
+            "over_inference",
+            "run_s",
+            "over_run",
+            "gemm_s",
+            "gemm_error",
+            "over_gemm",
+        ),
         *("runtime_s_per_sample", "runtime_by", "over_runtime"),
         *("tensor_limit", "memory_limit", "of_limit_fused", "of_limit", "steps", "launches"),
     ),
-    "dual": ("model", "property", "device", "batch", "steps", "seconds", "proved", "subproblems_per_second"),
-    "verdicts": ("suite", "onnx", "vnnlib", "method", "verdict", "seconds", "subproblems", "by", "note"),
+    "dual": (
+        "model",
+        "property",
+        "device",
+        "batch",
+        "steps",
+        "seconds",
+        "proved",
+        "subproblems_per_second",
+    ),
+    "verdicts": (
+        "suite",
+        "onnx",
+        "vnnlib",
+        "method",
+        "verdict",
+        "seconds",
+        "subproblems",
+        "by",
+        "note",
+    ),
 }
 
-# -- one stage, in this process ------------------------------------------------------------------------------------------
+# -- one stage, in this process --------------------------------------------------------------------
 
 
 def emit(found: dict[str, Any]) -> None:
@@ -114,19 +161,24 @@ def stage(name: str, given: argparse.Namespace) -> None:
         limit = 2 if quick else None
         verdicts.race(kernels, given.instances, given.timeout, runtime.available(), limit, emit)
     elif name == "exact" and kernels.name == "cuda":  # under compute-sanitizer
-        kernels.xp.cuda.set_allocator(None)  # every array its own allocation, so that a stray access is seen
+        # Every array its own allocation, so that a stray access is seen.
+        kernels.xp.cuda.set_allocator(None)
         for variant in ("SPARSE", "DENSE", "PLAIN", "SMALL"):
             device.describe(kernels, variant, emit, timed=False)
 
 
-# -- all stages ----------------------------------------------------------------------------------------------------------
+# -- all stages ------------------------------------------------------------------------------------
 
 
 class Report:
     """The files: rows as they come, the summary after every stage."""
 
     def __init__(self, out: Path, given: argparse.Namespace) -> None:
-        self.out, self.stages, self.rows = out, dict[str, dict[str, Any]](), dict[str, list[dict[str, Any]]]()
+        self.out, self.stages, self.rows = (
+            out,
+            dict[str, dict[str, Any]](),
+            dict[str, list[dict[str, Any]]](),
+        )
         self.table: list[str] = []
         out.mkdir(parents=True, exist_ok=True)
         for name in (*(f"gpu_{stage}.csv" for stage in COLUMNS), "gpu_tests.xml", "gpu_log.txt"):
@@ -165,7 +217,9 @@ class Report:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             if file.tell() == 0:
                 writer.writeheader()
-            writer.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})
+            writer.writerow(
+                {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()}
+            )
 
     def write(self) -> None:
         """The summary, at once."""
@@ -176,7 +230,8 @@ class Report:
 
 
 def follow(command: list[str], limit: float, report: Report, name: str) -> tuple[int, bool]:
-    """Run a process; its exit code, and whether its time was up. Its errors go to the log, and its output to the report."""
+    """Run a process; its exit code, and whether its time was up. Its errors go to the log, and its
+    output to the report."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     more = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "QVERIFY_HIDE_OLD_RUNTIME": "1"}  # for the tests
     more |= dict.fromkeys(THREADS, "1")  # all methods on the CPU use one
@@ -185,7 +240,13 @@ def follow(command: list[str], limit: float, report: Report, name: str) -> tuple
         log.write(f"\n==== {name}: {' '.join(command[1:])}\n")
         log.flush()
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=environment, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
         )
 
     def read() -> None:
@@ -217,9 +278,13 @@ def commands(name: str, given: argparse.Namespace, report: Report) -> list[Comma
     """What a stage runs."""
     own = [sys.executable, str(Path(__file__).resolve())]
     base = ["--device", given.device, "--timeout", str(given.timeout), *["--quick"] * given.quick]
-    if name == "device" and given.device != "cpu":  # each variant for itself: one that fails leaves a dead process
+    if (
+        name == "device" and given.device != "cpu"
+    ):  # each variant for itself: one that fails leaves a dead process
         found = [["--variant", variant] for variant in (*VARIANTS, "chosen")]
-        return [(" ".join(more[1:]), [*own, "--stage", name, *base, *more]) for more in ([], *found)]
+        return [
+            (" ".join(more[1:]), [*own, "--stage", name, *base, *more]) for more in ([], *found)
+        ]
     if name == "tests":
         return [("", _tests(given, report))]
     if name == "sanitizer":
@@ -227,7 +292,10 @@ def commands(name: str, given: argparse.Namespace, report: Report) -> list[Comma
         checks = [(t, [tool, "--tool", t, "--error-exitcode", "9"]) for t in TOOLS] if tool else []
         return [(t, [*check, *own, "--stage", "exact", *base]) for t, check in checks]
     if name == "intervals":
-        base += ["--ceilings", json.dumps({row["what"]: row["rate"] for row in report.rows.get("ceilings", [])})]
+        base += [
+            "--ceilings",
+            json.dumps({row["what"]: row["rate"] for row in report.rows.get("ceilings", [])}),
+        ]
     if name == "verdicts":
         base += ["--instances", *map(str, given.instances)]
     return [("", [*own, "--stage", name, *base])]
@@ -237,9 +305,16 @@ def _tests(given: argparse.Namespace, report: Report) -> list[str]:
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     if given.quick:
         return [*pytest, "--co", TESTS[0]]
-    if importlib.util.find_spec("xdist") and (os.cpu_count() or 1) >= 8:  # compiling takes time, on the CPU
+    if (
+        importlib.util.find_spec("xdist") and (os.cpu_count() or 1) >= 8
+    ):  # compiling takes time, on the CPU
         pytest += ["-p", "xdist.plugin", "-n", "4"]
-    return [*pytest, "--durations=15", f"--junitxml={report.out.resolve() / 'gpu_tests.xml'}", *TESTS]
+    return [
+        *pytest,
+        "--durations=15",
+        f"--junitxml={report.out.resolve() / 'gpu_tests.xml'}",
+        *TESTS,
+    ]
 
 
 def run_stage(name: str, given: argparse.Namespace, report: Report, limit: float) -> None:
@@ -256,7 +331,9 @@ def run_stage(name: str, given: argparse.Namespace, report: Report, limit: float
             own.setdefault("processes", {})[which] = "out of time" if late else f"exit code {code}"
         if late or code:
             state = "out of time" if late and state != "failed" else "failed"
-            end = (report.out / "gpu_log.txt").read_text(errors="replace").rstrip().splitlines()[-3:]
+            end = (
+                (report.out / "gpu_log.txt").read_text(errors="replace").rstrip().splitlines()[-3:]
+            )
             own.setdefault("why", " | ".join(line[:200] for line in end))
         report.write()
     if not wanted:
@@ -272,22 +349,37 @@ def tables(report: Report) -> list[str]:
         lines.append(f"{name:10} {own['state']:12} {own.get('seconds', '')} s  {more}".rstrip())
         lines += [f"  {line}" for line in own.get("failed", [])[:20]]
     for name, own in report.stages.get("device", {}).get("variants", {}).items():
-        lines.append(f"variant {name}: " + ", ".join(f"{key} {value}" for key, value in own.items()))
-    lines += [f"{row['what']}: {row['rate']:.4g} {row['unit']}" for row in report.rows.get("ceilings", [])]
+        lines.append(
+            f"variant {name}: " + ", ".join(f"{key} {value}" for key, value in own.items())
+        )
+    lines += [
+        f"{row['what']}: {row['rate']:.4g} {row['unit']}" for row in report.rows.get("ceilings", [])
+    ]
     for row in report.rows.get("intervals", []):
         if "boxes_per_second" not in row:
             lines.append(f"{row['network']} x {row['batch']}: {row['by']}")
             continue
         ratios = (
             f"{key} {row[key]:.2f}"
-            for key in ("over_inference", "over_run", "over_gemm", "over_runtime", "of_limit_fused", "of_limit")
+            for key in (
+                "over_inference",
+                "over_run",
+                "over_gemm",
+                "over_runtime",
+                "of_limit_fused",
+                "of_limit",
+            )
             if key in row
         )
         lines.append(
-            f"{row['network']} x {row['batch']}: {row['boxes_per_second']:.4g} boxes/s, {', '.join(ratios)} ({row['by']})"
+            f"{row['network']} x {row['batch']}: {row['boxes_per_second']:.4g} boxes/s, "
+            f"{', '.join(ratios)} ({row['by']})"
         )
     for row in report.rows.get("dual", []):
-        lines.append(f"dual {row['model']} {row['device']} x {row['batch']}: {row['subproblems_per_second']:.4g} /s")
+        lines.append(
+            f"dual {row['model']} {row['device']} x {row['batch']}: "
+            f"{row['subproblems_per_second']:.4g} /s"
+        )
     if "verdicts" in report.rows:
         from benchmarks.gpu.verdicts import summary
 
@@ -302,7 +394,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--seconds", type=float, default=540.0, help="for all stages together")
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
-    parser.add_argument("--instances", nargs="+", type=Path, default=[ROOT / "specs" / "examples" / "instances.csv"])
+    parser.add_argument(
+        "--instances", nargs="+", type=Path, default=[ROOT / "specs" / "examples" / "instances.csv"]
+    )
     parser.add_argument("--timeout", type=float, default=5.0, help="of one method on one instance")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
@@ -337,7 +431,10 @@ def main(arguments: list[str] | None = None) -> int:
         run_stage(name, given, report, left * share)
         report.table = tables(report)
         report.write()
-        print(f"{name}: {report.stages[name]['state']}, {report.stages[name]['seconds']} s", flush=True)
+        print(
+            f"{name}: {report.stages[name]['state']}, {report.stages[name]['seconds']} s",
+            flush=True,
+        )
     print("\n".join(report.table))
     return int(any(own["state"] == "failed" for own in report.stages.values()))
 

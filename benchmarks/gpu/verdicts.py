@@ -1,8 +1,10 @@
-"""Time to a verdict: qverify on the GPU, qverify on the CPU, and the 2023 procedure on the same GPU, instance by instance.
+"""Time to a verdict: qverify on the GPU, qverify on the CPU, and the 2023 procedure on the same
+GPU, instance by instance.
 
-One process answers all of them in turn, after one instance that is not counted, so that importing, compiling and the
-driver's start are left out: what is compared is the work. An instance's methods run one after the other, and instances
-come in an order that spreads over the list, so that a run that is cut short holds a sample of everything.
+One process answers all of them in turn, after one instance that is not counted, so that importing,
+compiling and the driver's start are left out: what is compared is the work. An instance's methods
+run one after the other, and instances come in an order that spreads over the list, so that a run
+that is cut short holds a sample of everything.
 """
 
 from __future__ import annotations
@@ -28,19 +30,24 @@ PAPER_BATCH = 1024  # boxes at a time: in its favour, since its authors' code ta
 
 
 def instances(lists: list[Path], qdq: bool) -> Iterator[tuple[str, Path, Path]]:
-    """(suite, model, property) in a spread order, the lists in turn; QDQ files only where onnxruntime can read them."""
+    """(suite, model, property) in a spread order, the lists in turn; QDQ files only where
+    onnxruntime can read them."""
     suites = []
     for path in lists:
         with path.open(newline="") as file:
             rows = [row for row in csv.reader(file) if row and (qdq or "qdq" not in row[0])]
         order = sorted(range(len(rows)), key=lambda k: int(f"{k:016b}"[::-1], 2))
-        name = path.parent.name if path.stem == "instances" else path.stem.removesuffix("_instances")
+        name = (
+            path.parent.name if path.stem == "instances" else path.stem.removesuffix("_instances")
+        )
         suites.append([(name, path.parent / rows[k][0], path.parent / rows[k][1]) for k in order])
     for k in range(max(map(len, suites), default=0)):
         yield from (suite[k] for suite in suites if k < len(suite))
 
 
-def race(kernels: Kernels, lists: list[Path], timeout: float, qdq: bool, limit: int | None, emit: Emit) -> None:
+def race(
+    kernels: Kernels, lists: list[Path], timeout: float, qdq: bool, limit: int | None, emit: Emit
+) -> None:
     """Rows of every method's verdict and seconds."""
     own = list(instances(lists, qdq))[:limit]
     devices = ["cpu"] if kernels.name == "cpu" else ["cuda", "cpu"]
@@ -56,8 +63,20 @@ def race(kernels: Kernels, lists: list[Path], timeout: float, qdq: bool, limit: 
                 found = _paper(model, spec, kernels, timeout)
             else:
                 found = _qverify(model, spec, method, timeout)
-            who = f"2023 procedure, {kernels.name}" if method == "paper2023" else f"qverify, {method}"
-            emit({"row": {"suite": suite, "onnx": model.name, "vnnlib": spec.name, "method": who, **found}})
+            who = (
+                f"2023 procedure, {kernels.name}" if method == "paper2023" else f"qverify, {method}"
+            )
+            emit(
+                {
+                    "row": {
+                        "suite": suite,
+                        "onnx": model.name,
+                        "vnnlib": spec.name,
+                        "method": who,
+                        **found,
+                    }
+                }
+            )
 
 
 def _qverify(model: Path, spec: Path, device: str, timeout: float) -> dict[str, Any]:
@@ -65,11 +84,21 @@ def _qverify(model: Path, spec: Path, device: str, timeout: float) -> dict[str, 
     try:
         result = verify(model, spec, Options(device=device, timeout=timeout))
     except QverifyError as error:
-        return {"verdict": "error", "seconds": time.perf_counter() - start, "note": str(error)[:200]}
+        return {
+            "verdict": "error",
+            "seconds": time.perf_counter() - start,
+            "note": str(error)[:200],
+        }
     note = result.reason if str(result.verdict) == "unknown" else ""
     by, count = result.details.get("intervals_by", ""), result.stats.subproblems
     seconds = time.perf_counter() - start
-    return {"verdict": str(result.verdict), "seconds": seconds, "subproblems": count, "by": by, "note": note}
+    return {
+        "verdict": str(result.verdict),
+        "seconds": seconds,
+        "subproblems": count,
+        "by": by,
+        "note": note,
+    }
 
 
 def _paper(model: Path, spec: Path, kernels: Kernels, timeout: float) -> dict[str, Any]:
@@ -77,12 +106,21 @@ def _paper(model: Path, spec: Path, kernels: Kernels, timeout: float) -> dict[st
     try:
         answer = paper2023.decide(load(model, spec), timeout, kernels, PAPER_BATCH)
     except QverifyError as error:
-        return {"verdict": "error", "seconds": time.perf_counter() - start, "note": str(error)[:200]}
-    return {"verdict": answer.verdict, "seconds": time.perf_counter() - start, "note": answer.reason}
+        return {
+            "verdict": "error",
+            "seconds": time.perf_counter() - start,
+            "note": str(error)[:200],
+        }
+    return {
+        "verdict": answer.verdict,
+        "seconds": time.perf_counter() - start,
+        "note": answer.reason,
+    }
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:
-    """Per suite and method: how many are decided, and in what time; contradictions; the GPU's time over the CPU's."""
+    """Per suite and method: how many are decided, and in what time; contradictions; the GPU's time
+    over the CPU's."""
     lines = []
     for suite in dict.fromkeys(row["suite"] for row in rows):
         own = [row for row in rows if row["suite"] == suite]
@@ -91,7 +129,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
             times = [float(row["seconds"]) for row in some]
             decided = sum(row["verdict"] in DECIDED for row in some)
             lines.append(
-                f"{suite}: {method}: {decided} of {len(some)} decided, median {statistics.median(times):.3f} s, "
+                f"{suite}: {method}: {decided} of {len(some)} decided, median "
+                f"{statistics.median(times):.3f} s, "
                 f"sum {sum(times):.1f} s"
             )
         pairs = {}
@@ -101,10 +140,14 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
         ratios = [
             float(pair["qverify, cuda"]["seconds"]) / float(pair["qverify, cpu"]["seconds"])
             for pair in both
-            if all(pair[method]["verdict"] in DECIDED for method in ("qverify, cuda", "qverify, cpu"))
+            if all(
+                pair[method]["verdict"] in DECIDED for method in ("qverify, cuda", "qverify, cpu")
+            )
         ]
         if ratios:
-            lines.append(f"{suite}: the GPU's time over the CPU's: median {statistics.median(ratios):.2f}")
+            lines.append(
+                f"{suite}: the GPU's time over the CPU's: median {statistics.median(ratios):.2f}"
+            )
         for (model, spec), pair in pairs.items():
             verdicts = {row["verdict"] for row in pair.values()} & set(DECIDED)
             if len(verdicts) > 1:

@@ -14,8 +14,28 @@ from benchmarks.hostile.parts import clip as clipped
 
 Rng = np.random.Generator
 SHAPES: tuple[tuple[int, ...], ...] = (
-    *((2,), (3,), (1, 2), (1, 3), (1, 4), (1, 5), (2, 2), (1, 1, 3), (1, 2, 2), (2, 1, 2), (1, 1, 5)),
-    *((1, 1, 2, 2), (1, 2, 1, 2), (1, 4, 1, 1), (1, 1, 1, 4), (1, 2, 2, 1), (2, 1, 1, 2), (1, 3, 1, 1)),
+    *(
+        (2,),
+        (3,),
+        (1, 2),
+        (1, 3),
+        (1, 4),
+        (1, 5),
+        (2, 2),
+        (1, 1, 3),
+        (1, 2, 2),
+        (2, 1, 2),
+        (1, 1, 5),
+    ),
+    *(
+        (1, 1, 2, 2),
+        (1, 2, 1, 2),
+        (1, 4, 1, 1),
+        (1, 1, 1, 4),
+        (1, 2, 2, 1),
+        (2, 1, 1, 2),
+        (1, 3, 1, 1),
+    ),
 )
 
 
@@ -39,7 +59,12 @@ class Network:
 def random_network(rng: Rng) -> Network:
     """A network that onnxruntime takes node by node."""
     while True:
-        maker = Maker(rng, int(rng.integers(10, 26)), style=str(rng.choice(NAMES)), dyadic=bool(rng.random() < 0.5))
+        maker = Maker(
+            rng,
+            int(rng.integers(10, 26)),
+            style=str(rng.choice(NAMES)),
+            dyadic=bool(rng.random() < 0.5),
+        )
         steps: list[float] = []
         try:
             value, more = _inputs(maker, steps)
@@ -50,7 +75,8 @@ def random_network(rng: Rng) -> Network:
 
 
 def _inputs(m: Maker, steps: list[float]) -> tuple[Value, Value | None]:
-    """Codes of the input, and sometimes a second tensor of the same shape: of another input, or another quantizer."""
+    """Codes of the input, and sometimes a second tensor of the same shape: of another input, or
+    another quantizer."""
     shape = SHAPES[int(m.rng.integers(len(SHAPES)))]
     while np.prod(shape) > (2 if m.chance(0.1) else 5):
         shape = SHAPES[int(m.rng.integers(len(SHAPES)))]
@@ -69,7 +95,9 @@ def _input(m: Maker, shape: tuple[int, ...], steps: list[float]) -> Value:
     if m.chance(0.15):
         kind = np.dtype(m.pick(np.uint8, np.int8))
         info = np.iinfo(kind)
-        samples = [m.rng.integers(info.min, info.max + 1, shape).astype(kind) for _ in range(SAMPLES)]
+        samples = [
+            m.rng.integers(info.min, info.max + 1, shape).astype(kind) for _ in range(SAMPLES)
+        ]
         value = Value(m.name(), samples)
         value.scale, value.zero = (
             np.asarray(m.scale(m.pick(0.05, 0.5, 1.0))),
@@ -88,12 +116,15 @@ def _input(m: Maker, shape: tuple[int, ...], steps: list[float]) -> Value:
 
 
 def _unused(m: Maker, steps: list[float]) -> None:
-    m.inputs.append(Value(m.name(), [m.rng.normal(0, 1, (1, 1)).astype(F32) for _ in range(SAMPLES)]))
+    m.inputs.append(
+        Value(m.name(), [m.rng.normal(0, 1, (1, 1)).astype(F32) for _ in range(SAMPLES)])
+    )
     steps.append(0.5)
 
 
 def _codes(m: Maker, x: Value, steps: list[float]) -> Value:
-    """The input as codes: quantized, perhaps behind a chain of float steps; `steps` are adapted to it."""
+    """The input as codes: quantized, perhaps behind a chain of float steps; `steps` are adapted to
+    it."""
     if x.dtype != F32:
         return x
     step = steps[0]
@@ -106,7 +137,11 @@ def _codes(m: Maker, x: Value, steps: list[float]) -> Value:
             elif form == "Move":
                 x = layout(m, x)
             else:
-                c = F32(m.rng.uniform(0.2, 3)) if form in ("Div", "Mul") else F32(m.rng.normal(0, 20 * step))
+                c = (
+                    F32(m.rng.uniform(0.2, 3))
+                    if form in ("Div", "Mul")
+                    else F32(m.rng.normal(0, 20 * step))
+                )
                 factor *= {"Div": 1 / float(c), "Mul": float(c)}.get(form, 1.0)
                 shape = m.pick((), (1,), x.shape[-1:])
                 x = m.node(form, x, m.const(np.full(shape, c, F32)))
@@ -132,7 +167,12 @@ def _body(m: Maker, value: Value, more: Value | None) -> list[Value]:
         codes = x.scale is not None and x.dtype.itemsize == 1 and np.asarray(x.scale).ndim == 0
         step = m.pick(*(ON_CODES if codes else ON_FLOATS))
         y = m.attempt(step, x)
-        if y is None or y.array.size > 24 or y.constant or y.dtype not in (F32, np.dtype(np.uint8), np.dtype(np.int8)):
+        if (
+            y is None
+            or y.array.size > 24
+            or y.constant
+            or y.dtype not in (F32, np.dtype(np.uint8), np.dtype(np.int8))
+        ):
             failures += 1
             if failures > 40:
                 raise Impossible
@@ -166,7 +206,9 @@ def _outputs(m: Maker, made: list[Value]) -> list[Value]:
     if last.constant:
         raise Impossible
     outputs = [last]
-    earlier = [v for v in made[1:-1] if not v.constant and v.array.size <= 8 and v.dtype.itemsize in (1, 4)]
+    earlier = [
+        v for v in made[1:-1] if not v.constant and v.array.size <= 8 and v.dtype.itemsize in (1, 4)
+    ]
     if earlier and m.chance(0.15):
         other = earlier[int(m.rng.integers(len(earlier)))]
         if other.scale is not None and other.dtype != F32 and m.chance(0.6):

@@ -2,10 +2,11 @@
 
     python benchmarks/hostile/cases.py FOLDER [--only TEXT] [--oracle]
 
-FOLDER holds `sound`, `spec`, `time` and `reader`. Every case is run through the command line, in a process of its own, and
-becomes a row: the case, what is right, what came, the verdict (ok, WRONG or missing), seconds of CPU and of the clock.
-The exit code is 1 unless every row is ok. What is right stands below with a reason; with `--oracle`, onnxruntime is asked
-as well, by brute force (`oracle.py`), and a disagreement is shown as a fault of this script.
+FOLDER holds `sound`, `spec`, `time` and `reader`. Every case is run through the command line, in a
+process of its own, and becomes a row: the case, what is right, what came, the verdict (ok, WRONG or
+missing), seconds of CPU and of the clock. The exit code is 1 unless every row is ok. What is right
+stands below with a reason; with `--oracle`, onnxruntime is asked as well, by brute force
+(`oracle.py`), and a disagreement is shown as a fault of this script.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from benchmarks.hostile import oracle
 
 LIMIT = 60.0  # seconds for a property that is small enough to be decided at once
 PATIENCE = 400.0  # seconds of the clock after which a run is killed
-WITHOUT = "import sys; sys.modules['onnxruntime'] = None; from qverify.cli import main; sys.exit(main())"
+WITHOUT = (
+    "import sys; sys.modules['onnxruntime'] = None; from qverify.cli import main; sys.exit(main())"
+)
 VERDICTS = ("sat", "unsat", "unknown", "timeout")
 EXIT_CODES = {"unsat": 0, "sat": 1, "unknown": 3, "timeout": 3}
 
 
-# -- one run of the command --------------------------------------------------------------------------------------------
+# -- one run of the command ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,13 @@ class Run:
     @property
     def verdict(self) -> str:
         word = self.out.split("\n", 1)[0].strip()
-        return word if word in VERDICTS else "accepted" if word.startswith("accepted") else f"exit {self.code}"
+        return (
+            word
+            if word in VERDICTS
+            else "accepted"
+            if word.startswith("accepted")
+            else f"exit {self.code}"
+        )
 
     @property
     def said(self) -> str:
@@ -61,7 +70,11 @@ class Run:
 def run(arguments: list[str], folder: Path, without_runtime: bool = False) -> Run:
     """The command with these arguments, in `folder`."""
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, *(("-c", WITHOUT) if without_runtime else ("-m", "qverify")), *arguments]
+    command = [
+        sys.executable,
+        *(("-c", WITHOUT) if without_runtime else ("-m", "qverify")),
+        *arguments,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(root), "COLUMNS": "400"}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begin = time.perf_counter()
@@ -85,17 +98,20 @@ def run(arguments: list[str], folder: Path, without_runtime: bool = False) -> Ru
             texts.append(file.read().decode(errors="replace"))
         said, complained = texts
     code = os.waitstatus_to_exitcode(status)
-    return Run(code, said, complained, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * 1024)
+    return Run(
+        code, said, complained, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * 1024
+    )
 
 
-# -- what is right -----------------------------------------------------------------------------------------------------
+# -- what is right ---------------------------------------------------------------------------------
 
 Judge = Callable[["Case", Path, Run], str]  # "" if the run is right, else what is wrong
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run and what is right about it. `files` are the model and the property, where brute force can decide."""
+    """A run and what is right about it. `files` are the model and the property, where brute force
+    can decide."""
 
     name: str
     arguments: list[str]
@@ -104,7 +120,8 @@ class Case:
     judge: Judge
     without_runtime: bool = False
     files: tuple[str, str] | None = None
-    before: Callable[[Path], None] | None = field(default=None, compare=False)  # what is run first, in the folder
+    # What is run first, in the folder.
+    before: Callable[[Path], None] | None = field(default=None, compare=False)
 
     @property
     def folder(self) -> str:
@@ -112,8 +129,8 @@ class Case:
 
 
 def one_line(r: Run, *words: str, never: tuple[str, ...] = ()) -> str:
-    """A refusal: exit code 2, nothing on standard output, one line that holds every word ("a|b": either) beside the names
-    of files."""
+    """A refusal: exit code 2, nothing on standard output, one line that holds every word ("a|b":
+    either) beside the names of files."""
     if r.code != 2:
         return f"exit code {r.code} instead of 2"
     if r.out.strip():
@@ -129,7 +146,9 @@ def one_line(r: Run, *words: str, never: tuple[str, ...] = ()) -> str:
     return f"the message says {wrong[0]!r}" if wrong else ""
 
 
-def verdict(name: str, right: str, reason: str, model: str, spec: str, refused: tuple[str, ...] = ()) -> Case:
+def verdict(
+    name: str, right: str, reason: str, model: str, spec: str, refused: tuple[str, ...] = ()
+) -> Case:
     """A property that is decided, or (with `refused`) a model that is refused in these words."""
 
     def judge(case: Case, folder: Path, r: Run) -> str:
@@ -142,13 +161,17 @@ def verdict(name: str, right: str, reason: str, model: str, spec: str, refused: 
         if r.code != EXIT_CODES[right]:
             return f"exit code {r.code} with the verdict {right}"
         if right == "sat":
-            fault = oracle.witness_fault(folder / model, oracle.read_spec(folder / spec), r.out.split("\n", 1)[1])
+            fault = oracle.witness_fault(
+                folder / model, oracle.read_spec(folder / spec), r.out.split("\n", 1)[1]
+            )
             return f"a wrong counterexample: {fault}" if fault else ""
         return ""
 
     words = right + (f", or a refusal with {' and '.join(refused)}" if refused else "")
     given = [model, spec, "--timeout", f"{LIMIT:g}"]
-    return Case(name, given, words, reason, judge, files=None if "decimal 0" in reason else (model, spec))
+    return Case(
+        name, given, words, reason, judge, files=None if "decimal 0" in reason else (model, spec)
+    )
 
 
 def needs_runtime(name: str, model: str, spec: str) -> Case:
@@ -165,7 +188,9 @@ def needs_runtime(name: str, model: str, spec: str) -> Case:
     )
 
 
-def refused(name: str, reason: str, arguments: list[str], *words: str, never: tuple[str, ...] = ()) -> Case:
+def refused(
+    name: str, reason: str, arguments: list[str], *words: str, never: tuple[str, ...] = ()
+) -> Case:
     def judge(case: Case, folder: Path, r: Run) -> str:
         return one_line(r, *words, never=never)
 
@@ -183,10 +208,18 @@ def loads(name: str, reason: str, arguments: list[str], *words: str) -> Case:
         lacking = [word for word in words if not any(w in text for w in word.lower().split("|"))]
         return f"inspect does not say {', '.join(lacking)}" if lacking else ""
 
-    return Case(name, arguments, "loads" + (", and says " + ", ".join(words) if words else ""), reason, judge)
+    return Case(
+        name,
+        arguments,
+        "loads" + (", and says " + ", ".join(words) if words else ""),
+        reason,
+        judge,
+    )
 
 
-def loads_or(name: str, reason: str, arguments: list[str], *words: str, never: tuple[str, ...] = ()) -> Case:
+def loads_or(
+    name: str, reason: str, arguments: list[str], *words: str, never: tuple[str, ...] = ()
+) -> Case:
     """`inspect` shows the network, or refuses it in these words."""
 
     def judge(case: Case, folder: Path, r: Run) -> str:
@@ -195,28 +228,48 @@ def loads_or(name: str, reason: str, arguments: list[str], *words: str, never: t
     return Case(name, arguments, "loads, or one line with " + ", ".join(words), reason, judge)
 
 
-def in_time(name: str, limit: float, model: str, spec: str, rights: tuple[str, ...], cpu: float | None = None) -> Case:
-    """A verdict (one of `rights`) within the limit; `cpu`: at most so many seconds of CPU, loading included.
+def in_time(
+    name: str,
+    limit: float,
+    model: str,
+    spec: str,
+    rights: tuple[str, ...],
+    cpu: float | None = None,
+) -> Case:
+    """A verdict (one of `rights`) within the limit; `cpu`: at most so many seconds of CPU, loading
+    included.
 
-    A limit is overrun by at most max(1 s, 2 %). On a busy machine the clock says more than the program did, so the smaller
-    of clock and CPU time counts, and where other programs share the processor half a second is allowed for starting up.
+    A limit is overrun by at most max(1 s, 2 %). On a busy machine the clock says more than the
+    program did, so the smaller of clock and CPU time counts, and where other programs share the
+    processor half a second is allowed for starting up.
     """
 
     def judge(case: Case, folder: Path, r: Run) -> str:
         if r.verdict not in rights:
             return f"{r.verdict} instead of {' or '.join(rights)}"
-        over = min(r.wall, r.cpu) - limit - max(1.0, 0.02 * limit) - (0.5 if os.getloadavg()[0] > 2 else 0.0)
+        over = (
+            min(r.wall, r.cpu)
+            - limit
+            - max(1.0, 0.02 * limit)
+            - (0.5 if os.getloadavg()[0] > 2 else 0.0)
+        )
         if over > 0:
             return f"the limit of {limit:g} s was overrun by {min(r.wall, r.cpu) - limit:.1f} s"
         if cpu is not None and r.cpu > cpu:
             return f"{r.cpu:.1f} s of CPU instead of {cpu:g}"
         if r.verdict == "sat":
-            fault = oracle.witness_fault(folder / model, oracle.read_spec(folder / spec), r.out.split("\n", 1)[1])
+            fault = oracle.witness_fault(
+                folder / model, oracle.read_spec(folder / spec), r.out.split("\n", 1)[1]
+            )
             return f"a wrong counterexample: {fault}" if fault else ""
         return ""
 
-    says = f"{' or '.join(rights)} within {limit:g} s" + (f", {cpu:g} s of CPU" if cpu is not None else "")
-    return Case(name, [model, spec, "--timeout", f"{limit:g}"], says, "a limit holds in every phase", judge)
+    says = f"{' or '.join(rights)} within {limit:g} s" + (
+        f", {cpu:g} s of CPU" if cpu is not None else ""
+    )
+    return Case(
+        name, [model, spec, "--timeout", f"{limit:g}"], says, "a limit holds in every phase", judge
+    )
 
 
 def rejected(name: str, reason: str, arguments: list[str], memory: int, cpu: float) -> Case:
@@ -234,20 +287,41 @@ def rejected(name: str, reason: str, arguments: list[str], memory: int, cpu: flo
     return Case(name, arguments, f"rejected, within {memory} MB and {cpu:g} s", reason, judge)
 
 
-# -- the cases ---------------------------------------------------------------------------------------------------------
+# -- the cases -------------------------------------------------------------------------------------
 
 
 def sound() -> list[Case]:
     code = "by onnxruntime on the one code vector of the box"
     direct = [
-        verdict("sound/k1: add", "sat", f"a float Add of codes is no QLinearAdd; {code}", "add.onnx", "add.vnnlib"),
-        verdict("sound/k1: mul", "sat", f"a float Mul of codes is no QLinearMul; {code}", "mul.onnx", "mul.vnnlib"),
+        verdict(
+            "sound/k1: add",
+            "sat",
+            f"a float Add of codes is no QLinearAdd; {code}",
+            "add.onnx",
+            "add.vnnlib",
+        ),
+        verdict(
+            "sound/k1: mul",
+            "sat",
+            f"a float Mul of codes is no QLinearMul; {code}",
+            "mul.onnx",
+            "mul.vnnlib",
+        ),
         *(
-            verdict(f"sound/k2: {name}", "sat", f"QLinearAdd broadcasts in the runtime's layout; {code}", *pair(name))
+            verdict(
+                f"sound/k2: {name}",
+                "sat",
+                f"QLinearAdd broadcasts in the runtime's layout; {code}",
+                *pair(name),
+            )
             for name in ("slice", "constnode", "two")
         ),
         verdict(
-            "sound/k7: direct", "sat", "output_dtype rounds to float16", *pair("direct"), refused=("output_dtype",)
+            "sound/k7: direct",
+            "sat",
+            "output_dtype rounds to float16",
+            *pair("direct"),
+            refused=("output_dtype",),
         ),
         verdict(
             "sound/k8: direct",
@@ -258,16 +332,27 @@ def sound() -> list[Case]:
         ),
     ]
     constants = [
-        verdict(f"sound/k3: {name}", "sat", f"the constant is the runtime's own {name}; {code}", *pair(name))
+        verdict(
+            f"sound/k3: {name}",
+            "sat",
+            f"the constant is the runtime's own {name}; {code}",
+            *pair(name),
+        )
         for name in ("tanh", "exp", "erf")
     ] + [
         verdict(
-            f"sound/k3b: {name}", right, f"a constant QDQ branch is the runtime's; {code}", f"{name}.onnx", "p.vnnlib"
+            f"sound/k3b: {name}",
+            right,
+            f"a constant QDQ branch is the runtime's; {code}",
+            f"{name}.onnx",
+            "p.vnnlib",
         )
         for name, right in (("m", "sat"), ("add", "unsat"), ("conv", "unsat"), ("matmul", "unsat"))
     ]
     nodes = [
-        verdict("sound/k7: m", "sat", "output_dtype rounds to float16", *mp, refused=("output_dtype",)),
+        verdict(
+            "sound/k7: m", "sat", "output_dtype rounds to float16", *mp, refused=("output_dtype",)
+        ),
         verdict(
             "sound/k10: m",
             "sat",
@@ -275,7 +360,13 @@ def sound() -> list[Case]:
             *mp,
             refused=("axis|QLinearSoftmax",),
         ),
-        verdict("sound/k12: m", "sat", "ReduceMean adds in the runtime's order", *mp, refused=("ReduceMean",)),
+        verdict(
+            "sound/k12: m",
+            "sat",
+            "ReduceMean adds in the runtime's order",
+            *mp,
+            refused=("ReduceMean",),
+        ),
         *(
             verdict(
                 f"sound/k8: {name}",
@@ -287,27 +378,64 @@ def sound() -> list[Case]:
             for name in ("average", "conv", "dilated", "hidden")
         ),
         *(
-            refused(f"sound/k4: {n}", "a random node is no function", [f"{n}.onnx", f"{n}.vnnlib"], "RandomNormal")
+            refused(
+                f"sound/k4: {n}",
+                "a random node is no function",
+                [f"{n}.onnx", f"{n}.vnnlib"],
+                "RandomNormal",
+            )
             for n in ("normal", "normalseed")
         ),
     ]
     readings = [
         verdict("sound/c1: m", "unsat", "Y_0 + Y_1 >= 300 and <= 299.5 contradict each other", *mp),
-        verdict("sound/c4: m", "sat", "the first disjunct holds no float32 and is empty; the second one is met", *mp),
         verdict(
-            "sound/k6: p_unsat", "unknown", "X = 0.1 holds as a decimal, not as a float32", "m.onnx", "p_unsat.vnnlib"
+            "sound/c4: m",
+            "sat",
+            "the first disjunct holds no float32 and is empty; the second one is met",
+            *mp,
         ),
-        verdict("sound/k6: p_sat", "unknown", "X = 0.1 holds as a float32, not as a decimal", "m.onnx", "p_sat.vnnlib"),
-        verdict("sound/k6: p_mid", "unknown", "only the decimal 0.3 holds; no float32 does", "m.onnx", "p_mid.vnnlib"),
+        verdict(
+            "sound/k6: p_unsat",
+            "unknown",
+            "X = 0.1 holds as a decimal, not as a float32",
+            "m.onnx",
+            "p_unsat.vnnlib",
+        ),
+        verdict(
+            "sound/k6: p_sat",
+            "unknown",
+            "X = 0.1 holds as a float32, not as a decimal",
+            "m.onnx",
+            "p_sat.vnnlib",
+        ),
+        verdict(
+            "sound/k6: p_mid",
+            "unknown",
+            "only the decimal 0.3 holds; no float32 does",
+            "m.onnx",
+            "p_mid.vnnlib",
+        ),
         verdict("sound/n1: m", "unknown", "X = 0.1 holds as a float32, not as a decimal", *mp),
     ]
-    direct += [needs_runtime("sound/k1: add", *pair("add")), needs_runtime("sound/k8: direct", *pair("direct"))]
+    direct += [
+        needs_runtime("sound/k1: add", *pair("add")),
+        needs_runtime("sound/k8: direct", *pair("direct")),
+    ]
     about = "a file that is about k1/add"
     pair1 = ["../k1/add.onnx", "../k1/add.vnnlib"]
     certificates = [
         own_certificate(),
-        rejected("sound/d1: bomb", "200 MB in 197 KB of zip", ["check", *pair1, "bomb.zip"], 700, 10),
-        rejected("sound/d2: chain", "8,000 cuts, one below the other", ["check", *pair1, "chain.zip"], 700, 10),
+        rejected(
+            "sound/d1: bomb", "200 MB in 197 KB of zip", ["check", *pair1, "bomb.zip"], 700, 10
+        ),
+        rejected(
+            "sound/d2: chain",
+            "8,000 cuts, one below the other",
+            ["check", *pair1, "chain.zip"],
+            700,
+            10,
+        ),
         rejected("sound/n2: inject", about, ["check", *pair1, "inject.zip"], 700, 10),
         rejected("sound/n2: surrogate", about, ["check", *pair1, "surrogate.zip"], 700, 10),
         other_weights(),
@@ -328,9 +456,17 @@ def own_certificate() -> Case:
         run(["m.onnx", "p.vnnlib", "--certificate", "own.zip"], folder)
 
     def judge(case: Case, folder: Path, r: Run) -> str:
-        if not (folder / "own.zip").exists():  # where there can be none, that is said when one is asked for
-            return one_line(run(["m.onnx", "p.vnnlib", "--certificate", "own.zip"], folder), "certificate")
-        return "" if r.code == 0 and r.out.startswith("accepted") else f"{r.verdict}: {r.out.strip() or r.said}"
+        if not (
+            folder / "own.zip"
+        ).exists():  # where there can be none, that is said when one is asked for
+            return one_line(
+                run(["m.onnx", "p.vnnlib", "--certificate", "own.zip"], folder), "certificate"
+            )
+        return (
+            ""
+            if r.code == 0 and r.out.startswith("accepted")
+            else f"{r.verdict}: {r.out.strip() or r.said}"
+        )
 
     return Case(
         "sound/c2: own",
@@ -356,7 +492,9 @@ def other_weights() -> Case:
         if r.out.startswith("accepted"):
             return "accepted for other weights"
         return (
-            "" if r.code in (1, 2) and "another model" in r.out + r.err else f"{r.verdict}: {r.out.strip() or r.said}"
+            ""
+            if r.code in (1, 2) and "another model" in r.out + r.err
+            else f"{r.verdict}: {r.out.strip() or r.said}"
         )
 
     return Case(
@@ -404,10 +542,20 @@ def spec() -> list[Case]:
     batch = "the property's batch is 2, the model's N; outputs are equal at a corner"
     return [
         verdict(
-            "spec: band_empty", "unsat", "x - y >= 0.00001 and <= 0.000009 contradict each other", *pair("band_empty")
+            "spec: band_empty",
+            "unsat",
+            "x - y >= 0.00001 and <= 0.000009 contradict each other",
+            *pair("band_empty"),
         ),
-        verdict("spec: contradictory2", "unsat", "x - y > 0 and <= 0 contradict each other", *pair("contradictory2")),
-        verdict("spec: order3", "unsat", "x <= y <= z <= x - 0.001 has no solution", *pair("order3")),
+        verdict(
+            "spec: contradictory2",
+            "unsat",
+            "x - y > 0 and <= 0 contradict each other",
+            *pair("contradictory2"),
+        ),
+        verdict(
+            "spec: order3", "unsat", "x <= y <= z <= x - 0.001 has no solution", *pair("order3")
+        ),
         verdict(
             "spec: thirds",
             "unknown",
@@ -423,12 +571,22 @@ def spec() -> list[Case]:
             "unbounded.vnnlib",
         ),
         verdict(
-            "spec: pretty", "sat", "white space before an index is the reference library's output", two, "pretty.vnnlib"
+            "spec: pretty",
+            "sat",
+            "white space before an index is the reference library's output",
+            two,
+            "pretty.vnnlib",
         ),
         verdict(
-            "spec: shape5", "sat", "[5] and [1, 1, 1, 5] hold the same elements", "m1115.onnx", "shape5_for_1115.vnnlib"
+            "spec: shape5",
+            "sat",
+            "[5] and [1, 1, 1, 5] hold the same elements",
+            "m1115.onnx",
+            "shape5_for_1115.vnnlib",
         ),
-        answered("spec: dynamic_batch_2", batch, "batch.onnx", "dynamic_batch_2.vnnlib", "sat", "batch"),
+        answered(
+            "spec: dynamic_batch_2", batch, "batch.onnx", "dynamic_batch_2.vnnlib", "sat", "batch"
+        ),
         answered(
             "spec: dynamic_batch_2 --shape",
             batch,
@@ -440,22 +598,46 @@ def spec() -> list[Case]:
         packed("spec: only_gz", "only_gz.onnx"),
         packed("spec: only_gz.gz", "only_gz.onnx.gz"),
         verdict(
-            "spec: tie_v1", "unknown", "0.58999997... holds as doubles, not exactly", "flt.onnx", "tie_v1_unsat.vnnlib"
+            "spec: tie_v1",
+            "unknown",
+            "0.58999997... holds as doubles, not exactly",
+            "flt.onnx",
+            "tie_v1_unsat.vnnlib",
         ),
         verdict(
-            "spec: tie_v2_unsat", "unknown", "0.59 holds in float32, not exactly", "flt.onnx", "tie_v2_unsat.vnnlib"
+            "spec: tie_v2_unsat",
+            "unknown",
+            "0.59 holds in float32, not exactly",
+            "flt.onnx",
+            "tie_v2_unsat.vnnlib",
         ),
-        verdict("spec: tie_v2_sat", "unknown", "-0.31 holds exactly, not in float32", "flt.onnx", "tie_v2_sat.vnnlib"),
+        verdict(
+            "spec: tie_v2_sat",
+            "unknown",
+            "-0.31 holds exactly, not in float32",
+            "flt.onnx",
+            "tie_v2_sat.vnnlib",
+        ),
         refused("spec: equal_to", grammar, [two, "equal_to.vnnlib"], "equal-to|network"),
-        answered("spec: hidden_unused", "a hidden node", two, "hidden_unused.vnnlib", "sat", "hidden"),
+        answered(
+            "spec: hidden_unused", "a hidden node", two, "hidden_unused.vnnlib", "sat", "hidden"
+        ),
         refused("spec: infix", grammar, [two, "infix.vnnlib"], "infix.vnnlib: line|infix.vnnlib:"),
-        answered("spec: initialized", "version 2.1", two, "initialized.vnnlib", "sat", "initialized|2.1"),
+        answered(
+            "spec: initialized", "version 2.1", two, "initialized.vnnlib", "sat", "initialized|2.1"
+        ),
         refused("spec: poly", grammar, [two, "poly.vnnlib"], "linear|product|poly"),
     ]
 
 
 def answered(
-    name: str, reason: str, model: str, spec: str, right: str, *words: str, more: tuple[str, ...] = ()
+    name: str,
+    reason: str,
+    model: str,
+    spec: str,
+    right: str,
+    *words: str,
+    more: tuple[str, ...] = (),
 ) -> Case:
     """The verdict, or (if there are any) a refusal in these words."""
 
@@ -472,7 +654,11 @@ def packed(name: str, model: str) -> Case:
     """A gzipped model, given with and without .gz, for a property that other cases decide."""
 
     def judge(case: Case, folder: Path, r: Run) -> str:
-        return "" if r.verdict == "unknown" else f"{r.verdict} instead of unknown (as for flt.onnx): {r.said}"
+        return (
+            ""
+            if r.verdict == "unknown"
+            else f"{r.verdict} instead of unknown (as for flt.onnx): {r.said}"
+        )
 
     return Case(name, [model, "tie_v1_unsat.vnnlib"], "as flt.onnx", "VNN-COMP packs models", judge)
 
@@ -481,7 +667,12 @@ def times() -> list[Case]:
     either = ("sat", "unsat", "timeout")
     return [
         in_time(
-            "time: slow_one_pixel", 60, "slow_one_pixel_tinyCNN.onnx", "slow_one_pixel.vnnlib", ("unsat", "sat"), 8
+            "time: slow_one_pixel",
+            60,
+            "slow_one_pixel_tinyCNN.onnx",
+            "slow_one_pixel.vnnlib",
+            ("unsat", "sat"),
+            8,
         ),
         in_time("time: many_classes_100", 10, *pair("many_classes_100"), either),
         in_time("time: many_classes_1000", 10, *pair("many_classes_1000"), either),
@@ -504,7 +695,8 @@ def times() -> list[Case]:
 
 
 def reader() -> list[Case]:
-    quantized = ("quantize its inputs",)  # what must not be said of a node whose inputs are quantized
+    # what must not be said of a node whose inputs are quantized
+    quantized = ("quantize its inputs",)
 
     def file(name: str) -> list[str]:
         return ["inspect", f"{name}.onnx"]
@@ -534,7 +726,9 @@ def reader() -> list[Case]:
     batch = "onnxruntime fuses less where the batch is a symbol: freeze it"
     return [
         *(loads(f"reader: {name}", reason, file(name)) for name, reason in fine.items()),
-        loads("reader: r02_weight_axis1", wrong, file("r02_weight_axis1"), "optimi|literal|unfused"),
+        loads(
+            "reader: r02_weight_axis1", wrong, file("r02_weight_axis1"), "optimi|literal|unfused"
+        ),
         loads("reader: r30_double_qdq", wrong, file("r30_double_qdq"), "optimi|literal|unfused"),
         refused(
             "reader: qonnx_message",
@@ -552,16 +746,28 @@ def reader() -> list[Case]:
             "openvino",
             "QDQ|QuantizeLinear",
         ),
-        loads_or("reader: r01b_bias_overflow", "a sum that leaves int32", file("r01b_bias_overflow"), "int32", "Conv"),
+        loads_or(
+            "reader: r01b_bias_overflow",
+            "a sum that leaves int32",
+            file("r01b_bias_overflow"),
+            "int32",
+            "Conv",
+        ),
         loads_or(
             "reader: r03_weight_without_zero_point",
-            "the weights' DequantizeLinear lacks its zero point, so onnxruntime leaves the product in float",
+            "the weights' DequantizeLinear lacks its zero point, so onnxruntime leaves the "
+            "product in float",
             file("r03_weight_without_zero_point"),
             "MatMul_5|MatMul",
             "zero point",
             never=quantized,
         ),
-        loads_or("reader: r04_rank2_scale_blocked", "blocked scales", file("r04_rank2_scale_blocked"), "block"),
+        loads_or(
+            "reader: r04_rank2_scale_blocked",
+            "blocked scales",
+            file("r04_rank2_scale_blocked"),
+            "block",
+        ),
         loads_or(
             "reader: r05_batched_weights_per_channel",
             "a stack of matrices with one scale per column",
@@ -580,7 +786,8 @@ def reader() -> list[Case]:
         ),
         loads_or(
             "reader: r09_relu_zero_point_inside",
-            "the Relu keeps onnxruntime from fusing: its output's zero point is not the lowest code",
+            "the Relu keeps onnxruntime from fusing: its output's zero point is not the lowest "
+            "code",
             file("r09_relu_zero_point_inside"),
             "Conv",
             "Relu",
@@ -595,7 +802,12 @@ def reader() -> list[Case]:
             "Clip",
             never=quantized,
         ),
-        loads_or("reader: r11_convtranspose", "no integer kernel exists", file("r11_convtranspose"), "ConvTranspose"),
+        loads_or(
+            "reader: r11_convtranspose",
+            "no integer kernel exists",
+            file("r11_convtranspose"),
+            "ConvTranspose",
+        ),
         loads_or(
             "reader: r13_s8_residual",
             "int8 activations with two consumers are not fused; both convolutions are named",
@@ -625,8 +837,20 @@ def reader() -> list[Case]:
             "r20b.data",
             "missing|no such file|not found|does not exist|not there|lacks",
         ),
-        loads_or("reader: r21_s16_activations", "16 bits", file("r21_s16_activations"), "int16", "8 bit|8-bit|uint8"),
-        loads_or("reader: r21_u16_activations", "16 bits", file("r21_u16_activations"), "uint16", "8 bit|8-bit|uint8"),
+        loads_or(
+            "reader: r21_s16_activations",
+            "16 bits",
+            file("r21_s16_activations"),
+            "int16",
+            "8 bit|8-bit|uint8",
+        ),
+        loads_or(
+            "reader: r21_u16_activations",
+            "16 bits",
+            file("r21_u16_activations"),
+            "uint16",
+            "8 bit|8-bit|uint8",
+        ),
         loads_or(
             "reader: r22_int4_weights_matmul",
             "onnxruntime leaves a product with 4-bit weights in float",
@@ -644,7 +868,13 @@ def reader() -> list[Case]:
             never=quantized,
         ),
         *(
-            loads_or(f"reader: r24_final_{name}", head, file(f"r24_final_{name}"), word, "scores|before it")
+            loads_or(
+                f"reader: r24_final_{name}",
+                head,
+                file(f"r24_final_{name}"),
+                word,
+                "scores|before it",
+            )
             for name, word in (
                 ("argmax", "ArgMax"),
                 ("logsoftmax", "LogSoftmax"),
@@ -652,18 +882,39 @@ def reader() -> list[Case]:
                 ("topk", "TopK"),
             )
         ),
-        loads_or("reader: r34_float_head_softmax", head, file("r34_float_head_softmax"), "Softmax", "scores|before it"),
+        loads_or(
+            "reader: r34_float_head_softmax",
+            head,
+            file("r34_float_head_softmax"),
+            "Softmax",
+            "scores|before it",
+        ),
         loads_or("reader: r26_resize_linear", "no rule", file("r26_resize_linear"), "Resize"),
         loads_or("reader: r26_resize_nearest", "no rule", file("r26_resize_nearest"), "Resize"),
         loads_or("reader: r27_batch_batch", batch, file("r27_batch_batch"), "batch", "--shape"),
-        loads("reader: r27_batch_batch --shape", batch, [*file("r27_batch_batch"), "--shape", "x=1,1,8,8"]),
-        loads_or("reader: symbolic_batch_as_published", batch, file("symbolic_batch_as_published"), "batch", "--shape"),
+        loads(
+            "reader: r27_batch_batch --shape",
+            batch,
+            [*file("r27_batch_batch"), "--shape", "x=1,1,8,8"],
+        ),
+        loads_or(
+            "reader: symbolic_batch_as_published",
+            batch,
+            file("symbolic_batch_as_published"),
+            "batch",
+            "--shape",
+        ),
         loads(
             "reader: symbolic_batch_as_published --shape",
             batch,
             [*file("symbolic_batch_as_published"), "--shape", "input=1,1,64,64"],
         ),
-        loads_or("reader: r32_sum_of_three", "a float sum of three codes", file("r32_sum_of_three"), "Add"),
+        loads_or(
+            "reader: r32_sum_of_three",
+            "a float sum of three codes",
+            file("r32_sum_of_three"),
+            "Add",
+        ),
         loads_or("reader: r33_layernorm", "no rule", file("r33_layernorm"), "LayerNormalization"),
         loads_or(
             "reader: r35_flatten_without_qdq",
@@ -678,14 +929,22 @@ def reader() -> list[Case]:
 
 CASES = [*sound(), *spec(), *times(), *reader()]
 
-# -- the table ---------------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 
 def decide(case: Case, root: Path, scratch: Path) -> tuple[str, str, Run | None]:
     """("ok", "WRONG" or "missing", what came, the run)."""
     source = root / case.folder
-    names = [name for name in case.arguments if re.search(r"\.(onnx|vnnlib|gz|npz|zip)$", name) and name != "own.zip"]
-    lacking = [name for name in names if not (source / name).exists() and not (source / f"{name}.gz").exists()]
+    names = [
+        name
+        for name in case.arguments
+        if re.search(r"\.(onnx|vnnlib|gz|npz|zip)$", name) and name != "own.zip"
+    ]
+    lacking = [
+        name
+        for name in names
+        if not (source / name).exists() and not (source / f"{name}.gz").exists()
+    ]
     if lacking:
         return "missing", f"no {lacking[0]}", None
     folder = source
@@ -709,11 +968,17 @@ def disagreement(case: Case, root: Path, scratch: Path) -> str:
     if found is None:
         return "  oracle: too many points"
     right = case.right.split(",")[0]
-    return "" if found.verdict == right else f"  oracle: {found.verdict} at {found.points} points, not {right}"
+    return (
+        ""
+        if found.verdict == right
+        else f"  oracle: {found.verdict} at {found.points} points, not {right}"
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--oracle", action="store_true", help="ask onnxruntime too")
@@ -724,12 +989,20 @@ def main() -> int:
     for case in chosen:
         with tempfile.TemporaryDirectory() as name:
             word, came, r = decide(case, options.folder, Path(name))
-            note = disagreement(case, options.folder, Path(name)) if options.oracle and word != "missing" else ""
+            note = (
+                disagreement(case, options.folder, Path(name))
+                if options.oracle and word != "missing"
+                else ""
+            )
         counts[word] += 1
         spent = f"{r.cpu:6.1f} {r.wall:6.1f}" if r else f"{'':13}"
         print(f"{word:7} {spent}  {case.name}: {case.right} | {came}{note}", flush=True)
         if word == "WRONG":
-            print(f"{'':24}because {case.reason}" + (f"; it said: {r.said[:300]}" if r and r.said else ""), flush=True)
+            print(
+                f"{'':24}because {case.reason}"
+                + (f"; it said: {r.said[:300]}" if r and r.said else ""),
+                flush=True,
+            )
     print(f"{counts['ok']} ok, {counts['WRONG']} wrong, {counts['missing']} missing")
     return 0 if counts["ok"] == len(chosen) else 1
 

@@ -1,7 +1,8 @@
 """ONNX graphs under construction, with onnxruntime asked after every node.
 
-Every value carries what it is on a few sample inputs, so that scales and zero points can be chosen to fit, and a node that
-onnxruntime does not take is taken back (`Impossible`). Constants come in every spelling that ONNX has.
+Every value carries what it is on a few sample inputs, so that scales and zero points can be chosen
+to fit, and a node that onnxruntime does not take is taken back (`Impossible`). Constants come in
+every spelling that ONNX has.
 """
 
 from __future__ import annotations
@@ -23,8 +24,28 @@ Rng = np.random.Generator
 F32 = np.float32
 MICROSOFT = "com.microsoft"
 SAMPLES = 5
-NAMES = ("{}", "/layer.{}/out_0", "a b {}", "ß→{}", "{}", "node:{}@x", "'{}\"", "{}" + "x" * 90, "n-{}.weight", "_{}")
-IR_OF = {10: (5, 6), 11: (6, 7), 12: (7, 8), 13: (7, 8), 15: (8, 9), 17: (8, 9), 19: (9, 10), 21: (10, 11)}
+NAMES = (
+    "{}",
+    "/layer.{}/out_0",
+    "a b {}",
+    "ß→{}",
+    "{}",
+    "node:{}@x",
+    "'{}\"",
+    "{}" + "x" * 90,
+    "n-{}.weight",
+    "_{}",
+)
+IR_OF = {
+    10: (5, 6),
+    11: (6, 7),
+    12: (7, 8),
+    13: (7, 8),
+    15: (8, 9),
+    17: (8, 9),
+    19: (9, 10),
+    21: (10, 11),
+}
 
 
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli")
@@ -36,8 +57,8 @@ class Impossible(Exception):
 
 @dataclass(eq=False)
 class Value:
-    """A tensor of the graph. `samples` holds one array of a constant, else one of every sample input. Codes know their
-    scale and zero point."""
+    """A tensor of the graph. `samples` holds one array of a constant, else one of every sample
+    input. Codes know their scale and zero point."""
 
     name: str
     samples: list[Array]
@@ -102,15 +123,36 @@ class Maker:
 
     # -- constants
 
-    def const(self, value: npt.ArrayLike | None, dtype: npt.DTypeLike | None = None, plain: bool = False) -> Value:
+    def const(
+        self, value: npt.ArrayLike | None, dtype: npt.DTypeLike | None = None, plain: bool = False
+    ) -> Value:
         """A constant in one of its spellings, or one that is there already."""
         array: Array = np.asarray(value, dtype)
         if not plain and self.chance(0.4):
             for own in self.known:
-                if own.dtype == array.dtype and own.shape == array.shape and own.array.tobytes() == array.tobytes():
+                if (
+                    own.dtype == array.dtype
+                    and own.shape == array.shape
+                    and own.array.tobytes() == array.tobytes()
+                ):
                     return own
-        forms = [self._initializer, self._initializer, self._initializer, self._listed, self._node, self._short]
-        forms += [self._identity, self._filled, self._reshaped, self._cast, self._sparse, self._joined, self._typed]
+        forms = [
+            self._initializer,
+            self._initializer,
+            self._initializer,
+            self._listed,
+            self._node,
+            self._short,
+        ]
+        forms += [
+            self._identity,
+            self._filled,
+            self._reshaped,
+            self._cast,
+            self._sparse,
+            self._joined,
+            self._typed,
+        ]
         for _ in range(4):
             form = self._initializer if plain or self.chance(0.6) else self.pick(*forms)
             try:
@@ -131,7 +173,9 @@ class Maker:
         """In the field of its type instead of raw bytes."""
         own = Value(self.name(), [array], True)
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        self.initializers.append(helper.make_tensor(own.name, kind, array.shape, array.reshape(-1).tolist()))
+        self.initializers.append(
+            helper.make_tensor(own.name, kind, array.shape, array.reshape(-1).tolist())
+        )
         return own
 
     def _listed(self, array: Array) -> Value:
@@ -157,7 +201,9 @@ class Maker:
         if array.size == 0 or (array != array.reshape(-1)[0]).any():
             raise Impossible
         shape = self._initializer(np.array(array.shape, np.int64))
-        return self.node("ConstantOfShape", shape, value=numpy_helper.from_array(array.reshape(-1)[:1], "v"))
+        return self.node(
+            "ConstantOfShape", shape, value=numpy_helper.from_array(array.reshape(-1)[:1], "v")
+        )
 
     def _reshaped(self, array: Array) -> Value:
         flat = self._initializer(array.reshape(-1))
@@ -168,7 +214,9 @@ class Maker:
         if other == array.dtype or (array.astype(other).astype(array.dtype) != array).any():
             raise Impossible
         return self.node(
-            "Cast", self._initializer(array.astype(other)), to=helper.np_dtype_to_tensor_dtype(array.dtype)
+            "Cast",
+            self._initializer(array.astype(other)),
+            to=helper.np_dtype_to_tensor_dtype(array.dtype),
         )
 
     def _sparse(self, array: Array) -> Value:
@@ -181,7 +229,9 @@ class Maker:
             raise Impossible
         at = np.flatnonzero(array)
         own = helper.make_sparse_tensor(
-            numpy_helper.from_array(array[at], "v"), numpy_helper.from_array(at.astype(np.int64), "i"), array.shape
+            numpy_helper.from_array(array[at], "v"),
+            numpy_helper.from_array(at.astype(np.int64), "i"),
+            array.shape,
         )
         return self.node("Constant", sparse_value=own)
 
@@ -193,20 +243,27 @@ class Maker:
 
     def odd_float(self, array: Array) -> Value:
         """About this float32 constant: one that only the runtime knows to the last bit."""
-        small = np.rint(np.clip(array / max(float(np.abs(array).max()), 1e-6) * 20, -100, 100)).astype(np.int8)
+        small = np.rint(
+            np.clip(array / max(float(np.abs(array).max()), 1e-6) * 20, -100, 100)
+        ).astype(np.int8)
         step = F32(max(float(np.abs(array).max()), 1e-6) / 20)
         if step <= 1e-5:
             return self.const(array)
         zero = self.const(np.zeros((), np.int8))
         real = self.node("DequantizeLinear", self.const(small), self.const(step), zero)
-        op = self.pick("Tanh", "Erf", "Sigmoid", "Softplus", "Atan", "Identity", "Exp", "Sqrt", "Div")
+        op = self.pick(
+            "Tanh", "Erf", "Sigmoid", "Softplus", "Atan", "Identity", "Exp", "Sqrt", "Div"
+        )
         if op == "Div":
             return self.node("Div", real, self.const(F32(1.7)))
         if op == "Sqrt":
             real = self.node("Abs", real)
         made = self.node(op, real)
         if self.chance(0.3):  # a branch of constants with quantizers of its own
-            two = self.const(F32(step * 3)), self.const(np.array(int(self.rng.integers(256)), np.uint8))
+            two = (
+                self.const(F32(step * 3)),
+                self.const(np.array(int(self.rng.integers(256)), np.uint8)),
+            )
             made = self.node("DequantizeLinear", self.node("QuantizeLinear", made, *two), *two)
         return made
 
@@ -215,7 +272,9 @@ class Maker:
         low = int(value.array.min())
         kind = onnx.TensorProto.INT4 if low < 0 or self.chance(0.5) else onnx.TensorProto.UINT4
         own = Value(self.name(), [value.array], True)
-        own.tensor = helper.make_tensor(own.name, kind, value.shape, value.array.reshape(-1).astype(int).tolist())
+        own.tensor = helper.make_tensor(
+            own.name, kind, value.shape, value.array.reshape(-1).astype(int).tolist()
+        )
         self.initializers.append(own.tensor)
         return own
 
@@ -227,7 +286,11 @@ class Maker:
             try:
                 first = self.node("Gather", whole, self.const(np.array([0], np.int64)))
                 nothing = self.node("Sub", first, first)
-                return self.node("Add", self.const(array), nothing) if array.size else self.const(array)
+                return (
+                    self.node("Add", self.const(array), nothing)
+                    if array.size
+                    else self.const(array)
+                )
             except Impossible:
                 pass
         return self.const(array)
@@ -235,10 +298,13 @@ class Maker:
     # -- nodes
 
     def node(self, op: str, *inputs: Value | None, domain: Any = "", **attributes: Any) -> Value:
-        """The node's first output; Impossible where onnxruntime does not take it. Empty inputs at the end are kept."""
+        """The node's first output; Impossible where onnxruntime does not take it. Empty inputs at
+        the end are kept."""
         return self.split(op, *inputs, domain=domain, outputs=1, **attributes)[0]
 
-    def split(self, op: str, *inputs: Value | None, domain: Any = "", outputs: int, **attributes: Any) -> list[Value]:
+    def split(
+        self, op: str, *inputs: Value | None, domain: Any = "", outputs: int, **attributes: Any
+    ) -> list[Value]:
         """The node's outputs."""
         names = [self.name() for _ in range(outputs)]
         proto = helper.make_node(
@@ -256,10 +322,16 @@ class Maker:
         self.random |= op in RANDOM or (op == "Dropout" and len(inputs) > 2)
         return [Value(name, [r[k] for r in results], constant) for k, name in enumerate(names)]
 
-    def probe(self, op: str, *inputs: Value | None, domain: Any = "", **attributes: Any) -> list[Array]:
+    def probe(
+        self, op: str, *inputs: Value | None, domain: Any = "", **attributes: Any
+    ) -> list[Array]:
         """What the node would give, on every sample; it is not added."""
         proto = helper.make_node(
-            op, [i.name if i is not None else "" for i in inputs], ["y"], domain=domain, **attributes
+            op,
+            [i.name if i is not None else "" for i in inputs],
+            ["y"],
+            domain=domain,
+            **attributes,
         )
         return [r[0] for r in self.run(proto, [i for i in inputs if i is not None])]
 
@@ -274,7 +346,11 @@ class Maker:
             for i in distinct.values()
             if not i.constant
         ]
-        constants = [i.tensor or numpy_helper.from_array(i.array, i.name) for i in distinct.values() if i.constant]
+        constants = [
+            i.tensor or numpy_helper.from_array(i.array, i.name)
+            for i in distinct.values()
+            if i.constant
+        ]
         results = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
         graph = helper.make_graph([proto], "one", infos, results, constants)
         model = self.wrapped(graph, 10)
@@ -284,7 +360,9 @@ class Maker:
             found = [
                 [
                     np.asarray(r)
-                    for r in own.run(None, {i.name: i.samples[k] for i in distinct.values() if not i.constant})
+                    for r in own.run(
+                        None, {i.name: i.samples[k] for i in distinct.values() if not i.constant}
+                    )
                 ]
                 for k in range(runs)
             ]
@@ -300,12 +378,17 @@ class Maker:
 
     def attempt(self, step: Callable[[Maker, Value], Value], x: Value) -> Value | None:
         """The step's result, or None with the graph as it was."""
-        before = [len(part) for part in (self.initializers, self.nodes, self.listed, self.known, self.inputs)]
+        before = [
+            len(part)
+            for part in (self.initializers, self.nodes, self.listed, self.known, self.inputs)
+        ]
         try:
             return step(self, x)
         except (Impossible, ValueError, IndexError, TypeError, AssertionError, ArithmeticError):
             for part, length in zip(
-                (self.initializers, self.nodes, self.listed, self.known, self.inputs), before, strict=True
+                (self.initializers, self.nodes, self.listed, self.known, self.inputs),
+                before,
+                strict=True,
             ):
                 del part[length:]  # type: ignore[attr-defined]
             return None
@@ -328,7 +411,9 @@ class Maker:
         old = self.opset < 13 and self.chance(0.1)
         for tensor in constants:
             if old or tensor.name in self.listed:
-                kinds.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tuple(tensor.dims)))
+                kinds.append(
+                    helper.make_tensor_value_info(tensor.name, tensor.data_type, tuple(tensor.dims))
+                )
         typed = self.chance(0.5)
         results = [
             helper.make_tensor_value_info(o.name, helper.np_dtype_to_tensor_dtype(o.dtype), o.shape)

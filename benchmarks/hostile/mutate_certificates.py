@@ -1,6 +1,6 @@
-"""Changes of certificates: of proofs (trees, multipliers, inner bounds, rules), of arrays as files, of the header, of the
-ZIP archive. A function takes a certificate and changes it, or returns the bytes of a file.
-"""
+"""Changes of certificates: of proofs (trees, multipliers, inner bounds, rules), of arrays as files,
+of the header, of the ZIP archive. A function takes a certificate and changes it, or returns the
+bytes of a file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,20 @@ ODD = (
         "1e-400",
         "0x10",
     ),
-    *("1_0", " 1", "nan", "inf", "1/3", "", ".", "1e", "9" * 400, "0." + "0" * 400 + "1", "1e999999999", "unsat"),
+    *(
+        "1_0",
+        " 1",
+        "nan",
+        "inf",
+        "1/3",
+        "",
+        ".",
+        "1e",
+        "9" * 400,
+        "0." + "0" * 400 + "1",
+        "1e999999999",
+        "unsat",
+    ),
 )
 NUMBERS = (0, -1, 1, 2**31 - 1, 2**31, 2**40, 2**53, 2**62, 2**63 - 1, -(2**63))
 
@@ -52,7 +65,7 @@ def some(rng: Rng, values: Any) -> int:
     return int(rng.choice(np.asarray(values, np.int64)))
 
 
-# -- trees -------------------------------------------------------------------------------------------------------------
+# -- trees -----------------------------------------------------------------------------------------
 
 
 def swap_entries(own: Taken, rng: Rng) -> None:
@@ -71,7 +84,11 @@ def change_tree(own: Taken, rng: Rng) -> None:
 def move_cuts(own: Taken, rng: Rng) -> None:
     array = own.arrays[q(own, rng) + "threshold"]
     at = rng.integers(len(array), size=max(1, len(array) // int(rng.integers(1, 20))))
-    array[at] += rng.integers(-3, 4, len(at)) if rng.random() < 0.7 else rng.integers(-(2**41), 2**41, len(at))
+    array[at] += (
+        rng.integers(-3, 4, len(at))
+        if rng.random() < 0.7
+        else rng.integers(-(2**41), 2**41, len(at))
+    )
 
 
 def close_early(own: Taken, rng: Rng) -> None:
@@ -119,7 +136,9 @@ def drop_child(own: Taken, rng: Rng) -> None:
 
 def turn_leaves(own: Taken, rng: Rng) -> None:
     kind = own.arrays[q(own, rng) + "kind"]
-    kind[rng.integers(len(kind), size=int(rng.integers(1, 4)))] = rng.choice([CUT, CLOSED, REGIONS, DUAL, -1, 4, 127])
+    kind[rng.integers(len(kind), size=int(rng.integers(1, 4)))] = rng.choice(
+        [CUT, CLOSED, REGIONS, DUAL, -1, 4, 127]
+    )
 
 
 def swap_children(own: Taken, rng: Rng) -> None:
@@ -130,7 +149,9 @@ def swap_children(own: Taken, rng: Rng) -> None:
         child = int(first[some(rng, cuts)])
         if child + 1 < len(first):
             for name in TREE:
-                own.arrays[prefix + name][[child, child + 1]] = own.arrays[prefix + name][[child + 1, child]]
+                own.arrays[prefix + name][[child, child + 1]] = own.arrays[prefix + name][
+                    [child + 1, child]
+                ]
     elif len(cuts) > 1:
         a, b = rng.choice(cuts, 2, replace=False)
         first[[a, b]] = first[[b, a]]
@@ -156,13 +177,15 @@ def grow(own: Taken, rng: Rng) -> None:
     kind = own.arrays[prefix + "kind"]
     leaf, count = some(rng, np.flatnonzero(kind != CUT)), len(kind)
     for name in TREE:
-        own.arrays[prefix + name] = np.r_[own.arrays[prefix + name], np.zeros(2, np.int64)].astype(np.int64)
+        own.arrays[prefix + name] = np.r_[own.arrays[prefix + name], np.zeros(2, np.int64)].astype(
+            np.int64
+        )
     own.arrays[prefix + "kind"][[count, count + 1]] = CLOSED
     own.arrays[prefix + "kind"][leaf], own.arrays[prefix + "first"][leaf] = CUT, count
     own.arrays[prefix + "threshold"][leaf] = some(rng, np.r_[-1000, 1000, 4:9])
 
 
-# -- numbers -----------------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------
 
 
 def change_multipliers(own: Taken, rng: Rng) -> None:
@@ -193,7 +216,11 @@ def change_any(own: Taken, rng: Rng) -> None:
     names = [n for n, a in own.arrays.items() if a.size]
     array = own.arrays[str(rng.choice(names))].reshape(-1)
     at = rng.integers(array.size, size=max(1, int(array.size * rng.choice([0.0, 0.3]))))
-    change = rng.integers(-3, 4, len(at)) if rng.random() < 0.5 else rng.choice(np.array(NUMBERS), len(at))
+    change = (
+        rng.integers(-3, 4, len(at))
+        if rng.random() < 0.5
+        else rng.choice(np.array(NUMBERS), len(at))
+    )
     with np.errstate(over="ignore"):
         array[at] = (array[at] + change).astype(array.dtype)
 
@@ -222,14 +249,27 @@ def change_inner(own: Taken, rng: Rng) -> None:
 def change_rules(own: Taken, rng: Rng) -> None:
     header = query(own, rng)
     keys = [*header["rules"], str(int(rng.integers(0, 12))), "0", "-1", "1.0", "١"]
-    header["rules"][str(rng.choice(keys))] = str(rng.choice(["staircase", "scan", "sum", "max", "none", ""]))
+    header["rules"][str(rng.choice(keys))] = str(
+        rng.choice(["staircase", "scan", "sum", "max", "none", ""])
+    )
 
 
 def change_slopes(own: Taken, rng: Rng) -> None:
     header = query(own, rng)
     for node, rule in header["rules"].items():
         if rule == "sum":
-            choices: list[Any] = [[0, 0], [1, 1], [-1, 5], [2**16, 1], [2**17, 1], [1], None, [1.0, 2], "12", [1, 2, 3]]
+            choices: list[Any] = [
+                [0, 0],
+                [1, 1],
+                [-1, 5],
+                [2**16, 1],
+                [2**17, 1],
+                [1],
+                None,
+                [1.0, 2],
+                "12",
+                [1, 2, 3],
+            ]
             header["slopes"][node] = choices[int(rng.integers(len(choices)))]
 
 
@@ -257,7 +297,7 @@ def swap_queries(own: Taken, rng: Rng) -> None:
         del queries[-1]
 
 
-# -- the header --------------------------------------------------------------------------------------------------------
+# -- the header ------------------------------------------------------------------------------------
 
 
 def odd_header(own: Taken, rng: Rng) -> None:
@@ -288,7 +328,9 @@ def odd_decimals(own: Taken, rng: Rng) -> None:
         case 0:
             inputs[at] = ODD[int(rng.integers(len(ODD)))]
         case 1:
-            inputs[at] = str(float(inputs[at]) + float(rng.choice([1e-9, -1e-9, 0.01, -0.01, 0.2, 1])))
+            inputs[at] = str(
+                float(inputs[at]) + float(rng.choice([1e-9, -1e-9, 0.01, -0.01, 0.2, 1]))
+            )
         case 2:
             inputs.reverse()
         case _:
@@ -318,7 +360,7 @@ def text_of_header(own: Taken, rng: Rng) -> bytes:
     return packed(entries)
 
 
-# -- arrays as files ---------------------------------------------------------------------------------------------------
+# -- arrays as files -------------------------------------------------------------------------------
 
 
 def other_array(own: Taken, rng: Rng) -> None:
@@ -333,7 +375,10 @@ def other_array(own: Taken, rng: Rng) -> None:
                 lambda kind=kind: array.astype(kind)
                 for kind in ("i1", "i2", "i4", ">i8", ">i4", "u8", "u1", "f8", "f4", "?")
             ),
-            *(lambda kind=kind: array.astype(kind) for kind in ("c16", "S8", "U8", "O", "M8[s]", "m8[s]")),
+            *(
+                lambda kind=kind: array.astype(kind)
+                for kind in ("c16", "S8", "U8", "O", "M8[s]", "m8[s]")
+            ),
             lambda: np.where(array > 0, np.nan, np.inf),
             lambda: array[None],
             lambda: array[..., None],
@@ -379,7 +424,10 @@ def raw_array(own: Taken, rng: Rng) -> bytes:
             text.replace("'<i8'", other)
             for other in ("'<i9'", "'|O'", "'<f8'", "'>i8'", "'<u8'", "[('a', '<i8')]", "'i8'")
         ),
-        *(text.replace("False", other) for other in ("True", "0", "None", "__import__('os').getpid()")),
+        *(
+            text.replace("False", other)
+            for other in ("True", "0", "None", "__import__('os').getpid()")
+        ),
         text.replace("{", "{'x': 1, "),
         text.rstrip() + " " * 60_000 + "\n",
         "",
@@ -397,7 +445,7 @@ def raw_array(own: Taken, rng: Rng) -> bytes:
     return packed(entries)
 
 
-# -- the archive -------------------------------------------------------------------------------------------------------
+# -- the archive -----------------------------------------------------------------------------------
 
 
 def cut_file(own: Taken, rng: Rng) -> bytes:
@@ -420,10 +468,16 @@ def flip_bytes(own: Taken, rng: Rng) -> bytes:
 def flip_directory(own: Taken, rng: Rng) -> bytes:
     """Fields of the directory's entries: sizes, methods, flags, offsets, lengths."""
     data = bytearray(own.joined())
-    starts = [i for i in range(len(data) - 4) if data[i : i + 4] in (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06")]
+    starts = [
+        i
+        for i in range(len(data) - 4)
+        if data[i : i + 4] in (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06")
+    ]
     at = int(rng.choice(starts)) + int(rng.integers(4, 46))
     width = int(rng.choice([2, 4]))
-    value = int(rng.choice([0, 1, 8, 0xFFFF, 0x7FFF, 99, 12, 14, 2**31 - 1, 2**32 - 1])) % 256**width
+    value = (
+        int(rng.choice([0, 1, 8, 0xFFFF, 0x7FFF, 99, 12, 14, 2**31 - 1, 2**32 - 1])) % 256**width
+    )
     data[at : at + width] = value.to_bytes(width, "little")
     return bytes(data)
 
@@ -432,9 +486,16 @@ def entries_twice(own: Taken, rng: Rng) -> bytes:
     """Entries of one name, of names that look alike, and of no use."""
     buffer, entries = io.BytesIO(), own.entries()
     name = str(rng.choice(list(entries)))
-    other = [name, "../" + name, "/" + name, name.upper(), name + "/", "q9.kind.npy", "\u202e" + name, ""][
-        int(rng.integers(8))
-    ]
+    other = [
+        name,
+        "../" + name,
+        "/" + name,
+        name.upper(),
+        name + "/",
+        "q9.kind.npy",
+        "\u202e" + name,
+        "",
+    ][int(rng.integers(8))]
     import warnings
 
     with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w") as archive:
@@ -455,7 +516,9 @@ def missing_entry(own: Taken, rng: Rng) -> bytes:
 
 
 def other_packing(own: Taken, rng: Rng) -> bytes:
-    method = (zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED)[int(rng.integers(4))]
+    method = (zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED)[
+        int(rng.integers(4))
+    ]
     return packed(own.entries(), method)
 
 
@@ -465,7 +528,9 @@ def bomb(own: Taken, rng: Rng) -> bytes:
     name = str(rng.choice(list(entries)))
     size = int(rng.choice([2**22, 2**25]))
     if name == "header.json":
-        entries[name] = json.dumps(own.header)[:-1].encode() + b', "x": [' + b"[]," * (size // 3) + b"[]]}"
+        entries[name] = (
+            json.dumps(own.header)[:-1].encode() + b', "x": [' + b"[]," * (size // 3) + b"[]]}"
+        )
     else:
         array = io.BytesIO()
         np.save(array, np.zeros((size, 1)[: own.arrays[name[:-4]].ndim], np.int8))
@@ -479,11 +544,38 @@ def bomb(own: Taken, rng: Rng) -> bytes:
 
 Change = Callable[[Taken, Rng], "bytes | None"]
 PROOF: tuple[Change, ...] = (
-    *(swap_entries, change_tree, move_cuts, close_early, drop_child, turn_leaves, swap_children, change_regions, grow),
-    *(change_multipliers, change_any, change_inner, change_rules, change_slopes, change_columns, swap_queries),
+    *(
+        swap_entries,
+        change_tree,
+        move_cuts,
+        close_early,
+        drop_child,
+        turn_leaves,
+        swap_children,
+        change_regions,
+        grow,
+    ),
+    *(
+        change_multipliers,
+        change_any,
+        change_inner,
+        change_rules,
+        change_slopes,
+        change_columns,
+        swap_queries,
+    ),
 )
 WITNESS: tuple[Change, ...] = (odd_decimals,)
 FILE: tuple[Change, ...] = (
-    *(odd_header, text_of_header, other_array, raw_array, cut_file, junk_around, flip_bytes, flip_directory),
+    *(
+        odd_header,
+        text_of_header,
+        other_array,
+        raw_array,
+        cut_file,
+        junk_around,
+        flip_bytes,
+        flip_directory,
+    ),
     *(entries_twice, missing_entry, other_packing, bomb),
 )

@@ -1,4 +1,5 @@
-"""Changes of ONNX files at the level of protobuf: a function changes the model, or returns the bytes of a file."""
+"""Changes of ONNX files at the level of protobuf: a function changes the model, or returns the
+bytes of a file."""
 
 from __future__ import annotations
 
@@ -13,7 +14,20 @@ from onnx import helper, numpy_helper
 from benchmarks.hostile.mutation_bases import Array, Rng
 
 Change = Callable[[onnx.ModelProto, Rng], "bytes | None"]
-NAMES = ("", "x0", "n1", "c0", "\n", "\u202e", "a" * 3000, "accepted unsat\nunsat", "é", "{}", "%s", "../../etc")
+NAMES = (
+    "",
+    "x0",
+    "n1",
+    "c0",
+    "\n",
+    "\u202e",
+    "a" * 3000,
+    "accepted unsat\nunsat",
+    "é",
+    "{}",
+    "%s",
+    "../../etc",
+)
 
 
 def one(rng: Rng, items: Any) -> Any:
@@ -25,7 +39,8 @@ def node_of(model: onnx.ModelProto, rng: Rng) -> onnx.NodeProto:
 
 
 def change_array(model: onnx.ModelProto, rng: Rng) -> None:
-    """A constant's numbers: scales of NaN, 0, subnormals, infinities and below 0; codes at their ends."""
+    """A constant's numbers: scales of NaN, 0, subnormals, infinities and below 0; codes at their
+    ends."""
     tensor = one(rng, model.graph.initializer)
     array = numpy_helper.to_array(tensor).copy()
     if not array.size:
@@ -49,7 +64,10 @@ def change_array(model: onnx.ModelProto, rng: Rng) -> None:
         flat[at] = np.float32(one(rng, special))
     else:
         info = np.iinfo(array.dtype)
-        flat[at] = one(rng, [info.min, info.max, 0, 1, int(rng.integers(info.min, info.max, dtype=array.dtype))])
+        flat[at] = one(
+            rng,
+            [info.min, info.max, 0, 1, int(rng.integers(info.min, info.max, dtype=array.dtype))],
+        )
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
@@ -59,16 +77,25 @@ def change_shape(model: onnx.ModelProto, rng: Rng) -> None:
     if rng.random() < 0.5:
         array = numpy_helper.to_array(tensor)
         shapes: list[Callable[[], Array]] = [
-            *(lambda: array[None], lambda: array.reshape(-1), lambda: array.T, lambda: array[..., :0]),
+            *(
+                lambda: array[None],
+                lambda: array.reshape(-1),
+                lambda: array.T,
+                lambda: array[..., :0],
+            ),
             *(
                 lambda: np.concatenate([array.reshape(-1)] * 2),
                 lambda: np.broadcast_to(array, (2, *array.shape)).copy(),
             ),
         ]
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(one(rng, shapes)()), tensor.name))
+        tensor.CopyFrom(
+            numpy_helper.from_array(np.ascontiguousarray(one(rng, shapes)()), tensor.name)
+        )
     else:
         dims = list(tensor.dims) or [1]
-        dims[int(rng.integers(len(dims)))] = one(rng, [0, -1, 1, 2, 7, 2**31, 2**40, 2**62, -(2**63)])
+        dims[int(rng.integers(len(dims)))] = one(
+            rng, [0, -1, 1, 2, 7, 2**31, 2**40, 2**62, -(2**63)]
+        )
         del tensor.dims[:]
         tensor.dims.extend(dims)
 
@@ -78,9 +105,13 @@ def change_type(model: onnx.ModelProto, rng: Rng) -> None:
     if rng.random() < 0.5:
         tensor.data_type = int(rng.integers(0, 26))
     else:
-        kind = one(rng, [np.float64, np.float16, np.int8, np.uint8, np.int16, np.int32, np.int64, np.bool_])
+        kind = one(
+            rng, [np.float64, np.float16, np.int8, np.uint8, np.int16, np.int32, np.int64, np.bool_]
+        )
         with np.errstate(all="ignore"):
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(kind), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor).astype(kind), tensor.name)
+            )
 
 
 def change_data(model: onnx.ModelProto, rng: Rng) -> None:
@@ -98,7 +129,9 @@ def change_data(model: onnx.ModelProto, rng: Rng) -> None:
             location = one(rng, ["/etc/passwd", "../x", "missing.bin", "", "\x00", "m.onnx"])
             tensor.external_data.add(key="location", value=location)
             if rng.random() < 0.5:
-                tensor.external_data.add(key="offset", value=one(rng, ["-1", "x", str(2**62), "1e9"]))
+                tensor.external_data.add(
+                    key="offset", value=one(rng, ["-1", "x", str(2**62), "1e9"])
+                )
 
 
 def drop_array(model: onnx.ModelProto, rng: Rng) -> None:
@@ -165,7 +198,20 @@ def change_op(model: onnx.ModelProto, rng: Rng) -> None:
             "Nonsense",
             "\n",
         ),
-        *("Dropout", "Clip", "Concat", "Split", "Cast", "Tanh", "ArgMax", "TopK", "NonZero", "Shape", "Where", "LSTM"),
+        *(
+            "Dropout",
+            "Clip",
+            "Concat",
+            "Split",
+            "Cast",
+            "Tanh",
+            "ArgMax",
+            "TopK",
+            "NonZero",
+            "Shape",
+            "Where",
+            "LSTM",
+        ),
     )
     node = node_of(model, rng)
     node.op_type = one(rng, ops)
@@ -175,8 +221,28 @@ def change_op(model: onnx.ModelProto, rng: Rng) -> None:
 
 def change_attribute(model: onnx.ModelProto, rng: Rng) -> None:
     node = node_of(model, rng)
-    names = ("axis", "perm", "pads", "strides", "dilations", "group", "kernel_shape", "auto_pad", "alpha", "transB")
-    names += ("ceil_mode", "storage_order", "saturate", "block_size", "output_dtype", "channels_last", "to", "nonsense")
+    names = (
+        "axis",
+        "perm",
+        "pads",
+        "strides",
+        "dilations",
+        "group",
+        "kernel_shape",
+        "auto_pad",
+        "alpha",
+        "transB",
+    )
+    names += (
+        "ceil_mode",
+        "storage_order",
+        "saturate",
+        "block_size",
+        "output_dtype",
+        "channels_last",
+        "to",
+        "nonsense",
+    )
     known = [attribute.name for attribute in node.attribute]
     name = one(rng, [*names, *known, *known])
     values: list[Any] = [
@@ -214,7 +280,12 @@ def order_nodes(model: onnx.ModelProto, rng: Rng) -> None:
         case 2:
             nodes.append(one(rng, nodes))
         case _:
-            nodes.insert(0, helper.make_node(one(rng, ["Identity", "Relu"]), [one(rng, nodes).output[0]], ["loop"]))
+            nodes.insert(
+                0,
+                helper.make_node(
+                    one(rng, ["Identity", "Relu"]), [one(rng, nodes).output[0]], ["loop"]
+                ),
+            )
             one(rng, nodes[1:]).input[0] = "loop"
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
@@ -252,7 +323,9 @@ def change_versions(model: onnx.ModelProto, rng: Rng) -> None:
         case 0:
             model.ir_version = one(rng, [0, 1, 3, 99, 2**40, -1])
         case 1:
-            one(rng, model.opset_import).version = one(rng, [0, 1, 7, 9, 10, 13, 25, 26, 99, -1, 2**40])
+            one(rng, model.opset_import).version = one(
+                rng, [0, 1, 7, 9, 10, 13, 25, 26, 99, -1, 2**40]
+            )
         case 2:
             del model.opset_import[int(rng.integers(len(model.opset_import))) :]
         case _:
@@ -271,7 +344,9 @@ def other_fields(model: onnx.ModelProto, rng: Rng) -> None:
         case 3:
             node = node_of(model, rng)
             node.attribute.append(
-                helper.make_attribute("then_branch", onnx.GraphProto.FromString(graph.SerializeToString()))
+                helper.make_attribute(
+                    "then_branch", onnx.GraphProto.FromString(graph.SerializeToString())
+                )
             )
         case 4:
             graph.value_info.add(name=one(rng, NAMES))
@@ -303,7 +378,26 @@ def fields_of_bytes(model: onnx.ModelProto, rng: Rng) -> bytes:
 
 
 CHANGES: tuple[Change, ...] = (
-    *(change_array, change_array, change_shape, change_type, change_data, drop_array, array_twice, rewire, rewire),
-    *(rename, change_op, change_attribute, change_attribute, order_nodes, change_ends, change_versions, other_fields),
+    *(
+        change_array,
+        change_array,
+        change_shape,
+        change_type,
+        change_data,
+        drop_array,
+        array_twice,
+        rewire,
+        rewire,
+    ),
+    *(
+        rename,
+        change_op,
+        change_attribute,
+        change_attribute,
+        order_nodes,
+        change_ends,
+        change_versions,
+        other_fields,
+    ),
     fields_of_bytes,
 )

@@ -1,4 +1,5 @@
-"""Changes of properties token by token, and a reader of its own that says of a point whether the text calls it unsafe."""
+"""Changes of properties token by token, and a reader of its own that says of a point whether the
+text calls it unsafe."""
 
 from __future__ import annotations
 
@@ -117,7 +118,9 @@ def change(text: str, rng: Rng) -> bytes:
             case 4 if numbers:
                 near = one(rng, numbers)
                 value = float(words[near])
-                words[near] = repr(value + float(rng.choice([0.125, -0.125, 0.01, -0.01, 1e-7, -1e-7, 1, -1])))
+                words[near] = repr(
+                    value + float(rng.choice([0.125, -0.125, 0.01, -0.01, 1e-7, -1e-7, 1, -1]))
+                )
             case 5:
                 signs = [i for i, word in enumerate(words) if word in ("<=", ">=", "<", ">")]
                 if signs:
@@ -145,7 +148,9 @@ def change(text: str, rng: Rng) -> bytes:
             return result.encode()[: int(rng.integers(len(result) + 1))]
         case 4:
             depth = int(rng.choice([100, 9000, 200_000]))
-            return (result + "(assert " + "(and " * depth + "(<= Y_0 1)" + ")" * depth + ")").encode()
+            return (
+                result + "(assert " + "(and " * depth + "(<= Y_0 1)" + ")" * depth + ")"
+            ).encode()
         case 5:
             return gzip.compress(result.encode() + b" " * 2**24)
     return result.encode("utf-8", "replace")
@@ -177,13 +182,15 @@ def wrapped(form: list[str], rng: Rng) -> list[str]:
     """A form in another one; a condition beside a similar one, or turned around."""
     if form[1:2] and form[1] in ("<=", ">=", "<", ">", "and", "or", "not"):
         other = ["<=", "X_0", repr(float(rng.choice([0.1, 0.125, 0.25, 0.4])))]
-        head: list[str] = one(rng, [["and"], ["or"], ["not"], ["or", "(", *other, ")"], ["and", "(", *other, ")"]])
+        head: list[str] = one(
+            rng, [["and"], ["or"], ["not"], ["or", "(", *other, ")"], ["and", "(", *other, ")"]]
+        )
     else:
         head = one(rng, [["+"], ["-"], ["*", "2"], ["+", "X_0"], ["-", "Y_0"], ["assert"], []])
     return ["(", *head, *form, ")"]
 
 
-# -- a reader of its own -----------------------------------------------------------------------------------------------
+# -- a reader of its own ---------------------------------------------------------------------------
 
 
 class Unclear(Exception):

@@ -1,4 +1,5 @@
-"""Small networks with properties whose truth is known by running all codes in onnxruntime, and their certificates."""
+"""Small networks with properties whose truth is known by running all codes in onnxruntime, and
+their certificates."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ CODES = 5  # of every input, from ZERO on
 
 @dataclass(frozen=True)
 class Base:
-    """A model; properties that no input violates, with their certificates (by splits; by cuts, if that was quick), and one
-    that some input does violate, with its own; every code vector as inputs [N, inputs], and outputs [N, outputs]."""
+    """A model; properties that no input violates, with their certificates (by splits; by cuts, if
+    that was quick), and one that some input does violate, with its own; every code vector as inputs
+    [N, inputs], and outputs [N, outputs]."""
 
     name: str
     model: Path
@@ -75,7 +77,7 @@ def packed(entries: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> byt
     return buffer.getvalue()
 
 
-# -- networks ----------------------------------------------------------------------------------------------------------
+# -- networks --------------------------------------------------------------------------------------
 
 
 def codes(value: int) -> Array:
@@ -84,9 +86,14 @@ def codes(value: int) -> Array:
 
 def layer(g: Graph, rng: Rng, x: str, n: int, m: int, scale: float, zero: int = 128) -> str:
     """Codes of scale 0.05 (the input's: SCALE) to codes of scale 0.05 and zero point 128."""
-    w, bias = rng.integers(-128, 128, (n, m)).astype(np.int8), rng.integers(-300, 300, m).astype(np.int32)
+    w, bias = (
+        rng.integers(-128, 128, (n, m)).astype(np.int8),
+        rng.integers(-300, 300, m).astype(np.int32),
+    )
     weight = g.const(w), g.f32(0.01), g.const(np.int8(0)), g.const(bias)
-    return g.node("QGemm", x, g.f32(scale), g.const(codes(zero)), *weight, g.f32(0.05), g.const(codes(128)))
+    return g.node(
+        "QGemm", x, g.f32(scale), g.const(codes(zero)), *weight, g.f32(0.05), g.const(codes(128))
+    )
 
 
 def plain(g: Graph, rng: Rng) -> list[str]:
@@ -98,15 +105,28 @@ def plain(g: Graph, rng: Rng) -> list[str]:
 def residual(g: Graph, rng: Rng) -> list[str]:
     a = layer(g, rng, g.quantize(g.input((1, 4)), SCALE, codes(ZERO)), 4, 3, SCALE, ZERO)
     ends = g.f32(0.05), g.const(codes(128))
-    total = g.node("QLinearAdd", a, *ends, layer(g, rng, a, 3, 3, 0.05), *ends, g.f32(0.07), g.const(codes(128)))
+    total = g.node(
+        "QLinearAdd",
+        a,
+        *ends,
+        layer(g, rng, a, 3, 3, 0.05),
+        *ends,
+        g.f32(0.07),
+        g.const(codes(128)),
+    )
     return [g.dequantize(layer(g, rng, total, 3, 2, 0.07), 0.05, codes(128))]
 
 
 def pooled(g: Graph, rng: Rng) -> list[str]:
     x = g.quantize(g.input((1, 1, 2, 2)), SCALE, codes(ZERO))
-    w, bias = rng.integers(-128, 128, (2, 1, 2, 2)).astype(np.int8), rng.integers(-300, 300, 2).astype(np.int32)
+    w, bias = (
+        rng.integers(-128, 128, (2, 1, 2, 2)).astype(np.int8),
+        rng.integers(-300, 300, 2).astype(np.int32),
+    )
     ends = g.f32(0.01), g.const(np.int8(0)), g.f32(0.05), g.const(codes(128)), g.const(bias)
-    y = g.node("QLinearConv", x, g.f32(SCALE), g.const(codes(ZERO)), g.const(w), *ends, pads=[0, 0, 1, 1])
+    y = g.node(
+        "QLinearConv", x, g.f32(SCALE), g.const(codes(ZERO)), g.const(w), *ends, pads=[0, 0, 1, 1]
+    )
     y = g.node("MaxPool", y, kernel_shape=[2, 2], strides=[1, 1])
     y = layer(g, rng, g.node("Reshape", y, g.const(np.array([1, 2]))), 2, 2, 0.05)
     return [g.dequantize(y, 0.05, codes(128))]
@@ -117,7 +137,16 @@ def curved(g: Graph, rng: Rng) -> list[str]:
     a = layer(g, rng, g.quantize(g.input((1, 3)), SCALE, codes(ZERO)), 3, 3, SCALE, ZERO)
     ends = g.f32(0.05), g.const(codes(128))
     b = g.node("QLinearSigmoid", a, *ends, g.f32(1 / 256), g.const(codes(0)))
-    c = g.node("QLinearMul", a, *ends, b, g.f32(1 / 256), g.const(codes(0)), g.f32(0.03), g.const(codes(100)))
+    c = g.node(
+        "QLinearMul",
+        a,
+        *ends,
+        b,
+        g.f32(1 / 256),
+        g.const(codes(0)),
+        g.f32(0.03),
+        g.const(codes(100)),
+    )
     return [g.dequantize(layer(g, rng, c, 3, 2, 0.03, 100), 0.05, codes(128))]
 
 
@@ -128,7 +157,13 @@ def two_doors(g: Graph, rng: Rng) -> list[str]:
     return [layer(g, rng, a, 2, 2, SCALE, ZERO), layer(g, rng, b, 2, 2, 0.2, 9)]
 
 
-NETWORKS: tuple[Callable[[Graph, Rng], list[str]], ...] = (plain, residual, pooled, curved, two_doors)
+NETWORKS: tuple[Callable[[Graph, Rng], list[str]], ...] = (
+    plain,
+    residual,
+    pooled,
+    curved,
+    two_doors,
+)
 
 
 def make_bases(count: int, seed: int, folder: Path) -> list[Base]:
@@ -144,7 +179,9 @@ def make_bases(count: int, seed: int, folder: Path) -> list[Base]:
     return found
 
 
-def make_base(name: str, build: Callable[[Graph, Rng], list[str]], rng: Rng, folder: Path) -> Base | None:
+def make_base(
+    name: str, build: Callable[[Graph, Rng], list[str]], rng: Rng, folder: Path
+) -> Base | None:
     """None where the outputs hardly vary."""
     g = Graph()
     model = write(g.model(*build(g, rng)), folder / f"{name}.onnx")
@@ -174,9 +211,12 @@ def make_base(name: str, build: Callable[[Graph, Rng], list[str]], rng: Rng, fol
 
 
 def proved(model: Path, path: Path, splittable: int) -> bytes | None:
-    """A certificate of unsat, by cuts where more than `splittable` inputs vary; None where that takes long."""
+    """A certificate of unsat, by cuts where more than `splittable` inputs vary; None where that
+    takes long."""
     old, bab.SPLITTABLE = bab.SPLITTABLE, splittable
-    options = Options(device="cpu", timeout=20, attack=False, certificate=True, backward=splittable == 0)
+    options = Options(
+        device="cpu", timeout=20, attack=False, certificate=True, backward=splittable == 0
+    )
     try:
         return verify(model, path, options).certificate
     finally:
@@ -196,7 +236,9 @@ def run(model: Path, points: Array) -> Array:
     session = Session(model)
     shape = shape_of(model)
     rows = [session.run([point.astype(np.float32).reshape(shape)]) for point in points]
-    return np.array([np.concatenate([np.asarray(y, np.float64).reshape(-1) for y in row]) for row in rows])
+    return np.array(
+        [np.concatenate([np.asarray(y, np.float64).reshape(-1) for y in row]) for row in rows]
+    )
 
 
 def shape_of(model: Path) -> tuple[int, ...]:
@@ -213,5 +255,7 @@ def specification(points: Array, outputs: int, least: float) -> str:
     lines = [f"(declare-const X_{i} Real)" for i in range(size)] + [
         f"(declare-const Y_{i} Real)" for i in range(outputs)
     ]
-    lines += [f"(assert (>= X_{i} 0.0))\n(assert (<= X_{i} {(CODES - 1) * SCALE}))" for i in range(size)]
+    lines += [
+        f"(assert (>= X_{i} 0.0))\n(assert (<= X_{i} {(CODES - 1) * SCALE}))" for i in range(size)
+    ]
     return "\n".join([*lines, f"(assert (>= (- Y_0 Y_{outputs - 1}) {least!r}))"]) + "\n"

@@ -1,21 +1,25 @@
-"""Smart mutations of certificates, models and properties: none may be accepted wrongly, crash, hang, or take much memory.
+"""Smart mutations of certificates, models and properties: none may be accepted wrongly, crash,
+hang, or take much memory.
 
-    python -m benchmarks.hostile.mutations --count 1000 --seed 1 [--kind forged ...] [--keep FOLDER] [--out FILE.csv]
+    python -m benchmarks.hostile.mutations --count 1000 --seed 1 [--kind forged ...] [--keep FOLDER]
+    [--out FILE.csv]
 
-Small networks are made by lot, and every code vector is run in onnxruntime, so that the truth is known. Then, `--count`
-times each:
+Small networks are made by lot, and every code vector is run in onnxruntime, so that the truth is
+known. Then, `--count` times each:
 
-* `forged`: a proof is said to be about a property that some input violates (with the right hashes), and changed: an
-  accepted one is wrong.
+* `forged`: a proof is said to be about a property that some input violates (with the right hashes),
+  and changed: an accepted one is wrong.
 * `changed`: a genuine certificate is changed; an accepted one must claim what is true.
 * `file`: the certificate's file is damaged: arrays, header, archive.
-* `model`: an ONNX file is changed; `unsat` is wrong where onnxruntime, running the changed file, meets a violation among
-  some hundred inputs; so is `sat` where the counterexample is none.
-* `spec`: a property's tokens are changed; the same, by a reader of properties that shares nothing with qverify.
+* `model`: an ONNX file is changed; `unsat` is wrong where onnxruntime, running the changed file,
+  meets a violation among some hundred inputs; so is `sat` where the counterexample is none.
+* `spec`: a property's tokens are changed; the same, by a reader of properties that shares nothing
+  with qverify.
 
-Everything goes through the command line's door in a child process. Wrong is also: exit code 4, a line that cannot be
-printed, MEGABYTES more of memory than before; `hung`: more than SECONDS of processor time. `unclear`: onnxruntime cannot
-run the file as it is, or the other reader does not understand the text. `died`: onnxruntime took the process with it.
+Everything goes through the command line's door in a child process. Wrong is also: exit code 4, a
+line that cannot be printed, MEGABYTES more of memory than before; `hung`: more than SECONDS of
+processor time. `unclear`: onnxruntime cannot run the file as it is, or the other reader does not
+understand the text. `died`: onnxruntime took the process with it.
 """
 
 from __future__ import annotations
@@ -64,6 +68,7 @@ COLUMNS = (
     "hung",
     "died",
 )
+# Too odd to be changed once more.
 TWICE = (
     AttributeError,
     BufferError,
@@ -71,11 +76,11 @@ TWICE = (
     OverflowError,
     TypeError,
     ValueError,
-)  # too odd to be changed once more
+)
 Outcome = tuple[str, str]  # column, what was said
 
 
-# -- one run -----------------------------------------------------------------------------------------------------------
+# -- one run ---------------------------------------------------------------------------------------
 
 
 def called(*arguments: str) -> tuple[int, str, str]:
@@ -123,7 +128,9 @@ def genuine(base: Base, rng: Rng) -> tuple[Path, str, bytes]:
     """A property, its truth, and its certificate."""
     k = int(rng.integers(len(base.proofs) + 1))
     return (
-        (base.unsafe, "sat", base.witness) if k == len(base.proofs) else (base.proofs[k][0], "unsat", base.proofs[k][1])
+        (base.unsafe, "sat", base.witness)
+        if k == len(base.proofs)
+        else (base.proofs[k][0], "unsat", base.proofs[k][1])
     )
 
 
@@ -207,7 +214,8 @@ def compared(code: int, out: str, prop: Any, values: list[list[float]], outputs:
             holds = all([mutate_specs.truth(tree, point) for tree in asserts])
             if code == 1:
                 decimals = point | {
-                    f"X_{i}": Fraction(value) for i, value in enumerate(re.findall(r"\(X_\d+ ([^\s()]+)\)", out))
+                    f"X_{i}": Fraction(value)
+                    for i, value in enumerate(re.findall(r"\(X_\d+ ([^\s()]+)\)", out))
                 }
                 exactly = all([mutate_specs.truth(tree, decimals) for tree in asserts])
                 return ("sat" if exactly else "wrong"), out
@@ -218,11 +226,14 @@ def compared(code: int, out: str, prop: Any, values: list[list[float]], outputs:
     return verdict, out
 
 
-# -- all runs ----------------------------------------------------------------------------------------------------------
+# -- all runs --------------------------------------------------------------------------------------
 
 
-def _work(kind: str, bases: list[Base], seed: int, start: int, stop: int, folder: Path, pipe: Any) -> None:
-    """Runs number `start` to `stop`, in a child. What takes too much memory is noticed afterwards."""
+def _work(
+    kind: str, bases: list[Base], seed: int, start: int, stop: int, folder: Path, pipe: Any
+) -> None:
+    """Runs number `start` to `stop`, in a child. What takes too much memory is noticed
+    afterwards."""
     for k in range(start, stop):
         rng = np.random.default_rng([seed, KINDS.index(kind), k])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -243,7 +254,9 @@ def all_runs(kind: str, bases: list[Base], count: int, seed: int, folder: Path) 
     context, k = multiprocessing.get_context("fork"), 0
     while k < count:
         ours, theirs = context.Pipe()
-        child = context.Process(target=_work, args=(kind, bases, seed, k, count, folder, theirs), daemon=True)
+        child = context.Process(
+            target=_work, args=(kind, bases, seed, k, count, folder, theirs), daemon=True
+        )
         child.start()
         theirs.close()
         try:
@@ -278,7 +291,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bases = make_bases(options.bases, options.seed, folder)
-        rows = [row for kind in options.kind or KINDS if (row := table_row(kind, bases, options, folder))]
+        rows = [
+            row
+            for kind in options.kind or KINDS
+            if (row := table_row(kind, bases, options, folder))
+        ]
     if options.out:
         with options.out.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -287,14 +304,19 @@ def main() -> int:
     return 1 if any(row[column] for row in rows for column in ("wrong", "crashed", "hung")) else 0
 
 
-def table_row(kind: str, bases: list[Base], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def table_row(
+    kind: str, bases: list[Base], options: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
     """All runs of a kind; prints what went wrong at once, and the row."""
     tally, said, started = Counter[str](), Counter[str](), time.monotonic()
     for k, (outcome, text) in enumerate(all_runs(kind, bases, options.count, options.seed, folder)):
         tally[outcome] += 1
         said[f"{outcome}: {re.sub(r'[0-9]+', '#', ' '.join(text.split()))[:150]}"] += 1
         if outcome in ("wrong", "crashed", "hung", "died"):
-            print(f"{kind} seed {options.seed} number {k} {outcome}: {text.strip()[-1500:]}", flush=True)
+            print(
+                f"{kind} seed {options.seed} number {k} {outcome}: {text.strip()[-1500:]}",
+                flush=True,
+            )
             if options.keep:
                 target = options.keep / f"{kind}_{options.seed}_{k}"
                 target.mkdir(parents=True, exist_ok=True)
@@ -303,7 +325,11 @@ def table_row(kind: str, bases: list[Base], options: argparse.Namespace, folder:
                         (target / file.name).write_bytes(file.read_bytes())
     row = {"kind": kind, "seed": options.seed, "runs": options.count}
     row |= {column: tally[column] for column in COLUMNS[3:]}
-    print(" ".join(f"{key}={value}" for key, value in row.items()), f"({time.monotonic() - started:.0f} s)", flush=True)
+    print(
+        " ".join(f"{key}={value}" for key, value in row.items()),
+        f"({time.monotonic() - started:.0f} s)",
+        flush=True,
+    )
     if options.verbose:
         for text, times in said.most_common(25):
             print(f"    {times:5d} {text}")

@@ -1,12 +1,14 @@
 """Hostile small networks against brute force in onnxruntime.
 
-    python benchmarks/hostile/networks.py --count 20000 --seed 1 [--jobs 2] [--seconds 3600] [--out FOLDER]
+    python benchmarks/hostile/networks.py --count 20000 --seed 1 [--jobs 2] [--seconds 3600] [--out
+    FOLDER]
 
-Network `index` is made from (seed, index) alone, so a run goes on where it stopped: `FOLDER/log.jsonl` has a line for each.
-A network is verified with several properties and options; every verdict is held against what onnxruntime gives on every
-code vector of the box, every counterexample is checked by itself, and every certificate that a verdict comes with is given
-to `qverify.checker`. A failure leaves `FOLDER/INDEX/` with the model, the property and `info.txt`. Refusals are counted by
-reason. The exit code is 1 if anything failed.
+Network `index` is made from (seed, index) alone, so a run goes on where it stopped:
+`FOLDER/log.jsonl` has a line for each. A network is verified with several properties and options;
+every verdict is held against what onnxruntime gives on every code vector of the box, every
+counterexample is checked by itself, and every certificate that a verdict comes with is given to
+`qverify.checker`. A failure leaves `FOLDER/INDEX/` with the model, the property and `info.txt`.
+Refusals are counted by reason. The exit code is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -39,13 +41,13 @@ from benchmarks.hostile.build import Network, random_network
 from benchmarks.hostile.maker import RANDOM
 from benchmarks.hostile.properties import Names, random_box, random_property
 from qverify import Options, Verdict, verify
+from qverify.boundary.outputs import make_decoder
 from qverify.checker import Rejected, check
 from qverify.errors import QverifyError, SoundnessError, SpecError, UnsupportedModel, UsageError
-from qverify.frontend.boundary import make_encoder
+from qverify.formats import verdict_text
+from qverify.frontend.encoder import make_encoder
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import make_decoder
 from qverify.kernels import open_kernels
-from qverify.report import verdict_text
 from qverify.search.branch import RULES
 
 LIMIT = 20.0  # seconds for one verification
@@ -55,12 +57,12 @@ PROPERTIES = 2
 SILENCE = 150.0  # seconds after which a process that says nothing is ended
 
 
-# -- one network -------------------------------------------------------------------------------------------------------
+# -- one network -----------------------------------------------------------------------------------
 
 
 def examine(seed: int, index: int, folder: Path, begin: Callable[[], None]) -> dict[str, Any]:
-    """The line of a network: what it is made of, its verdicts, and its faults as (kind, text) with files in `folder`.
-    `begin` is called when the network is made, and qverify's turn comes."""
+    """The line of a network: what it is made of, its verdicts, and its faults as (kind, text) with
+    files in `folder`. `begin` is called when the network is made, and qverify's turn comes."""
     rng = np.random.default_rng([seed, index])
     network = random_network(rng)
     model = folder / "model.onnx"
@@ -91,7 +93,11 @@ def examine(seed: int, index: int, folder: Path, begin: Callable[[], None]) -> d
         truth = brute.truth(oracle.parse_spec(text), most=60_000)
         if truth is None:
             continue
-        options = options_of(rng, index) if number else Options(device="cpu", timeout=LIMIT, certificate=True)
+        options = (
+            options_of(rng, index)
+            if number
+            else Options(device="cpu", timeout=LIMIT, certificate=True)
+        )
         refused = compare(line, model, spec, truth, options, index, folder)
         if refused:
             return line | {"status": "refused", "reason": refused}
@@ -101,10 +107,15 @@ def examine(seed: int, index: int, folder: Path, begin: Callable[[], None]) -> d
 
 
 def same_outputs(
-    line: dict[str, Any], model: Path, network: Network, brute: oracle.Brute, rng: np.random.Generator, folder: Path
+    line: dict[str, Any],
+    model: Path,
+    network: Network,
+    brute: oracle.Brute,
+    rng: np.random.Generator,
+    folder: Path,
 ) -> str:
-    """Compare the integer network with the file on inputs of the whole range, extreme ones among them. The reason of a
-    refusal, or ""."""
+    """Compare the integer network with the file on inputs of the whole range, extreme ones among
+    them. The reason of a refusal, or ""."""
     try:
         lowered = read_model(model).lowered
     except UnsupportedModel as error:
@@ -130,8 +141,13 @@ def same_outputs(
     different = ~(np.abs(ours - theirs) <= decoder.error)
     if different.any():
         row = int(np.flatnonzero(different.any(axis=1))[0])
-        text = f"at {points[row].tolist()} onnxruntime gives {theirs[row].tolist()}, qverify {ours[row].tolist()}"
-        line["faults"].append(["outputs", f"{int(different.any(axis=1).sum())} of {len(points)} inputs"])
+        text = (
+            f"at {points[row].tolist()} onnxruntime gives {theirs[row].tolist()}, qverify "
+            f"{ours[row].tolist()}"
+        )
+        line["faults"].append(
+            ["outputs", f"{int(different.any(axis=1).sum())} of {len(points)} inputs"]
+        )
         keep(folder, model, None, text)
     return ""
 
@@ -144,11 +160,15 @@ def property_of(network: Network, brute: oracle.Brute, rng: np.random.Generator)
         [(o.shape, o.dtype.name) for o in network.outputs],
     )
     for most in (POINTS, POINTS // 4, 8):
-        box = random_box(rng, network.sample(int(rng.integers(5))), network.steps, network.is_float, most)
+        box = random_box(
+            rng, network.sample(int(rng.integers(5))), network.steps, network.is_float, most
+        )
         spec = oracle.Spec(names.version, len(box), 0, [], {}, [], box)
         each = brute.candidates(spec)
         if each is None:
-            return random_property(rng, names, box, [brute.outputs(tuple(network.sample(0)))], [Fraction(0)] * len(box))
+            return random_property(
+                rng, names, box, [brute.outputs(tuple(network.sample(0)))], [Fraction(0)] * len(box)
+            )
         if np.prod([len(c) for c in each], dtype=float) <= POINTS:
             chosen = [tuple(c[int(rng.integers(len(c)))] for c in each) for _ in range(12)]
             reached = [brute.outputs(tuple(f for _, f in point)) for point in chosen]
@@ -159,7 +179,8 @@ def property_of(network: Network, brute: oracle.Brute, rng: np.random.Generator)
 
 
 def options_of(rng: np.random.Generator, k: int) -> Options:
-    """Other options than the defaults: every branching rule comes by, with and without what can be switched off."""
+    """Other options than the defaults: every branching rule comes by, with and without what can be
+    switched off."""
     return Options(
         device="cpu",
         timeout=LIMIT,
@@ -174,7 +195,13 @@ def options_of(rng: np.random.Generator, k: int) -> Options:
 
 
 def compare(
-    line: dict[str, Any], model: Path, spec: Path, truth: oracle.Truth, options: Options, index: int, folder: Path
+    line: dict[str, Any],
+    model: Path,
+    spec: Path,
+    truth: oracle.Truth,
+    options: Options,
+    index: int,
+    folder: Path,
 ) -> str:
     """One verification, held against the truth. The reason of a refusal, or ""."""
 
@@ -187,8 +214,12 @@ def compare(
     except UnsupportedModel as error:
         return reason_of(error)
     except UsageError:
-        if options.certificate:  # none is possible where conditions mention inputs, or after a float product
-            return compare(line, model, spec, truth, replace(options, certificate=False), index, folder)
+        if (
+            options.certificate
+        ):  # none is possible where conditions mention inputs, or after a float product
+            return compare(
+                line, model, spec, truth, replace(options, certificate=False), index, folder
+            )
         raise
     except SoundnessError as error:
         fault("soundness", reason_of(error))
@@ -203,12 +234,18 @@ def compare(
         fault("error", f"{type(error).__name__}: {reason_of(error)}")
         return ""
     except Exception as error:
-        fault("error", f"{type(error).__name__}: {reason_of(error)} at {traceback.extract_tb(error.__traceback__)[-1]}")
+        fault(
+            "error",
+            f"{type(error).__name__}: {reason_of(error)} at "
+            f"{traceback.extract_tb(error.__traceback__)[-1]}",
+        )
         return ""
     line["verdicts"].append(result.verdict.value)
     if result.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT):
         if truth.verdict != "unknown":
-            line["undecided"].append(f"{result.verdict.value}: {result.reason} (truth: {truth.verdict})")
+            line["undecided"].append(
+                f"{result.verdict.value}: {result.reason} (truth: {truth.verdict})"
+            )
         return ""
     if result.verdict is Verdict.UNSAT and truth.verdict != "unsat":
         fault("wrong" if truth.verdict == "sat" else "reading", f"unsat instead of {truth.verdict}")
@@ -218,7 +255,10 @@ def compare(
         if why is None and truth.verdict == "unsat" and not own.mixed():
             why = "brute force finds none"
         if why is not None:
-            fault("reading" if truth.verdict == "unknown" else "witness", f"{why} (truth: {truth.verdict})")
+            fault(
+                "reading" if truth.verdict == "unknown" else "witness",
+                f"{why} (truth: {truth.verdict})",
+            )
     if result.certificate is not None:
         certificate = folder / "certificate.zip"
         certificate.write_bytes(result.certificate)
@@ -254,7 +294,7 @@ def reason_of(error: BaseException) -> str:
     return re.sub(r"-?\d+(\.\d+)?(e[-+]?\d+)?", "#", text)[:200]
 
 
-# -- many networks -----------------------------------------------------------------------------------------------------
+# -- many networks ---------------------------------------------------------------------------------
 
 
 def one(seed: int, index: int, out: Path, begin: Callable[[], None]) -> dict[str, Any]:
@@ -264,7 +304,11 @@ def one(seed: int, index: int, out: Path, begin: Callable[[], None]) -> dict[str
         try:
             line = examine(seed, index, folder, begin)
         except Exception as error:
-            line = {"index": index, "status": "failed", "faults": [["error", f"this script: {reason_of(error)}"]]}
+            line = {
+                "index": index,
+                "status": "failed",
+                "faults": [["error", f"this script: {reason_of(error)}"]],
+            }
             keep(folder, folder / "model.onnx", None, traceback.format_exc())
         if line.get("faults") and (folder / "kept").exists():
             target = out / str(index)
@@ -282,7 +326,13 @@ def work(seed: int, indices: list[int], out: Path, results: Any) -> None:
         if os.getppid() != parent:  # it is gone: nobody listens
             return
         results.put(("make", index, None))
-        results.put(("end", index, one(seed, index, out, functools.partial(results.put, ("begin", index, None)))))
+        results.put(
+            (
+                "end",
+                index,
+                one(seed, index, out, functools.partial(results.put, ("begin", index, None))),
+            )
+        )
     results.put(("done", -1, None))
 
 
@@ -329,7 +379,9 @@ class Crew:
 
     def _start(self, indices: list[int]) -> dict[str, Any]:
         queue = self.context.SimpleQueue()
-        process = self.context.Process(target=work, args=(self.seed, indices, self.out, queue), daemon=True)
+        process = self.context.Process(
+            target=work, args=(self.seed, indices, self.out, queue), daemon=True
+        )
         process.start()
         return {
             "process": process,
@@ -358,28 +410,45 @@ def summary(lines: list[dict[str, Any]]) -> str:
     decided = [line for line in lines if line["status"] == "decided"]
     verdicts = Counter(v for line in lines for v in line.get("verdicts", ()))
     faults = Counter(f"{kind}: {text}" for line in lines for kind, text in line.get("faults", ()))
-    reasons = Counter(line["reason"] for line in lines if line["status"] in ("refused", "not runnable"))
+    reasons = Counter(
+        line["reason"] for line in lines if line["status"] in ("refused", "not runnable")
+    )
     undecided = Counter(text for line in lines for text in line.get("undecided", ()))
     ops = Counter(op for line in decided for op in line["ops"])
     certificates = sum(line.get("certificates", 0) for line in lines)
     parts = [f"{len(lines)} networks: " + ", ".join(f"{n} {s}" for s, n in status.most_common())]
     parts.append(
-        "verdicts: " + ", ".join(f"{n} {v}" for v, n in verdicts.most_common()) + f"; {certificates} certificates"
+        "verdicts: "
+        + ", ".join(f"{n} {v}" for v, n in verdicts.most_common())
+        + f"; {certificates} certificates"
     )
-    for title, counts in (("faults", faults), ("undecided", undecided), ("refused or not runnable", reasons)):
+    for title, counts in (
+        ("faults", faults),
+        ("undecided", undecided),
+        ("refused or not runnable", reasons),
+    ):
         parts.append(f"{title}: {sum(counts.values())}")
         parts += [f"  {n:6d}  {text}" for text, n in counts.most_common(60)]
-    parts.append("ops in decided networks: " + ", ".join(f"{op} {n}" for op, n in ops.most_common()))
+    parts.append(
+        "ops in decided networks: " + ", ".join(f"{op} {n}" for op, n in ops.most_common())
+    )
     return "\n".join(parts)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=1000, help="networks")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
-    parser.add_argument("--out", type=Path, default=Path("hostile-networks"), help="folder of the log and of failures")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("hostile-networks"),
+        help="folder of the log and of failures",
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "log.jsonl"

@@ -1,13 +1,16 @@
 """One op at a time against onnxruntime, bit for bit, over random graphs.
 
-    python benchmarks/hostile/one_op.py --count 1000 --seed 1 [--op QLinearConv ...] [--out FILE] [--keep FOLDER]
+    python benchmarks/hostile/one_op.py --count 1000 --seed 1 [--op QLinearConv ...] [--out FILE]
+    [--keep FOLDER]
 
-For every op that has a rule, `--count` random graphs of that op alone (see `one_op_graphs.py`) are read as the product
-reads a file (but for its own comparison with onnxruntime), and run as integers and in onnxruntime with default options:
-all 256 codes of a unary op and all pairs of an op on two codes are among the inputs, random and extreme codes for the
-others. A row per op: graphs that ran, values that were compared, values and graphs that differ, graphs that qverify
-refused, graphs that onnxruntime itself rejects (`invalid`) or dies of (`killed`). A difference is printed with the seed
-and number that make its graph, and the file is kept with `--keep`. Exit status 1 if anything differs or crashes.
+For every op that has a rule, `--count` random graphs of that op alone (see `one_op_graphs.py`) are
+read as the product reads a file (but for its own comparison with onnxruntime), and run as integers
+and in onnxruntime with default options: all 256 codes of a unary op and all pairs of an op on two
+codes are among the inputs, random and extreme codes for the others. A row per op: graphs that ran,
+values that were compared, values and graphs that differ, graphs that qverify refused, graphs that
+onnxruntime itself rejects (`invalid`) or dies of (`killed`). A difference is printed with the seed
+and number that make its graph, and the file is kept with `--keep`. Exit status 1 if anything
+differs or crashes.
 """
 
 from __future__ import annotations
@@ -31,18 +34,28 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np
 
 from benchmarks.hostile.one_op_graphs import GENERATORS, Array, Case, Rng, codes
+from qverify.boundary.outputs import make_decoder
 from qverify.errors import QverifyError
 from qverify.frontend import model as reader
-from qverify.frontend.boundary import make_encoder
 from qverify.frontend.compare import Compared
+from qverify.frontend.encoder import make_encoder
 from qverify.frontend.lower import Lowered
-from qverify.frontend.outputs import make_decoder
 from qverify.kernels import open_kernels
 from qverify.runtime import Session
 
 CPU = open_kernels("cpu")
 SAMPLES = 6  # inputs for every graph
-COLUMNS = ("op", "graphs", "values", "different_values", "different_graphs", "refused", "invalid", "killed", "crashed")
+COLUMNS = (
+    "op",
+    "graphs",
+    "values",
+    "different_values",
+    "different_graphs",
+    "refused",
+    "invalid",
+    "killed",
+    "crashed",
+)
 FILE_NAME = str.maketrans(" ", "_", ",.")
 Result = tuple[str, int, int, str]  # outcome, values, different values, what was said
 
@@ -63,7 +76,10 @@ def floats(rng: Rng, shape: tuple[int, ...], step: float) -> Array:
 def feeds(case: Case, rng: Rng) -> list[list[Array]]:
     """The inputs of every sample."""
     result = [
-        [floats(rng, i.shape, i.step) if i.dtype == np.float32 else codes(rng, i.shape, i.dtype) for i in case.inputs]
+        [
+            floats(rng, i.shape, i.step) if i.dtype == np.float32 else codes(rng, i.shape, i.dtype)
+            for i in case.inputs
+        ]
         for _ in range(1 if case.every else SAMPLES)
     ]
     if case.every:
@@ -134,7 +150,8 @@ def _work(op: str, seed: int, start: int, stop: int, path: Path, pipe: Any) -> N
 
 
 def all_graphs(op: str, count: int, seed: int, path: Path) -> Iterator[Result]:
-    """The result of every graph, worked out in a child process: onnxruntime may take the process with it."""
+    """The result of every graph, worked out in a child process: onnxruntime may take the process
+    with it."""
     context, k = multiprocessing.get_context("fork"), 0
     while k < count:
         ours, theirs = context.Pipe(duplex=False)
@@ -147,7 +164,12 @@ def all_graphs(op: str, count: int, seed: int, path: Path) -> Iterator[Result]:
                 k += 1
         except EOFError:
             child.join()
-            yield "killed", 0, 0, f"onnxruntime ended the process with signal {-(child.exitcode or 0)}"
+            yield (
+                "killed",
+                0,
+                0,
+                f"onnxruntime ended the process with signal {-(child.exitcode or 0)}",
+            )
             k += 1
         child.join()
 
@@ -166,7 +188,10 @@ def run_op(op: str, count: int, seed: int, keep: Path | None, verbose: bool) -> 
             if outcome not in ("ran", "crashed"):
                 reasons[f"{outcome}: {text.split(': ', 1)[-1][-160:]}"] += 1
             if different or outcome == "crashed":
-                print(f"{op} seed {seed} graph {k}: {different} of {values} differ: {text}", flush=True)
+                print(
+                    f"{op} seed {seed} graph {k}: {different} of {values} differ: {text}",
+                    flush=True,
+                )
                 if keep is not None:
                     one_graph(op, seed, k, keep / f"{op.translate(FILE_NAME)[:30]}_{seed}_{k}.onnx")
     if verbose:
@@ -181,7 +206,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--count", type=int, default=100, help="graphs for every op")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--op", action="append", help="only these (names as printed)", choices=list(GENERATORS))
+    parser.add_argument(
+        "--op", action="append", help="only these (names as printed)", choices=list(GENERATORS)
+    )
     parser.add_argument("--out", type=Path, help="write the table here")
     parser.add_argument("--keep", type=Path, help="write the files that differ here")
     parser.add_argument("--verbose", action="store_true", help="say why graphs were refused")

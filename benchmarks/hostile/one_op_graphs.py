@@ -1,8 +1,9 @@
 """Random graphs of one op each, for `one_op.py`: every op that has a rule, in odd forms.
 
-A generator draws everything: opset 10 to 25, ranks and sizes (1 and vector tails among them), attributes present, absent
-or odd, uint8 or int8, zero points at the ends, scales from subnormal to nearly infinite. Where ONNX or onnxruntime rejects
-what was drawn, the graph is counted as invalid; where qverify does, as refused.
+A generator draws everything: opset 10 to 25, ranks and sizes (1 and vector tails among them),
+attributes present, absent or odd, uint8 or int8, zero points at the ends, scales from subnormal to
+nearly infinite. Where ONNX or onnxruntime rejects what was drawn, the graph is counted as invalid;
+where qverify does, as refused.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Input:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A graph and what it is fed; `every` asks for all pairs of codes (or all codes) at least once."""
+    """A graph and what it is fed; `every` asks for all pairs of codes (or all codes) at least
+    once."""
 
     model: onnx.ModelProto
     inputs: tuple[Input, ...]
@@ -68,7 +70,13 @@ def eight(rng: Rng) -> np.dtype[Any]:
 def zero(rng: Rng, dtype: npt.DTypeLike, shape: tuple[int, ...] = ()) -> Array:
     """Zero points: the ends, the middle, zero, anything."""
     info = np.iinfo(np.dtype(dtype))
-    usual = [info.min, info.max, 0, (info.min + info.max + 1) // 2, rng.integers(info.min, info.max + 1)]
+    usual = [
+        info.min,
+        info.max,
+        0,
+        (info.min + info.max + 1) // 2,
+        rng.integers(info.min, info.max + 1),
+    ]
     return rng.choice(usual, shape).astype(dtype)
 
 
@@ -125,7 +133,9 @@ def codes(rng: Rng, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         return rng.choice([info.min, info.max], shape).astype(dtype)
     values = rng.integers(info.min, info.max + 1, shape)
     if kind == 2:
-        values = np.clip(rng.integers(-20, 21, shape) + rng.integers(info.min, info.max + 1), info.min, info.max)
+        values = np.clip(
+            rng.integers(-20, 21, shape) + rng.integers(info.min, info.max + 1), info.min, info.max
+        )
     ends = rng.random(shape)
     values = np.where(ends < 0.03, info.min, np.where(ends > 0.97, info.max, values))
     return np.asarray(values).astype(dtype)
@@ -137,7 +147,9 @@ def opset(rng: Rng, low: int = 10, high: int = 25) -> int:
 
 def dims(rng: Rng, rank: int, most: int = 6) -> tuple[int, ...]:
     """Small sizes, ones among them."""
-    return tuple(int(v) for v in np.where(rng.random(rank) < 0.25, 1, rng.integers(1, most + 1, rank)))
+    return tuple(
+        int(v) for v in np.where(rng.random(rank) < 0.25, 1, rng.integers(1, most + 1, rank))
+    )
 
 
 def long_shape(rng: Rng, most: int = 300) -> tuple[int, ...]:
@@ -149,9 +161,15 @@ def long_shape(rng: Rng, most: int = 300) -> tuple[int, ...]:
 
 
 def finish(
-    rng: Rng, g: Graph, y: str, natural: float | None, dtype: Any = None, shape: tuple[int, ...] | None = None
+    rng: Rng,
+    g: Graph,
+    y: str,
+    natural: float | None,
+    dtype: Any = None,
+    shape: tuple[int, ...] | None = None,
 ) -> str:
-    """The float `y` quantized (per axis at times, where its shape is given), dequantized after that, or left as it is."""
+    """The float `y` quantized (per axis at times, where its shape is given), dequantized after
+    that, or left as it is."""
     kind = rng.random()
     if kind < 0.2:
         return y
@@ -164,10 +182,14 @@ def finish(
         return y if kind < 0.8 else g.node("DequantizeLinear", y, *ends, axis=axis)
     s, z, _ = parameters(rng, g, natural, dtype)
     y = g.node("QuantizeLinear", y, s, z)
-    return y if kind < 0.8 else g.node("DequantizeLinear", y, *parameters(rng, g, natural, dtype)[:2])
+    return (
+        y if kind < 0.8 else g.node("DequantizeLinear", y, *parameters(rng, g, natural, dtype)[:2])
+    )
 
 
-def dequantized(rng: Rng, g: Graph, shape: tuple[int, ...], dtype: Any = None) -> tuple[str, Input, float]:
+def dequantized(
+    rng: Rng, g: Graph, shape: tuple[int, ...], dtype: Any = None
+) -> tuple[str, Input, float]:
     """A new input of codes, dequantized: (name of the floats, input, scale)."""
     dtype = eight(rng) if dtype is None else dtype
     x = g.input(shape, dtype)
@@ -256,8 +278,15 @@ def dequantize_linear(rng: Rng) -> Case:
 @graphs("Cast")
 def cast(rng: Rng) -> Case:
     g, shape, dtype = Graph(opset(rng)), long_shape(rng), eight(rng)
-    kinds = [onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32]
-    y = g.node("Cast", g.input(shape, dtype), to=int(rng.choice(kinds[:1] if chance(rng, 0.5) else kinds)))
+    kinds = [
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.INT8,
+        onnx.TensorProto.UINT8,
+        onnx.TensorProto.INT32,
+    ]
+    y = g.node(
+        "Cast", g.input(shape, dtype), to=int(rng.choice(kinds[:1] if chance(rng, 0.5) else kinds))
+    )
     return Case(g.model(y), (Input(shape, dtype),))
 
 
@@ -338,14 +367,23 @@ def qlinear_conv(rng: Rng) -> Case:
     w, channels, filters, groups = _convolution(rng)
     g, act, kind = Graph(opset(rng)), eight(rng), eight(rng)
     last = chance(rng, 0.4)
-    shape = (int(rng.choice([1, 1, 2])), *((*w.spatial, channels) if last else (channels, *w.spatial)))
+    shape = (
+        int(rng.choice([1, 1, 2])),
+        *((*w.spatial, channels) if last else (channels, *w.spatial)),
+    )
     columns = (filters,) if chance(rng, 0.5) else ()
     a, b = scale(rng), scale(rng, None, columns)
     depth = channels // groups * int(np.prod(w.kernel))
     out = act if chance(rng, 0.95) else eight(rng)
-    w_zero = np.full(columns, zero(rng, kind), kind) if chance(rng, 0.9) else zero(rng, kind, columns)
+    w_zero = (
+        np.full(columns, zero(rng, kind), kind) if chance(rng, 0.9) else zero(rng, kind, columns)
+    )
     inputs = [g.input(shape, act), g.const(a), g.const(zero(rng, act))]
-    inputs += [g.const(weight(rng, (filters, channels // groups, *w.kernel), kind)), g.const(b), g.const(w_zero)]
+    inputs += [
+        g.const(weight(rng, (filters, channels // groups, *w.kernel), kind)),
+        g.const(b),
+        g.const(w_zero),
+    ]
     inputs += [g.const(scale(rng, _natural(a, b, depth, rng))), g.const(zero(rng, out))]
     if chance(rng, 0.6):
         inputs.append(g.const(_bias(rng, (filters,))))
@@ -366,18 +404,24 @@ def conv_integer(rng: Rng) -> Case:
     w, channels, filters, groups = _convolution(rng)
     g, act, kind = Graph(opset(rng)), eight(rng), eight(rng)
     shape = (int(rng.choice([1, 1, 2])), channels, *w.spatial)
-    inputs = [g.input(shape, act), g.const(weight(rng, (filters, channels // groups, *w.kernel), kind))]
+    inputs = [
+        g.input(shape, act),
+        g.const(weight(rng, (filters, channels // groups, *w.kernel), kind)),
+    ]
     if form := rng.integers(3):
         inputs += [g.const(zero(rng, act)), g.const(zero(rng, kind))][:form]
     more = dict(w.attributes)
     if groups > 1:
         more["group"] = groups
     y = g.node("ConvInteger", *inputs, **more)
-    return Case(g.model(_after_sum(rng, g, y, (filters, *([1] * len(w.spatial))))), (Input(shape, act),))
+    return Case(
+        g.model(_after_sum(rng, g, y, (filters, *([1] * len(w.spatial))))), (Input(shape, act),)
+    )
 
 
 def _after_sum(rng: Rng, g: Graph, y: str, channel: tuple[int, ...]) -> str:
-    """int32, or dequantized: by DequantizeLinear, or Cast and Mul; then perhaps more floats and a quantizer."""
+    """int32, or dequantized: by DequantizeLinear, or Cast and Mul; then perhaps more floats and a
+    quantizer."""
     kind = rng.integers(4)
     if kind == 0:
         return y
@@ -385,7 +429,9 @@ def _after_sum(rng: Rng, g: Graph, y: str, channel: tuple[int, ...]) -> str:
         per_axis = g.opset >= 13 and chance(rng, 0.4)
         s = scale(rng, None, (max(channel),) if per_axis else ())
         more = {"axis": -len(channel)} if per_axis else {}
-        return finish(rng, g, g.node("DequantizeLinear", y, g.const(s), **more), float(s.flat[0]) * 300)
+        return finish(
+            rng, g, g.node("DequantizeLinear", y, g.const(s), **more), float(s.flat[0]) * 300
+        )
     s = scale(rng, None, channel if chance(rng, 0.5) else ())
     y = g.node("Mul", g.node("Cast", y, to=int(onnx.TensorProto.FLOAT)), g.const(s))
     natural = float(s.flat[0]) * 300
@@ -407,17 +453,25 @@ def conv_qdq(rng: Rng) -> Case:
     a, b = scale(rng), scale(rng, None, columns)
     w_zero = np.zeros(columns, kind) if kind == S8 else zero(rng, kind)
     x = g.dequantize(g.input(shape, act), a, zero(rng, act))
-    v = g.dequantize(g.const(weight(rng, (filters, channels // groups, *w.kernel), kind)), b, w_zero, axis=0)
+    v = g.dequantize(
+        g.const(weight(rng, (filters, channels // groups, *w.kernel), kind)), b, w_zero, axis=0
+    )
     ends = [x, v]
     if chance(rng, 0.6):
         with np.errstate(all="ignore"):
             product = np.broadcast_to(a * b, columns).astype(np.float32)
         if (product > 0).all() and np.isfinite(product).all():
-            ends.append(g.dequantize(g.const(_bias(rng, (filters,))), product, np.zeros(columns, np.int32), axis=0))
+            ends.append(
+                g.dequantize(
+                    g.const(_bias(rng, (filters,))), product, np.zeros(columns, np.int32), axis=0
+                )
+            )
     y = g.node("Conv", *ends, **w.attributes, **({"group": groups} if groups > 1 else {}))
     if chance(rng, 0.3):
         y = g.node("Relu", y)
-    y = g.quantize(y, scale(rng, _natural(a, b, channels * int(np.prod(w.kernel)), rng)), zero(rng, act))
+    y = g.quantize(
+        y, scale(rng, _natural(a, b, channels * int(np.prod(w.kernel)), rng)), zero(rng, act)
+    )
     return Case(g.model(y), (Input(shape, act),))
 
 
@@ -437,8 +491,17 @@ def _matrices(rng: Rng) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _columns(rng: Rng, weight: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape for parameters of a weight [*stack, K, N]: one for all, or one for every column, in odd spellings too."""
-    forms = [(), (), (1,), weight[-1:], (*weight[:-2], 1, weight[-1]), (1,) * len(weight), (1, weight[-1])]
+    """A shape for parameters of a weight [*stack, K, N]: one for all, or one for every column, in
+    odd spellings too."""
+    forms = [
+        (),
+        (),
+        (1,),
+        weight[-1:],
+        (*weight[:-2], 1, weight[-1]),
+        (1,) * len(weight),
+        (1, weight[-1]),
+    ]
     return forms[rng.integers(len(forms))]
 
 
@@ -536,13 +599,19 @@ def products_qdq(rng: Rng) -> Case:
     turned = gemm and chance(rng, 0.5)
     w = weight(rng, right, kind)
     x = g.dequantize(g.input(left, act), a, zero(rng, act))
-    v = g.dequantize(g.const(w.T.copy() if turned else w), b, zeros, axis=0 if turned else len(right) - 1)
+    v = g.dequantize(
+        g.const(w.T.copy() if turned else w), b, zeros, axis=0 if turned else len(right) - 1
+    )
     ends, more = [x, v], {"transB": 1} if turned else {}
     if gemm and chance(rng, 0.6):
         with np.errstate(all="ignore"):
             product = np.broadcast_to(a * b, columns).astype(np.float32)
         if (product > 0).all() and np.isfinite(product).all():
-            ends.append(g.dequantize(g.const(_bias(rng, right[-1:])), product, np.zeros(columns, np.int32), axis=0))
+            ends.append(
+                g.dequantize(
+                    g.const(_bias(rng, right[-1:])), product, np.zeros(columns, np.int32), axis=0
+                )
+            )
     y = g.node("Gemm" if gemm else "MatMul", *ends, **more)
     return Case(g.model(finish(rng, g, y, _natural(a, b, left[-1], rng), act)), (Input(left, act),))
 
@@ -586,11 +655,16 @@ def _of_two(rng: Rng, name: str) -> Case:
     c = scale(rng, float(a) * 2 if name == "QLinearAdd" else float(a) * float(b) * 80)
     constant = -1 if every or chance(rng, 0.5) else int(rng.integers(2))
     ends = [
-        g.const(codes(rng, shape, dtype)) if k == constant else g.input(shape, dtype) for k, shape in enumerate(shapes)
+        g.const(codes(rng, shape, dtype)) if k == constant else g.input(shape, dtype)
+        for k, shape in enumerate(shapes)
     ]
     zeros = ["" if chance(rng, 0.05) else g.const(zero(rng, dtype)) for _ in range(3)]
-    y = g.node(name, ends[0], g.const(a), zeros[0], ends[1], g.const(b), zeros[1], g.const(c), zeros[2])
-    return Case(g.model(y), tuple(Input(s, dtype) for k, s in enumerate(shapes) if k != constant), every)
+    y = g.node(
+        name, ends[0], g.const(a), zeros[0], ends[1], g.const(b), zeros[1], g.const(c), zeros[2]
+    )
+    return Case(
+        g.model(y), tuple(Input(s, dtype) for k, s in enumerate(shapes) if k != constant), every
+    )
 
 
 @graphs("QLinearAdd")
@@ -618,7 +692,9 @@ def two_floats(rng: Rng) -> Case:
     z = g.node(name, x, y)
     if chance(rng, 0.2):
         z = g.node("Relu", z)
-    return Case(g.model(g.quantize(z, scale(rng, natural), zero(rng, dtype))), (first, second), every)
+    return Case(
+        g.model(g.quantize(z, scale(rng, natural), zero(rng, dtype))), (first, second), every
+    )
 
 
 @graphs("float arithmetic with a constant")
@@ -629,7 +705,11 @@ def float_constant(rng: Rng) -> Case:
     if chance(rng, 0.2) and ends[0]:
         x = g.node("Sigmoid", x)
     name = str(rng.choice(["Add", "Sub", "Mul", "Div", "Min", "Max", "PRelu"]))
-    c = np.clip(rng.normal(size=ends[1]) * (s * 50 if name not in ("Mul", "Div", "PRelu") else 1.0), -3e38, 3e38)
+    c = np.clip(
+        rng.normal(size=ends[1]) * (s * 50 if name not in ("Mul", "Div", "PRelu") else 1.0),
+        -3e38,
+        3e38,
+    )
     if chance(rng, 0.1):
         c = c * size(rng)
     pair = (x, g.f32(np.clip(c, -3e38, 3e38)))
@@ -656,7 +736,10 @@ def qlinear_concat(rng: Rng) -> Case:
         else:
             inputs.append(g.input(tuple(own), dtype))
             fed.append(Input(tuple(own), dtype))
-        inputs += [g.const(y if same else scale(rng, float(y))), g.const(y_zero if same else zero(rng, dtype))]
+        inputs += [
+            g.const(y if same else scale(rng, float(y))),
+            g.const(y_zero if same else zero(rng, dtype)),
+        ]
         del k
     return Case(g.model(g.node("QLinearConcat", *inputs, axis=axis)), tuple(fed))
 
@@ -695,7 +778,9 @@ def qlinear_where(rng: Rng) -> Case:
             inputs.append(g.input(shapes[k], dtype))
             fed.append(Input(shapes[k], dtype))
         inputs += [g.const(scale(rng, float(s))), g.const(zero(rng, dtype))]
-    return Case(g.model(g.node("QLinearWhere", *inputs, g.const(s), g.const(zero(rng, dtype)))), tuple(fed))
+    return Case(
+        g.model(g.node("QLinearWhere", *inputs, g.const(s), g.const(zero(rng, dtype)))), tuple(fed)
+    )
 
 
 # -- pools and means -------------------------------------------------------------------------------
@@ -743,7 +828,10 @@ def qlinear_average_pool(rng: Rng) -> Case:
     form, channels = rng.integers(3), int(rng.integers(1, 20))
     if form == 1:  # onnxruntime divides by zero where such a window does not fit
         w = Window(w.spatial, tuple(map(min, w.kernel, w.spatial)), w.attributes)
-    shape = (int(rng.choice([1, 1, 2])), *((*w.spatial, channels) if form == 1 else (channels, *w.spatial)))
+    shape = (
+        int(rng.choice([1, 1, 2])),
+        *((*w.spatial, channels) if form == 1 else (channels, *w.spatial)),
+    )
     s = scale(rng)
     y_scale, x_zero, y_zero = scale(rng, float(s)), zero(rng, dtype), zero(rng, dtype)
     x = g.input(shape, dtype)
@@ -762,7 +850,11 @@ def qlinear_average_pool(rng: Rng) -> Case:
 def qlinear_global_average_pool(rng: Rng) -> Case:
     g, dtype = Graph(opset(rng)), eight(rng)
     rank = int(rng.integers(1, 4))
-    spatial, channels, batch = dims(rng, rank, 9), int(rng.integers(1, 40)), int(rng.choice([1, 1, 2]))
+    spatial, channels, batch = (
+        dims(rng, rank, 9),
+        int(rng.integers(1, 40)),
+        int(rng.choice([1, 1, 2])),
+    )
     s, x_zero, y_zero = scale(rng), zero(rng, dtype), zero(rng, dtype)
     y_scale = scale(rng, float(s) / np.sqrt(np.prod(spatial)))
     form = rng.integers(3)
@@ -827,7 +919,11 @@ def softmax_qdq(rng: Rng) -> Case:
     dtype = eight(rng)
     x = g.dequantize(g.input(shape, dtype), scale(rng, 0.05), zero(rng, dtype))
     more = {"axis": int(rng.integers(-len(shape), len(shape)))} if chance(rng, 0.7) else {}
-    y = g.quantize(g.node("Softmax", x, **more), np.float32(rng.choice([1 / 256, 1 / 255, 1 / 128])), zero(rng, dtype))
+    y = g.quantize(
+        g.node("Softmax", x, **more),
+        np.float32(rng.choice([1 / 256, 1 / 255, 1 / 128])),
+        zero(rng, dtype),
+    )
     return Case(g.model(y), (Input(shape, dtype),))
 
 
@@ -839,22 +935,51 @@ def qlinear_activation(rng: Rng) -> Case:
     g, dtype = Graph(opset(rng)), eight(rng)
     shape = (256,) if chance(rng, 0.5) else long_shape(rng)
     name = str(rng.choice(["QLinearLeakyRelu", "QLinearSigmoid"]))
-    more = {"alpha": float(rng.choice(ALPHAS))} if name == "QLinearLeakyRelu" and chance(rng, 0.7) else {}
+    more = (
+        {"alpha": float(rng.choice(ALPHAS))}
+        if name == "QLinearLeakyRelu" and chance(rng, 0.7)
+        else {}
+    )
     s = scale(rng, 0.05 if name == "QLinearSigmoid" else None)
     zeros = ["" if chance(rng, 0.05) else g.const(zero(rng, dtype)) for _ in range(2)]
     y_scale = scale(rng, 0.01 if name == "QLinearSigmoid" else float(s))
-    y = g.node(name, g.input(shape, dtype), g.const(s), zeros[0], g.const(y_scale), zeros[1], **more)
+    y = g.node(
+        name, g.input(shape, dtype), g.const(s), zeros[0], g.const(y_scale), zeros[1], **more
+    )
     return Case(g.model(y), (Input(shape, dtype),), every=shape == (256,))
 
 
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     **{
         name: ()
-        for name in ("Abs", "Tanh", "Sigmoid", "HardSwish", "Erf", "Softplus", "Softsign", "Exp", "Sqrt", "Log")
+        for name in (
+            "Abs",
+            "Tanh",
+            "Sigmoid",
+            "HardSwish",
+            "Erf",
+            "Softplus",
+            "Softsign",
+            "Exp",
+            "Sqrt",
+            "Log",
+        )
     },
     **{
         name: ()
-        for name in ("Reciprocal", "Sin", "Cos", "Atan", "Floor", "Ceil", "Round", "Sign", "Mish", "Neg", "Relu")
+        for name in (
+            "Reciprocal",
+            "Sin",
+            "Cos",
+            "Atan",
+            "Floor",
+            "Ceil",
+            "Round",
+            "Sign",
+            "Mish",
+            "Neg",
+            "Relu",
+        )
     },
     **{name: ("alpha",) for name in ("Elu", "Celu", "ThresholdedRelu", "LeakyRelu")},
     **{name: ("alpha", "beta") for name in ("HardSigmoid",)},
@@ -870,9 +995,13 @@ def unary(rng: Rng) -> Case:
     name = str(rng.choice(list(FUNCTIONS)))
     s = scale(rng, 0.04)
     x = g.dequantize(g.input(shape, dtype), s, zero(rng, dtype))
-    more: dict[str, Any] = {a: float(rng.choice(ALPHAS[:7])) for a in FUNCTIONS[name] if chance(rng, 0.6)}
+    more: dict[str, Any] = {
+        a: float(rng.choice(ALPHAS[:7])) for a in FUNCTIONS[name] if chance(rng, 0.6)
+    }
     if name == "Gelu":
-        more = [{}, {"approximate": "tanh"}, {"approximate": "none"}, {"domain": "com.microsoft"}][rng.integers(4)]
+        more = [{}, {"approximate": "tanh"}, {"approximate": "none"}, {"domain": "com.microsoft"}][
+            rng.integers(4)
+        ]
     if name == "QuickGelu" and chance(rng, 0.5):
         more = {"alpha": float(rng.choice([1.0, 1.702, 0.5]))}
     y = finish(rng, g, g.node(name, x, **more), float(rng.choice([1.0, 0.01, float(s)])))
@@ -886,7 +1015,13 @@ def batch_normalization(rng: Rng) -> Case:
     channels = shape[1]
     ends = [g.f32(np.clip(rng.normal(size=channels) * k, -3e38, 3e38)) for k in (1, s * 30, s * 30)]
     more = {"epsilon": float(rng.choice([1e-5, 1e-3, 0.0]))} if chance(rng, 0.5) else {}
-    y = g.node("BatchNormalization", x, *ends, g.f32(np.clip(rng.uniform(0.1, 9, channels) * s, 1e-38, 3e38)), **more)
+    y = g.node(
+        "BatchNormalization",
+        x,
+        *ends,
+        g.f32(np.clip(rng.uniform(0.1, 9, channels) * s, 1e-38, 3e38)),
+        **more,
+    )
     return Case(g.model(finish(rng, g, y, s)), (item,))
 
 
@@ -954,7 +1089,11 @@ def moves(rng: Rng) -> Case:
         if isinstance(item, str) and item == "fill":
             fill = codes(rng, (), dtype)
             with np.errstate(all="ignore"):
-                item = ((fill.astype(np.int32) - z.astype(np.int32)).astype(np.float32) * s) if floats else fill
+                item = (
+                    ((fill.astype(np.int32) - z.astype(np.int32)).astype(np.float32) * s)
+                    if floats
+                    else fill
+                )
             item = np.asarray(item, np.float32 if floats else dtype)
         constants.append(item if isinstance(item, str) else g.const(item))
     y = g.node(name, start, *constants, outputs=outputs, **more)
@@ -967,7 +1106,9 @@ def moves(rng: Rng) -> Case:
 Move = tuple[tuple[int, ...], list[Any], dict[str, Any], int]
 
 
-def _listed(version: int, since: int, key: str, value: list[int]) -> tuple[list[Any], dict[str, Any]]:
+def _listed(
+    version: int, since: int, key: str, value: list[int]
+) -> tuple[list[Any], dict[str, Any]]:
     """A list as an input from opset `since` on, as an attribute before."""
     return ([np.array(value, np.int64)], {}) if version >= since else ([], {key: value})
 
@@ -1006,7 +1147,9 @@ def _gather(rng: Rng, shape: tuple[int, ...], version: int) -> Move:
     axis = int(rng.integers(-len(shape), len(shape)))
     default = chance(rng, 0.2)
     length = shape[0 if default else axis]
-    at = rng.integers(-length, length, dims(rng, int(rng.integers(0, 3)), 3)).astype(rng.choice([np.int32, np.int64]))
+    at = rng.integers(-length, length, dims(rng, int(rng.integers(0, 3)), 3)).astype(
+        rng.choice([np.int32, np.int64])
+    )
     return shape, [at], {} if default else {"axis": axis}, 1
 
 
@@ -1037,12 +1180,21 @@ def _reshape(rng: Rng, shape: tuple[int, ...], version: int) -> Move:
         wanted[rng.integers(len(wanted))] = -1
     elif chance(rng, 0.3):
         wanted = [0 if chance(rng, 0.5) else v for v in shape]
-    return shape, [np.array(wanted, np.int64)], {"allowzero": 0} if version >= 14 and chance(rng, 0.2) else {}, 1
+    return (
+        shape,
+        [np.array(wanted, np.int64)],
+        {"allowzero": 0} if version >= 14 and chance(rng, 0.2) else {},
+        1,
+    )
 
 
 def _squeeze(rng: Rng, shape: tuple[int, ...], version: int) -> Move:
     shape = tuple(1 if chance(rng, 0.3) else v for v in shape)
-    ones = [i - len(shape) if version >= 11 and chance(rng, 0.3) else i for i, v in enumerate(shape) if v == 1]
+    ones = [
+        i - len(shape) if version >= 11 and chance(rng, 0.3) else i
+        for i, v in enumerate(shape)
+        if v == 1
+    ]
     if not ones or chance(rng, 0.3):
         return shape, [], {}, 1
     ends, more = _listed(version, 13, "axes", ones)
@@ -1058,19 +1210,34 @@ def _unsqueeze(rng: Rng, shape: tuple[int, ...], version: int) -> Move:
 
 
 def _transpose(rng: Rng, shape: tuple[int, ...], version: int) -> Move:
-    return shape, [], {"perm": [int(v) for v in rng.permutation(len(shape))]} if chance(rng, 0.8) else {}, 1
+    return (
+        shape,
+        [],
+        {"perm": [int(v) for v in rng.permutation(len(shape))]} if chance(rng, 0.8) else {},
+        1,
+    )
 
 
 def _flatten(rng: Rng, shape: tuple[int, ...], version: int) -> Move:
     low = -len(shape) if version >= 11 else 0
-    return shape, [], {"axis": int(rng.integers(low, len(shape) + 1))} if chance(rng, 0.8) else {}, 1
+    return (
+        shape,
+        [],
+        {"axis": int(rng.integers(low, len(shape) + 1))} if chance(rng, 0.8) else {},
+        1,
+    )
 
 
 def _expand(rng: Rng, shape: tuple[int, ...], version: int) -> Move:
     shape = tuple(1 if chance(rng, 0.4) else v for v in shape)
     wanted = [int(rng.integers(1, 4)) if v == 1 else (1 if chance(rng, 0.3) else v) for v in shape]
     wanted = [int(rng.integers(1, 3))] * int(rng.integers(2)) + wanted
-    return shape, [np.array(wanted[int(rng.integers(2)) if len(wanted) > 1 else 0 :], np.int64)], {}, 1
+    return (
+        shape,
+        [np.array(wanted[int(rng.integers(2)) if len(wanted) > 1 else 0 :], np.int64)],
+        {},
+        1,
+    )
 
 
 def _tile(rng: Rng, shape: tuple[int, ...], version: int) -> Move:

@@ -1,10 +1,12 @@
 """What is true about a small network and a property, found without qverify.
 
-onnxruntime (default options) runs the file on one input of every cell of the box, that is, of every vector of input codes;
-where the cells end is found by bisection on the input quantizers, which onnxruntime runs too. The property is read and
-evaluated here, in exact rationals and, for the comparisons, in every reading that the official checkers use.
+onnxruntime (default options) runs the file on one input of every cell of the box, that is, of every
+vector of input codes; where the cells end is found by bisection on the input quantizers, which
+onnxruntime runs too. The property is read and evaluated here, in exact rationals and, for the
+comparisons, in every reading that the official checkers use.
 
-The answer is `sat` if some input is unsafe in every reading, `unsat` if none is in any, else `unknown`.
+The answer is `sat` if some input is unsafe in every reading, `unsat` if none is in any, else
+`unknown`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ F32 = np.float32
 Expression = Any  # a token, or a list of expressions
 MOST = 20_000  # inputs that are run
 
-# -- properties --------------------------------------------------------------------------------------------------------
+# -- properties ------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(r"\(|\)|\[[^\]]*\]|[^\s()\[\]]+")
 
@@ -44,7 +46,12 @@ def expressions(text: str) -> list[Expression]:
         elif token == ")":
             done = stack.pop()
             stack[-1].append(done)
-        elif token[0] == "[" and stack[-1] and isinstance(stack[-1][-1], str) and "[" not in stack[-1][-1]:
+        elif (
+            token[0] == "["
+            and stack[-1]
+            and isinstance(stack[-1][-1], str)
+            and "[" not in stack[-1][-1]
+        ):
             stack[-1][-1] += token.replace(" ", "")
         else:
             stack[-1].append(token)
@@ -66,7 +73,8 @@ class Reading:
 
 @dataclass
 class Spec:
-    """A property: its variables and assertions. Elements of all inputs are numbered one after another, outputs too."""
+    """A property: its variables and assertions. Elements of all inputs are numbered one after
+    another, outputs too."""
 
     version: str
     inputs: int
@@ -211,7 +219,9 @@ def holds(spec: Spec, a: Expression, point: Point, y: Sequence[float], reading: 
             return -parts[0]
         total = parts[0]
         for part in parts[1:]:
-            total = {"+": lambda p, q: p + q, "-": lambda p, q: p - q, "*": lambda p, q: p * q}[e[0]](total, part)
+            total = {"+": lambda p, q: p + q, "-": lambda p, q: p - q, "*": lambda p, q: p * q}[
+                e[0]
+            ](total, part)
         return total
 
     parts = [value(part) for part in a[1:]]
@@ -228,11 +238,13 @@ def holds(spec: Spec, a: Expression, point: Point, y: Sequence[float], reading: 
 
 def unsafe(spec: Spec, point: Point, y: Sequence[float]) -> tuple[bool, bool]:
     """(in some reading, in all readings) the point and its outputs satisfy every assertion."""
-    each = [all(holds(spec, a, point, y, reading) for a in spec.asserts) for reading in spec.readings]
+    each = [
+        all(holds(spec, a, point, y, reading) for a in spec.asserts) for reading in spec.readings
+    ]
     return any(each), all(each)
 
 
-# -- networks ----------------------------------------------------------------------------------------------------------
+# -- networks --------------------------------------------------------------------------------------
 
 
 def session(source: Path | bytes, **more: Any) -> onnxruntime.InferenceSession:
@@ -254,13 +266,18 @@ class Runner:
         wanted = self._session.get_inputs()
         self.names = [i.name for i in wanted]
         self.types = [
-            {"tensor(float)": F32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8}[i.type] for i in wanted
+            {"tensor(float)": F32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8}[i.type]
+            for i in wanted
         ]
         own = [tuple(n if isinstance(n, int) and n > 0 else 1 for n in i.shape) for i in wanted]
         given = [tuple(s) for s in shapes]
-        fits = len(given) == len(own) and all(len(a) == len(b) for a, b in zip(given, own, strict=True))
+        fits = len(given) == len(own) and all(
+            len(a) == len(b) for a, b in zip(given, own, strict=True)
+        )
         self.shapes = given if fits else own
-        self.is_float = [t is F32 for t, s in zip(self.types, self.shapes, strict=True) for _ in range(prod(s))]
+        self.is_float = [
+            t is F32 for t, s in zip(self.types, self.shapes, strict=True) for _ in range(prod(s))
+        ]
 
     def feeds(self, x: Sequence[float]) -> dict[str, Any]:
         result, start = {}, 0
@@ -287,8 +304,8 @@ def optimised(path: Path, folder: Path) -> onnx.ModelProto | None:
 
 
 def doors(model: onnx.ModelProto, inputs: Sequence[str]) -> onnx.ModelProto | None:
-    """The model cut after the first quantizers of its inputs; None if it has none. What else is listed as an input has a
-    value."""
+    """The model cut after the first quantizers of its inputs; None if it has none. What else is
+    listed as an input has a value."""
     graph = model.graph
     floats = set(inputs)
     found = []
@@ -309,7 +326,13 @@ def doors(model: onnx.ModelProto, inputs: Sequence[str]) -> onnx.ModelProto | No
     cut.CopyFrom(model)
     constants = [i for i in cut.graph.initializer if i.name in needed]
     kept = [i for i in cut.graph.input if i.name in inputs]
-    del cut.graph.node[:], cut.graph.output[:], cut.graph.value_info[:], cut.graph.initializer[:], cut.graph.input[:]
+    del (
+        cut.graph.node[:],
+        cut.graph.output[:],
+        cut.graph.value_info[:],
+        cut.graph.initializer[:],
+        cut.graph.input[:],
+    )
     cut.graph.initializer.extend(constants)
     cut.graph.input.extend(kept)
     cut.ir_version = max(cut.ir_version, 4)
@@ -341,14 +364,18 @@ def float_ends(low: Fraction | None, high: Fraction | None) -> tuple[float, floa
 
 
 def single(value: Fraction) -> float:
-    """The float32 nearest to a rational, ties to even; not through a double, which would round twice."""
+    """The float32 nearest to a rational, ties to even; not through a double, which would round
+    twice."""
     guess = F32(float(value))
     near = [number(ordinal(float(guess)) + d) for d in (-1, 0, 1)]
     return min(near, key=lambda v: (abs(Fraction(v) - value), ordinal(v) % 2))
 
 
-def borders(runners: Sequence[Runner], base: list[float], k: int, first: float, last: float) -> list[int]:
-    """Ordinals of the last float32 of each cell of element k in [first, last], but for the last one."""
+def borders(
+    runners: Sequence[Runner], base: list[float], k: int, first: float, last: float
+) -> list[int]:
+    """Ordinals of the last float32 of each cell of element k in [first, last], but for the last
+    one."""
 
     def ask(at: int) -> tuple[Any, ...]:
         x = list(base)
@@ -370,12 +397,13 @@ def borders(runners: Sequence[Runner], base: list[float], k: int, first: float, 
     return sorted(found)
 
 
-# -- the truth ---------------------------------------------------------------------------------------------------------
+# -- the truth -------------------------------------------------------------------------------------
 
 
 @dataclass
 class Truth:
-    """What brute force says: the verdict, a witness if there is one, and how many inputs were run."""
+    """What brute force says: the verdict, a witness if there is one, and how many inputs were
+    run."""
 
     verdict: str
     points: int
@@ -422,8 +450,8 @@ class Brute:
         return self._outputs[fed]
 
     def candidates(self, spec: Spec) -> list[list[tuple[Fraction, float]]] | None:
-        """Per element: (decimal, float) pairs, one of every cell; with mixed conditions, its ends and the numbers that the
-        conditions name. None where the box of an element is empty."""
+        """Per element: (decimal, float) pairs, one of every cell; with mixed conditions, its ends
+        and the numbers that the conditions name. None where the box of an element is empty."""
         result: list[list[tuple[Fraction, float]]] = []
         if any(low is not None and high is not None and low > high for low, high in spec.box):
             return None
@@ -431,7 +459,9 @@ class Brute:
             float_ends(*own) if is_float else (0.0, 0.0)
             for own, is_float in zip(spec.box, self.run.is_float, strict=True)
         ]
-        kinds = [t for t, s in zip(self.run.types, self.run.shapes, strict=True) for _ in range(prod(s))]
+        kinds = [
+            t for t, s in zip(self.run.types, self.run.shapes, strict=True) for _ in range(prod(s))
+        ]
         mixed, named = spec.mixed(), constants(spec)
         for k, (low, high) in enumerate(spec.box):
             if self.run.is_float[k]:
@@ -441,19 +471,29 @@ class Brute:
                     floats |= _around(named, *ends[k])
                 pairs = [_with_decimal(number(at), low, high) for at in sorted(floats)]
                 if mixed:
-                    inside = [v for v in named if (low is None or v >= low) and (high is None or v <= high)]
+                    inside = [
+                        v
+                        for v in named
+                        if (low is None or v >= low) and (high is None or v <= high)
+                    ]
                     pairs += [(v, single(v)) for v in inside]
                 result.append(sorted(set(pairs)))
             else:
                 info = np.iinfo(np.uint8 if kinds[k] is np.uint8 else np.int8)
-                a = info.min if low is None else max(info.min, -((-low.numerator) // low.denominator))
+                a = (
+                    info.min
+                    if low is None
+                    else max(info.min, -((-low.numerator) // low.denominator))
+                )
                 b = info.max if high is None else min(info.max, high.numerator // high.denominator)
                 result.append([(Fraction(v), float(v)) for v in range(a, b + 1)])
         return result if all(result) else None
 
     def truth(self, spec: Spec, most: int = MOST) -> Truth | None:
         """The verdict; None where the box has too many cells."""
-        assert len(self.run.is_float) == spec.inputs, f"{len(self.run.is_float)} inputs, the property has {spec.inputs}"
+        assert len(self.run.is_float) == spec.inputs, (
+            f"{len(self.run.is_float)} inputs, the property has {spec.inputs}"
+        )
         each = self.candidates(spec)
         if each is None:
             return Truth("unsat", 0)
@@ -466,7 +506,9 @@ class Brute:
             y, count = self.outputs(point.fed), count + 1
             if not mixed:
                 if y not in decided:
-                    decided[y] = any(all(holds(spec, a, point, y, r) for a in rest) for r in spec.readings)
+                    decided[y] = any(
+                        all(holds(spec, a, point, y, r) for a in rest) for r in spec.readings
+                    )
                 if not decided[y]:
                     continue
             possible, certain = unsafe(spec, point, y)
@@ -477,7 +519,8 @@ class Brute:
 
 
 def _representatives(first: float, last: float, cuts: list[int], mixed: bool) -> set[int]:
-    """Ordinals of a float32 of every cell, within the exact box where the cell holds one; of both ends if `mixed`."""
+    """Ordinals of a float32 of every cell, within the exact box where the cell holds one; of both
+    ends if `mixed`."""
     found: set[int] = set()
     begin = ordinal(first)
     for cut in [*cuts, ordinal(last)]:
@@ -496,7 +539,9 @@ def _around(named: list[Fraction], first: float, last: float) -> set[int]:
     return {at for at in near if ordinal(first) <= at <= ordinal(last)}
 
 
-def _with_decimal(value: float, low: Fraction | None, high: Fraction | None) -> tuple[Fraction, float]:
+def _with_decimal(
+    value: float, low: Fraction | None, high: Fraction | None
+) -> tuple[Fraction, float]:
     """A float32 with a rational in the box that rounds to it, if there is one."""
     text = Fraction(value)
     clipped = text if low is None else max(text, low)
@@ -509,18 +554,26 @@ def truth(model: Path, spec: Spec, folder: Path, most: int = MOST) -> Truth | No
     return Brute(model, folder, spec.shapes).truth(spec, most)
 
 
-# -- witnesses ---------------------------------------------------------------------------------------------------------
+# -- witnesses -------------------------------------------------------------------------------------
 
 
 def witness_fault(model: Path, spec: Spec, printed: str) -> str | None:
-    """Why a printed counterexample (after the line `sat`) is none, or None: its decimals lie in the box, and on the file,
-    run on their float32 values, the outputs satisfy the property in every reading."""
+    """Why a printed counterexample (after the line `sat`) is none, or None: its decimals lie in the
+    box, and on the file, run on their float32 values, the outputs satisfy the property in every
+    reading."""
     run = Runner(model, spec.shapes)
     if printed.lstrip().startswith("("):
         values = dict(re.findall(r"\(\s*([XY]_\d+)\s+([^\s()]+)\s*\)", printed))
-        x, y = ([values.get(f"{v}_{k}", "") for k in range(n)] for v, n in (("X", spec.inputs), ("Y", spec.outputs)))
+        x, y = (
+            [values.get(f"{v}_{k}", "") for k in range(n)]
+            for v, n in (("X", spec.inputs), ("Y", spec.outputs))
+        )
     else:
-        words = [line for line in printed.split("\n") if line.strip() and not re.search(r"[A-Za-z]\w* \w+ ?\[", line)]
+        words = [
+            line
+            for line in printed.split("\n")
+            if line.strip() and not re.search(r"[A-Za-z]\w* \w+ ?\[", line)
+        ]
         flat = " ".join(words).split()
         x, y = flat[: spec.inputs], flat[spec.inputs :]
     if "" in x or "" in y or len(x) != spec.inputs or len(y) != spec.outputs:

@@ -1,4 +1,5 @@
-"""What the steps of a hostile network are made of: quantizers, weights, windows, moves, and the list of all steps."""
+"""What the steps of a hostile network are made of: quantizers, weights, windows, moves, and the
+list of all steps."""
 
 from __future__ import annotations
 
@@ -66,7 +67,9 @@ def scale_const(m: Maker, scale: npt.ArrayLike) -> Value:
     return m.const(array)
 
 
-def quantize(m: Maker, x: Value, dtype: np.dtype[Any] | None = None, like: Value | None = None) -> Value:
+def quantize(
+    m: Maker, x: Value, dtype: np.dtype[Any] | None = None, like: Value | None = None
+) -> Value:
     kind = code_type(m, dtype)
     if like is not None:
         assert like.scale is not None and like.zero is not None
@@ -98,7 +101,10 @@ def quantize(m: Maker, x: Value, dtype: np.dtype[Any] | None = None, like: Value
     y = m.node("QuantizeLinear", x, s, *z, domain=where, **attributes)
     if y.dtype not in (U8, S8):
         raise Impossible
-    y.scale, y.zero = s.array.reshape(()) if s.array.size == 1 else s.array, np.asarray(zero, y.dtype)
+    y.scale, y.zero = (
+        s.array.reshape(()) if s.array.size == 1 else s.array,
+        np.asarray(zero, y.dtype),
+    )
     return y
 
 
@@ -111,7 +117,11 @@ def dequantize(m: Maker, x: Value) -> Value:
         attributes["output_dtype"] = m.pick(0, 1, 1, 10)
     assert x.scale is not None and x.zero is not None
     where = domain(m)
-    s = m.const(x.scale) if np.asarray(x.scale).ndim or m.chance(0.8) else m.const(np.reshape(x.scale, (1,)))
+    s = (
+        m.const(x.scale)
+        if np.asarray(x.scale).ndim or m.chance(0.8)
+        else m.const(np.reshape(x.scale, (1,)))
+    )
     z: list[Value | None] = [m.const(np.asarray(x.zero, x.dtype).reshape(s.shape))]
     if not np.asarray(x.zero).any() and not where and m.chance(0.25):
         z = [None] if m.chance(0.3) else []
@@ -121,15 +131,27 @@ def dequantize(m: Maker, x: Value) -> Value:
     return y if y.dtype == F32 else m.node("Cast", y, to=1)
 
 
-def close(m: Maker, x: Value, like: Value | None = None, dtype: np.dtype[Any] | None = None) -> Value:
+def close(
+    m: Maker, x: Value, like: Value | None = None, dtype: np.dtype[Any] | None = None
+) -> Value:
     """Quantize a float result, perhaps behind a Relu or a Clip."""
     if m.chance(0.25):
         x = m.node("Relu", x)
-        if like is None and m.chance(0.7):  # onnxruntime fuses a Relu where its zero is the lowest code
+        if like is None and m.chance(
+            0.7
+        ):  # onnxruntime fuses a Relu where its zero is the lowest code
             kind = code_type(m, dtype)
             scale, _ = parameters(m, x.samples, kind)
             return quantize(
-                m, x, like=Value("", [np.zeros((), kind)], True, np.asarray(scale), np.array(np.iinfo(kind).min, kind))
+                m,
+                x,
+                like=Value(
+                    "",
+                    [np.zeros((), kind)],
+                    True,
+                    np.asarray(scale),
+                    np.array(np.iinfo(kind).min, kind),
+                ),
             )
     elif m.chance(0.15):
         x = clip(m, x)
@@ -139,7 +161,8 @@ def close(m: Maker, x: Value, like: Value | None = None, dtype: np.dtype[Any] | 
 
 
 def partner_type(m: Maker, x: Value, p: float = 0.0) -> np.dtype[Any] | None:
-    """The type that onnxruntime fuses together with `x`: that of int8 codes, or (with probability `p`) of any."""
+    """The type that onnxruntime fuses together with `x`: that of int8 codes, or (with probability
+    `p`) of any."""
     return x.dtype if x.dtype == S8 or m.chance(p) else None
 
 
@@ -155,8 +178,11 @@ def clip(m: Maker, x: Value) -> Value:
     return m.node("Clip", x, *(ends if m.chance(0.8) else ends[:1]))
 
 
-def weights(m: Maker, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any] | None = None) -> Value:
-    """Integer weights with a scale (one, or one per entry of `axis`): full range, few levels, or sparse."""
+def weights(
+    m: Maker, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any] | None = None
+) -> Value:
+    """Integer weights with a scale (one, or one per entry of `axis`): full range, few levels, or
+    sparse."""
     kind = dtype or m.pick(S8, S8, S8, U8)
     info = np.iinfo(kind)
     form = m.rng.integers(5)
@@ -167,7 +193,9 @@ def weights(m: Maker, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any] | 
     elif form == 2:
         array = m.rng.choice([-2, -1, 0, 1] if kind == S8 else [0, 1, 2, 3], shape)
     elif form == 3:
-        array = m.rng.integers(-9, 10, shape) * (m.rng.random(shape) < 0.6) + (0 if kind == S8 else 12)
+        array = m.rng.integers(-9, 10, shape) * (m.rng.random(shape) < 0.6) + (
+            0 if kind == S8 else 12
+        )
     else:
         array = m.rng.integers(-60, 61, shape) + (0 if kind == S8 else 64)
     array = np.clip(array, info.min, info.max).astype(kind)
@@ -177,9 +205,15 @@ def weights(m: Maker, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any] | 
     w = m.const(array)
     count = shape[axis] if m.chance(0.3) else 0
     size = 1 / max(float(np.abs(array.astype(int)).mean()), 0.5) * float(m.rng.uniform(0.3, 1.5))
-    scale = np.array([m.scale(size * m.rng.uniform(0.5, 2)) for _ in range(count)], F32) if count else m.scale(size)
+    scale = (
+        np.array([m.scale(size * m.rng.uniform(0.5, 2)) for _ in range(count)], F32)
+        if count
+        else m.scale(size)
+    )
     own_zero = m.pick(0, 0, 0, 1) if kind == S8 else m.pick(0, 12, 64, 128)
-    own = Value(w.name, w.samples, True, np.asarray(scale, F32), np.full(np.shape(scale), own_zero, kind))
+    own = Value(
+        w.name, w.samples, True, np.asarray(scale, F32), np.full(np.shape(scale), own_zero, kind)
+    )
     m.known.append(own)
     return own
 
@@ -208,7 +242,11 @@ def dequantized(m: Maker, w: Value, axis: int, rank: int) -> Value:
     source = w
     if m.chance(0.1):  # floats behind a quantizer
         source = m.node(
-            "QuantizeLinear", m.const(real_weights(m, w, axis).array), m.const(w.scale), m.const(w.zero), **attributes
+            "QuantizeLinear",
+            m.const(real_weights(m, w, axis).array),
+            m.const(w.scale),
+            m.const(w.zero),
+            **attributes,
         )
     elif m.chance(0.06) and m.opset >= 21 and int(np.abs(w.array.astype(int)).max()) < 8:
         source = m.four_bits(w)
@@ -227,7 +265,12 @@ def reshaped(m: Maker, x: Value, shape: tuple[int, ...]) -> Value:
     wanted = list(shape)
     if m.chance(0.3) and len(shape):
         wanted[int(m.rng.integers(len(shape)))] = -1
-    y = m.node("Reshape", x, m.ints(wanted), **({"allowzero": 1} if m.opset >= 14 and m.chance(0.1) else {}))
+    y = m.node(
+        "Reshape",
+        x,
+        m.ints(wanted),
+        **({"allowzero": 1} if m.opset >= 14 and m.chance(0.1) else {}),
+    )
     y.scale, y.zero = x.scale, x.zero
     return y
 
@@ -248,14 +291,19 @@ def rows(m: Maker, x: Value) -> Value:
         return x
     n = int(np.prod(x.shape))
     if m.chance(0.3) and x.array.ndim > 1:
-        y = m.node("Flatten", x, **m.pick({}, {"axis": 1}, {"axis": 0}, *([{"axis": -1}] if m.opset >= 11 else [])))
+        y = m.node(
+            "Flatten",
+            x,
+            **m.pick({}, {"axis": 1}, {"axis": 0}, *([{"axis": -1}] if m.opset >= 11 else [])),
+        )
         y.scale, y.zero = x.scale, x.zero
         return y
     return reshaped(m, x, m.pick((1, n), (1, n), *([(2, n // 2)] if n % 2 == 0 else [(1, 1, n)])))
 
 
 def window(m: Maker, spatial: Sequence[int], pool: bool) -> dict[str, Any]:
-    """kernel_shape, strides, dilations, pads or auto_pad, ceil_mode: some left to their defaults."""
+    """kernel_shape, strides, dilations, pads or auto_pad, ceil_mode: some left to their
+    defaults."""
     rank, rng = len(spatial), m.rng
     kernel = [int(rng.integers(1, min(4, n + 2))) for n in spatial]
     result: dict[str, Any] = {"kernel_shape": kernel}
@@ -275,7 +323,8 @@ def window(m: Maker, spatial: Sequence[int], pool: bool) -> dict[str, Any]:
 
 
 def partner(m: Maker, x: Value) -> Value:
-    """Another operand of the type of `x`: itself, itself turned, a constant that broadcasts, or part of itself."""
+    """Another operand of the type of `x`: itself, itself turned, a constant that broadcasts, or
+    part of itself."""
     form = m.rng.integers(4)
     if form == 0:
         return x
@@ -304,7 +353,10 @@ def partner(m: Maker, x: Value) -> Value:
 
 def scalars(m: Maker, x: Value) -> list[Value | None]:
     assert x.scale is not None
-    return [m.const(np.asarray(x.scale).reshape(())), m.const(np.asarray(x.zero, x.dtype).reshape(()))]
+    return [
+        m.const(np.asarray(x.scale).reshape(())),
+        m.const(np.asarray(x.zero, x.dtype).reshape(())),
+    ]
 
 
 def layout(m: Maker, x: Value) -> Value:
@@ -315,23 +367,48 @@ def layout(m: Maker, x: Value) -> Value:
     if m.opset < 11:
         signed = axis
     form = m.pick(
-        "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Concat", "Split", "Pad", "Identity", "Tile", "Expand"
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Gather",
+        "Concat",
+        "Split",
+        "Pad",
+        "Identity",
+        "Tile",
+        "Expand",
     )
     if form == "Transpose":
-        y = m.node("Transpose", x, **({"perm": [int(v) for v in m.rng.permutation(rank)]} if m.chance(0.7) else {}))
+        y = m.node(
+            "Transpose",
+            x,
+            **({"perm": [int(v) for v in m.rng.permutation(rank)]} if m.chance(0.7) else {}),
+        )
     elif form in ("Squeeze", "Unsqueeze"):
         ones = [k for k, n in enumerate(x.shape) if n == 1]
-        axes = [int(m.pick(*ones))] if form == "Squeeze" and ones else [int(m.rng.integers(0, rank + 1))]
+        axes = (
+            [int(m.pick(*ones))]
+            if form == "Squeeze" and ones
+            else [int(m.rng.integers(0, rank + 1))]
+        )
         if m.opset >= 11 and m.chance(0.4):
             axes = [a - rank - (form == "Unsqueeze") for a in axes]
         y = m.node(form, x, m.ints(axes)) if m.opset >= 13 else m.node(form, x, axes=axes)
     elif form == "Slice":
         start, step = int(m.rng.integers(-3, 3)), int(m.pick(1, 1, 2, -1, -2))
         end = int(m.pick(2**31, x.shape[axis], -1, 1)) if step > 0 else -(2**31)
-        inputs = [m.ints([start if step > 0 else -1]), m.ints([end]), m.ints([signed]), m.ints([step])]
+        inputs = [
+            m.ints([start if step > 0 else -1]),
+            m.ints([end]),
+            m.ints([signed]),
+            m.ints([step]),
+        ]
         y = m.node("Slice", x, *(inputs if step != 1 or m.chance(0.5) else inputs[:3]))
     elif form == "Gather":
-        at = m.rng.integers(-x.shape[axis] if m.opset >= 11 else 0, x.shape[axis], m.pick((), (2,), (3,), (1, 2)))
+        at = m.rng.integers(
+            -x.shape[axis] if m.opset >= 11 else 0, x.shape[axis], m.pick((), (2,), (3,), (1, 2))
+        )
         y = m.node("Gather", x, m.const(np.asarray(at, m.pick(np.int64, np.int32))), axis=signed)
     elif form == "Concat":
         y = m.node("Concat", x, *[x] * int(m.rng.integers(1, 3)), axis=signed)
@@ -352,7 +429,9 @@ def layout(m: Maker, x: Value) -> Value:
         if m.opset < 11:
             raise Impossible
         more: list[Value | None] = (
-            [m.const(x.array.reshape(-1)[0].reshape(()))] if mode == "constant" and m.chance(0.6) else []
+            [m.const(x.array.reshape(-1)[0].reshape(()))]
+            if mode == "constant" and m.chance(0.6)
+            else []
         )
         if m.opset >= 18 and m.chance(0.3):
             more = [more[0] if more else None, m.const(np.array([signed], np.int64))]
@@ -361,7 +440,11 @@ def layout(m: Maker, x: Value) -> Value:
     elif form == "Tile":
         y = m.node("Tile", x, m.ints([int(v) for v in m.rng.integers(1, 3, rank)]))
     elif form == "Expand":
-        y = m.node("Expand", x, m.ints([int(m.pick(1, 2)), *(n if n > 1 else int(m.pick(1, 2)) for n in x.shape)]))
+        y = m.node(
+            "Expand",
+            x,
+            m.ints([int(m.pick(1, 2)), *(n if n > 1 else int(m.pick(1, 2)) for n in x.shape)]),
+        )
     else:
         y = m.node("Identity", x)
     y.scale, y.zero = x.scale, x.zero

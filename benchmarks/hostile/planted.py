@@ -2,11 +2,12 @@
 
     python benchmarks/hostile/planted.py --count 200 --seed 1 [--limit 4] [--out FOLDER]
 
-Each network has 20 to 100 inputs, of which a box leaves 2 to 8 codes each, and a point chosen first. It counts how many
-inputs have the point's codes, by tables with a needle, by ramps that saturate, or by parities, so that gradients are zero
-or point elsewhere; or it is a random network, and the point is where no single code raises the output any more. The
-property holds at the point, with equality, as onnxruntime computes it. `sat` is checked, `timeout` and `unknown` are
-counted, `unsat` is a fault and leaves its files in `FOLDER/INDEX/`. The exit code is 1 if there is any.
+Each network has 20 to 100 inputs, of which a box leaves 2 to 8 codes each, and a point chosen
+first. It counts how many inputs have the point's codes, by tables with a needle, by ramps that
+saturate, or by parities, so that gradients are zero or point elsewhere; or it is a random network,
+and the point is where no single code raises the output any more. The property holds at the point,
+with equality, as onnxruntime computes it. `sat` is checked, `timeout` and `unknown` are counted,
+`unsat` is a fault and leaves its files in `FOLDER/INDEX/`. The exit code is 1 if there is any.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ from benchmarks.hostile.qdq import qdq_conv, qdq_product
 from benchmarks.hostile.steps import qlinear_conv, qlinear_matmul
 from qverify import Options, Verdict, verify
 from qverify.errors import QverifyError
-from qverify.report import verdict_text
+from qverify.formats import verdict_text
 
 U8 = np.dtype(np.uint8)
 Codes = npt.NDArray[np.int64]
 Family = Callable[[Maker, Value, Codes], Value]
 
 
-def codes(m: Maker, op: str, *inputs: Value, scale: float, zero: int, **attributes: object) -> Value:
+def codes(
+    m: Maker, op: str, *inputs: Value, scale: float, zero: int, **attributes: object
+) -> Value:
     """A node whose last two inputs are the scale and the zero point of its codes."""
     s, z = m.const(np.asarray(scale, F32)), m.const(np.array(zero, np.uint8))
     y = m.node(op, *inputs, s, z, **attributes)
@@ -58,7 +61,8 @@ def parameters(m: Maker, x: Value) -> list[Value]:
 
 
 def counted(m: Maker, misses: Value) -> Value:
-    """[1, n] codes that are 0 where an input has the point's code -> [1, 1], the highest code if all have.
+    """[1, n] codes that are 0 where an input has the point's code -> [1, 1], the highest code if
+    all have.
 
     In one product, or in groups whose sums are cut at 1, so that further misses change nothing.
     """
@@ -69,15 +73,29 @@ def counted(m: Maker, misses: Value) -> Value:
         weight[np.arange(n), m.rng.integers(0, groups, n)] = 1
         assert misses.scale is not None
         sums = codes(
-            m, "QLinearMatMul", misses, *parameters(m, misses), *one(m, weight), scale=float(misses.scale), zero=0
+            m,
+            "QLinearMatMul",
+            misses,
+            *parameters(m, misses),
+            *one(m, weight),
+            scale=float(misses.scale),
+            zero=0,
         )
-        misses = m.node("Clip", sums, m.const(np.array(0, np.uint8)), m.const(np.array(1, np.uint8)))
+        misses = m.node(
+            "Clip", sums, m.const(np.array(0, np.uint8)), m.const(np.array(1, np.uint8))
+        )
         misses.scale, misses.zero = sums.scale, sums.zero
     weight = np.full((misses.shape[1], 1), -1, np.int8)
     assert misses.scale is not None
     step = float(misses.scale) * m.pick(1.0, 0.5, 0.3)
     return codes(
-        m, "QLinearMatMul", misses, *parameters(m, misses), *one(m, weight), scale=step, zero=m.pick(255, 100, 7)
+        m,
+        "QLinearMatMul",
+        misses,
+        *parameters(m, misses),
+        *one(m, weight),
+        scale=step,
+        zero=m.pick(255, 100, 7),
     )
 
 
@@ -104,7 +122,9 @@ def ramps(m: Maker, x: Value, star: Codes) -> Value:
     weight = np.concatenate([np.eye(n, dtype=np.int8), -np.eye(n, dtype=np.int8)], axis=1)
     bias = np.concatenate([int(x.zero) - star, star - int(x.zero)]).astype(np.int32)
     s, z = m.const(np.asarray(x.scale)), m.const(np.array(0, np.uint8))
-    y = m.node("QGemm", x, *parameters(m, x), *one(m, weight), m.const(bias), s, z, domain=MICROSOFT)
+    y = m.node(
+        "QGemm", x, *parameters(m, x), *one(m, weight), m.const(bias), s, z, domain=MICROSOFT
+    )
     y.scale, y.zero = s.array, z.array
     return counted(m, y)
 
@@ -115,7 +135,9 @@ def parities(m: Maker, x: Value, star: Codes) -> Value:
     turn = m.node("Mul", dequantize(m, x), m.const(F32(np.pi / float(x.scale))))
     sign = np.where((star - int(x.zero)) % 2 == 0, 1, -1).astype(F32).reshape(x.shape)
     wave = m.node("Mul", m.node("Cos", turn), m.const(sign))
-    return counted(m, codes(m, "QuantizeLinear", m.node("Sub", m.const(F32(1)), wave), scale=2.0, zero=0))
+    return counted(
+        m, codes(m, "QuantizeLinear", m.node("Sub", m.const(F32(1)), wave), scale=2.0, zero=0)
+    )
 
 
 def random_layers(m: Maker, x: Value, star: Codes) -> Value:
@@ -141,16 +163,28 @@ class Planted:
         self.low = rng.integers(0, 248, n)
         self.high = np.minimum(self.low + rng.integers(1, 8, n), 255)
         self.star = rng.integers(self.low, self.high + 1)
-        samples = [self.floats(rng.integers(self.low, self.high + 1)) for _ in range(4)] + [self.floats(self.star)]
+        samples = [self.floats(rng.integers(self.low, self.high + 1)) for _ in range(4)] + [
+            self.floats(self.star)
+        ]
         x = Value("x", samples)
         m.inputs.append(x)
         q = codes(m, "QuantizeLinear", x, scale=self.step, zero=self.zero)
         self.family = FAMILIES[int(rng.integers(len(FAMILIES)))]
         score = self.family(m, q, self.star)
         outputs = [dequantize(m, score) if score.scale is not None else score]
-        if self.family is not random_layers and m.chance(0.5):  # a second score, whose gradient points elsewhere
+        if self.family is not random_layers and m.chance(
+            0.5
+        ):  # a second score, whose gradient points elsewhere
             weight = rng.integers(-20, 21, (n, 1)).astype(np.int8)
-            other = codes(m, "QLinearMatMul", q, *parameters(m, q), *one(m, weight), scale=self.step * 40, zero=128)
+            other = codes(
+                m,
+                "QLinearMatMul",
+                q,
+                *parameters(m, q),
+                *one(m, weight),
+                scale=self.step * 40,
+                zero=128,
+            )
             outputs.append(dequantize(m, other))
         self.outputs = outputs
 
@@ -178,8 +212,14 @@ class Planted:
         lines += [f"(declare-const Y_{j} Real)" for j in range(len(y))]
         # the ends of the box lie a quarter of a code beyond
         for i, (a, b) in enumerate(zip(self.low, self.high, strict=True)):
-            ends = [Fraction(f"{(c - self.zero + d) * self.step:.9f}") for c, d in ((a, -0.25), (b, 0.25))]
-            lines += [f"(assert (>= X_{i} {decimal(ends[0])}))", f"(assert (<= X_{i} {decimal(ends[1])}))"]
+            ends = [
+                Fraction(f"{(c - self.zero + d) * self.step:.9f}")
+                for c, d in ((a, -0.25), (b, 0.25))
+            ]
+            lines += [
+                f"(assert (>= X_{i} {decimal(ends[0])}))",
+                f"(assert (<= X_{i} {decimal(ends[1])}))",
+            ]
         lines.append(f"(assert (>= Y_0 {decimal(Fraction(y[0]))}))")
         if self.family is not random_layers:
             lines += [f"(assert (<= Y_{j} {decimal(Fraction(y[j]))}))" for j in range(1, len(y))]
@@ -201,7 +241,9 @@ def examine(seed: int, index: int, folder: Path, limit: float) -> tuple[str, str
     spec.write_text(planted.spec(run))
     own = oracle.read_spec(spec)
     at = planted.floats(planted.star)[0].tolist()
-    assert oracle.unsafe(own, oracle.Point(tuple(map(Fraction, at)), tuple(at)), run(at))[1], "nothing is planted"
+    assert oracle.unsafe(own, oracle.Point(tuple(map(Fraction, at)), tuple(at)), run(at))[1], (
+        "nothing is planted"
+    )
     family = planted.family.__name__
     try:
         result = verify(model, spec, Options(timeout=limit, device="cpu", seed=index))
@@ -216,7 +258,9 @@ def examine(seed: int, index: int, folder: Path, limit: float) -> tuple[str, str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=200, help="networks that are read")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--limit", type=float, default=4.0, help="seconds for each")

@@ -1,4 +1,5 @@
-"""Random boxes and properties about a small network, biased to ties: thresholds that outputs reach exactly."""
+"""Random boxes and properties about a small network, biased to ties: thresholds that outputs reach
+exactly."""
 
 from __future__ import annotations
 
@@ -25,17 +26,26 @@ class Names:
         """The elements in order."""
         tensors, letter = (self.inputs, "X") if kind == "x" else (self.outputs, "Y")
         if self.version == "1.0":
-            return [f"{letter}_{k}" for k in range(sum(int(np.prod(shape)) for shape, _ in tensors))]
+            return [
+                f"{letter}_{k}" for k in range(sum(int(np.prod(shape)) for shape, _ in tensors))
+            ]
         return [
-            f"{letter}{t}[{','.join(map(str, at))}]" for t, (shape, _) in enumerate(tensors) for at in np.ndindex(shape)
+            f"{letter}{t}[{','.join(map(str, at))}]"
+            for t, (shape, _) in enumerate(tensors)
+            for at in np.ndindex(shape)
         ]
 
     def declarations(self) -> list[str]:
         if self.version == "1.0":
-            return [f"(declare-const {v} Real)" for v in (*self.variables("x"), *self.variables("y"))]
+            return [
+                f"(declare-const {v} Real)" for v in (*self.variables("x"), *self.variables("y"))
+            ]
         words = [
             f"(declare-{what} {letter}{t} {kind} [{','.join(map(str, shape))}])"
-            for what, letter, tensors in (("input", "X", self.inputs), ("output", "Y", self.outputs))
+            for what, letter, tensors in (
+                ("input", "X", self.inputs),
+                ("output", "Y", self.outputs),
+            )
             for t, (shape, kind) in enumerate(tensors)
         ]
         return ["(vnnlib-version <2.0>)", f"(declare-network N {' '.join(words)})"]
@@ -57,13 +67,16 @@ def bound(rng: Rng, value: float) -> Fraction:
     if form < 3:
         return Fraction(f"{value:.{(1, 3, 7)[form]}f}")
     at = ordinal(value) + int(rng.integers(-1, 2))
-    return Fraction(number(at)) if form == 3 else (Fraction(number(at)) + Fraction(number(at + 1))) / 2
+    return (
+        Fraction(number(at)) if form == 3 else (Fraction(number(at)) + Fraction(number(at + 1))) / 2
+    )
 
 
 def random_box(
     rng: Rng, centres: Sequence[float], steps: Sequence[float], is_float: Sequence[bool], most: int
 ) -> list[Interval]:
-    """A box around an input; few codes wide in each element, about `most` in all, sometimes a point or half a step."""
+    """A box around an input; few codes wide in each element, about `most` in all, sometimes a point
+    or half a step."""
     widest = max(1.0, most ** (1 / len(centres)) - 1)
     box: list[Interval] = []
     for centre, step, real in zip(centres, steps, is_float, strict=True):
@@ -72,7 +85,8 @@ def random_box(
             half = Fraction(int(rng.integers(0, 2)), 2)
             box.append((int(centre) - half, int(centre) + int(width) + half))
             continue
-        tie = rng.random() < 0.3  # on the edges between codes, if the chain before the quantizer is plain
+        # on the edges between codes, if the chain before the quantizer is plain
+        tie = rng.random() < 0.3
         start = (np.rint(centre / step) + 0.5) * step if tie else centre
         a, b = bound(rng, start), bound(rng, start + (round(width) if tie else width) * step)
         box.append((a, b) if a <= b else (a, a))
@@ -85,13 +99,16 @@ def box_lines(rng: Rng, names: Names, box: Sequence[Interval]) -> list[str]:
         assert low is not None and high is not None
         pair = [f"(>= {variable} {decimal(low)})", f"(<= {variable} {decimal(high)})"]
         lines += (
-            [f"(assert (and {pair[0]} {pair[1]}))"] if rng.random() < 0.3 else [f"(assert {atom})" for atom in pair]
+            [f"(assert (and {pair[0]} {pair[1]}))"]
+            if rng.random() < 0.3
+            else [f"(assert {atom})" for atom in pair]
         )
     return lines
 
 
 def threshold(rng: Rng, total: Fraction, single: bool) -> str:
-    """A number at a reached value: exactly, one float32 beside it, its shortest decimal, or a little away."""
+    """A number at a reached value: exactly, one float32 beside it, its shortest decimal, or a
+    little away."""
     form = rng.integers(10)
     if form < 5:
         return decimal(total)
@@ -104,8 +121,11 @@ def threshold(rng: Rng, total: Fraction, single: bool) -> str:
     return decimal(total)
 
 
-def random_row(rng: Rng, names: Names, reached: Sequence[tuple[float, ...]], x: Sequence[Fraction], mixed: bool) -> str:
-    """An inequality over one to three outputs, and inputs if `mixed`, at a value that is reached."""
+def random_row(
+    rng: Rng, names: Names, reached: Sequence[tuple[float, ...]], x: Sequence[Fraction], mixed: bool
+) -> str:
+    """An inequality over one to three outputs, and inputs if `mixed`, at a value that is
+    reached."""
     y = names.variables("y")
     row = reached[int(rng.integers(len(reached)))]
     if rng.random() < 0.4:
@@ -121,7 +141,9 @@ def random_row(rng: Rng, names: Names, reached: Sequence[tuple[float, ...]], x: 
         if plain
         else [Fraction(int(rng.choice([-3, -1, 1, 2])), int(rng.choice([1, 1, 4]))) for _ in chosen]
     )
-    terms = [y[j] if c == 1 else f"(* {decimal(c)} {y[j]})" for j, c in zip(chosen, factors, strict=True)]
+    terms = [
+        y[j] if c == 1 else f"(* {decimal(c)} {y[j]})" for j, c in zip(chosen, factors, strict=True)
+    ]
     total = sum((c * Fraction(row[j]) for j, c in zip(chosen, factors, strict=True)), Fraction(0))
     if mixed:
         k = int(rng.integers(len(x)))
@@ -134,7 +156,11 @@ def random_row(rng: Rng, names: Names, reached: Sequence[tuple[float, ...]], x: 
 
 
 def random_property(
-    rng: Rng, names: Names, box: Sequence[Interval], reached: Sequence[tuple[float, ...]], x: Sequence[Fraction]
+    rng: Rng,
+    names: Names,
+    box: Sequence[Interval],
+    reached: Sequence[tuple[float, ...]],
+    x: Sequence[Fraction],
 ) -> str:
     """A property in text. `reached` are outputs at points of the box, `x` a point of it."""
     mixed = rng.random() < 0.12
@@ -146,13 +172,18 @@ def random_property(
         ]
         if mixed and rng.random() < 0.2:
             k = int(rng.integers(len(x)))
-            rows.append(f"({rng.choice(['<', '<=', '>', '>='])} {names.variables('x')[k]} {decimal(x[k])})")
+            rows.append(
+                f"({rng.choice(['<', '<=', '>', '>='])} {names.variables('x')[k]} {decimal(x[k])})"
+            )
         rows = [f"(not {r})" if rng.random() < 0.1 else r for r in rows]
         cases.append(rows)
     lines = [*names.declarations(), *box_lines(rng, names, box)]
     if len(cases) == 1:
         lines += [f"(assert {row})" for row in cases[0]]
     else:
-        words = [f"(and {' '.join(rows)})" if len(rows) > 1 or rng.random() < 0.5 else rows[0] for rows in cases]
+        words = [
+            f"(and {' '.join(rows)})" if len(rows) > 1 or rng.random() < 0.5 else rows[0]
+            for rows in cases
+        ]
         lines.append(f"(assert (or {' '.join(words)}))")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,5 @@
-"""Steps of a hostile network with floats between codes: QDQ groups, functions, chains, and nodes that do nothing."""
+"""Steps of a hostile network with floats between codes: QDQ groups, functions, chains, and nodes
+that do nothing."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def qdq_product(m: Maker, x: Value) -> Value:
 
 
 def qdq_bias(m: Maker, x: Value, w: Value, count: int) -> Value:
-    """An int32 bias behind a DequantizeLinear, of the product's scale or of another one; or floats."""
+    """An int32 bias behind a DequantizeLinear, of the product's scale or of another one; or
+    floats."""
     assert x.scale is not None and w.scale is not None
     unit = np.asarray(F32(x.scale) * w.scale, F32)
     form = m.rng.integers(6)
@@ -86,7 +88,9 @@ def qdq_conv(m: Maker, x: Value) -> Value:
     groups = channels if channels > 1 and m.chance(0.25) else 1
     filters = groups * int(m.rng.integers(1, 4 if groups == 1 else 3))
     attributes = window(m, x.shape[2:], pool=False)
-    w = weights(m, (filters, channels // groups, *attributes["kernel_shape"]), 0, partner_type(m, x))
+    w = weights(
+        m, (filters, channels // groups, *attributes["kernel_shape"]), 0, partner_type(m, x)
+    )
     if groups > 1:
         attributes["group"] = groups
     if m.chance(0.3):
@@ -99,14 +103,20 @@ def qdq_conv(m: Maker, x: Value) -> Value:
 
 @on_codes(3)
 def qdq_two(m: Maker, x: Value) -> Value:
-    """Add, Sub, Mul, Div, Min, Max of two dequantized tensors, or of one with itself; a Concat of them; a Where."""
+    """Add, Sub, Mul, Div, Min, Max of two dequantized tensors, or of one with itself; a Concat of
+    them; a Where."""
     other = partner(m, x)
     a = dequantize(m, x)
     b = a if other is x and m.chance(0.5) else dequantize(m, other)
     a, b = (a, b) if m.chance(0.6) else (b, a)
     op = m.pick("Add", "Add", "Mul", "Mul", "Sub", "Min", "Max", "Concat", "Where", "Div")
     if op == "Concat":
-        y = m.node("Concat", a, b, axis=int(m.rng.integers(-a.array.ndim if m.opset >= 11 else 0, a.array.ndim)))
+        y = m.node(
+            "Concat",
+            a,
+            b,
+            axis=int(m.rng.integers(-a.array.ndim if m.opset >= 11 else 0, a.array.ndim)),
+        )
     elif op == "Where":
         y = m.node("Where", m.const(m.rng.random(a.shape[-1:]) < 0.5), a, b)
     else:
@@ -119,7 +129,13 @@ def qdq_pool(m: Maker, x: Value) -> Value:
     x = image(m, x)
     y = dequantize(m, x)
     op = m.pick(
-        "AveragePool", "AveragePool", "GlobalAveragePool", "MaxPool", "GlobalMaxPool", "ReduceMean", "ReduceMean"
+        "AveragePool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "MaxPool",
+        "GlobalMaxPool",
+        "ReduceMean",
+        "ReduceMean",
     )
     if op in ("AveragePool", "MaxPool"):
         attributes = window(m, x.shape[2:], pool=True)
@@ -198,16 +214,26 @@ def function(m: Maker, x: Value) -> Value:
     if form == 6:
         return m.node("Mul", x, m.node("Sigmoid", x))
     if form == 7:
-        return m.node("PRelu", x, m.const(m.rng.normal(0, 1, m.pick((1,), x.shape[-1:])).astype(F32)))
+        return m.node(
+            "PRelu", x, m.const(m.rng.normal(0, 1, m.pick((1,), x.shape[-1:])).astype(F32))
+        )
     if form == 8:
         return m.node("Mul", x, x)
-    return m.node("Pow", x, m.const(F32(m.pick(2.0, 3.0)))) if m.chance(0.2) else m.node("Mul", m.node("Abs", x), x)
+    return (
+        m.node("Pow", x, m.const(F32(m.pick(2.0, 3.0))))
+        if m.chance(0.2)
+        else m.node("Mul", m.node("Abs", x), x)
+    )
 
 
 @on_codes(1)
 def qdq_softmax(m: Maker, x: Value) -> Value:
     rank = x.array.ndim
-    axis = {"axis": int(m.rng.integers(-rank if m.opset >= 11 else 0, rank))} if rank and m.chance(0.7) else {}
+    axis = (
+        {"axis": int(m.rng.integers(-rank if m.opset >= 11 else 0, rank))}
+        if rank and m.chance(0.7)
+        else {}
+    )
     y = m.node("Softmax", dequantize(m, x), **axis)
     kind = code_type(m)
     own = Value("", [], False, np.asarray(F32(1 / 256)), np.array(np.iinfo(kind).min, kind))
@@ -226,7 +252,8 @@ def closed(m: Maker, x: Value) -> Value:
 
 @on_floats(3)
 def with_constant(m: Maker, x: Value) -> Value:
-    """Add, Sub, Mul, Div, Min, Max with a constant: scalar, per channel, per element, on either side."""
+    """Add, Sub, Mul, Div, Min, Max with a constant: scalar, per channel, per element, on either
+    side."""
     shape = m.pick((), (1,), x.shape[-1:], x.shape, (*x.shape[:1], *[1] * (x.array.ndim - 1)))
     size = max(float(np.abs(x.array).max()), 0.1)
     array = m.rng.normal(0, size, shape).astype(F32)
@@ -287,9 +314,17 @@ def normalised(m: Maker, x: Value) -> Value:
 @on_codes(3)
 def residual(m: Maker, x: Value) -> Value:
     """A diamond: a step on `x`, then a sum (or a join) with `x` itself."""
-    step = m.pick(qlinear_conv, qdq_conv, qdq_function, qdq_product, moved, clipped, max_pool, qdq_two)
+    step = m.pick(
+        qlinear_conv, qdq_conv, qdq_function, qdq_product, moved, clipped, max_pool, qdq_two
+    )
     y = step(m, x)
-    if y.scale is None or y.dtype != x.dtype or y.zero is None or np.asarray(y.scale).ndim or np.asarray(x.scale).ndim:
+    if (
+        y.scale is None
+        or y.dtype != x.dtype
+        or y.zero is None
+        or np.asarray(y.scale).ndim
+        or np.asarray(x.scale).ndim
+    ):
         raise Impossible
     op = m.pick("Add", "Mul", "qdq", "qdq", "Concat")
     if op == "qdq":
@@ -298,10 +333,14 @@ def residual(m: Maker, x: Value) -> Value:
         scale, zero = parameters(m, [*x.reals, *y.reals], x.dtype)
         s = m.const(np.asarray(scale).reshape(()))
         inputs = [s, m.const(zero), x, *scalars(m, x), y, *scalars(m, y)]
-        z = m.node("QLinearConcat", *inputs, domain=MICROSOFT, axis=int(m.rng.integers(x.array.ndim)))
+        z = m.node(
+            "QLinearConcat", *inputs, domain=MICROSOFT, axis=int(m.rng.integers(x.array.ndim))
+        )
     else:
         scale, zero = parameters(m, m.probe(op, m.floats(x), m.floats(y)), x.dtype)
         s = m.const(np.asarray(scale).reshape(()))
-        z = m.node(f"QLinear{op}", x, *scalars(m, x), y, *scalars(m, y), s, m.const(zero), domain=MICROSOFT)
+        z = m.node(
+            f"QLinear{op}", x, *scalars(m, x), y, *scalars(m, y), s, m.const(zero), domain=MICROSOFT
+        )
     z.scale, z.zero = s.array, zero
     return z

@@ -1,7 +1,8 @@
-"""Steps of a hostile network on codes: QLinear ops, pools, moves and integer products, with odd attributes.
+"""Steps of a hostile network on codes: QLinear ops, pools, moves and integer products, with odd
+attributes.
 
-What onnxruntime refuses is raised as `Impossible`, and the maker takes it back; what it computes is what it is, so nothing
-here needs to be right.
+What onnxruntime refuses is raised as `Impossible`, and the maker takes it back; what it computes is
+what it is, so nothing here needs to be right.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def qlinear_matmul(m: Maker, x: Value) -> Value:
         scale_const(m, scale),
         m.const(zero),
     ]
-    y = m.node("QLinearMatMul", *inputs, domain=MICROSOFT if m.opset >= 21 and m.chance(0.05) else "")
+    y = m.node(
+        "QLinearMatMul", *inputs, domain=MICROSOFT if m.opset >= 21 and m.chance(0.05) else ""
+    )
     y.scale, y.zero = inputs[6].array.reshape(()), zero
     return y
 
@@ -62,7 +65,12 @@ def qlinear_conv(m: Maker, x: Value) -> Value:
     groups = channels if channels > 1 and m.chance(0.25) else 1
     filters = groups * int(m.rng.integers(1, 4 if groups == 1 else 3))
     attributes = window(m, spatial, pool=False)
-    w = weights(m, (filters, channels // groups, *attributes["kernel_shape"]), 0, None if x.dtype == U8 else S8)
+    w = weights(
+        m,
+        (filters, channels // groups, *attributes["kernel_shape"]),
+        0,
+        None if x.dtype == U8 else S8,
+    )
     if groups > 1 or m.chance(0.2):
         attributes["group"] = groups
     reals = m.probe("Conv", m.floats(x), real_weights(m, w, 0), **attributes)
@@ -70,7 +78,14 @@ def qlinear_conv(m: Maker, x: Value) -> Value:
     assert w.scale is not None and w.zero is not None and x.scale is not None
     if m.chance(0.3):
         del attributes["kernel_shape"]
-    inputs: list[Value | None] = [x, m.const(x.scale), m.const(x.zero), w, m.const(w.scale), m.const(w.zero)]
+    inputs: list[Value | None] = [
+        x,
+        m.const(x.scale),
+        m.const(x.zero),
+        w,
+        m.const(w.scale),
+        m.const(w.zero),
+    ]
     s = scale_const(m, scale)
     inputs += [s, m.const(zero)]
     if m.chance(0.5):
@@ -92,7 +107,14 @@ def qgemm(m: Maker, x: Value) -> Value:
         attributes["alpha"] = float(m.pick(1.0, 0.5, 2.0, 0.37))
     real = m.probe("Gemm", m.floats(x), real_weights(m, w, 0 if turned else 1), **attributes)
     assert w.scale is not None and w.zero is not None and x.scale is not None
-    inputs: list[Value | None] = [x, m.const(x.scale), m.const(x.zero), w, m.const(w.scale), m.const(w.zero)]
+    inputs: list[Value | None] = [
+        x,
+        m.const(x.scale),
+        m.const(x.zero),
+        w,
+        m.const(w.scale),
+        m.const(w.zero),
+    ]
     form = m.pick(None, (n,), (1, n), (x.shape[0], n), (1,), (x.shape[0], 1))
     inputs.append(None if form is None else m.const(bias(m, int(np.prod(form)), 1).reshape(form)))
     if m.chance(0.2):  # float output
@@ -106,7 +128,8 @@ def qgemm(m: Maker, x: Value) -> Value:
 
 @on_codes(4)
 def two_codes(m: Maker, x: Value) -> Value:
-    """QLinearAdd or QLinearMul, with itself, a part of itself, or a constant; a zero point may be absent."""
+    """QLinearAdd or QLinearMul, with itself, a part of itself, or a constant; a zero point may be
+    absent."""
     op = m.pick("Add", "Mul")
     other = partner(m, x)
     a, b = (x, other) if m.chance(0.6) else (other, x)
@@ -131,7 +154,15 @@ def qlinear_average(m: Maker, x: Value) -> Value:
         scale, zero = parameters(m, x.reals, x.dtype)
         s = scale_const(m, scale)
         attributes = {"channels_last": int(last)}
-        y = m.node("QLinearGlobalAveragePool", x, *scalars(m, x), s, m.const(zero), domain=MICROSOFT, **attributes)
+        y = m.node(
+            "QLinearGlobalAveragePool",
+            x,
+            *scalars(m, x),
+            s,
+            m.const(zero),
+            domain=MICROSOFT,
+            **attributes,
+        )
     else:
         attributes = window(m, spatial, pool=True)
         attributes.pop("dilations", None)
@@ -143,7 +174,15 @@ def qlinear_average(m: Maker, x: Value) -> Value:
                 raise Impossible  # onnxruntime 1.32 divides by zero, and the process dies
         scale, zero = parameters(m, x.reals, x.dtype)
         s = scale_const(m, scale)
-        y = m.node("QLinearAveragePool", x, *scalars(m, x), s, m.const(zero), domain=MICROSOFT, **attributes)
+        y = m.node(
+            "QLinearAveragePool",
+            x,
+            *scalars(m, x),
+            s,
+            m.const(zero),
+            domain=MICROSOFT,
+            **attributes,
+        )
     y.scale, y.zero = s.array.reshape(()), zero
     return y
 
@@ -172,16 +211,33 @@ def qlinear_function(m: Maker, x: Value) -> Value:
         attributes = {"opset": m.pick(m.opset, 11, 12, 13)}
         if m.chance(0.7):
             attributes["axis"] = int(m.rng.integers(-rank, rank))
-        s, z = m.const(F32(m.pick(1 / 256, 1 / 256, 1 / 255, 0.01))), m.const(np.array(np.iinfo(x.dtype).min, x.dtype))
+        s, z = (
+            m.const(F32(m.pick(1 / 256, 1 / 256, 1 / 255, 0.01))),
+            m.const(np.array(np.iinfo(x.dtype).min, x.dtype)),
+        )
         y = m.node("QLinearSoftmax", x, *scalars(m, x), s, z, domain=MICROSOFT, **attributes)
     elif op == "Where":
         other = partner(m, x)
         condition = m.const(m.rng.random(x.shape[-1:]) < 0.5)
         scale, zero = parameters(m, [*x.reals, *other.reals], x.dtype)
         s, z = m.const(np.asarray(scale).reshape(())), m.const(zero)
-        y = m.node("QLinearWhere", condition, x, *scalars(m, x), other, *scalars(m, other), s, z, domain=MICROSOFT)
+        y = m.node(
+            "QLinearWhere",
+            condition,
+            x,
+            *scalars(m, x),
+            other,
+            *scalars(m, other),
+            s,
+            z,
+            domain=MICROSOFT,
+        )
     else:
-        attributes = {"alpha": float(m.pick(0.01, 0.3, -0.5, 1.5))} if op == "LeakyRelu" and m.chance(0.7) else {}
+        attributes = (
+            {"alpha": float(m.pick(0.01, 0.3, -0.5, 1.5))}
+            if op == "LeakyRelu" and m.chance(0.7)
+            else {}
+        )
         real = m.probe(op, m.floats(x), **attributes)
         scale, zero = parameters(m, real, x.dtype)
         s, z = m.const(np.asarray(scale).reshape(())), m.const(zero)
@@ -219,7 +275,10 @@ def clipped(m: Maker, x: Value) -> Value:
         y = m.node("Relu", x)
     else:
         y = m.node(
-            op, *m.pick(lambda a, b: (a, b), lambda a, b: (b, a))(x, m.const(x.array.reshape(-1)[0].reshape(())))
+            op,
+            *m.pick(lambda a, b: (a, b), lambda a, b: (b, a))(
+                x, m.const(x.array.reshape(-1)[0].reshape(()))
+            ),
         )
     y.scale, y.zero = x.scale, x.zero
     return y
@@ -246,7 +305,11 @@ def integer_product(m: Maker, x: Value) -> Value:
         acc = m.node("Add", acc, m.const(bias(m, int(np.prod(shape)), 1).reshape(shape)))
     y = m.node("Cast", acc, to=1)
     y = m.node(
-        "Mul", y, m.const(F32(x.scale) * w.scale.reshape(-1)[:1]) if m.chance(0.5) else m.odd_float(np.array(0.01, F32))
+        "Mul",
+        y,
+        m.const(F32(x.scale) * w.scale.reshape(-1)[:1])
+        if m.chance(0.5)
+        else m.odd_float(np.array(0.01, F32)),
     )
     if m.chance(0.3):
         y = m.node("Add", y, m.const(m.rng.normal(0, 1, acc.shape[-1:]).astype(F32)))

@@ -1,7 +1,7 @@
 """CP-SAT (OR-Tools): integer variables, one worker, exact arithmetic in 64 bits.
 
-A requantization whose steps fit a line floor((r x - q) / p) is that division between its two clips; other step functions
-have one Boolean per piece; tables of two variables are element constraints.
+A requantization whose steps fit a line floor((r x - q) / p) is that division between its two clips;
+other step functions have one Boolean per piece; tables of two variables are element constraints.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ def build(formula: Formula) -> tuple[cp_model.CpModel, list[Any]]:
     for d in formula.definitions:
         match d:
             case Linear():
-                size = sum(abs(c) * max(abs(formula.lower[v]), abs(formula.upper[v])) for c, v in d.terms)
+                size = sum(
+                    abs(c) * max(abs(formula.lower[v]), abs(formula.upper[v])) for c, v in d.terms
+                )
                 if size > LARGEST:
                     raise Unsupported("a sum beyond 64 bits")
                 own, weights = [expression[v] for _, v in d.terms], [c for c, _ in d.terms]
-                model.add(cp_model.LinearExpr.weighted_sum(own, weights) + d.bias == expression[d.y])
+                model.add(
+                    cp_model.LinearExpr.weighted_sum(own, weights) + d.bias == expression[d.y]
+                )
             case Steps():
                 _add_steps(model, formula, d, expression[d.x], expression[d.y])
             case Pair():
@@ -84,7 +88,9 @@ def solve(formula: Formula, seconds: float) -> Answer:
                 continue
             literal = model.new_bool_var("")
             own, weights = [expression[v] for _, v in row.terms], [c for c, _ in row.terms]
-            model.add(cp_model.LinearExpr.weighted_sum(own, weights) <= row.rhs).only_enforce_if(literal)
+            model.add(cp_model.LinearExpr.weighted_sum(own, weights) <= row.rhs).only_enforce_if(
+                literal
+            )
             literals.append(literal)
         model.add_bool_or([*literals, *([] if enforce is None else [~enforce])])
 

@@ -1,7 +1,9 @@
-"""One instance for a peer: read it as qverify does, ask the peer, check what it says on the integer network, refine.
+"""One instance for a peer: read it as qverify does, ask the peer, check what it says on the integer
+network, refine.
 
-`unsat` is the peer's word. `sat` is believed only after the codes have been run through the integer network, the rows
-compared as rationals, and an input in the box found that quantizes to these codes.
+`unsat` is the peer's word. `sat` is believed only after the codes have been run through the integer
+network, the rows compared as rationals, and an input in the box found that quantizes to these
+codes.
 """
 
 from __future__ import annotations
@@ -16,19 +18,21 @@ import numpy as np
 
 from benchmarks.peers.encoding import CPU, Clause, Formula, Inequality, Unsupported, encode_network
 from benchmarks.peers.rows import encode_rows
-from qverify.frontend.boundary import Domain, Encoder, make_domain, make_encoder
+from qverify.boundary.domain import Domain, make_domain
+from qverify.boundary.outputs import Decoder, make_decoder
+from qverify.frontend.encoder import Encoder, make_encoder
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import Decoder, make_decoder
-from qverify.frontend.vnnlib import read_property
 from qverify.network import Network
 from qverify.property import Property, Query, Row
+from qverify.vnnlib.reader import read_property
 
 REFINEMENTS = 1000  # so often may a peer's answer be refined
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`verdict` is sat, unsat, timeout, unknown, unsupported or error; `codes` [codes] go with sat."""
+    """`verdict` is sat, unsat, timeout, unknown, unsupported or error; `codes` [codes] go with
+    sat."""
 
     verdict: str
     reason: str = ""
@@ -51,7 +55,9 @@ class Instance:
 def load(model: Path, spec: Path) -> Instance:
     """Read both files. Raises qverify's own errors."""
     lowered = read_model(model).lowered
-    return Instance(lowered.network, make_encoder(lowered), make_decoder(lowered), read_property(spec))
+    return Instance(
+        lowered.network, make_encoder(lowered), make_decoder(lowered), read_property(spec)
+    )
 
 
 def row_holds(row: Row, y: Sequence[float]) -> bool:
@@ -67,7 +73,8 @@ def is_unsafe(instance: Instance, query: Query, codes: Sequence[int]) -> bool:
 
 
 def unreachable(domain: Domain, formula: Formula, codes: Sequence[int]) -> Clause | None:
-    """None where some input in the domain has these codes; else a clause that rules out codes which none has."""
+    """None where some input in the domain has these codes; else a clause that rules out codes which
+    none has."""
     own = np.array(codes, np.int32)
     if domain.lift(own) is not None:
         return None
@@ -78,13 +85,19 @@ def unreachable(domain: Domain, formula: Formula, codes: Sequence[int]) -> Claus
     element = source[np.flatnonzero(bad)[0]]
     guilty = np.flatnonzero(empty)[:1] if empty.any() else np.flatnonzero(source == element)
     free = [i for i in guilty.tolist() if not formula.fixed(formula.inputs[i])]
-    return tuple(Inequality(((step, formula.inputs[i]),), step * codes[i] - 1) for i in free for step in (1, -1))
+    return tuple(
+        Inequality(((step, formula.inputs[i]),), step * codes[i] - 1)
+        for i in free
+        for step in (1, -1)
+    )
 
 
 def decide(instance: Instance, solve: Solve, timeout: float) -> Answer:
-    """The peer's answer to all queries of an instance within `timeout` seconds, checked and refined.
+    """The peer's answer to all queries of an instance within `timeout` seconds, checked and
+    refined.
 
-    A `sat` that fails the check is an `error`, or `unknown` where the peer said with its answer why that may be.
+    A `sat` that fails the check is an `error`, or `unknown` where the peer said with its answer why
+    that may be.
     """
     end = time.monotonic() + timeout
     undecided: Answer | None = None

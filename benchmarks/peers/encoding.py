@@ -1,9 +1,10 @@
-"""An integer network as a solver-neutral description: integer variables, sums, step functions, tables, maxima.
+"""An integer network as a solver-neutral description: integer variables, sums, step functions,
+tables, maxima.
 
-No float is left in it: every requantization and every table becomes the exact list of its steps over the integers that
-can reach it, found by running the op itself. Bounds of variables are computed here, in Python integers, and not by
-`qverify`'s interval rules, so that the peers are a third opinion on those too. Definitions come in an order in which
-each reads only earlier variables.
+No float is left in it: every requantization and every table becomes the exact list of its steps
+over the integers that can reach it, found by running the op itself. Bounds of variables are
+computed here, in Python integers, and not by `qverify`'s interval rules, so that the peers are a
+third opinion on those too. Definitions come in an order in which each reads only earlier variables.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """y = bias + sum coefficient * variable; at least one term, each variable once, no coefficient is zero."""
+    """y = bias + sum coefficient * variable; at least one term, each variable once, no coefficient
+    is zero."""
 
     y: int
     terms: tuple[tuple[int, int], ...]  # (coefficient, variable)
@@ -44,7 +46,8 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """y = values[k] for the last k with starts[k] <= x; starts[0] is the lower bound of x; neighbours differ."""
+    """y = values[k] for the last k with starts[k] <= x; starts[0] is the lower bound of x;
+    neighbours differ."""
 
     y: int
     x: int
@@ -56,10 +59,12 @@ class Steps:
         return self.values[bisect_right(self.starts, x) - 1]
 
     def line(self) -> tuple[int, int, int] | None:
-        """(p, q, r), r and p positive, with: the piece number of x is floor((r x - q) / p), clipped to the pieces.
+        """(p, q, r), r and p positive, with: the piece number of x is floor((r x - q) / p), clipped
+        to the pieces.
 
-        None where the values are no arithmetic progression or the steps are too uneven. Exact: step k >= 1 begins at t_k
-        iff r (t_k - 1) < p k + q <= r t_k, and the q that satisfy this for all k are computed in integers.
+        None where the values are no arithmetic progression or the steps are too uneven. Exact: step
+        k >= 1 begins at t_k iff r (t_k - 1) < p k + q <= r t_k, and the q that satisfy this for all
+        k are computed in integers.
         """
         rises = {b - a for a, b in zip(self.values, self.values[1:], strict=False)}
         if len(rises) != 1:
@@ -112,10 +117,11 @@ Clause = tuple[Inequality, ...]  # one of them holds; the empty clause never doe
 
 @dataclass
 class Formula:
-    """Is there an assignment within bounds that meets all definitions, all `clauses`, and all clauses of one case?
+    """Is there an assignment within bounds that meets all definitions, all `clauses`, and all
+    clauses of one case?
 
-    `lower` and `upper` bound each variable (int, by number); `inputs` are the variables of the code vector; `kept` are
-    variables that later clauses may mention.
+    `lower` and `upper` bound each variable (int, by number); `inputs` are the variables of the code
+    vector; `kept` are variables that later clauses may mention.
     """
 
     lower: list[int] = field(default_factory=list)
@@ -166,10 +172,13 @@ class Formula:
             return self.constant(bias)
         if terms[0][0] == 1 and len(terms) == 1 and not bias:
             return terms[0][1]
-        return self._define(Linear(self.variable(bias + self.least(terms), bias + self.most(terms)), terms, bias))
+        return self._define(
+            Linear(self.variable(bias + self.least(terms), bias + self.most(terms)), terms, bias)
+        )
 
     def steps(self, x: int, starts: Sequence[int], values: Sequence[int]) -> int:
-        """A variable for a step function of x; pieces may repeat a value and may begin outside the bounds of x."""
+        """A variable for a step function of x; pieces may repeat a value and may begin outside the
+        bounds of x."""
         kept: list[tuple[int, int]] = []
         for k, (start, value) in enumerate(zip(starts, values, strict=True)):
             if start > self.upper[x] or (k + 1 < len(starts) and starts[k + 1] <= self.lower[x]):
@@ -184,10 +193,14 @@ class Formula:
     def pair(self, a: int, b: int, table: npt.NDArray[np.int64]) -> int:
         """A variable for table[a - lower(a), b - lower(b)]."""
         if a == b:
-            return self.steps(a, range(self.lower[a], self.upper[a] + 1), np.diagonal(table).tolist())
+            return self.steps(
+                a, range(self.lower[a], self.upper[a] + 1), np.diagonal(table).tolist()
+            )
         if self.fixed(a) or self.fixed(b):
             x = b if self.fixed(a) else a
-            return self.steps(x, range(self.lower[x], self.upper[x] + 1), table.reshape(-1).tolist())
+            return self.steps(
+                x, range(self.lower[x], self.upper[x] + 1), table.reshape(-1).tolist()
+            )
         low, high = int(table.min()), int(table.max())
         if low == high:
             return self.constant(low)
@@ -205,7 +218,9 @@ class Formula:
             some.append(self.constant(floor))
         if len(some) == 1:
             return some[0]
-        return self._define(Maximum(self.variable(floor, max(self.upper[v] for v in some)), tuple(some)))
+        return self._define(
+            Maximum(self.variable(floor, max(self.upper[v] for v in some)), tuple(some))
+        )
 
     def evaluate(self, codes: Sequence[int]) -> list[int]:
         """The values of all variables for a code vector."""
@@ -219,14 +234,17 @@ class Formula:
                 case Steps():
                     values[d.y] = d.at(values[d.x])
                 case Pair():
-                    values[d.y] = int(d.table[values[d.a] - self.lower[d.a], values[d.b] - self.lower[d.b]])
+                    values[d.y] = int(
+                        d.table[values[d.a] - self.lower[d.a], values[d.b] - self.lower[d.b]]
+                    )
                 case Maximum():
                     values[d.y] = max(values[v] for v in d.xs)
         return values
 
     def tidy(self) -> None:
-        """Drop definitions that no row reads; join a step function to the one it alone reads, and take the bias and a
-        common factor of the coefficients from a sum that a step function alone reads."""
+        """Drop definitions that no row reads; join a step function to the one it alone reads, and
+        take the bias and a common factor of the coefficients from a sum that a step function alone
+        reads."""
         uses = self._uses()
         at = {d.y: k for k, d in enumerate(self.definitions)}
         for k, d in enumerate(self.definitions):
@@ -238,9 +256,15 @@ class Formula:
                 d = _merged(d.y, inner.x, joined)
             elif isinstance(inner, Linear):
                 factor = gcd(*(c for c, _ in inner.terms))
-                joined = [(-((inner.bias - s) // factor), v) for s, v in zip(d.starts, d.values, strict=True)]
+                joined = [
+                    (-((inner.bias - s) // factor), v)
+                    for s, v in zip(d.starts, d.values, strict=True)
+                ]
                 inner = Linear(inner.y, tuple((c // factor, v) for c, v in inner.terms), 0)
-                self.lower[inner.y], self.upper[inner.y] = self.least(inner.terms), self.most(inner.terms)
+                self.lower[inner.y], self.upper[inner.y] = (
+                    self.least(inner.terms),
+                    self.most(inner.terms),
+                )
                 self.definitions[at[inner.y]] = self._by_result[inner.y] = inner
                 d = _merged(d.y, inner.y, joined)
             self.definitions[k] = self._by_result[d.y] = d
@@ -267,9 +291,12 @@ class Formula:
 
 
 def _merged(y: int, x: int, pieces: list[tuple[int, int]]) -> Steps:
-    """A step function from (start, value) pairs; of equal starts the last counts, equal neighbours become one piece."""
+    """A step function from (start, value) pairs; of equal starts the last counts, equal neighbours
+    become one piece."""
     last = [
-        pair for pair, other in zip(pieces, [*pieces[1:], None], strict=True) if other is None or pair[0] != other[0]
+        pair
+        for pair, other in zip(pieces, [*pieces[1:], None], strict=True)
+        if other is None or pair[0] != other[0]
     ]
     first = [pair for i, pair in enumerate(last) if not i or pair[1] != last[i - 1][1]]
     starts, values = zip(*first, strict=True)
@@ -292,12 +319,15 @@ def reads(d: Definition) -> tuple[int, ...]:
 def encode_network(
     network: Network, lower: npt.NDArray[np.int32], upper: npt.NDArray[np.int32]
 ) -> tuple[Formula, list[int]]:
-    """The network over the box of codes [lower, upper] (int32 [codes]), and the variables of its flat outputs.
+    """The network over the box of codes [lower, upper] (int32 [codes]), and the variables of its
+    flat outputs.
 
     Raises Unsupported with the op's name where an op that must be encoded has no form here.
     """
     formula = Formula()
-    formula.inputs = [formula.variable(a, b) for a, b in zip(lower.tolist(), upper.tolist(), strict=True)]
+    formula.inputs = [
+        formula.variable(a, b) for a, b in zip(lower.tolist(), upper.tolist(), strict=True)
+    ]
     values: list[Ids] = [np.array(formula.inputs, np.int64)]
     for node in network.nodes:
         ids = _encode(formula, node.op, [values[i] for i in node.inputs], node.type.shape)
@@ -334,7 +364,9 @@ def _layout(formula: Formula, op: Layout, xs: list[Ids]) -> Ids:
 def _dense(formula: Formula, op: Dense, x: Ids, shape: tuple[int, ...]) -> list[int]:
     depth, width = op.weight.shape[-2:]
     rows = np.broadcast_to(x, (*shape[:-2], *x.shape[-2:])) if x.ndim > 1 else x
-    weight = np.broadcast_to(op.weight, (*shape[:-2], depth, width)) if op.weight.ndim > 2 else op.weight
+    weight = (
+        np.broadcast_to(op.weight, (*shape[:-2], depth, width)) if op.weight.ndim > 2 else op.weight
+    )
     bias = np.broadcast_to(op.bias, shape)
     result = []
     for at in np.ndindex(*shape):
@@ -347,7 +379,11 @@ def _conv(formula: Formula, op: Conv, x: Ids, shape: tuple[int, ...]) -> list[in
     rank = len(op.strides)
     pads = [(0, 0), (0, 0), *((op.pads[i], op.pads[rank + i]) for i in range(rank))]
     padded = np.pad(x, pads, constant_values=formula.constant(op.pad_value)) if any(op.pads) else x
-    channels, filters, kernel = op.weight.shape[1], op.weight.shape[0] // op.groups, op.weight.shape[2:]
+    channels, filters, kernel = (
+        op.weight.shape[1],
+        op.weight.shape[0] // op.groups,
+        op.weight.shape[2:],
+    )
     result = []
     for n, m, *at in np.ndindex(*shape):
         first = m // filters * channels
@@ -362,7 +398,8 @@ def _conv(formula: Formula, op: Conv, x: Ids, shape: tuple[int, ...]) -> list[in
 
 
 def _elementwise(formula: Formula, op: Requantize | Table, x: Ids) -> list[int]:
-    """Every element's steps, from the op run on all values that its elements may have, or by bisection."""
+    """Every element's steps, from the op run on all values that its elements may have, or by
+    bisection."""
     flat = x.reshape(-1)
     lower = np.array([formula.lower[v] for v in flat], np.int64)
     upper = np.array([formula.upper[v] for v in flat], np.int64)
@@ -385,9 +422,11 @@ def _elementwise(formula: Formula, op: Requantize | Table, x: Ids) -> list[int]:
     return [formula.steps(int(v), s, f) for v, s, f in zip(flat, starts, values, strict=True)]
 
 
-def _by_bisection(run: Callable[[Any], Any], lower: Any, upper: Any) -> tuple[list[list[int]], list[list[int]]]:
-    """Per element: where a monotone op's value changes over [lower, upper], and to what. (`Requantize` is monotone, since
-    each of its float32 operations is.)"""
+def _by_bisection(
+    run: Callable[[Any], Any], lower: Any, upper: Any
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Per element: where a monotone op's value changes over [lower, upper], and to what.
+    (`Requantize` is monotone, since each of its float32 operations is.)"""
     ends = run(np.stack([lower, upper]))
     sign = np.where(ends[1] < ends[0], -1, 1)
     first, last = ends[0] * sign, ends[1] * sign
@@ -397,7 +436,10 @@ def _by_bisection(run: Callable[[Any], Any], lower: Any, upper: Any) -> tuple[li
     while (begin < end).any():
         middle = (begin + end) // 2
         reached = run(np.minimum(middle, upper)) * sign >= wanted
-        begin, end = np.where((begin < end) & ~reached, middle + 1, begin), np.where(reached, middle, end)
+        begin, end = (
+            np.where((begin < end) & ~reached, middle + 1, begin),
+            np.where(reached, middle, end),
+        )
     starts, values = [], []
     for i in range(len(lower)):
         at, count = np.unique(begin[: int(last[i] - first[i]), i], return_counts=True)
@@ -407,12 +449,15 @@ def _by_bisection(run: Callable[[Any], Any], lower: Any, upper: Any) -> tuple[li
 
 
 def _pairwise(formula: Formula, op: Pairwise, a: Ids, b: Ids) -> list[int]:
-    """Steps of a sum where the op's whole table is that, else the part of the table that bounds leave."""
+    """Steps of a sum where the op's whole table is that, else the part of the table that bounds
+    leave."""
     result = []
     form = additive(op.values.astype(np.int64))
     for u, v in np.broadcast(a, b):
         if form is not None:
-            total = formula.linear((form.m, form.n), (int(u), int(v)), -form.m * op.a_low - form.n * op.b_low)
+            total = formula.linear(
+                (form.m, form.n), (int(u), int(v)), -form.m * op.a_low - form.n * op.b_low
+            )
             result.append(formula.steps(total, form.starts, form.values))
             continue
         rows = slice(formula.lower[u] - op.a_low, formula.upper[u] - op.a_low + 1)

@@ -1,7 +1,9 @@
-"""Thresholds that lie on a line, and tables of two codes that are steps of a weighted sum; exact, in small integers.
+"""Thresholds that lie on a line, and tables of two codes that are steps of a weighted sum; exact,
+in small integers.
 
-A requantization is a division up to its float32 rounding, and a quantized addition a sum. Found again as such, they cost
-a solver one inequality or one sum, instead of 256 thresholds or 65,536 cells.
+A requantization is a division up to its float32 rounding, and a quantized addition a sum. Found
+again as such, they cost a solver one inequality or one sum, instead of 256 thresholds or 65,536
+cells.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def simplest(low: Fraction, high: Fraction) -> Fraction:
 
 
 def common_slope(t: IntArray) -> Fraction | None:
-    """The simplest slope s > 0 with every |t_j - t_i - (j - i) s| below 1, for increasing t; None if there is none."""
+    """The simplest slope s > 0 with every |t_j - t_i - (j - i) s| below 1, for increasing t; None
+    if there is none."""
     if len(t) == 1:
         return Fraction(1)
     gap = np.arange(1, len(t))
@@ -49,7 +52,8 @@ class Additive:
 
 
 def additive(table: IntArray) -> Additive | None:
-    """`table` [Ka, Kb] as steps of a sum; None where it is none. What is returned was checked on every cell."""
+    """`table` [Ka, Kb] as steps of a sum; None where it is none. What is returned was checked on
+    every cell."""
     if min(table.shape) < 2:
         return None
     signs = [-1 if np.diff(table, axis=axis).sum() < 0 else 1 for axis in (0, 1)]
@@ -69,9 +73,11 @@ def additive(table: IntArray) -> Additive | None:
 
 
 def _ratio(table: IntArray) -> Fraction | None:
-    """The simplest s > 0 such that, at every level, s a + b is larger for all (a, b) that reach it than for all others.
+    """The simplest s > 0 such that, at every level, s a + b is larger for all (a, b) that reach it
+    than for all others.
 
-    Comparing the first b of one a with the last b of another that does not reach it gives s (a - a') > need.
+    Comparing the first b of one a with the last b of another that does not reach it gives s (a -
+    a') > need.
     """
     rows, columns = table.shape
     low, high = Fraction(0), Fraction(4 * max(table.shape))

@@ -1,13 +1,16 @@
-"""Mixed integer linear programming with HiGHS, one thread; each case of the property is a program of its own.
+"""Mixed integer linear programming with HiGHS, one thread; each case of the property is a program
+of its own.
 
-Encodings are exact in rationals and chosen for floats: accumulators are continuous (sums of integers times integers are
-integers by themselves), steps are given by their own thresholds and never by an arbitrary big M, and two different
-answers of a step function lie a whole unit of an integer sum apart (1/r of one where its steps are a line of slope p/r).
-HiGHS works in float64 with tolerances 1e-7 (rows, integrality), so a coefficient of 10^6 already moves a row by 0.1.
+Encodings are exact in rationals and chosen for floats: accumulators are continuous (sums of
+integers times integers are integers by themselves), steps are given by their own thresholds and
+never by an arbitrary big M, and two different answers of a step function lie a whole unit of an
+integer sum apart (1/r of one where its steps are a line of slope p/r). HiGHS works in float64 with
+tolerances 1e-7 (rows, integrality), so a coefficient of 10^6 already moves a row by 0.1.
 
-What an `unsat` of this peer deserves: no proof. A point whose integer variables are within the tolerance, and which
-rounding could repair, is not lost; but infeasibility rests on floating-point bounds, and HiGHS gives no certificate. A
-`sat` is checked exactly like every peer's; an incumbent that fails the check is `unknown` ("within tolerances only").
+What an `unsat` of this peer deserves: no proof. A point whose integer variables are within the
+tolerance, and which rounding could repair, is not lost; but infeasibility rests on floating-point
+bounds, and HiGHS gives no certificate. A `sat` is checked exactly like every peer's; an incumbent
+that fails the check is `unknown` ("within tolerances only").
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ INFINITY = highspy.kHighsInf
 
 @dataclass
 class Program:
-    """Columns with bounds and rows low <= sum <= high; the first columns are the formula's variables."""
+    """Columns with bounds and rows low <= sum <= high; the first columns are the formula's
+    variables."""
 
     formula: Formula
     lower: list[float] = field(default_factory=list)
@@ -84,19 +88,26 @@ class Program:
         self.row(-INFINITY, [(1.0, d.x), (-p / r, piece), (-over / r, top)], (p + q - 1) / r)
 
     def _chain(self, d: Steps) -> None:
-        """One binary per step, each at most the one before; x lies between the last step taken and the next."""
+        """One binary per step, each at most the one before; x lies between the last step taken and
+        the next."""
         steps = [self.column(0, 1) for _ in d.values[1:]]
         for one, other in pairwise(steps):
             self.row(0, [(1.0, one), (-1.0, other)], INFINITY)
         rises = [float(b - a) for a, b in pairwise(d.values)]
-        self.row(d.values[0], [(1.0, d.y), *zip([-v for v in rises], steps, strict=True)], d.values[0])
+        self.row(
+            d.values[0], [(1.0, d.y), *zip([-v for v in rises], steps, strict=True)], d.values[0]
+        )
         ends = [*(s - 1 for s in d.starts[1:]), self.formula.upper[d.x]]
-        for edges, low, high in ((d.starts, float(d.starts[0]), INFINITY), (ends, -INFINITY, float(ends[0]))):
+        for edges, low, high in (
+            (d.starts, float(d.starts[0]), INFINITY),
+            (ends, -INFINITY, float(ends[0])),
+        ):
             moves = [-float(b - a) for a, b in pairwise(edges)]
             self.row(low, [(1.0, d.x), *zip(moves, steps, strict=True)], high)
 
     def _pair(self, d: Pair) -> None:
-        """One binary per rectangle of equal values: a run along b, shared by neighbouring a with the same row."""
+        """One binary per rectangle of equal values: a run along b, shared by neighbouring a with
+        the same row."""
         lower = self.formula.lower
         if d.table.size > CELLS:
             raise Unsupported(f"Pairwise with {d.table.size} reachable cells")
@@ -108,14 +119,28 @@ class Program:
                 continue
             begin = [i for i, v in enumerate(row) if not i or v != row[i - 1]]
             for i, j in zip(begin, [*begin[1:], len(row)], strict=True):
-                cells.append((lower[d.a] + first, lower[d.a] + k, lower[d.b] + i, lower[d.b] + j - 1, row[i]))
+                cells.append(
+                    (lower[d.a] + first, lower[d.a] + k, lower[d.b] + i, lower[d.b] + j - 1, row[i])
+                )
             first = k + 1
         chosen = [self.column(0, 1) for _ in cells]
         self.row(1, [(1.0, c) for c in chosen], 1)
         for x, low, high in ((d.a, 0, 1), (d.b, 2, 3), (d.y, 4, 4)):
-            self.row(0, [(1.0, x), *((-float(cell[low]), c) for cell, c in zip(cells, chosen, strict=True))], INFINITY)
             self.row(
-                -INFINITY, [(1.0, x), *((-float(cell[high]), c) for cell, c in zip(cells, chosen, strict=True))], 0
+                0,
+                [
+                    (1.0, x),
+                    *((-float(cell[low]), c) for cell, c in zip(cells, chosen, strict=True)),
+                ],
+                INFINITY,
+            )
+            self.row(
+                -INFINITY,
+                [
+                    (1.0, x),
+                    *((-float(cell[high]), c) for cell, c in zip(cells, chosen, strict=True)),
+                ],
+                0,
             )
 
     def _maximum(self, d: Maximum) -> None:
@@ -135,27 +160,39 @@ class Program:
         self.row(1, [(1.0, c) for c in chosen], INFINITY)
         for row, c in zip(clause, chosen, strict=True):
             most = max(0, self.formula.most(row.terms) - row.rhs)
-            self.row(-INFINITY, [*((float(k), v) for k, v in row.terms), (float(most), c)], row.rhs + most)
+            self.row(
+                -INFINITY,
+                [*((float(k), v) for k, v in row.terms), (float(most), c)],
+                row.rhs + most,
+            )
 
     def lp(self) -> highspy.HighsLp:
         """The program as HiGHS takes it, without an objective."""
         lp = highspy.HighsLp()
         lp.num_col_, lp.num_row_ = len(self.lower), len(self.rows)
         lp.col_cost_ = np.zeros(lp.num_col_)
-        lp.col_lower_, lp.col_upper_ = np.array(self.lower, np.float64), np.array(self.upper, np.float64)
+        lp.col_lower_, lp.col_upper_ = (
+            np.array(self.lower, np.float64),
+            np.array(self.upper, np.float64),
+        )
         lp.row_lower_ = np.array([low for low, _, _ in self.rows], np.float64)
         lp.row_upper_ = np.array([high for _, _, high in self.rows], np.float64)
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_ = np.cumsum([0, *(len(terms) for _, terms, _ in self.rows)], dtype=np.int32)
+        lp.a_matrix_.start_ = np.cumsum(
+            [0, *(len(terms) for _, terms, _ in self.rows)], dtype=np.int32
+        )
         lp.a_matrix_.index_ = np.array([v for _, terms, _ in self.rows for _, v in terms], np.int32)
-        lp.a_matrix_.value_ = np.array([c for _, terms, _ in self.rows for c, _ in terms], np.float64)
+        lp.a_matrix_.value_ = np.array(
+            [c for _, terms, _ in self.rows for c, _ in terms], np.float64
+        )
         kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
         lp.integrality_ = [kinds[whole] for whole in self.integer]
         return lp
 
 
 def solve(formula: Formula, seconds: float) -> Answer:
-    """The answers of one program per case: sat at the first, unsat where all are infeasible, else what stopped."""
+    """The answers of one program per case: sat at the first, unsat where all are infeasible, else
+    what stopped."""
     end = time.monotonic() + seconds
     for case in formula.cases:
         if any(not clause for clause in (*case, *formula.clauses)):

@@ -1,13 +1,15 @@
 """The decision procedure of Lechner et al. (AAAI 2023), Algorithm 1, on the same integers.
 
-A stack of boxes, one box at a time: interval bounds; where they refute the property on the box, drop it; else look for a
-counterexample in it, and split along the longest axis (the first of equals) into two halves. The paper looks with PGD;
-here the box's centre and its two extreme corners are tried, so this stands for the bounding and splitting alone. The
-authors' released code differs from the paper's text (first in, first out; real boxes whose halves share the cut); this
-is the text, on integer boxes, whose halves share no point.
+A stack of boxes, one box at a time: interval bounds; where they refute the property on the box,
+drop it; else look for a counterexample in it, and split along the longest axis (the first of
+equals) into two halves. The paper looks with PGD; here the box's centre and its two extreme corners
+are tried, so this stands for the bounding and splitting alone. The authors' released code differs
+from the paper's text (first in, first out; real boxes whose halves share the cut); this is the
+text, on integer boxes, whose halves share no point.
 
-`kernels` says on which machine the bounds are computed (NumPy, or CuPy on a GPU), and `batch` how many boxes are taken off
-the stack at a time, which the text does not do (it is 1 there): a GPU is slower than a CPU on one small box.
+`kernels` says on which machine the bounds are computed (NumPy, or CuPy on a GPU), and `batch` how
+many boxes are taken off the stack at a time, which the text does not do (it is 1 there): a GPU is
+slower than a CPU on one small box.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import numpy.typing as npt
 
 from benchmarks.peers.decide import Answer, Instance, is_unsafe
 from benchmarks.peers.encoding import CPU
-from qverify.frontend.boundary import make_domain
+from qverify.boundary.domain import make_domain
 from qverify.kernels import Kernels
 from qverify.network import Network
 from qverify.property import Query, Row
@@ -72,7 +74,8 @@ def _decide_query(
         middle = (lower[at, axis] + upper[at, axis]) // 2
         left_upper, right_lower = upper.copy(), lower.copy()
         left_upper[at, axis], right_lower[at, axis] = middle, middle + 1
-        wide = upper[at, axis] > lower[at, axis]  # a single code vector: unsafe codes that no input in the box has
+        # a single code vector: unsafe codes that no input in the box has
+        wide = upper[at, axis] > lower[at, axis]
         for k in np.flatnonzero(wide):
             stack += [(lower[k], left_upper[k]), (right_lower[k], upper[k])]
     return Answer("unsat"), boxes
@@ -91,7 +94,8 @@ class _Rows:
         self._rhs = np.array([float(row.rhs) for row in self._all])
 
     def refuted(self, lower: Float64Array, upper: Float64Array) -> npt.NDArray[np.bool_]:
-        """Whether every case has a row that fails everywhere between two output vectors [N, outputs]: [N]."""
+        """Whether every case has a row that fails everywhere between two output vectors [N,
+        outputs]: [N]."""
         least = lower @ self._positive + upper @ self._negative
         size = np.maximum(np.abs(lower), np.abs(upper)) @ (self._positive - self._negative)
         doubt = 2.0**-40 * (size + np.abs(self._rhs)) + 1e-300
@@ -106,7 +110,8 @@ class _Rows:
 
 
 def _refuted(row: Row, lower: Float64Array, upper: Float64Array) -> bool:
-    """Whether the row fails everywhere between two output vectors: in float64 where that is clear, else exactly."""
+    """Whether the row fails everywhere between two output vectors: in float64 where that is clear,
+    else exactly."""
     ends = [(c, float(lower[j] if c > 0 else upper[j])) for j, c in row.y]
     products = [float(c) * v for c, v in ends]
     least, rhs = sum(products), float(row.rhs)

@@ -1,10 +1,12 @@
-"""The rows of a property over the integer variables of a formula, without any float, and without losing a case.
+"""The rows of a property over the integer variables of a formula, without any float, and without
+losing a case.
 
-An output value is a monotone function F of an integer variable x: the decoder's float32 arithmetic. It lies within an
-exactly known distance of a line s x + c, so a row over output values implies an integer inequality over variables, with
-small coefficients; where all values are integers the two are the same. Where a solver's answer meets the inequality but
-not the row, the row gets a cut: F is monotone, so a row that fails at a point fails wherever every variable has moved
-the wrong way. Cuts make the loop in `decide.py` exact: it ends because each cut removes a point for good.
+An output value is a monotone function F of an integer variable x: the decoder's float32 arithmetic.
+It lies within an exactly known distance of a line s x + c, so a row over output values implies an
+integer inequality over variables, with small coefficients; where all values are integers the two
+are the same. Where a solver's answer meets the inequality but not the row, the row gets a cut: F is
+monotone, so a row that fails at a point fails wherever every variable has moved the wrong way. Cuts
+make the loop in `decide.py` exact: it ends because each cut removes a point for good.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.peers.encoding import CPU, Clause, Formula, Inequality, Pair, Steps, Unsupported
-from qverify.frontend.outputs import Decoder
+from qverify.boundary.outputs import Decoder
 from qverify.property import Query, Row
 
 WIDEST = 1 << 22  # an output accumulator may take so many values
@@ -28,7 +30,8 @@ COEFFICIENT = 1 << 20  # the largest coefficient of an inequality that is rounde
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """An output's value: `table[x - lower(x)]`, float64 that are exact, monotone; about `slope` * x."""
+    """An output's value: `table[x - lower(x)]`, float64 that are exact, monotone; about `slope` *
+    x."""
 
     variable: int
     table: npt.NDArray[np.float64]
@@ -47,7 +50,8 @@ class Value:
         line = (low + np.arange(len(self.table), dtype=np.float64)) * float(slope)
         rest = self.table - line
         size = float(np.abs(self.table).max() + np.abs(line).max())
-        slack = Fraction(size) / 2**48  # more than float64 can round here, the slope's own rounding included
+        # more than float64 can round here, the slope's own rounding included
+        slack = Fraction(size) / 2**48
         return Fraction(float(rest.min())) - slack, Fraction(float(rest.max())) + slack
 
 
@@ -65,13 +69,17 @@ class ExactRow:
         return total < self.rhs if self.strict else total <= self.rhs
 
     def cut(self, formula: Formula, at: dict[int, int]) -> Clause:
-        """A clause that the row implies and that fails at `at`, where the row fails; as strong as moving one variable
-        after another can make it."""
+        """A clause that the row implies and that fails at `at`, where the row fails; as strong as
+        moving one variable after another can make it."""
         at = dict(at)
         directions = self._directions()
         for v, step in directions.items():  # step: the direction in which the row's value falls
             end = formula.upper[v] if step > 0 else formula.lower[v]
-            near, far = 0, abs(end - at[v]) + 1  # the row fails at distance `near`, and first may hold at `far`
+            # The row fails at distance `near`, and first may hold at `far`.
+            near, far = (
+                0,
+                abs(end - at[v]) + 1,
+            )
             while far - near > 1:
                 middle = (near + far) // 2
                 if self.holds(formula, {**at, v: at[v] + step * middle}):
@@ -87,8 +95,8 @@ class ExactRow:
         )
 
     def _directions(self) -> dict[int, int]:
-        """Per variable, the direction in which the row's value falls; without variables that move two values against
-        each other."""
+        """Per variable, the direction in which the row's value falls; without variables that move
+        two values against each other."""
         found: dict[int, set[int]] = {}
         for c, value in self.terms:
             found.setdefault(value.variable, set()).add(-1 if (c > 0) == value.rising else 1)
@@ -106,8 +114,8 @@ class Rows:
     cases: list[list[ExactRow]]
 
     def refine(self, formula: Formula, values: Sequence[int]) -> bool:
-        """Add cuts to every case that these values of all variables meet although a row fails. False if there is none:
-        then the values meet a case for good, or no case at all."""
+        """Add cuts to every case that these values of all variables meet although a row fails.
+        False if there is none: then the values meet a case for good, or no case at all."""
         changed = False
         for exact, clauses in zip(self.cases, formula.cases, strict=True):
             if not all(any(row.holds(values) for row in clause) for clause in clauses):
@@ -121,10 +129,11 @@ class Rows:
 
 
 def encode_rows(formula: Formula, outputs: Sequence[int], decoder: Decoder, query: Query) -> Rows:
-    """Give `formula` the cases of a query. `outputs` are the variables of the network's flat outputs.
+    """Give `formula` the cases of a query. `outputs` are the variables of the network's flat
+    outputs.
 
-    Raises Unsupported where rows mention inputs, where the runtime's value is known up to an error only, and where an
-    output has no monotone table.
+    Raises Unsupported where rows mention inputs, where the runtime's value is known up to an error
+    only, and where an output has no monotone table.
     """
     if any(row.x for case in query.cases for row in case):
         raise Unsupported("a condition on inputs and outputs")
@@ -169,9 +178,13 @@ def _output_value(formula: Formula, outputs: Sequence[int], decoder: Decoder, j:
     if program.ordinal:
         return _ordinal_value(formula, z, decode)
     if formula.upper[z] - formula.lower[z] >= WIDEST:
-        raise Unsupported(f"an output accumulator with {formula.upper[z] - formula.lower[z] + 1} values")
+        raise Unsupported(
+            f"an output accumulator with {formula.upper[z] - formula.lower[z] + 1} values"
+        )
     stop = formula.upper[z] + 1
-    table = np.concatenate([decode(range(a, min(a + 4096, stop))) for a in range(formula.lower[z], stop, 4096)])
+    table = np.concatenate(
+        [decode(range(a, min(a + 4096, stop))) for a in range(formula.lower[z], stop, 4096)]
+    )
     return _monotone(formula, z, table)
 
 
@@ -186,7 +199,8 @@ def _monotone(formula: Formula, x: int, table: npt.NDArray[np.float64]) -> Value
 
 
 def _ordinal_value(formula: Formula, z: int, decode: Any) -> Value:
-    """A float that is held as its ordinal: as a function of the code behind it, or of its rank among all values."""
+    """A float that is held as its ordinal: as a function of the code behind it, or of its rank
+    among all values."""
     d = formula.definition(z)
     if formula.fixed(z):
         return _monotone(formula, z, decode([formula.lower[z]]))

@@ -3,12 +3,13 @@
     python benchmarks/peers/run.py INSTANCES.csv [--timeout 20] [--limit N] [--filter TEXT ...]
         [--peers smt,milp,cpsat,paper2023,qverify] --out rows.csv
 
-INSTANCES.csv is VNN-COMP's (rows onnx,vnnlib,timeout; paths relative to it); --timeout replaces the third column. Every
-peer gets each instance in a fresh process, one process at a time, one thread, killed soon after the limit; its seconds
-count from the end of the imports to the answer, reading the files included. Rows that are in the output are not run
-again (but for crashes). A peer whose solver is not installed is not asked, and the table says so. The table is printed
-and written beside the rows (.md). A `sat` against an `unsat`, or a solver
-whose codes are no counterexample, is printed loudly, and the exit code is 1.
+INSTANCES.csv is VNN-COMP's (rows onnx,vnnlib,timeout; paths relative to it); --timeout replaces the
+third column. Every peer gets each instance in a fresh process, one process at a time, one thread,
+killed soon after the limit; its seconds count from the end of the imports to the answer, reading
+the files included. Rows that are in the output are not run again (but for crashes). A peer whose
+solver is not installed is not asked, and the table says so. The table is printed and written beside
+the rows (.md). A `sat` against an `unsat`, or a solver whose codes are no counterexample, is
+printed loudly, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ sys.path.insert(0, str(ROOT))  # so that it runs without an installation
 PEERS = ("smt", "milp", "cpsat", "paper2023", "qverify")
 COLUMNS = ("onnx", "vnnlib", "peer", "verdict", "seconds", "timeout", "reason")
 DECIDED = ("sat", "unsat")
-STARTUP = 10.0  # seconds beyond the limit after which a process is killed: imports, and a solver that stops late
+# seconds beyond the limit after which a process is killed: imports, and a solver that stops late
+STARTUP = 10.0
 Row = dict[str, Any]
 
 
@@ -56,7 +58,9 @@ def one(peer: str, model: Path, spec: Path, timeout: float) -> tuple[str, str, f
         else:
             instance = decide.load(model, spec)
             left = timeout - (time.perf_counter() - start)
-            answer = decide.decide(instance, lambda formula, limit: solve_here(peer, formula, limit), left)
+            answer = decide.decide(
+                instance, lambda formula, limit: solve_here(peer, formula, limit), left
+            )
     except QverifyError as error:
         answer = decide.Answer("refused", str(error))
     seconds = time.perf_counter() - start
@@ -75,7 +79,15 @@ def installed(peer: str) -> bool:
 def ask(peer: str, model: Path, spec: Path, timeout: float) -> tuple[str, str, float]:
     """`one` in a process of its own, which is killed when it runs over."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    command = [sys.executable, str(Path(__file__).resolve()), "--one", peer, str(model), str(spec), str(timeout)]
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--one",
+        peer,
+        str(model),
+        str(spec),
+        str(timeout),
+    ]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -100,7 +112,9 @@ def ask(peer: str, model: Path, spec: Path, timeout: float) -> tuple[str, str, f
 def instances(path: Path, words: list[str], limit: int | None) -> list[tuple[str, str, float]]:
     """(onnx, vnnlib, timeout) of the rows that contain one of the words."""
     with path.open(newline="") as stream:
-        rows = [(r[0].strip(), r[1].strip(), float(r[2])) for r in csv.reader(stream) if len(r) >= 3]
+        rows = [
+            (r[0].strip(), r[1].strip(), float(r[2])) for r in csv.reader(stream) if len(r) >= 3
+        ]
     return [r for r in rows if not words or any(w in f"{r[0]} {r[1]}" for w in words)][:limit]
 
 
@@ -119,7 +133,8 @@ def contradictions(rows: Iterable[Row]) -> list[str]:
 
 
 def table(rows: list[Row], peers: Sequence[str], absent: Sequence[str] = ()) -> str:
-    """A Markdown table over the instances that all peers were asked; `absent` ones were not, for want of their solver."""
+    """A Markdown table over the instances that all peers were asked; `absent` ones were not, for
+    want of their solver."""
     by = {(r["onnx"], r["vnnlib"], r["peer"]): r for r in rows}
     names = {(r["onnx"], r["vnnlib"]) for r in rows}
     common = sorted(n for n in names if all((*n, peer) in by for peer in peers))
@@ -138,7 +153,10 @@ def table(rows: list[Row], peers: Sequence[str], absent: Sequence[str] = ()) -> 
     par: dict[str, float] = {}
     own: dict[str, list[Row]] = {peer: [by[(*n, peer)] for n in common] for peer in peers}
     for peer, mine in own.items():
-        cost = [float(r["seconds"]) if r["verdict"] in DECIDED else 2 * float(r["timeout"]) for r in mine]
+        cost = [
+            float(r["seconds"]) if r["verdict"] in DECIDED else 2 * float(r["timeout"])
+            for r in mine
+        ]
         par[peer] = sum(cost) / max(len(cost), 1)
     for peer, mine in own.items():
         said = [r["verdict"] for r in mine]
@@ -163,10 +181,15 @@ def table(rows: list[Row], peers: Sequence[str], absent: Sequence[str] = ()) -> 
         lines.append(" | ".join(map(str, cells)))
     lines += [" | ".join([peer, "not installed", *["-"] * (len(head) - 2)]) for peer in absent]
     note = (
-        "PAR-2: mean seconds, an undecided instance counting twice its limit. Median: of the decided. Ratios: to qverify; "
+        "PAR-2: mean seconds, an undecided instance counting twice its limit. Median: of the "
+        "decided. Ratios: to qverify; "
         "of times: the median over the instances that both decide."
     )
-    return f"{len(common)} instances\n\n" + "\n".join(f"| {line} |" for line in lines) + f"\n\n{note}\n"
+    return (
+        f"{len(common)} instances\n\n"
+        + "\n".join(f"| {line} |" for line in lines)
+        + f"\n\n{note}\n"
+    )
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -175,7 +198,9 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("instances", type=Path)
     parser.add_argument("--timeout", type=float, help="seconds for each, instead of the file's")
     parser.add_argument("--limit", type=int, help="only the first N instances")
-    parser.add_argument("--filter", nargs="+", default=[], help="only instances whose paths contain one of these")
+    parser.add_argument(
+        "--filter", nargs="+", default=[], help="only instances whose paths contain one of these"
+    )
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -188,13 +213,17 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
 def main() -> int:
     """Run what is missing, print the table; 1 on a contradiction."""
     if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(one(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), float(sys.argv[5]))))
+        print(
+            json.dumps(one(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), float(sys.argv[5])))
+        )
         return 0
     options, asked = arguments()
     absent = [peer for peer in asked if not installed(peer)]
     peers = [peer for peer in asked if peer not in absent]
     for peer in absent:
-        print(f"{peer} is left out: its solver is not installed (pip install '.[peers]')", flush=True)
+        print(
+            f"{peer} is left out: its solver is not installed (pip install '.[peers]')", flush=True
+        )
     rows: list[Row] = []
     if options.out.exists():
         with options.out.open(newline="") as stream:

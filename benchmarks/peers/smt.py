@@ -1,8 +1,9 @@
-"""Bit-vector SMT (QF_BV) with Bitwuzla: every variable a two's complement vector of its least width.
+"""Bit-vector SMT (QF_BV) with Bitwuzla: every variable a two's complement vector of its least
+width.
 
-As in Giacobbe et al. (TACAS 2020) and Henzinger et al. (AAAI 2021): sums are balanced trees, widths are minimal,
-branches that bounds exclude are not built. A step function with steps at multiples of a power of two is a shift, any
-other a balanced tree of comparisons.
+As in Giacobbe et al. (TACAS 2020) and Henzinger et al. (AAAI 2021): sums are balanced trees, widths
+are minimal, branches that bounds exclude are not built. A step function with steps at multiples of
+a power of two is a shift, any other a balanced tree of comparisons.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def width_of(low: int, high: int) -> int:
 
 
 class Terms:
-    """The terms of a formula in one term manager; one per variable, built in the order of the definitions."""
+    """The terms of a formula in one term manager; one per variable, built in the order of the
+    definitions."""
 
     def __init__(self, formula: Formula) -> None:
         self.tm = bitwuzla.TermManager()
@@ -37,7 +39,9 @@ class Terms:
             if not formula.fixed(v):
                 self.term[v] = self.tm.mk_const(self.tm.mk_bv_sort(self.width[v]), f"x{v}")
                 for kind, end in ((Kind.BV_SGE, formula.lower[v]), (Kind.BV_SLE, formula.upper[v])):
-                    self.assertions.append(self.tm.mk_term(kind, [self.term[v], self.value(end, self.width[v])]))
+                    self.assertions.append(
+                        self.tm.mk_term(kind, [self.term[v], self.value(end, self.width[v])])
+                    )
         for d in formula.definitions:
             match d:
                 case Linear():
@@ -64,7 +68,11 @@ class Terms:
         own = self.width[v]
         if own > width:
             return self.tm.mk_term(Kind.BV_EXTRACT, [self.of(v)], [width - 1, 0])
-        return self.tm.mk_term(Kind.BV_SIGN_EXTEND, [self.of(v)], [width - own]) if own < width else self.of(v)
+        return (
+            self.tm.mk_term(Kind.BV_SIGN_EXTEND, [self.of(v)], [width - own])
+            if own < width
+            else self.of(v)
+        )
 
     def not_(self, term: Any) -> Any:
         """Its negation."""
@@ -95,7 +103,9 @@ class Terms:
             x = self.resized(v, width)
             parts.append(x if c == 1 else self.tm.mk_term(Kind.BV_MUL, [x, self.value(c, width)]))
         while len(parts) > 1:
-            pairs = [self.tm.mk_term(Kind.BV_ADD, parts[i : i + 2]) for i in range(0, len(parts) - 1, 2)]
+            pairs = [
+                self.tm.mk_term(Kind.BV_ADD, parts[i : i + 2]) for i in range(0, len(parts) - 1, 2)
+            ]
             parts = pairs + parts[len(parts) - len(parts) % 2 :]
         return parts[0]
 
@@ -129,7 +139,10 @@ class Terms:
         if len(leaves) == 1:
             return leaves[0]
         half = len(leaves) // 2
-        low, high = self._tree(x, starts[:half], leaves[:half]), self._tree(x, starts[half:], leaves[half:])
+        low, high = (
+            self._tree(x, starts[:half], leaves[:half]),
+            self._tree(x, starts[half:], leaves[half:]),
+        )
         return self.tm.mk_term(Kind.ITE, [self.at_least(x, starts[half]), high, low])
 
     def pair(self, d: Pair) -> Any:
@@ -142,7 +155,11 @@ class Terms:
             last = row
             begin = [i for i, v in enumerate(row) if not i or v != row[i - 1]]
             starts.append(lower[d.a] + k)
-            leaves.append(self._tree(d.b, [lower[d.b] + i for i in begin], [self.value(row[i], width) for i in begin]))
+            leaves.append(
+                self._tree(
+                    d.b, [lower[d.b] + i for i in begin], [self.value(row[i], width) for i in begin]
+                )
+            )
         return self._tree(d.a, starts, leaves)
 
     def maximum(self, d: Maximum) -> Any:
@@ -161,7 +178,9 @@ class Terms:
         if row.rhs >= high or row.rhs < low:
             return self.tm.mk_true() if row.rhs >= high else self.tm.mk_false()
         width = width_of(low, high)
-        return self.tm.mk_term(Kind.BV_SLE, [self.sum(row.terms, 0, width), self.value(row.rhs, width)])
+        return self.tm.mk_term(
+            Kind.BV_SLE, [self.sum(row.terms, 0, width), self.value(row.rhs, width)]
+        )
 
     def clause(self, clause: Clause) -> Any:
         """One of its inequalities."""
@@ -179,7 +198,9 @@ def solve(formula: Formula, seconds: float) -> Answer:
         solver.assert_formula(term)
     for clause in formula.clauses:
         solver.assert_formula(terms.clause(clause))
-    solver.assert_formula(terms.any_of([terms.all_of([terms.clause(c) for c in case]) for case in formula.cases]))
+    solver.assert_formula(
+        terms.any_of([terms.all_of([terms.clause(c) for c in case]) for case in formula.cases])
+    )
     result = solver.check_sat()
     if result != bitwuzla.Result.SAT:
         return Answer("unsat" if result == bitwuzla.Result.UNSAT else "timeout")

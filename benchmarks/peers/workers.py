@@ -1,7 +1,8 @@
 """The solvers by name, each in a process of its own.
 
-highspy and OR-Tools both bring a library named libhighs.so.1, of different versions: in one process the second to be
-imported fails on missing symbols. So whoever needs several solvers asks for them here.
+highspy and OR-Tools both bring a library named libhighs.so.1, of different versions: in one process
+the second to be imported fails on missing symbols. So whoever needs several solvers asks for them
+here.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Workers:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for pool in self._pools.values():
             pool.shutdown()

@@ -1,11 +1,14 @@
-"""Better multipliers: subgradient steps on the dual, in floats. Nothing that is proved rests on this file.
+"""Better multipliers: subgradient steps on the dual, in floats. Nothing that is proved rests on
+this file.
 
-The dual bound is convex and piecewise linear in the multipliers. Its subgradient costs one forward pass of the linear
-nodes: for the multiplier of a nonlinear node it is how far the node's own maximizer lies from its argument at the
-maximizers before it; for the weight of an inequality it is the inequality's value there. Steps are those of Adam
-(Kingma and Ba, 2015) on falling rates. A multiplier's step is as large as the weight of its neuron's result times the
-codes per unit of its argument, which is about what the multiplier itself will be. Where the result is fixed in the whole
-root box, the multiplier stays: any but 0 only costs. A neuron that cuts have fixed is free: its multiplier is the cuts'.
+The dual bound is convex and piecewise linear in the multipliers. Its subgradient costs one forward
+pass of the linear nodes: for the multiplier of a nonlinear node it is how far the node's own
+maximizer lies from its argument at the maximizers before it; for the weight of an inequality it is
+the inequality's value there. Steps are those of Adam (Kingma and Ba, 2015) on falling rates. A
+multiplier's step is as large as the weight of its neuron's result times the codes per unit of its
+argument, which is about what the multiplier itself will be. Where the result is fixed in the whole
+root box, the multiplier stays: any but 0 only costs. A neuron that cuts have fixed is free: its
+multiplier is the cuts'.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from qverify.bounds.dual import Dual, Multipliers, Primal, Scene
+from qverify.bounds.dual import Dual, Multipliers, Primal, Relaxations
 from qverify.deadline import Deadline
 from qverify.kernels import Array, Kernels
 from qverify.kernels.steps import descend, dot, kept, total
@@ -25,22 +28,28 @@ from qverify.ops.relax import GUIDE
 MEMORY = 0.05  # the share of the last step in the averages of arguments
 LEAST_WEIGHT = 0.3  # of a layer's mean: neurons with smaller weights take steps as large as these
 FADE = 0.03  # the last step's rate over the first's
-LOOK = {"cpu": 1, "cuda": 8}  # steps from one look at the bounds to the next: on a GPU the host waits for it
+# Steps from one look at the bounds to the next: on a GPU the host waits for it.
+LOOK = {
+    "cpu": 1,
+    "cuda": 8,
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """K inequalities per subproblem: sum over v of terms[v] [N, K, *shape] . value v + constants [N, K] >= 0.
+    """K inequalities per subproblem: sum over v of terms[v] [N, K, *shape] . value v + constants
+    [N, K] >= 0.
 
-    The region is empty if a combination with weights mix >= 0 [N, K] has a negative upper bound."""
+    The region is empty if a combination with weights mu >= 0 [N, K] has a negative upper bound.
+    """
 
     terms: Mapping[int, Array]
     constants: Array
 
-    def weights(self, mix: Array) -> dict[int, Array]:
+    def weights(self, mu: Array) -> dict[int, Array]:
         """The combination's weights of each value, [N, 1, *shape]."""
         return {
-            value: (own * mix.reshape(*mix.shape, *([1] * (own.ndim - 2)))).sum(axis=1, keepdims=True)
+            value: (own * mu.reshape(*mu.shape, *([1] * (own.ndim - 2)))).sum(axis=1, keepdims=True)
             for value, own in self.terms.items()
         }
 
@@ -51,7 +60,9 @@ class Objective:
 
     def as_guide(self) -> Objective:
         """The same in the guide's type."""
-        return Objective({v: own.astype(GUIDE) for v, own in self.terms.items()}, self.constants.astype(GUIDE))
+        return Objective(
+            {v: own.astype(GUIDE) for v, own in self.terms.items()}, self.constants.astype(GUIDE)
+        )
 
     def take(self, rows: Array) -> Objective:
         """The same for some of the subproblems."""
@@ -60,33 +71,38 @@ class Objective:
 
 @dataclass(eq=False)
 class Point:
-    """A point of the dual for N subproblems: the inequalities' mix [N, K], the multipliers [N, 1, *shape], and the float
-    bound [N] there."""
+    """A point of the dual for N subproblems: the inequalities' mu [N, K], the multipliers [N, 1,
+    *shape], and the float bound [N] there."""
 
-    mix: Array
+    mu: Array
     multipliers: Multipliers
     bound: Array
-    arguments: Multipliers = field(default_factory=dict)  # the nonlinear nodes' arguments, averaged over the last steps
+    # The nonlinear nodes' arguments, averaged over the last steps.
+    arguments: Multipliers = field(default_factory=dict)
 
     def take(self, rows: Array) -> Point:
         """The same for some of the subproblems."""
-        multipliers, arguments = ({k: a[rows] for k, a in own.items()} for own in (self.multipliers, self.arguments))
-        return Point(self.mix[rows], multipliers, self.bound[rows], arguments)
+        multipliers, arguments = (
+            {k: a[rows] for k, a in own.items()} for own in (self.multipliers, self.arguments)
+        )
+        return Point(self.mu[rows], multipliers, self.bound[rows], arguments)
 
     def copy(self) -> Point:
         """The same in arrays of its own."""
-        multipliers, arguments = ({k: a.copy() for k, a in own.items()} for own in (self.multipliers, self.arguments))
-        return Point(self.mix.copy(), multipliers, self.bound.copy(), arguments)
+        multipliers, arguments = (
+            {k: a.copy() for k, a in own.items()} for own in (self.multipliers, self.arguments)
+        )
+        return Point(self.mu.copy(), multipliers, self.bound.copy(), arguments)
 
     def parts(self) -> list[Array]:
         """All of its arrays."""
-        return [self.mix, self.bound, *self.multipliers.values(), *self.arguments.values()]
+        return [self.mu, self.bound, *self.multipliers.values(), *self.arguments.values()]
 
 
-def evaluate(dual: Dual, scene: Scene, objective: Objective, point: Point) -> Primal:
+def evaluate(dual: Dual, relaxations: Relaxations, objective: Objective, point: Point) -> Primal:
     """Set the point's bound; where the maxima are taken comes back. All in the guide's type."""
-    upper, primal = dual.guide(scene, objective.weights(point.mix), point.multipliers)
-    point.bound = (upper + dot(dual.kernels, point.mix[:, None], objective.constants[:, None]))[:, 0]
+    upper, primal = dual.guide(relaxations, objective.weights(point.mu), point.multipliers)
+    point.bound = (upper + dot(dual.kernels, point.mu[:, None], objective.constants[:, None]))[:, 0]
     return primal
 
 
@@ -114,7 +130,8 @@ class _Adam:
 
 @dataclass(eq=False)
 class _Best:
-    """The best point so far of the subproblems that are still improved, and where they stand among all of them."""
+    """The best point so far of the subproblems that are still improved, and where they stand among
+    all of them."""
 
     kernels: Kernels
     point: Point
@@ -124,8 +141,8 @@ class _Best:
     def keep(self, point: Point) -> None:
         """Take over what is better in `point`."""
         best = self.point
-        new, old = ([p.bound, p.mix, *p.multipliers.values()] for p in (point, best))
-        best.bound, best.mix, *rest = kept(self.kernels, point.bound < best.bound, new, old)
+        new, old = ([p.bound, p.mu, *p.multipliers.values()] for p in (point, best))
+        best.bound, best.mu, *rest = kept(self.kernels, point.bound < best.bound, new, old)
         best.multipliers = dict(zip(best.multipliers, rest, strict=True))
 
     def leave(self, left: Array) -> None:
@@ -146,7 +163,7 @@ class _Best:
 @np.errstate(over="ignore", invalid="ignore")  # what only guides may lose its meaning
 def improve(
     dual: Dual,
-    scene: Scene,
+    relaxations: Relaxations,
     objective: Objective,
     start: Point,
     rounds: int,
@@ -155,17 +172,17 @@ def improve(
     enough: float = -0.5,
     fixed: Mapping[int, Array] | None = None,
 ) -> Point:
-    """The best point found in `rounds` steps from `start`; scene and objective in the guide's type. A subproblem whose
-    bound is below `enough` is left alone from then on; at the deadline the steps end. Multipliers of results that are
-    `fixed` (bool, broadcastable) stay as they are."""
+    """The best point found in `rounds` steps from `start`; relaxations and objective in the guide's
+    type. A subproblem whose bound is below `enough` is left alone from then on; at the deadline the
+    steps end. Multipliers of results that are `fixed` (bool, broadcastable) stay as they are."""
     kernels, last = dual.kernels, max(objective.terms)
     xp = kernels.xp
-    point = Point(start.mix, dict(start.multipliers), xp.full(len(start.mix), xp.inf, dtype=GUIDE))
-    best = _Best(kernels, Point(point.mix, point.multipliers, point.bound))
+    point = Point(start.mu, dict(start.multipliers), xp.full(len(start.mu), xp.inf, dtype=GUIDE))
+    best = _Best(kernels, Point(point.mu, point.multipliers, point.bound))
     moments: dict[int, _Adam] = {}
-    mixing = _Adam.make(xp, point.mix, xp.ones((len(point.mix), 1), dtype=GUIDE))
+    mu_moments = _Adam.make(xp, point.mu, xp.ones((len(point.mu), 1), dtype=GUIDE))
     for t in range(rounds):
-        primal = evaluate(dual, scene, objective, point)
+        primal = evaluate(dual, relaxations, objective, point)
         best.keep(point)
         if t % LOOK[kernels.name] == LOOK[kernels.name] - 1:
             closed = kernels.to_host(point.bound < enough)
@@ -176,8 +193,15 @@ def improve(
         if t % 8 == 7 and 4 * closed.sum() > len(closed):
             left = kernels.asarray(np.flatnonzero(~closed))
             best.leave(left)
-            scene, objective, point = scene.take(left), objective.take(left), point.take(left)
-            moments, mixing = {k: a.take(left) for k, a in moments.items()}, mixing.take(left)
+            relaxations, objective, point = (
+                relaxations.take(left),
+                objective.take(left),
+                point.take(left),
+            )
+            moments, mu_moments = (
+                {k: a.take(left) for k, a in moments.items()},
+                mu_moments.take(left),
+            )
             continue
         pace, share = rate * FADE ** (t / rounds), max(1 / (t + 1), MEMORY)
         values, means = dual.follow(primal, last), best.point.arguments
@@ -185,22 +209,42 @@ def improve(
             argument = dual.argument(values, k).reshape(m.shape)
             if not t:
                 means[k] = xp.empty(m.shape, dtype=GUIDE)
-                moments[k] = _Adam.make(xp, m, _sizes(dual, k, m, primal.w[k], (fixed or {}).get(k)))
+                moments[k] = _Adam.make(
+                    xp, m, _sizes(dual, k, m, primal.w[k], (fixed or {}).get(k))
+                )
             own = moments[k]
             moment = (own.first, own.second)
             speed = own.rate(pace)
             point.multipliers[k] = descend(
-                kernels, m, argument, primal.z[k], own.size, moment, speed, mean=means[k], share=share
+                kernels,
+                m,
+                argument,
+                primal.z[k],
+                own.size,
+                moment,
+                speed,
+                mean=means[k],
+                share=share,
             )
-        if point.mix.shape[1] > 1:
-            gradient, moment = objective.at(kernels, values), (mixing.first, mixing.second)
+        if point.mu.shape[1] > 1:
+            gradient, moment = objective.at(kernels, values), (mu_moments.first, mu_moments.second)
             gradient[:, 0] = 0  # the first inequality's weight stays 1: it is the scale
-            point.mix = descend(kernels, point.mix, gradient, 0.0, mixing.size, moment, mixing.rate(pace), least=0.0)
+            point.mu = descend(
+                kernels,
+                point.mu,
+                gradient,
+                0.0,
+                mu_moments.size,
+                moment,
+                mu_moments.rate(pace),
+                least=0.0,
+            )
     return best.whole()
 
 
 def _sizes(dual: Dual, k: int, m: Array, w: Array, fixed: Array | None) -> Array:
-    """How large the steps of node k's multipliers `m` are, where later nodes pass `w` on to its result."""
+    """How large the steps of node k's multipliers `m` are, where later nodes pass `w` on to its
+    result."""
     xp = dual.kernels.xp
     if k not in dual.paces:
         return _typical(xp, m)
@@ -210,11 +254,13 @@ def _sizes(dual: Dual, k: int, m: Array, w: Array, fixed: Array | None) -> Array
 
 def _typical(xp: Any, m: Array) -> Array:
     """The mean magnitude of each subproblem's multipliers, as [N, 1, ...]."""
-    return xp.abs(m).reshape(len(m), -1).mean(axis=1).reshape(-1, *([1] * (m.ndim - 1))) + GUIDE(1e-9)
+    return xp.abs(m).reshape(len(m), -1).mean(axis=1).reshape(-1, *([1] * (m.ndim - 1))) + GUIDE(
+        1e-9
+    )
 
 
 def rounded(dual: Dual, point: Point, precision: int) -> tuple[Array, Multipliers]:
-    """The point in multiples of 2**-precision, int64; the mix is not negative."""
+    """The point in multiples of 2**-precision, int64; the mu is not negative."""
     xp, unit, whole = dual.kernels.xp, float(2**precision), dual.kernels.whole
     multipliers = {k: whole(m.astype(xp.float64) * unit) for k, m in point.multipliers.items()}
-    return whole(xp.maximum(point.mix, 0).astype(xp.float64) * unit), multipliers
+    return whole(xp.maximum(point.mu, 0).astype(xp.float64) * unit), multipliers

@@ -1,14 +1,15 @@
 """The unsafe set as regions: conjunctions of linear inequalities between network integers.
 
-A row of a property speaks of output values. Where an output is a monotone function of a code, and the code a staircase of
-an accumulator, a row over one or two outputs is turned into conditions on the accumulators themselves, exactly at ties and
-at both clips: in the plane of the two accumulators the row holds on a set bounded by steps. Its first and last steps,
-where one code is saturated, become regions of their own ("this accumulator alone is beyond its threshold"); the steps
-between lie on a line, and together they become one region of three inequalities. Any other row is taken as one inequality
-over the outputs' integers (`Line`), up to a remainder.
+A row of a property speaks of output values. Where an output is a monotone function of a code, and
+the code a staircase of an accumulator, a row over one or two outputs is turned into conditions on
+the accumulators themselves, exactly at ties and at both clips: in the plane of the two accumulators
+the row holds on a set bounded by steps. Its first and last steps, where one code is saturated,
+become regions of their own ("this accumulator alone is beyond its threshold"); the steps between
+lie on a line, and together they become one region of three inequalities. Any other row is taken as
+one inequality over the outputs' integers (`Line`), up to a remainder.
 
-Sound: every (input, output) pair for which a case's rows hold satisfies all inequalities of one of the case's regions.
-So a case is refuted where all of its regions are.
+Sound: every (input, output) pair for which a case's rows hold satisfies all inequalities of one of
+the case's regions. So a case is refuted where all of its regions are.
 """
 
 from __future__ import annotations
@@ -22,19 +23,21 @@ from math import lcm
 import numpy as np
 import numpy.typing as npt
 
-from qverify.ops.relax import Staircase
+from qverify.ops.relax import StaircaseRelaxation
 from qverify.property import Case, Row
 
 IntArray = npt.NDArray[np.int64]
 COEFFICIENT = 2**24  # rows with larger integer coefficients are not compiled
-WIDEST = 2**20  # coefficients of a compiled inequality: larger ones are rounded, the error goes to the constant
+# coefficients of a compiled inequality: larger ones are rounded, the error goes to the constant
+WIDEST = 2**20
 REACH = 2**61  # lines that could get so large are not compiled
 MOST = 64  # regions of a case; beyond, rows with several regions are taken as lines
 
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """Output elements as lines over value v: Y[i] = (slope[i] * v.flat[i] + e) * 2**unit, lower[i] <= e <= upper[i]."""
+    """Output elements as lines over value v: Y[i] = (slope[i] * v.flat[i] + e) * 2**unit, lower[i]
+    <= e <= upper[i]."""
 
     value: int
     slope: IntArray
@@ -45,7 +48,8 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """Output elements as codes: Y[i] = levels[code - low] for the code at value.flat[index[i]]; `levels` is monotone."""
+    """Output elements as codes: Y[i] = levels[code - low] for the code at value.flat[index[i]];
+    `levels` is monotone."""
 
     value: int
     index: npt.NDArray[np.int64]  # [size]
@@ -64,7 +68,8 @@ class Output:
 
 @dataclass(frozen=True)
 class Inequality:
-    """sum of coefficient * (value).flat[index] + constant >= 0, all integers. `terms` maps (value, index)."""
+    """sum of coefficient * (value).flat[index] + constant >= 0, all integers. `terms` maps (value,
+    index)."""
 
     terms: tuple[tuple[int, int, int], ...]  # (value, index, coefficient)
     constant: int
@@ -76,16 +81,18 @@ Ends = Callable[[int], tuple[IntArray, IntArray]]  # value -> its bounds over th
 
 @dataclass(frozen=True, eq=False)
 class Compiler:
-    """Turns rows into regions. `staircase` gives the rule and the accumulator behind a code value, if it has one; `ends`
-    bounds of any value; `sizes` how far a value's integers reach in magnitude."""
+    """Turns rows into regions. `staircase` gives the rule and the accumulator behind a code value,
+    if it has one; `ends` bounds of any value; `sizes` how far a value's integers reach in
+    magnitude."""
 
     outputs: Sequence[Output]
-    staircase: Callable[[int], tuple[Staircase, int] | None]
+    staircase: Callable[[int], tuple[StaircaseRelaxation, int] | None]
     ends: Ends
     reach: Callable[[int], int]
 
     def regions(self, case: Case) -> list[Region] | None:
-        """Regions that cover a case; None if no row of it can be expressed (then nothing is known)."""
+        """Regions that cover a case; None if no row of it can be expressed (then nothing is
+        known)."""
         options = [found for row in case if (found := self._of_row(row)) is not None]
         if not options:
             return None
@@ -93,7 +100,10 @@ class Compiler:
             options = [found for row in case if (found := self._as_line(row)) is not None]
             if not options:
                 return None
-        return [tuple(inequality for part in parts for inequality in part) for parts in product(*options)]
+        return [
+            tuple(inequality for part in parts for inequality in part)
+            for parts in product(*options)
+        ]
 
     def _of_row(self, row: Row) -> list[Region] | None:
         if row.x:
@@ -107,15 +117,17 @@ class Compiler:
         return self._as_line(row)
 
     def _as_line(self, row: Row) -> list[Region] | None:
-        """The regions of a row taken as a line: itself, or the one without inequalities if it always holds, or none if it
-        never does; None if it is not supported."""
+        """The regions of a row taken as a line: itself, or the one without inequalities if it
+        always holds, or none if it never does; None if it is not supported."""
         line = self._line(row)
         if line is None:
             return None
         reach = sum(abs(c) * self.reach(value) for value, _, c in line.terms)
         if reach >= REACH:
             return None
-        return [(line,)] if -reach <= line.constant < reach else [()] if line.constant >= reach else []
+        return (
+            [(line,)] if -reach <= line.constant < reach else [()] if line.constant >= reach else []
+        )
 
     def _steps(self, index: int, coefficient: Fraction) -> _Steps | None:
         """Output `index` as steps in the direction in which coefficient * Y falls."""
@@ -134,7 +146,8 @@ class Compiler:
         begin = thresholds[codes - rule.low].astype(np.int64)  # [n]; the first is not needed
         if rising == (coefficient < 0):
             return _Steps(accumulator, element, 1, values, begin)
-        # Against the codes: u counts down from high, b = -a, and u reaches code k when a <= threshold[k + 1] - 1.
+        # Against the codes: u counts down from high, b = -a, and u reaches code k when a <=
+        # threshold[k + 1] - 1.
         above = thresholds[codes + 1 - rule.low].astype(np.int64)
         return _Steps(accumulator, element, -1, values[::-1], 1 - above[::-1])
 
@@ -152,7 +165,10 @@ class Compiler:
         parts = [(self._part(index), c) for index, c in row.y]
         lines = [self.outputs[part].line for (part, _), _ in parts]
         known = [line for line in lines if line is not None]
-        if len(known) < len(lines) or max(line.unit for line in known) - min(line.unit for line in known) > 40:
+        if (
+            len(known) < len(lines)
+            or max(line.unit for line in known) - min(line.unit for line in known) > 40
+        ):
             return None
         unit, scale = min(line.unit for line in known), lcm(*(c.denominator for _, c in row.y))
         terms: dict[tuple[int, int], int] = {}
@@ -164,24 +180,34 @@ class Compiler:
             key = (line.value, at)
             terms[key] = terms.get(key, 0) - factor * int(line.slope[at])
             constant += max(-factor * int(line.lower[at]), -factor * int(line.upper[at]))
-        # -(row value) <= sum terms + constant, in units; the row needs -(row value) >= -limit (or >).
+        # -(row value) <= sum terms + constant, in units; the row needs -(row value) >= -limit (or
+        # >).
         limit = row.rhs * scale / Fraction(2) ** unit
-        least = limit.numerator // limit.denominator if not row.strict else -(-limit.numerator // limit.denominator) - 1
+        least = (
+            limit.numerator // limit.denominator
+            if not row.strict
+            else -(-limit.numerator // limit.denominator) - 1
+        )
         return self._rounded(terms, constant + least)
 
     def _rounded(self, terms: Mapping[tuple[int, int], int], constant: int) -> Inequality:
         """Coefficients of at most about WIDEST; what rounding can lose is added to the constant."""
-        shift = max(0, max((abs(c).bit_length() for c in terms.values()), default=0) - WIDEST.bit_length())
+        shift = max(
+            0, max((abs(c).bit_length() for c in terms.values()), default=0) - WIDEST.bit_length()
+        )
         rounded = {key: (c + (1 << shift >> 1)) >> shift for key, c in terms.items()}
-        loss = sum(abs(c - (rounded[key] << shift)) * self.reach(key[0]) for key, c in terms.items())
+        loss = sum(
+            abs(c - (rounded[key] << shift)) * self.reach(key[0]) for key, c in terms.items()
+        )
         kept = tuple((value, index, c) for (value, index), c in sorted(rounded.items()) if c)
         return Inequality(kept, -(-(constant + loss) >> shift))
 
 
 @dataclass(frozen=True, eq=False)
 class _Steps:
-    """An output along u = 0, 1, ..., in which coefficient * Y does not rise: Y = values[u], and u is at least k > 0 iff
-    sign * accumulator >= begin[k]. (begin[0] is not used: u is never below 0.)"""
+    """An output along u = 0, 1, ..., in which coefficient * Y does not rise: Y = values[u], and u
+    is at least k > 0 iff sign * accumulator >= begin[k]. (begin[0] is not used: u is never below
+    0.)"""
 
     value: int
     index: int
@@ -218,9 +244,12 @@ def _one(row: Row, steps: _Steps) -> list[Region]:
 
 
 def _needs(row: Row, first: _Steps, second: _Steps) -> IntArray:
-    """For every step of the second, the least one of the first at which the row holds; one past the end if there is none.
+    """For every step of the second, the least one of the first at which the row holds; one past the
+    end if there is none.
 
-    In integers where all values are small multiples of one power of two, which is the rule; else in Fractions."""
+    In integers where all values are small multiples of one power of two, which is the rule; else in
+    Fractions.
+    """
     (_, c1), (_, c2) = row.y
     scale = lcm(c1.denominator, c2.denominator)
     factors = [int(c * scale) for c in (c1, c2)]
@@ -228,25 +257,37 @@ def _needs(row: Row, first: _Steps, second: _Steps) -> IntArray:
     with np.errstate(over="ignore"):
         whole = [steps.values / 2.0**unit for steps in (first, second)]
     sizes = [max(float(np.abs(n).max(initial=0.0)), 1.0) for n in whole]
-    if not max(sizes) < 2.0**53 or not all(abs(f) < REACH / 2 / s for f, s in zip(factors, sizes, strict=True)):
+    if not max(sizes) < 2.0**53 or not all(
+        abs(f) < REACH / 2 / s for f, s in zip(factors, sizes, strict=True)
+    ):
         rests = [c2 * Fraction(float(y)) for y in second.values]
         return np.array([_least(row, c1, first, rest) for rest in rests], np.int64)
     falling, more = (f * n.astype(np.int64) for f, n in zip(factors, whole, strict=True))
     limit = row.rhs * scale / Fraction(2) ** unit
-    least = -(-limit.numerator // limit.denominator) - 1 if row.strict else limit.numerator // limit.denominator
+    least = (
+        -(-limit.numerator // limit.denominator) - 1
+        if row.strict
+        else limit.numerator // limit.denominator
+    )
     room = max(min(least, REACH), -REACH) - more  # beyond REACH nothing changes any more
     return len(falling) - np.searchsorted(falling[::-1], room, side="right")
 
 
 def _unit(values: npt.NDArray[np.float64]) -> int:
-    """The power of two that divides all values (of float32 or integers), as an exponent; 0 if all are 0."""
+    """The power of two that divides all values (of float32 or integers), as an exponent; 0 if all
+    are 0."""
     mantissa, exponent = np.frexp(values[values != 0])
     whole = (np.abs(mantissa) * 2.0**53).astype(np.int64)
-    return int((exponent - 53 + np.frexp((whole & -whole).astype(np.float64))[1] - 1).min()) if len(whole) else 0
+    return (
+        int((exponent - 53 + np.frexp((whole & -whole).astype(np.float64))[1] - 1).min())
+        if len(whole)
+        else 0
+    )
 
 
 def _two(row: Row, first: _Steps, second: _Steps) -> list[Region]:
-    """Regions of a row over two outputs: corner k says "second is at least k and first at least what that needs"."""
+    """Regions of a row over two outputs: corner k says "second is at least k and first at least
+    what that needs"."""
     needs = _needs(row, first, second)
     before = np.minimum.accumulate(np.concatenate([[len(first.values)], needs[:-1]]))
     at = np.flatnonzero(needs < before)  # only where `first` needs less than before
@@ -268,9 +309,16 @@ def _two(row: Row, first: _Steps, second: _Steps) -> list[Region]:
     wide, high = int(x[0] - x[-1]), int(y[-1] - y[0])
     one = other = 1
     if abs(wide - high) > max(wide, high) / 256 + 2:  # not the same scale
-        one, other = max(1, (high << 12) // max(wide, high)), max(1, (wide << 12) // max(wide, high))
+        one, other = (
+            max(1, (high << 12) // max(wide, high)),
+            max(1, (wide << 12) // max(wide, high)),
+        )
     least = int((one * x + other * y).min())
     slope = Inequality(
-        ((first.value, first.index, one * first.sign), (second.value, second.index, other * second.sign)), -least
+        (
+            (first.value, first.index, one * first.sign),
+            (second.value, second.index, other * second.sign),
+        ),
+        -least,
     )
     return [*result, (slope, *ends)]

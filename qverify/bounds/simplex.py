@@ -1,12 +1,13 @@
 """Whether linear inequalities have a common point in a box, decided in exact rationals.
 
-The first phase of the simplex method with bounded variables: every row is a slack variable with an upper bound, and the
-sum of all violations of bounds is walked down, along one variable at a time and past corners while it still falls.
-Strict inequalities are bounds less an infinitesimal (Dutertre and de Moura, "A fast linear-arithmetic solver for
-DPLL(T)", CAV 2006).
+The first phase of the simplex method with bounded variables: every row is a slack variable with an
+upper bound, and the sum of all violations of bounds is walked down, along one variable at a time
+and past corners while it still falls. Strict inequalities are bounds less an infinitesimal
+(Dutertre and de Moura, "A fast linear-arithmetic solver for DPLL(T)", CAV 2006).
 
-Sound because neither answer is taken on trust: a point is put into the inequalities, and the multipliers of an empty
-set are multiplied out (`Combination`): they give one inequality that fails on the whole box.
+Sound because neither answer is taken on trust: a point is put into the inequalities, and the
+multipliers of an empty set are multiplied out (`Combination`): they give one inequality that fails
+on the whole box.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ZERO, ONE = Fraction(0), Fraction(1)
 
 
 @dataclass(frozen=True)
-class Inequality:
+class RationalInequality:
     """sum of coefficient * variable <= rhs, or < if `strict`."""
 
     terms: Terms
@@ -50,27 +51,35 @@ class Inequality:
         return least >= self.rhs if self.strict else least > self.rhs
 
 
-def combined(rows: Sequence[Inequality], multipliers: Mapping[int, Fraction]) -> Inequality:
+def combined(
+    rows: Sequence[RationalInequality], multipliers: Mapping[int, Fraction]
+) -> RationalInequality:
     """The sum of rows times non-negative multipliers: it follows from them."""
     if any(m < 0 for m in multipliers.values()):
-        raise SoundnessError("a combination of inequalities has a negative multiplier; please report this")
+        raise SoundnessError(
+            "a combination of inequalities has a negative multiplier; please report this"
+        )
     terms: dict[int, Fraction] = {}
     for k, m in multipliers.items():
         for j, c in rows[k].terms.items():
             terms[j] = terms.get(j, ZERO) + m * c
     rhs = sum((m * rows[k].rhs for k, m in multipliers.items()), ZERO)
     strict = any(m > 0 and rows[k].strict for k, m in multipliers.items())
-    return Inequality({j: c for j, c in terms.items() if c}, rhs, strict)
+    return RationalInequality({j: c for j, c in terms.items() if c}, rhs, strict)
 
 
 def common_point(
-    rows: Sequence[Inequality], ends: Ends, start: Mapping[int, Fraction] | None = None, effort: int = EFFORT
-) -> dict[int, Fraction] | Inequality | None:
-    """A point of the box `ends` at which all rows hold, or an inequality that follows from the rows and fails on the whole
-    box. None if neither was found with the given effort.
+    rows: Sequence[RationalInequality],
+    ends: Ends,
+    start: Mapping[int, Fraction] | None = None,
+    effort: int = EFFORT,
+) -> dict[int, Fraction] | RationalInequality | None:
+    """A point of the box `ends` at which all rows hold, or an inequality that follows from the rows
+    and fails on the whole box. None if neither was found with the given effort.
 
-    `ends` has the ends of every variable in the rows, the lower one not above the upper. The search begins at `start`
-    (clipped to the box; by default its middle) and changes no variable without need.
+    `ends` has the ends of every variable in the rows, the lower one not above the upper. The search
+    begins at `start` (clipped to the box; by default its middle) and changes no variable without
+    need.
     """
     for row in rows:
         if row.fails_on(ends):
@@ -82,10 +91,16 @@ def common_point(
     if multipliers is not None:
         empty = combined(rows, multipliers)
         if not empty.fails_on(ends):
-            raise SoundnessError("the proof that inequalities have no common point does not hold; please report this")
+            raise SoundnessError(
+                "the proof that inequalities have no common point does not hold; please report this"
+            )
         return empty
-    if not all(ends[j][0] <= v <= ends[j][1] for j, v in values.items()) or not all(r.holds(values) for r in rows):
-        raise SoundnessError("the common point of inequalities does not satisfy them; please report this")
+    if not all(ends[j][0] <= v <= ends[j][1] for j, v in values.items()) or not all(
+        r.holds(values) for r in rows
+    ):
+        raise SoundnessError(
+            "the common point of inequalities does not satisfy them; please report this"
+        )
     return values
 
 
@@ -94,8 +109,9 @@ Found = tuple[dict[int, Fraction], dict[int, Fraction] | None]
 
 @dataclass
 class _Tableau:
-    """Row k of the system is the variable ~k. Basic variables are linear functions of the others, in integers: a variable
-    times the second entry of its function (positive) is the sum of the coefficients in the first."""
+    """Row k of the system is the variable ~k. Basic variables are linear functions of the others,
+    in integers: a variable times the second entry of its function (positive) is the sum of the
+    coefficients in the first."""
 
     lower: dict[int, Pair]
     upper: dict[int, Pair]
@@ -103,7 +119,9 @@ class _Tableau:
     basic: dict[int, Function]
 
     @staticmethod
-    def make(rows: Sequence[Inequality], ends: Ends, start: Mapping[int, Fraction]) -> _Tableau:
+    def make(
+        rows: Sequence[RationalInequality], ends: Ends, start: Mapping[int, Fraction]
+    ) -> _Tableau:
         used = sorted({j for row in rows for j in row.terms})
         lower, upper, value = {}, {}, {}
         for j in used:
@@ -131,7 +149,8 @@ class _Tableau:
             scale = lcm(*(self.basic[b][1] for b in wrong))
             gain: dict[
                 int, int
-            ] = {}  # of each free variable: how fast the violations shrink as it rises, times `scale`
+                # of each free variable: how fast the violations shrink as it rises, times `scale`
+            ] = {}
             for b, way in wrong.items():
                 own, part = self.basic[b]
                 for n, c in own.items():
@@ -158,9 +177,12 @@ class _Tableau:
         return n not in self.lower or self.value[n] > self.lower[n]
 
     def _walk(self, n: int, gain: Fraction, wrong: Mapping[int, int]) -> None:
-        """Move the free variable `n` as long as that shrinks the sum of violations; a variable that stops it is freed."""
+        """Move the free variable `n` as long as that shrinks the sum of violations; a variable that
+        stops it is freed."""
         rises, slope = gain > 0, abs(gain)
-        stops: list[tuple[Pair, Fraction, int, Pair]] = []  # distance, loss of slope, the variable and where it is then
+        stops: list[
+            tuple[Pair, Fraction, int, Pair]
+        ] = []  # distance, loss of slope, the variable and where it is then
         for b, (own, part) in self.basic.items():
             if n not in own:
                 continue
@@ -174,7 +196,13 @@ class _Tableau:
                 gap = _minus(end, self.value[b])
                 stops.append(((gap[0] / rate, gap[1] / rate), abs(rate), b, end))
         far = self.upper[n] if rises else self.lower.get(n)
-        room = None if far is None else _minus(far, self.value[n]) if rises else _minus(self.value[n], far)
+        room = (
+            None
+            if far is None
+            else _minus(far, self.value[n])
+            if rises
+            else _minus(self.value[n], far)
+        )
         for distance, loss, b, at in sorted(stops, key=lambda stop: (stop[0], -stop[1])):
             if room is not None and distance >= room:
                 break

@@ -1,10 +1,12 @@
 """The unsafe set of one query, asked of output boxes: refuted, open, or certain, case by case.
 
-Sound: a case is refuted only if some row fails for every output in the box, in exact arithmetic. The comparison of a
-row's least value with its right-hand side is made in float64 where that is proved exact (every output is a multiple of
-a common power of two and the sum stays below 2**53 of them), or where it lies further from the right-hand side than its
-rounding error (underflow included) can reach; everything else is decided with Fractions. Outputs and inputs are finite
-float32 or integers of at most 32 bits; decimals in a property may be anything, so rows are scaled into float64's range.
+Sound: a case is refuted only if some row fails for every output in the box, in exact arithmetic.
+The comparison of a row's least value with its right-hand side is made in float64 where that is
+proved exact (every output is a multiple of a common power of two and the sum stays below 2**53 of
+them), or where it lies further from the right-hand side than its rounding error (underflow
+included) can reach; everything else is decided with Fractions. Outputs and inputs are finite
+float32 or integers of at most 32 bits; decimals in a property may be anything, so rows are scaled
+into float64's range.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ BoolArray = npt.NDArray[np.bool_]
 
 REFUTED, OPEN, CERTAIN = 0, 1, 2
 HALF_ULP = 2.0**-53
-TINY = 2.0**-800  # times HALF_ULP: more than a coefficient, a product or a right-hand side that underflows can lose
+# Times HALF_ULP: more than a coefficient, a product or a right-hand side that underflows can lose.
+TINY = 2.0**-800
 HUGE = Fraction(2) ** 400  # beyond the value of every scaled row
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is known of the output values: each is a multiple of 2**unit (None: unknown) and at most `largest`."""
+    """What is known of the output values: each is a multiple of 2**unit (None: unknown) and at most
+    `largest`."""
 
     unit: tuple[int | None, ...]  # [outputs]
     largest: tuple[float, ...]  # [outputs]
@@ -41,8 +45,8 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """Rows of coefficients, nearly all of them 0: entry e adds coefficient[e] * x[index[e]] to the row whose entries begin
-    at or before e. Every row has an entry."""
+    """Rows of coefficients, nearly all of them 0: entry e adds coefficient[e] * x[index[e]] to the
+    row whose entries begin at or before e. Every row has an entry."""
 
     index: npt.NDArray[np.intp]  # [E]
     coefficient: Float64Array  # [E]
@@ -59,15 +63,20 @@ class Matrix:
             start.append(len(index))
             index += [i for i, _ in terms] or [0]
             coefficient += [float(c) for _, c in terms] or [0.0]
-        return Matrix(np.array(index, np.intp), np.array(coefficient), np.array(start, np.intp), columns)
+        return Matrix(
+            np.array(index, np.intp), np.array(coefficient), np.array(start, np.intp), columns
+        )
 
     @functools.cached_property
     def longest(self) -> int:
         """The most entries of a row."""
         return int(np.diff(self.start, append=len(self.index)).max(initial=1))
 
-    def range(self, lower: Float64Array, upper: Float64Array) -> tuple[Float64Array, Float64Array, Float64Array]:
-        """Least and largest value of every row over boxes [N, columns], and the sum of its terms' magnitudes: [N, rows]."""
+    def range(
+        self, lower: Float64Array, upper: Float64Array
+    ) -> tuple[Float64Array, Float64Array, Float64Array]:
+        """Least and largest value of every row over boxes [N, columns], and the sum of its terms'
+        magnitudes: [N, rows]."""
         if not len(self.start):
             return (np.zeros((len(lower), 0)),) * 3
         low, high = lower[:, self.index] * self.coefficient, upper[:, self.index] * self.coefficient
@@ -107,9 +116,11 @@ class Unsafe:
         """Whether some row mentions an input."""
         return self.x_matrix is not None
 
-    def ends(self, y: tuple[Float64Array, Float64Array], x: tuple[Float64Array, Float64Array] | None) -> Any:
-        """Least and largest value of every row over the boxes (float64 [N, rows], possibly rounded), and the sum of
-        the terms' magnitudes, which bounds the rounding."""
+    def ends(
+        self, y: tuple[Float64Array, Float64Array], x: tuple[Float64Array, Float64Array] | None
+    ) -> Any:
+        """Least and largest value of every row over the boxes (float64 [N, rows], possibly
+        rounded), and the sum of the terms' magnitudes, which bounds the rounding."""
         low, high, size = self.y_matrix.range(*y)
         if self.x_matrix is not None:
             assert x is not None
@@ -118,13 +129,17 @@ class Unsafe:
         return low, high, size
 
     def status(
-        self, y: tuple[Float64Array, Float64Array], x: tuple[Float64Array, Float64Array] | None = None
+        self,
+        y: tuple[Float64Array, Float64Array],
+        x: tuple[Float64Array, Float64Array] | None = None,
     ) -> npt.NDArray[np.int8]:
-        """REFUTED, OPEN or CERTAIN for each box and case, int8 [N, cases]. On points (and without inputs in the rows)
-        never OPEN."""
+        """REFUTED, OPEN or CERTAIN for each box and case, int8 [N, cases]. On points (and without
+        inputs in the rows) never OPEN."""
         low, high, size = self.ends(y, x)
         terms = self.y_matrix.longest + (0 if self.x_matrix is None else self.x_matrix.longest)
-        slack = np.where(self.exact, 0.0, (size + np.abs(self.threshold) + TINY) * ((terms + 4) * HALF_ULP))
+        slack = np.where(
+            self.exact, 0.0, (size + np.abs(self.threshold) + TINY) * ((terms + 4) * HALF_ULP)
+        )
         possible = self._decide(low, slack, y, x, least=True)
         sure = self._decide(high, slack, y, x, least=False)
         result = np.empty((len(low), len(self.cases)), np.int8)
@@ -135,16 +150,22 @@ class Unsafe:
 
     @functools.cached_property
     def _alike(self) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
-        """The cases in groups of as many rows: their numbers [M], and their rows [M, rows of each]."""
+        """The cases in groups of as many rows: their numbers [M], and their rows [M, rows of
+        each]."""
         numbers: dict[int, list[int]] = {}
         for k, case in enumerate(self.cases):
             numbers.setdefault(len(case), []).append(k)
         return [
-            (np.array(own, np.intp), np.array([self.cases[k] for k in own], np.intp).reshape(len(own), count))
+            (
+                np.array(own, np.intp),
+                np.array([self.cases[k] for k in own], np.intp).reshape(len(own), count),
+            )
             for count, own in numbers.items()
         ]
 
-    def _decide(self, value: Float64Array, slack: Float64Array, y: Any, x: Any, least: bool) -> BoolArray:
+    def _decide(
+        self, value: Float64Array, slack: Float64Array, y: Any, x: Any, least: bool
+    ) -> BoolArray:
         """Whether each row holds at its least (or largest) value: [N, rows]."""
         holds: BoolArray = value <= self.threshold
         close = ~self.exact & (np.abs(value - self.threshold) <= slack)
@@ -153,10 +174,15 @@ class Unsafe:
             holds[i, r] = _holds_exactly(self.rows[r], ends, least)
         return holds
 
-    def slack(self, y: Float64Array, x: Float64Array | None = None) -> tuple[Float64Array, npt.NDArray[np.intp]]:
-        """A guide: how far each case is from being unsafe at points, and its worst row: both [N, cases].
+    def slack(
+        self, y: Float64Array, x: Float64Array | None = None
+    ) -> tuple[Float64Array, npt.NDArray[np.intp]]:
+        """A guide: how far each case is from being unsafe at points, and its worst row: both [N,
+        cases].
 
-        The slack is min over rows of (rhs - value); it is >= 0 where the case is unsafe (up to rounding)."""
+        The slack is min over rows of (rhs - value); it is >= 0 where the case is unsafe (up to
+        rounding).
+        """
         return self.slack_of(self.ends((y, y), None if x is None else (x, x))[0])
 
     def slack_of(self, values: Float64Array) -> tuple[Float64Array, npt.NDArray[np.intp]]:
@@ -173,7 +199,9 @@ class Unsafe:
         return best, row
 
 
-def _holds_exactly(row: Row, ends: Sequence[tuple[Float64Array, Float64Array]], least: bool) -> bool:
+def _holds_exactly(
+    row: Row, ends: Sequence[tuple[Float64Array, Float64Array]], least: bool
+) -> bool:
     total = Fraction(0)
     for terms, (lower, upper) in zip((row.y, row.x), ends, strict=False):
         for index, coefficient in terms:
@@ -185,7 +213,10 @@ def _holds_exactly(row: Row, ends: Sequence[tuple[Float64Array, Float64Array]], 
 def make_unsafe(query: Query, inputs: int, grid: Grid) -> Unsafe:
     """Compile a query's cases for `inputs` input elements and the outputs of `grid`."""
     numbers: dict[Row, int] = {}
-    cases = tuple(tuple(numbers.setdefault(row, len(numbers)) for row in case) for case in looking(query.cases, 1024))
+    cases = tuple(
+        tuple(numbers.setdefault(row, len(numbers)) for row in case)
+        for case in looking(query.cases, 1024)
+    )
     rows = tuple(_scaled(row) for row in looking(numbers, 1024))
     y_matrix = Matrix.make((row.y for row in rows), len(grid.unit))
     x_matrix = Matrix.make((row.x for row in rows), inputs) if any(row.x for row in rows) else None
@@ -196,7 +227,8 @@ def make_unsafe(query: Query, inputs: int, grid: Grid) -> Unsafe:
 
 
 def _scaled(row: Row) -> Row:
-    """The row, multiplied by a power of two where its coefficients would leave the range of float64 or come near."""
+    """The row, multiplied by a power of two where its coefficients would leave the range of float64
+    or come near."""
     largest = max((abs(c) for _, c in (*row.x, *row.y)), default=Fraction(1))
     exponent = largest.numerator.bit_length() - largest.denominator.bit_length()
     if abs(exponent) <= 64:
@@ -207,9 +239,11 @@ def _scaled(row: Row) -> Row:
 
 
 def _threshold(row: Row, grid: Grid) -> tuple[float, bool]:
-    """The float64 t with "row holds iff value <= t", and whether value is computed without rounding.
+    """The float64 t with "row holds iff value <= t", and whether value is computed without
+    rounding.
 
-    On multiples of u, value <= rhs iff value <= floor(rhs / u) u, and value < rhs iff value <= (ceil(rhs / u) - 1) u.
+    On multiples of u, value <= rhs iff value <= floor(rhs / u) u, and value < rhs iff value <=
+    (ceil(rhs / u) - 1) u.
     """
     nearest = float(max(min(row.rhs, HUGE), -HUGE))
     if row.x:
@@ -233,11 +267,13 @@ def _threshold(row: Row, grid: Grid) -> tuple[float, bool]:
 
 
 def power_of_two(c: Fraction) -> int | None:
-    """The largest p with c a multiple of 2**p, for a dyadic c that float64 holds with room to spare; None otherwise."""
+    """The largest p with c a multiple of 2**p, for a dyadic c that float64 holds with room to
+    spare; None otherwise."""
     if c.denominator & (c.denominator - 1):
         return None
     trailing = (c.numerator & -c.numerator).bit_length() - 1
     if abs(c.numerator) >> trailing >= 2**53:
         return None
     power = trailing - (c.denominator.bit_length() - 1)
-    return power if power >= -900 else None  # times a float32's unit, 2**-149 or more: no product underflows
+    # Times a float32's unit, 2**-149 or more: no product underflows.
+    return power if power >= -900 else None

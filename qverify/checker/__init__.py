@@ -1,9 +1,11 @@
-"""The independent checker of certificates (specs/certificate.md): it accepts what it can prove by itself, or says why not.
+"""The independent checker of certificates (specs/certificate.md): it accepts what it can prove by
+itself, or says why not.
 
-With the solver it shares the frontend and the meaning of every op (`run`), so that both speak of the same question. How the
-answer is proved is its own: intervals and bounds of ops (`ops`, `bounds`), the regions of a property (`regions`), the tree
-of cuts (`tree`), and how they make a proof (`proof`). A certificate is not believed. It only says where to cut and which
-multipliers to take, and all cuts and all multipliers are right, if they lead to a proof.
+With the solver it shares the frontend and the meaning of every op (`run`), so that both speak of
+the same question. How the answer is proved is its own: intervals and bounds of ops (`ops`,
+`bounds`), the regions of a property (`regions`), the tree of cuts (`tree`), and how they make a
+proof (`proof`). A certificate is not believed. It only says where to cut and which multipliers to
+take, and all cuts and all multipliers are right, if they lead to a proof.
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qverify.boundary.fit import check_fit
+from qverify.boundary.outputs import make_decoder
 from qverify.checker.archive import Archive
 from qverify.checker.identity import check_identity, other_reading
 from qverify.checker.proof import Proof
 from qverify.checker.witness import check_sat
 from qverify.errors import EmptyBox, Rejected, SpecError
-from qverify.frontend.fit import check_fit
 from qverify.frontend.lower import Lowered
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import make_decoder
 from qverify.frontend.shapes import declared_shapes
-from qverify.frontend.vnnlib import read_property
 from qverify.property import Property
+from qverify.vnnlib.reader import read_property
 
 __all__ = ["Rejected", "Report", "check"]
 
@@ -34,7 +36,8 @@ File = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Report:
-    """What was checked: `leaves` parts of the box were proved one by one, and `inner` bounds of inner values."""
+    """What was checked: `leaves` parts of the box were proved one by one, and `inner` bounds of
+    inner values."""
 
     verdict: str
     leaves: int
@@ -43,9 +46,9 @@ class Report:
 
 
 def check(model: File, spec: File, certificate: File, shapes: Sequence[str] = ()) -> Report:
-    """Accept a certificate for a model and a property; `shapes` (NAME=1,3,64,64) fix inputs that the model leaves open, as
-    `Options.shapes` did when it was made. Raises Rejected if it does not prove its verdict, and another
-    QverifyError for files that cannot be read."""
+    """Accept a certificate for a model and a property; `shapes` (NAME=1,3,64,64) fix inputs that
+    the model leaves open, as `Options.shapes` did when it was made. Raises Rejected if it does not
+    prove its verdict, and another QverifyError for files that cannot be read."""
     start = time.perf_counter()
     archive = Archive(Path(certificate))
     try:

@@ -1,7 +1,7 @@
 """Reads the file of a certificate: nothing in it is believed, and nothing in it is run.
 
-Everything is read in pieces and counted before it is kept, since sizes in a ZIP archive's directory are only claims: what a
-file holds may be at most CONTENT + RATIO times as large as the file itself.
+Everything is read in pieces and counted before it is kept, since sizes in a ZIP archive's directory
+are only claims: what a file holds may be at most CONTENT + RATIO times as large as the file itself.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ import numpy.typing as npt
 from qverify.errors import CertificateError
 
 FORMAT, VERSION = "qverify certificate", 2
-CONTENT, RATIO = 2**19, 16  # bytes that a file may hold: numbers count as int64, the header HEADER_COST times
+# Bytes that a file may hold: numbers count as int64, the header HEADER_COST times.
+CONTENT, RATIO = (
+    2**19,
+    16,
+)
 HEADER_COST = 8  # what a text takes as Python's objects
 PIECE = 2**16
-_NPY = re.compile(rb"\{'descr': '(?:<i([248])|\|i(1))', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n")
+_NPY = re.compile(
+    rb"\{'descr': '(?:<i([248])|\|i(1))', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n"
+)
 _BROKEN = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
     *(NotImplementedError, OverflowError, RuntimeError, ValueError),
@@ -56,7 +62,8 @@ class Archive:
             raise self.fault("not a certificate of qverify")
         if type(header.get("version")) is not int or header["version"] != VERSION:
             raise self.fault(
-                f"its version is {str(header.get('version'))[:20]!r}, this program reads version {VERSION}"
+                f"its version is {str(header.get('version'))[:20]!r}, this program reads version "
+                f"{VERSION}"
             )
         self.header: dict[str, Any] = header
 
@@ -73,7 +80,8 @@ class Archive:
         self._room -= count
         if self._room < 0:
             raise self.fault(
-                f"it is packed too densely: a file of this size may hold {self._most:,} bytes (see Limits in "
+                f"it is packed too densely: a file of this size may hold {self._most:,} bytes "
+                "(see Limits in "
                 "specs/certificate.md)"
             )
 
@@ -90,7 +98,10 @@ class Archive:
             info = self._zip.getinfo(name)
         except KeyError:
             raise self.fault(f"it has no {name}") from None
-        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if info.flag_bits & 1 or info.compress_type not in (
+            zipfile.ZIP_STORED,
+            zipfile.ZIP_DEFLATED,
+        ):
             raise self.fault(f"{name} is encrypted or packed by a method that is not read")
         try:
             return self._zip.open(info)
@@ -145,7 +156,9 @@ class Rows:
         if len(self.shape) != len(wanted) or any(
             n not in (None, own) for n, own in zip(wanted, self.shape, strict=True)
         ):
-            raise archive.fault(f"{name} has the shape {list(self.shape)}, which does not fit the rest")
+            raise archive.fault(
+                f"{name} has the shape {list(self.shape)}, which does not fit the rest"
+            )
         self._left = self.shape[0]
 
     def _read(self, count: int, end: bool = False) -> bytes:
@@ -158,7 +171,8 @@ class Rows:
         return data  # type: ignore[no-any-return]
 
     def take(self, count: int) -> npt.NDArray[np.int64]:
-        """The next `count` rows. Behind the last one the entry must end, with the right checksum."""
+        """The next `count` rows. Behind the last one the entry must end, with the right
+        checksum."""
         shape = (count, *self.shape[1:])
         size = prod(shape)
         self._archive.charge(8 * size)
@@ -166,7 +180,11 @@ class Rows:
         self._left -= count
         if not self._left and self._read(1, True):
             raise self._archive.fault(f"{self._name} goes on behind its last number")
-        return np.frombuffer(data, self._type).reshape(shape).astype(np.int64) if size else np.zeros(shape, np.int64)
+        return (
+            np.frombuffer(data, self._type).reshape(shape).astype(np.int64)
+            if size
+            else np.zeros(shape, np.int64)
+        )
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

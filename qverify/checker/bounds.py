@@ -1,8 +1,9 @@
 """Upper bounds of weighted sums of values, from the back (see "Bounds" in specs/certificate.md).
 
-A nonlinear node y = f(z) is cut loose from its argument: for weights w of y and any multipliers m of z, w y is at most
-m z plus the largest w y - m z over the node's hull. Each of the four rules says what its argument is, what bounds of the
-argument tell, and what the hull is in N boxes. Sound for all multipliers: a certificate's are only better than others.
+A nonlinear node y = f(z) is cut loose from its argument: for weights w of y and any multipliers m
+of z, w y is at most m z plus the largest w y - m z over the node's hull. Each of the four rules
+says what its argument is, what bounds of the argument tell, and what the hull is in N boxes. Sound
+for all multipliers: a certificate's are only better than others.
 """
 
 from __future__ import annotations
@@ -35,11 +36,16 @@ from qverify.ops import AbstractOp, Dense, Max, Pairwise, Requantize, Table, Typ
 
 STEPS = 2**13  # values of a function that is taken as steps
 SLOPE = 2**16
-ENTRIES, ARGUMENTS = 2**10, 16  # of a table that is scanned, and of a maximum that is taken apart, in one box
+# Of a table that is scanned, and of a maximum that is taken apart, in one box.
+ENTRIES, ARGUMENTS = (
+    2**10,
+    16,
+)
 
 
 class Hull:
-    """What a node can do in N boxes. Weights w are [N, R, size], multipliers m [N, R, size of the argument]; N may be 1."""
+    """What a node can do in N boxes. Weights w are [N, R, size], multipliers m [N, R, size of the
+    argument]; N may be 1."""
 
     def most(self, w: Ints, m: Ints) -> Ints:
         """The largest w y - m z, summed over the elements: [N, R]."""
@@ -51,7 +57,8 @@ class Hull:
 
 
 class Rule:
-    """How a node is taken; `size` is that of its argument, which is its only input unless a rule says otherwise."""
+    """How a node is taken; `size` is that of its argument, which is its only input unless a rule
+    says otherwise."""
 
     size: int
 
@@ -64,7 +71,8 @@ class Rule:
         return [m]
 
     def known(self, z: Ends) -> tuple[int | None, Ends]:
-        """What ends of the argument tell: the number of an input (None: the result), and its ends."""
+        """What ends of the argument tell: the number of an input (None: the result), and its
+        ends."""
         return 0, z
 
 
@@ -82,12 +90,13 @@ def make_rule(name: str, slopes: Any, op: AbstractOp, types: tuple[Type, ...], y
     raise Rejected(f"the rule '{name[:20]}' is not for a {type(op).__name__}")
 
 
-# -- staircases --------------------------------------------------------------------------------------------------------
+# -- staircases ------------------------------------------------------------------------------------
 
 
 def thresholds(run: Callable[[Any], Any], rows: int, x: Type, low: int, high: int) -> Ints:
-    """[rows, high - low + 2]: entry k - low is the least x for which a non-decreasing function is at least k, one more than
-    the largest x if there is none. `run` maps x [n, rows] to codes, column by column."""
+    """[rows, high - low + 2]: entry k - low is the least x for which a non-decreasing function is
+    at least k, one more than the largest x if there is none. `run` maps x [n, rows] to codes,
+    column by column."""
     if high - low >= STEPS:
         raise Rejected(f"a function with {high - low + 1} values is taken as steps")
     ends = [run(np.full((1, rows), end)) for end in (x.low, x.high)]
@@ -98,12 +107,16 @@ def thresholds(run: Callable[[Any], Any], rows: int, x: Type, low: int, high: in
     while (begin < end).any():
         middle = (begin + end) // 2  # below x.high + 1 wherever the two still differ
         reached = run(np.minimum(middle, x.high)) >= wanted
-        begin, end = np.where(reached | (begin == end), begin, middle + 1), np.where(reached, middle, end)
+        begin, end = (
+            np.where(reached | (begin == end), begin, middle + 1),
+            np.where(reached, middle, end),
+        )
     return np.ascontiguousarray(begin.T)
 
 
 def slack_of(row: Ints, low: int, high: int) -> int:
-    """How far the thresholds inside the argument's range can lie from a chord between two of them."""
+    """How far the thresholds inside the argument's range can lie from a chord between two of
+    them."""
     inside = row[(row > low) & (row <= high)]
     n = len(inside) - 1
     if n < 2:
@@ -113,8 +126,8 @@ def slack_of(row: Ints, low: int, high: int) -> int:
 
 
 class Steps:
-    """Non-decreasing functions by their thresholds `begin` [rows, codes + 1]; `row` [size] is that of each element, and
-    the arguments lie between `ends`."""
+    """Non-decreasing functions by their thresholds `begin` [rows, codes + 1]; `row` [size] is that
+    of each element, and the arguments lie between `ends`."""
 
     def __init__(self, begin: Ints, row: Ints, low: int, ends: tuple[int, int]) -> None:
         self.begin, self.row, self.low = begin, row, low
@@ -128,23 +141,35 @@ class Steps:
     def graph(self, a: Ints, b: Ints, first: Ints, last: Ints) -> Graph:
         """The part over [a, b], where the codes are `first` to `last`."""
         steps = last > first
-        entry, top = self.at(np.where(steps, first + 1, self.low)), self.at(np.where(steps, last, self.low))
+        entry, top = (
+            self.at(np.where(steps, first + 1, self.low)),
+            self.at(np.where(steps, last, self.low)),
+        )
         second, before = np.where(steps, first + 1, first), np.where(steps, last - 1, first)
         left = (a, first), (np.where(steps, entry, a), second), (np.where(steps, top, a), last)
-        right = (b, last), (np.where(steps, entry - 1, b), first), (np.where(steps, top - 1, b), before)
+        right = (
+            (b, last),
+            (np.where(steps, entry - 1, b), first),
+            (np.where(steps, top - 1, b), before),
+        )
         slack = np.where(last > first + 1, self.slack, 0)
         rise = (last - first).astype(np.float64)
-        below = np.where((entry - a > b - entry) & (first == self.low), 0.0, rise / np.maximum(b - entry + 1, 1))
-        return Graph(left, right, slack[:, None], (rise / np.maximum(top - a, 1))[:, None], below[:, None])
+        below = np.where(
+            (entry - a > b - entry) & (first == self.low), 0.0, rise / np.maximum(b - entry + 1, 1)
+        )
+        return Graph(
+            left, right, slack[:, None], (rise / np.maximum(top - a, 1))[:, None], below[:, None]
+        )
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A part of a staircase: where w y - m z is largest if it is so at the left end of a step (that is for m >= 0), and at
-    the right end of one (m < 0): pairs (z, y), each [N, size].
+    """A part of a staircase: where w y - m z is largest if it is so at the left end of a step (that
+    is for m >= 0), and at the right end of one (m < 0): pairs (z, y), each [N, size].
 
-    Along the ends of the steps between the first and the last one, w y - m z differs from a linear function by at most
-    |m| `slack`, so it is nowhere more than that above those two."""
+    Along the ends of the steps between the first and the last one, w y - m z differs from a linear
+    function by at most |m| `slack`, so it is nowhere more than that above those two.
+    """
 
     left: tuple[Ends, ...]
     right: tuple[Ends, ...]
@@ -199,9 +224,13 @@ class Staircase(Rule):
             if (np.diff(op.values[:, x.low - op.low : x.high - op.low + 1], axis=1) < 0).any():
                 raise Rejected("a table that falls is taken as a staircase")
             numbers, row = np.arange(len(op.values)), rows_of(op, x)
-            begin = thresholds(lambda v: op.values[numbers, v - op.low], len(numbers), x, y.low, y.high)
+            begin = thresholds(
+                lambda v: op.values[numbers, v - op.low], len(numbers), x, y.low, y.high
+            )
         else:  # all elements with the same parameters behave alike
-            shape = np.broadcast_shapes(op.zero_point.shape, *(step.operand.shape for step in op.program.steps))
+            shape = np.broadcast_shapes(
+                op.zero_point.shape, *(step.operand.shape for step in op.program.steps)
+            )
             count = int(np.prod(shape, dtype=np.int64))
             row = spots(shape, x.shape)
 
@@ -219,11 +248,16 @@ class Staircase(Rule):
 
 
 class Sum(Rule):
-    """y = f(a, b) between two staircases of z = p a + q b: over all entries of the table for the inputs' types, `left` says
-    where a code can first be reached, `right` from where on it always is."""
+    """y = f(a, b) between two staircases of z = p a + q b: over all entries of the table for the
+    inputs' types, `left` says where a code can first be reached, `right` from where on it always
+    is."""
 
     def __init__(self, op: Pairwise, types: tuple[Type, ...], y: Type, slopes: Any) -> None:
-        if type(slopes) is not list or len(slopes) != 2 or any(type(s) is not int or abs(s) > SLOPE for s in slopes):
+        if (
+            type(slopes) is not list
+            or len(slopes) != 2
+            or any(type(s) is not int or abs(s) > SLOPE for s in slopes)
+        ):
             raise Rejected("a sum has no two slopes")
         self.slopes, self.size = slopes, y.size
         self.inputs = [(spots(x.shape, y.shape), x.size) for x in types]
@@ -243,8 +277,14 @@ class Sum(Rule):
     def hull(self, boxes: list[Ends], own: Ends) -> Hull:
         (first, last), ends = own, [np.zeros((1, 1), np.int64)] * 2
         for slope, (spot, _), box in zip(self.slopes, self.inputs, boxes, strict=True):
-            ends = [e + slope * end[:, spot] for e, end in zip(ends, box if slope >= 0 else box[::-1], strict=True)]
-        a, b = np.maximum(ends[0], self.left.at(first)), np.minimum(ends[1], self.right.at(last + 1) - 1)
+            ends = [
+                e + slope * end[:, spot]
+                for e, end in zip(ends, box if slope >= 0 else box[::-1], strict=True)
+            ]
+        a, b = (
+            np.maximum(ends[0], self.left.at(first)),
+            np.minimum(ends[1], self.right.at(last + 1) - 1),
+        )
         b = np.maximum(a, b)  # else no entry of the table is here, and any bound holds
         upper, lower = (
             steps.graph(a, b, *(np.clip(self.code(steps, z), first, last) for z in (a, b)))
@@ -258,13 +298,15 @@ class Sum(Rule):
 
     def back(self, m: Ints) -> list[Ints]:
         fits(reach(m) * SLOPE)
-        return [gathered(s * m, spot, n) for s, (spot, n) in zip(self.slopes, self.inputs, strict=True)]
+        return [
+            gathered(s * m, spot, n) for s, (spot, n) in zip(self.slopes, self.inputs, strict=True)
+        ]
 
     def known(self, z: Ends) -> tuple[int | None, Ends]:
         return None, (self.code(self.right, z[0]), self.code(self.left, z[1]))
 
 
-# -- tables and maxima -------------------------------------------------------------------------------------------------
+# -- tables and maxima -----------------------------------------------------------------------------
 
 
 class Scan(Rule):
@@ -273,7 +315,12 @@ class Scan(Rule):
     def __init__(self, op: Table, x: Type) -> None:
         if x.count > ENTRIES:
             raise Rejected(f"a table of {x.count} entries is scanned")
-        self.values, self.low, self.rows, self.size = op.values.astype(np.int64), op.low, rows_of(op, x), x.size
+        self.values, self.low, self.rows, self.size = (
+            op.values.astype(np.int64),
+            op.low,
+            rows_of(op, x),
+            x.size,
+        )
 
     def at(self, x: Ints) -> Ints:
         """The entries for `x` [N, size]."""
@@ -293,7 +340,10 @@ class Entries(Hull):
     b: Ints
 
     def most(self, w: Ints, m: Ints) -> Ints:
-        fits((reach(w) * reach(self.table.values) + reach(m) * reach(self.a, self.b)) * max(w.shape[2], 1))
+        fits(
+            (reach(w) * reach(self.table.values) + reach(m) * reach(self.a, self.b))
+            * max(w.shape[2], 1)
+        )
         best = w * self.table.at(self.a)[:, None] - m * self.a[:, None]
         for step in range(1, reach(self.b - self.a) + 1):
             x = np.minimum(self.a + step, self.b)
@@ -324,10 +374,13 @@ class Largest(Rule):
 
 @dataclass(frozen=True)
 class Highest(Hull):
-    """Arguments between `low` and `high` [N, 1, size, K], whose maximum t lies between `first` and `last` [N, 1, size].
+    """Arguments between `low` and `high` [N, 1, size, K], whose maximum t lies between `first` and
+    `last` [N, 1, size].
 
-    Some z_j is t, every other z_i at most t. For each j, the largest w t - m z is concave and piecewise linear in t: it is
-    taken at the least t, or at an upper end (of z_j or of another, up to `last`)."""
+    Some z_j is t, every other z_i at most t. For each j, the largest w t - m z is concave and
+    piecewise linear in t: it is taken at the least t, or at an upper end (of z_j or of another, up
+    to `last`).
+    """
 
     low: Ints
     high: Ints
@@ -338,7 +391,9 @@ class Highest(Hull):
         each = self.low.shape[3]
         own = m.reshape(*m.shape[:2], -1, each)
         fits(
-            (reach(w) + (each + 2) * reach(m)) * reach(self.low, self.high, self.first, self.last) * max(w.shape[2], 1)
+            (reach(w) + (each + 2) * reach(m))
+            * reach(self.low, self.high, self.first, self.last)
+            * max(w.shape[2], 1)
         )
         high, none = np.minimum(self.high, self.last[..., None]), np.int64(-(2**63))
         best = np.full((len(self.first), *w.shape[1:]), none)
@@ -347,7 +402,9 @@ class Highest(Hull):
             total = w * t + others.sum(axis=3)
             for j in range(each):
                 value = total - others[..., j] - own[..., j] * t
-                best = np.maximum(best, np.where((self.low[..., j] <= t) & (t <= high[..., j]), value, none))
+                best = np.maximum(
+                    best, np.where((self.low[..., j] <= t) & (t <= high[..., j]), value, none)
+                )
         if (best == none).any():
             raise Rejected("a maximum lies where none of its arguments can")
         result: Ints = best.sum(axis=2)
@@ -359,7 +416,7 @@ class Highest(Hull):
         return m.reshape(*m.shape[:2], -1)
 
 
-# -- the network -------------------------------------------------------------------------------------------------------
+# -- the network -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -375,7 +432,8 @@ class Part:
 
 
 class Net:
-    """A network, and how a certificate takes its nodes: `named` maps a node to its rule's name and slopes."""
+    """A network, and how a certificate takes its nodes: `named` maps a node to its rule's name and
+    slopes."""
 
     def __init__(self, network: Network, named: Mapping[int, tuple[str, Any]]) -> None:
         network.validate()
@@ -393,9 +451,11 @@ class Net:
             if k in named:
                 self.rules[k] = make_rule(*named[k], node.op, types, node.type)
 
-    def part(self, n: int, cuts: Mapping[int, Ends], known: list[Ends | None]) -> tuple[Part, npt.NDArray[np.bool_]]:
-        """`n` boxes inside a box with the ends `known` (None: to be found out), cut to the ends in `cuts` [n, size] of some
-        values; and which of them may hold a point."""
+    def part(
+        self, n: int, cuts: Mapping[int, Ends], known: list[Ends | None]
+    ) -> tuple[Part, npt.NDArray[np.bool_]]:
+        """`n` boxes inside a box with the ends `known` (None: to be found out), cut to the ends in
+        `cuts` [n, size] of some values; and which of them may hold a point."""
         possible = np.ones(n, np.bool_)
         ends: list[Ends] = []
         changed: set[int] = set()
@@ -413,13 +473,20 @@ class Net:
                 low, high = np.maximum(own[0], limit[0]), np.minimum(own[1], limit[1])
                 none = low > high
                 possible &= ~none.any(axis=1)
-                own = np.where(none, own[0], low), np.where(none, own[1], high)  # no point: any ends will do
+                # No point: any ends will do.
+                own = (
+                    np.where(none, own[0], low),
+                    np.where(none, own[1], high),
+                )
             ends.append(own)
         return Part(ends), possible
 
-    def upper(self, part: Part, weights: Mapping[int, Ints], given: Mapping[int, Ints] | None) -> Ints:
-        """Upper bounds [N, R] of the sum of weights[v] [N, R, size] . value v, with the multipliers `given` for some
-        nodes [N, R, size of the argument]; None: the nonlinear nodes met first stand for their ends."""
+    def upper(
+        self, part: Part, weights: Mapping[int, Ints], given: Mapping[int, Ints] | None
+    ) -> Ints:
+        """Upper bounds [N, R] of the sum of weights[v] [N, R, size] . value v, with the multipliers
+        `given` for some nodes [N, R, size of the argument]; None: the nonlinear nodes met first
+        stand for their ends."""
         held = dict(weights)
         total: Any = np.zeros((1, 1), np.int64)
         for k in range(max(held, default=0), -1, -1):
@@ -429,7 +496,9 @@ class Net:
             parts: list[Ints] = []
             if k in self.rules and given is not None:
                 if k not in part.hulls:
-                    part.hulls[k] = self.rules[k].hull([part.ends[i] for i in self.inputs[k]], part.ends[k])
+                    part.hulls[k] = self.rules[k].hull(
+                        [part.ends[i] for i in self.inputs[k]], part.ends[k]
+                    )
                 m = given[k] if k in given else part.hulls[k].edge(w)
                 constant, parts = part.hulls[k].most(w, m), self.rules[k].back(m)
             elif k in self.back:

@@ -1,10 +1,11 @@
-"""What the checker knows of each op: the ends of its result over a box, and, where it is linear, how weights of the result
-become weights of its inputs.
+"""What the checker knows of each op: the ends of its result over a box, and, where it is linear,
+how weights of the result become weights of its inputs.
 
-A value is flat here: ends of N boxes are [N, size], weights of R functions in each box [N, R, size]. All integers are
-int64, and before every product or sum a Python integer bounds the magnitude of whatever it can give: what could reach 2**62
-has no bound (`TooLarge`). Floats stand in two places: in an op's own `run`, and in products of integers whose partial sums
-stay below 2**53, which are exact.
+A value is flat here: ends of N boxes are [N, size], weights of R functions in each box [N, R,
+size]. All integers are int64, and before every product or sum a Python integer bounds the magnitude
+of whatever it can give: what could reach 2**62 has no bound (`TooLarge`). Floats stand in two
+places: in an op's own `run`, and in products of integers whose partial sums stay below 2**53, which
+are exact.
 """
 
 from __future__ import annotations
@@ -17,7 +18,19 @@ import numpy.typing as npt
 
 from qverify.errors import Rejected
 from qverify.kernels import open_kernels
-from qverify.ops import AbstractOp, Conv, Dense, Layout, Max, Mean, Pairwise, Requantize, Softmax, Table, Type
+from qverify.ops import (
+    AbstractOp,
+    Conv,
+    Dense,
+    Layout,
+    Max,
+    Mean,
+    Pairwise,
+    Requantize,
+    Softmax,
+    Table,
+    Type,
+)
 
 CPU = open_kernels("cpu")
 LIMIT = 2**62
@@ -36,7 +49,8 @@ def reach(*arrays: Ints) -> int:
 
 
 def fits(size: int, limit: int = LIMIT) -> None:
-    """Reject what could leave its type; `size` bounds the magnitude of every intermediate result."""
+    """Reject what could leave its type; `size` bounds the magnitude of every intermediate
+    result."""
     if size >= limit:
         raise TooLarge("its numbers are so large that a sum could leave 64 bits")
 
@@ -69,10 +83,12 @@ def gathered(w: Ints, index: Ints, size: int) -> Ints:
 
 def spots(inner: tuple[int, ...], outer: tuple[int, ...]) -> Ints:
     """Which element of a value of shape `inner` each element of `outer` reads by broadcasting."""
-    return np.broadcast_to(np.arange(int(np.prod(inner, dtype=np.int64))).reshape(inner), outer).reshape(-1)
+    return np.broadcast_to(
+        np.arange(int(np.prod(inner, dtype=np.int64))).reshape(inner), outer
+    ).reshape(-1)
 
 
-# -- weighted sums and moves -------------------------------------------------------------------------------------------
+# -- weighted sums and moves -----------------------------------------------------------------------
 
 
 class Linear:
@@ -88,10 +104,13 @@ class Linear:
 
 
 class Weighted(Linear):
-    """weight . x + bias: each input takes its better end. The subclasses multiply by the positive weights, by the negative
-    ones, or by all of them, in float64: no sum of magnitudes reaches 2**53."""
+    """weight . x + bias: each input takes its better end. The subclasses multiply by the positive
+    weights, by the negative ones, or by all of them, in float64: no sum of magnitudes reaches
+    2**53."""
 
-    def __init__(self, weight: Ints, bias: Ints, over_inputs: int, over_results: int, x: int) -> None:
+    def __init__(
+        self, weight: Ints, bias: Ints, over_inputs: int, over_results: int, x: int
+    ) -> None:
         self.all = weight.astype(np.float64)
         self.positive, self.negative = np.maximum(self.all, 0), np.minimum(self.all, 0)
         self.bias, self.over_inputs, self.over_results = bias, over_inputs, over_results
@@ -131,7 +150,8 @@ class Product(Weighted):
 
 
 class Convolution(Weighted):
-    """Conv, tap by tap of its kernel; while it works, values are [groups, n, B, *spatial, channels of a group]."""
+    """Conv, tap by tap of its kernel; while it works, values are [groups, n, B, *spatial, channels
+    of a group]."""
 
     def __init__(self, op: Conv, x: Type, y: Type) -> None:
         channels, inputs, *kernel = op.weight.shape
@@ -140,7 +160,9 @@ class Convolution(Weighted):
         size = np.abs(weight).reshape(*weight.shape[:3], -1)
         over = [int(size.sum(axis=axes).max(initial=0)) for axes in ((2, 3), (1, 3))]
         bias = np.broadcast_to(op.bias.reshape(-1, *([1] * self.rank)), y.shape).reshape(-1)
-        super().__init__(weight, bias, over[0], over[1], max(abs(x.low), abs(x.high), abs(op.pad_value)))
+        super().__init__(
+            weight, bias, over[0], over[1], max(abs(x.low), abs(x.high), abs(op.pad_value))
+        )
         self.padded = [n + op.pads[i] + op.pads[self.rank + i] for i, n in enumerate(x.shape[2:])]
         inside = (slice(op.pads[i], op.pads[i] + n) for i, n in enumerate(x.shape[2:]))
         self.inside: Any = (..., *inside, slice(None))
@@ -158,7 +180,10 @@ class Convolution(Weighted):
         """Every tap, and where it reads in the padded input."""
         for tap in np.ndindex(*self.all.shape[3:]):
             starts = [t * d for t, d in zip(tap, self.op.dilations, strict=True)]
-            ends = ((a, a + (n - 1) * s + 1, s) for a, n, s in zip(starts, self.y[2:], self.op.strides, strict=True))
+            ends = (
+                (a, a + (n - 1) * s + 1, s)
+                for a, n, s in zip(starts, self.y[2:], self.op.strides, strict=True)
+            )
             yield (..., *tap), (..., *(slice(*end) for end in ends), slice(None))
 
     def times(self, x: Ints, weight: Floats) -> Ints:
@@ -168,7 +193,9 @@ class Convolution(Weighted):
         shape = (groups, len(x), self.y[0], *self.y[2:], results)
         total = np.zeros(shape)
         for tap, where in self.taps():
-            total += np.matmul(own[where].reshape(groups, -1, inputs), weight[tap].swapaxes(1, 2)).reshape(shape)
+            total += np.matmul(
+                own[where].reshape(groups, -1, inputs), weight[tap].swapaxes(1, 2)
+            ).reshape(shape)
         return self.joined(total)
 
     def back(self, w: Ints) -> tuple[list[Ints], Ints]:
@@ -182,7 +209,9 @@ class Convolution(Weighted):
         parts = self.joined(total[self.inside]).reshape(*w.shape[:2], -1)
         constant = (w * self.bias).sum(axis=2)
         if self.op.pad_value and any(self.op.pads):  # weights of the padding
-            everywhere = total.astype(np.int64).sum(axis=(0, *range(2, total.ndim))).reshape(w.shape[:2])
+            everywhere = (
+                total.astype(np.int64).sum(axis=(0, *range(2, total.ndim))).reshape(w.shape[:2])
+            )
             constant = constant + self.op.pad_value * (everywhere - parts.sum(axis=2))
         return [parts], constant
 
@@ -192,13 +221,18 @@ class Move(Linear):
 
     def __init__(self, op: Layout, inputs: tuple[Type, ...]) -> None:
         self.sizes, self.index = [x.size for x in inputs], op.index
-        self.constants = np.zeros(0, np.int64) if op.constants is None else op.constants.astype(np.int64)
+        self.constants = (
+            np.zeros(0, np.int64) if op.constants is None else op.constants.astype(np.int64)
+        )
 
     def ends(self, boxes: list[Ends]) -> Ends:
         if self.index is None:
             return boxes[0]
         fixed = np.broadcast_to(self.constants, (len(boxes[0][0]), len(self.constants)))
-        low, high = (np.concatenate([*(box[i] for box in boxes), fixed], axis=1)[:, self.index] for i in (0, 1))
+        low, high = (
+            np.concatenate([*(box[i] for box in boxes), fixed], axis=1)[:, self.index]
+            for i in (0, 1)
+        )
         return low, high
 
     def back(self, w: Ints) -> tuple[list[Ints], Ints]:
@@ -222,7 +256,7 @@ def linear(op: AbstractOp, types: tuple[Type, ...], y: Type) -> Linear | None:
     return None
 
 
-# -- ends of the other ops ---------------------------------------------------------------------------------------------
+# -- ends of the other ops -------------------------------------------------------------------------
 
 
 def interval(op: AbstractOp, types: tuple[Type, ...]) -> Callable[[list[Ends]], Ends]:
@@ -258,7 +292,8 @@ def rows_of(op: Table, x: Type) -> Ints:
 
 
 def _table(op: Table, x: Type) -> Callable[[list[Ends]], Ends]:
-    """The least and the largest entry of a range, from two ranges of 2**level entries that cover it."""
+    """The least and the largest entry of a range, from two ranges of 2**level entries that cover
+    it."""
     rows, levels = rows_of(op, x), [(op.values.astype(np.int64),) * 2]
     while 2 ** len(levels) <= op.values.shape[1]:
         (least, most), half = levels[-1], 2 ** (len(levels) - 1)
@@ -277,12 +312,17 @@ def _table(op: Table, x: Type) -> Callable[[list[Ends]], Ends]:
 
 
 def _softmax(op: Softmax, low: Ints, high: Ints) -> Ends:
-    """The least term over the largest sum, and conversely: every step of `run` is monotone in the terms and the sum.
+    """The least term over the largest sum, and conversely: every step of `run` is monotone in the
+    terms and the sum.
 
-    A term falls as the row's maximum rises; the sum is never below the term of the maximum itself."""
+    A term falls as the row's maximum rises; the sum is never below the term of the maximum
+    itself.
+    """
     n, low, high = len(low), low.reshape(-1, op.length), high.reshape(-1, op.length)
     tops = (high.max(axis=1, keepdims=True), low.max(axis=1, keepdims=True))
-    terms = [op._table[np.clip(x - top + 255, 0, 255)] for x, top in zip((low, high), tops, strict=True)]
+    terms = [
+        op._table[np.clip(x - top + 255, 0, 255)] for x, top in zip((low, high), tops, strict=True)
+    ]
     least, most = (np.add.accumulate(t, axis=1, dtype=np.float32)[:, -1:] for t in terms)
     factor = float(np.floor(np.float32(1) / op.y_scale))
     ends = []

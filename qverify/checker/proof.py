@@ -8,26 +8,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qverify.boundary.domain import make_domain
+from qverify.boundary.outputs import described_outputs, make_decoder
+from qverify.boundary.readings import make_readings
 from qverify.checker.archive import Archive
 from qverify.checker.bounds import Net, Part
 from qverify.checker.ops import CPU, Ends, Floats, Ints, TooLarge, added, fits
 from qverify.checker.regions import Compiler, Inequality, refuted
 from qverify.checker.tree import BEYOND, CLOSED, DUAL, Leaves, Tree
 from qverify.errors import Rejected
-from qverify.frontend.boundary import make_domain, make_encoder
+from qverify.frontend.encoder import make_encoder
 from qverify.frontend.lower import Lowered
-from qverify.frontend.outputs import described_outputs, make_decoder
-from qverify.frontend.readings import make_readings
 from qverify.property import Query
 
-INNER, PRECISION, LEAST_PRECISION = 16, 18, 8  # powers of two that sums are multiplied by before edges are taken
+# Powers of two that sums are multiplied by before edges are taken.
+INNER, PRECISION, LEAST_PRECISION = (
+    16,
+    18,
+    8,
+)
 BATCH = 2**19  # elements of an array
 BoolArray = npt.NDArray[np.bool_]
 Terms = list[tuple[Inequality, int]]  # inequalities and their factors
 
 
 class Proof:
-    """The proof of a query: inner bounds, and a tree of parts of the root box whose leaves are closed one by one."""
+    """The proof of a query: inner bounds, and a tree of parts of the root box whose leaves are
+    closed one by one."""
 
     def __init__(self, archive: Archive, query_number: int, lowered: Lowered, query: Query) -> None:
         self.archive, self.name = archive, f"q{query_number}."
@@ -49,7 +56,9 @@ class Proof:
         if not all(np.isfinite(end).all() for end in self._outputs(root)):
             raise Rejected("an output can overflow float32")
         tables = {nodes[k] for k, name in rules.items() if name == "staircase"}
-        self.cover = Compiler(self.network, described_outputs(lowered), root.ends, tables).cover(query.cases)
+        self.cover = Compiler(self.network, described_outputs(lowered), root.ends, tables).cover(
+            query.cases
+        )
         self.inequalities = self.cover.inequalities
         self.values = sorted({v for own in self.inequalities for v, _, _ in own.terms})
         self.sizes = np.array([t.size for t in self.net.types])
@@ -68,7 +77,8 @@ class Proof:
         self.tree = Tree(self.archive, self.name, self.sizes, len(self.cover.regions))
         kinds = self.tree.kind
         if self.tree.parted or (kinds == CLOSED).any():
-            # What is refuted in the whole box is so in every part. (Edges need not be better where bounds are.)
+            # What is refuted in the whole box is so in every part. (Edges need not be better where
+            # bounds are.)
             self.at_root = (self._closed_cases(self.bare) | self._closed_cases(self.root))[0]
         if self.tree.parted:
             self._check_root()
@@ -81,7 +91,8 @@ class Proof:
     # -- inner bounds
 
     def _inner_bounds(self, j: int, step: Any) -> None:
-        """Bounds of elements of a node's argument, which hold in the whole box: proved from those before them."""
+        """Bounds of elements of a node's argument, which hold in the whole box: proved from those
+        before them."""
         if not isinstance(step, dict):
             raise self.archive.fault("'inner' in header.json is no list of objects")
         node = self.archive.field(step, "node", int)
@@ -95,14 +106,20 @@ class Proof:
             precision = self.archive.field(step, "precision", int)
             columns = self._columns(step)
             given = _split(
-                self.archive.array(f"{self.name}given{j}", 2 * len(elements), sum(columns.values())), columns
+                self.archive.array(
+                    f"{self.name}given{j}", 2 * len(elements), sum(columns.values())
+                ),
+                columns,
             )
         part, _ = self.net.part(1, {}, self.known)
         value, found = rule.known(self._arguments(node, elements, part, precision, given))
         at = node if value is None else self.net.inputs[node][value]
         low, high = np.maximum(found[0], part.ends[at][0]), np.minimum(found[1], part.ends[at][1])
         sane = low <= high
-        self.known[at] = np.where(sane, low, part.ends[at][0]), np.where(sane, high, part.ends[at][1])
+        self.known[at] = (
+            np.where(sane, low, part.ends[at][0]),
+            np.where(sane, high, part.ends[at][1]),
+        )
         self.inner += len(elements)
 
     def _columns(self, where: dict[str, Any]) -> dict[int, int]:
@@ -114,8 +131,11 @@ class Proof:
             raise Rejected("multipliers are not for the arguments of nodes with rules")
         return dict(pairs)
 
-    def _arguments(self, node: int, elements: Ints, part: Part, precision: int, given: dict[int, Ints]) -> Ends:
-        """Bounds [1, size] of some elements of a node's argument; of the others, numbers beyond all values."""
+    def _arguments(
+        self, node: int, elements: Ints, part: Part, precision: int, given: dict[int, Ints]
+    ) -> Ends:
+        """Bounds [1, size] of some elements of a node's argument; of the others, numbers beyond all
+        values."""
         rule, count = self.net.rules[node], len(elements)
         if not 0 <= precision <= 32:
             raise Rejected(f"an inner bound has the precision {precision}")
@@ -135,8 +155,11 @@ class Proof:
             low[0, own], high[0, own] = -bound[len(own) :], bound[: len(own)]
         return low, high
 
-    def _bounds(self, part: Part, weights: dict[int, Ints], given: dict[int, Ints], precision: int) -> Ints:
-        """Upper bounds [1, R] over one box, in units of 2**precision; of what has none, a number beyond all values."""
+    def _bounds(
+        self, part: Part, weights: dict[int, Ints], given: dict[int, Ints], precision: int
+    ) -> Ints:
+        """Upper bounds [1, R] over one box, in units of 2**precision; of what has none, a number
+        beyond all values."""
         try:
             return self.net.upper(part, weights, given) >> precision
         except TooLarge:  # one function may be, and the others not
@@ -144,7 +167,9 @@ class Proof:
             if count == 1:
                 return np.full((1, 1), BEYOND)
         halves = slice(0, count // 2), slice(count // 2, None)
-        parts = (({k: m[:, rows] for k, m in own.items()} for own in (weights, given)) for rows in halves)
+        parts = (
+            ({k: m[:, rows] for k, m in own.items()} for own in (weights, given)) for rows in halves
+        )
         return np.concatenate([self._bounds(part, w, m, precision) for w, m in parts], axis=1)
 
     # -- leaves
@@ -152,33 +177,45 @@ class Proof:
     def _outputs(self, part: Part) -> tuple[Floats, Floats]:
         """Ends of the output values."""
         low, high = (
-            np.concatenate([part.ends[v][i] for v in self.network.outputs], axis=1).astype(np.int32) for i in (0, 1)
+            np.concatenate([part.ends[v][i] for v in self.network.outputs], axis=1).astype(np.int32)
+            for i in (0, 1)
         )
         with np.errstate(over="ignore", invalid="ignore"):
             return self.decoder.decode_box(low, high)
 
     def _closed_cases(self, part: Part) -> BoolArray:
-        """Which cases are refuted in some boxes [N, cases]: by intervals, or in each of their regions by an inequality."""
+        """Which cases are refuted in some boxes [N, cases]: by intervals, or in each of their
+        regions by an inequality."""
         result = refuted(self.query.cases, *self._outputs(part))
         left = np.flatnonzero(~result.all(axis=1))
         step = max(1, BATCH // (int(self.sizes.max()) * max(len(self.inequalities), 1)))
         for start in range(0, len(left) if self.inequalities else 0, step):
             rows = left[start : start + step]
             fails = dict(zip(self.inequalities, self._negative(part.take(rows)).T, strict=True))
-            empty = [np.any([fails[own] for own in region], axis=0) for region in self.cover.regions]
+            empty = [
+                np.any([fails[own] for own in region], axis=0) for region in self.cover.regions
+            ]
             for case, regions in enumerate(self.cover.cases):
                 if regions is not None:
-                    result[rows, case] |= np.all([np.ones(len(rows), np.bool_), *(empty[r] for r in regions)], axis=0)
+                    result[rows, case] |= np.all(
+                        [np.ones(len(rows), np.bool_), *(empty[r] for r in regions)], axis=0
+                    )
         return result
 
     def _negative(self, part: Part) -> BoolArray:
-        """Which inequalities have a negative upper bound, by ends or by edges: [N, inequalities]."""
+        """Which inequalities have a negative upper bound, by ends or by edges: [N,
+        inequalities]."""
         most = max((abs(c) for own in self.inequalities for _, _, c in own.terms), default=1)
-        ends, edges = (1, None), (1 << max(PRECISION - most.bit_length() + 1, LEAST_PRECISION), dict[int, Ints]())
+        ends, edges = (
+            (1, None),
+            (1 << max(PRECISION - most.bit_length() + 1, LEAST_PRECISION), dict[int, Ints]()),
+        )
         result = np.zeros((len(part.ends[0][0]), len(self.inequalities)), np.bool_)
         for unit, given in (ends, edges):
             try:
-                result |= self._upper(part, [[[(own, unit)] for own in self.inequalities]], given) < 0
+                result |= (
+                    self._upper(part, [[[(own, unit)] for own in self.inequalities]], given) < 0
+                )
                 continue
             except TooLarge:  # one of them may be, and the others not
                 pass
@@ -189,15 +226,18 @@ class Proof:
         return result
 
     def _upper(self, part: Part, sums: list[list[Terms]], given: dict[int, Ints] | None) -> Ints:
-        """Upper bounds [N, R] of R sums of multiples of inequalities' left sides: others in each box, or the same in
-        all."""
+        """Upper bounds [N, R] of R sums of multiples of inequalities' left sides: others in each
+        box, or the same in all."""
         shape = len(sums), len(sums[0])
         weights = {v: np.zeros((*shape, self.sizes[v]), np.int64) for v in self.values}
         constants = np.zeros(shape, np.int64)
         for n, row in enumerate(sums):
             for r, terms in enumerate(row):
                 fits(
-                    sum(abs(f) * max(abs(v) for v in (own.constant, *(c for _, _, c in own.terms))) for own, f in terms)
+                    sum(
+                        abs(f) * max(abs(v) for v in (own.constant, *(c for _, _, c in own.terms)))
+                        for own, f in terms
+                    )
                 )
                 for own, factor in terms:
                     constants[n, r] += factor * own.constant
@@ -208,7 +248,9 @@ class Proof:
     def _check_root(self) -> None:
         """The root's children stand for regions; a case that has another one must be closed."""
         named = set(self.tree.regions.tolist())
-        left = [i for i, own in enumerate(self.cover.cases) if own is None or not named.issuperset(own)]
+        left = [
+            i for i, own in enumerate(self.cover.cases) if own is None or not named.issuperset(own)
+        ]
         if not self.at_root[left].all():
             raise Rejected("a region of the property is missing, and its case is not refuted")
 
@@ -217,25 +259,31 @@ class Proof:
         return self.net.part(len(leaves.entries), leaves.cuts, self.known)
 
     def _check_closed(self, leaves: Leaves) -> None:
-        """Parts without a point, or in which every case is refuted: of a part that is about a region, the region's case."""
+        """Parts without a point, or in which every case is refuted: of a part that is about a
+        region, the region's case."""
         part, possible = self._part(leaves)
         rows = np.flatnonzero(possible)
         if len(rows):
             closed = self._closed_cases(part.take(rows)) | self.at_root
             for i, own in enumerate(leaves.region[rows].tolist()):
-                closed[i] |= own >= 0 and np.array([own not in (case or ()) for case in self.cover.cases])
+                closed[i] |= own >= 0 and np.array(
+                    [own not in (case or ()) for case in self.cover.cases]
+                )
             for row in np.flatnonzero(~closed.all(axis=1)):
                 if not self._holds_nothing(part, rows[row], np.flatnonzero(~closed[row])):
                     raise Rejected(
-                        f"entry {leaves.entries[rows[row]]} of its tree is not closed: a case is not refuted there"
+                        f"entry {leaves.entries[rows[row]]} of its tree is not closed: a case is "
+                        "not refuted there"
                     )
         self.leaves += len(leaves.entries)
 
     def _holds_nothing(self, part: Part, row: int, cases: Ints) -> bool:
-        """Whether no input has codes in a part (several codes may come from one input element), or it is one code vector
-        and no reading of the property accepts these cases there.
+        """Whether no input has codes in a part (several codes may come from one input element), or
+        it is one code vector and no reading of the property accepts these cases there.
 
-        Sound because `cells` gives, for every input element, all its values whose codes lie in the part."""
+        Sound because `cells` gives, for every input element, all its values whose codes lie in the
+        part.
+        """
         low, high = (end[row].astype(np.int32) for end in part.ends[0])
         without = self.domain.encoder.shared and self.domain.cells(low, high) is None
         if without or (low < high).any():
@@ -246,13 +294,19 @@ class Proof:
     def _check_dual(self, step: int) -> None:
         """Parts in which a combination of a region's inequalities has a negative upper bound."""
         columns = self._columns(self.header)
-        count, longest = int((self.tree.kind == DUAL).sum()), max(len(own) for own in self.cover.regions)
+        count, longest = (
+            int((self.tree.kind == DUAL).sum()),
+            max(len(own) for own in self.cover.regions),
+        )
         mixes = self.archive.rows(f"{self.name}mix", count, longest)
         multipliers = self.archive.rows(f"{self.name}multipliers", count, sum(columns.values()))
         for leaves in self.tree.leaves(DUAL, step):
             own = leaves.entries
             if (self.tree.data[own] != np.arange(self.duals, self.duals + len(own))).any():
-                raise Rejected("its rows of multipliers are not those of its tree's entries, in the order of a walk")
+                raise Rejected(
+                    "its rows of multipliers are not those of its tree's entries, in the order of "
+                    "a walk"
+                )
             self.duals += len(own)
             mix, given = mixes.take(len(own)), _split(multipliers.take(len(own)), columns)
             if (mix < 0).any():
@@ -264,10 +318,14 @@ class Proof:
             ]
             rows = np.flatnonzero(possible)
             if (bad := self._first_open(part, sums, given, rows)) is not None:
-                raise Rejected(f"entry {own[bad]} of its tree is not closed: its bound is not negative")
+                raise Rejected(
+                    f"entry {own[bad]} of its tree is not closed: its bound is not negative"
+                )
             self.leaves += len(own)
 
-    def _first_open(self, part: Part, sums: list[list[Terms]], given: dict[int, Ints], rows: Ints) -> int | None:
+    def _first_open(
+        self, part: Part, sums: list[list[Terms]], given: dict[int, Ints], rows: Ints
+    ) -> int | None:
         """The first of `rows` whose sum has no negative upper bound."""
         if not len(rows):
             return None
@@ -285,4 +343,8 @@ class Proof:
 def _split(rows: Ints, columns: dict[int, int]) -> dict[int, Ints]:
     """Rows of multipliers, node by node: [N, 1, size]."""
     ends = np.cumsum(list(columns.values()))
-    return dict(zip(columns, np.split(rows[:, None], ends[:-1], axis=2), strict=True)) if columns else {}
+    return (
+        dict(zip(columns, np.split(rows[:, None], ends[:-1], axis=2), strict=True))
+        if columns
+        else {}
+    )

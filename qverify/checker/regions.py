@@ -1,7 +1,8 @@
-"""The cases of a property over a network's integers: their regions, and which cases intervals refute.
+"""The cases of a property over a network's integers: their regions, and which cases intervals
+refute.
 
-Every (input, output) pair for which a case's rows hold satisfies all inequalities of one of the case's regions. See
-"Regions" in specs/certificate.md.
+Every (input, output) pair for which a case's rows hold satisfies all inequalities of one of the
+case's regions. See "Regions" in specs/certificate.md.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ APART = 40  # powers of two between the units of a row's lines
 
 @dataclass(frozen=True)
 class Inequality:
-    """sum of coefficient * value.flat[element] + constant >= 0; `terms` are (value, element, coefficient)."""
+    """sum of coefficient * value.flat[element] + constant >= 0; `terms` are (value, element,
+    coefficient)."""
 
     terms: tuple[tuple[int, int, int], ...]
     constant: int
@@ -43,7 +45,8 @@ Region = tuple[Inequality, ...]
 
 @dataclass(frozen=True)
 class Along:
-    """c Y along u = 0, 1, ..., in which it does not rise; u >= k (k > 0) if and only if sign * accumulator >= begin[k]."""
+    """c Y along u = 0, 1, ..., in which it does not rise; u >= k (k > 0) if and only if sign *
+    accumulator >= begin[k]."""
 
     value: int
     element: int
@@ -58,8 +61,8 @@ class Along:
 
 @dataclass(frozen=True)
 class Cover:
-    """The regions of a query's cases; a case is the numbers of its regions, or None if it has none that could be
-    refuted."""
+    """The regions of a query's cases; a case is the numbers of its regions, or None if it has none
+    that could be refuted."""
 
     regions: list[Region]
     cases: list[list[int] | None]
@@ -72,8 +75,8 @@ class Cover:
 
 @dataclass
 class Compiler:
-    """Makes regions of rows: `root` holds the ends of every value over the root box, without any further bounds; `taken`
-    says which tables are taken as staircases."""
+    """Makes regions of rows: `root` holds the ends of every value over the root box, without any
+    further bounds; `taken` says which tables are taken as staircases."""
 
     network: Network
     outputs: Sequence[Any]  # what the frontend says of every output tensor
@@ -88,7 +91,9 @@ class Compiler:
         for case in cases:
             found = self.case(case)
             if not found or all(found):
-                numbers.append(None if found is None else list(range(len(regions), len(regions) + len(found))))
+                numbers.append(
+                    None if found is None else list(range(len(regions), len(regions) + len(found)))
+                )
                 regions += found or []
             else:
                 numbers.append(None)  # a region without inequalities
@@ -99,7 +104,11 @@ class Compiler:
         options = [found for row in case if (found := self.row(row)) is not None]
         if prod(len(found) for found in options) > MOST:
             options = [found for row in case if (found := self.as_line(row)) is not None]
-        return [tuple(own for region in one for own in region) for one in product(*options)] if options else None
+        return (
+            [tuple(own for region in one for own in region) for one in product(*options)]
+            if options
+            else None
+        )
 
     def row(self, row: Row) -> list[Region] | None:
         """The regions of one row."""
@@ -112,10 +121,14 @@ class Compiler:
         return self.as_line(row)
 
     def as_line(self, row: Row) -> list[Region] | None:
-        """The regions of a row that is taken as a line: none where it never holds, one without inequalities where it always
-        does."""
+        """The regions of a row that is taken as a line: none where it never holds, one without
+        inequalities where it always does."""
         line = self.line(row)
-        far = 0 if line is None else sum(abs(factor) * self.reach(value) for value, _, factor in line.terms)
+        far = (
+            0
+            if line is None
+            else sum(abs(factor) * self.reach(value) for value, _, factor in line.terms)
+        )
         if line is None or far >= REACH:
             return None
         if line.constant < -far:
@@ -155,9 +168,13 @@ class Compiler:
         """A value as non-decreasing steps of its node's input."""
         if value and value not in self.known:
             node, steps = self.network.nodes[value - 1], None
-            if isinstance(node.op, Requantize) or (isinstance(node.op, Table) and value in self.taken):
+            if isinstance(node.op, Requantize) or (
+                isinstance(node.op, Table) and value in self.taken
+            ):
                 try:
-                    steps = Staircase(node.op, self.network.type_of(node.inputs[0]), node.type).steps
+                    steps = Staircase(
+                        node.op, self.network.type_of(node.inputs[0]), node.type
+                    ).steps
                 except Rejected:  # it decreases
                     steps = None
             self.known[value] = steps
@@ -168,7 +185,10 @@ class Compiler:
         parts = [(*self.output(j), c) for j, c in row.y]
         if not parts or any(own.line is None for own, _, _ in parts):
             return None
-        units, scale = [own.line.unit for own, _, _ in parts], lcm(*(c.denominator for _, _, c in parts))
+        units, scale = (
+            [own.line.unit for own, _, _ in parts],
+            lcm(*(c.denominator for _, _, c in parts)),
+        )
         if max(units) - min(units) > APART or any(abs(c * scale) > LARGEST for _, _, c in parts):
             return None
         terms: dict[tuple[int, int], int] = {}
@@ -182,7 +202,9 @@ class Compiler:
         rounded = {key: (c + (1 << shift >> 1)) >> shift for key, c in terms.items()}
         for (value, at), exact in terms.items():  # what rounding can lose
             constant += abs(exact - (rounded[value, at] << shift)) * self.reach(value)
-        kept = tuple((value, at, factor) for (value, at), factor in sorted(rounded.items()) if factor)
+        kept = tuple(
+            (value, at, factor) for (value, at), factor in sorted(rounded.items()) if factor
+        )
         return Inequality(kept, -(-constant >> shift))
 
 
@@ -222,15 +244,19 @@ def _two(row: Row, first: Along, second: Along) -> list[Region]:
     if 256 * (abs(wide - high) - 2) > max(wide, high):  # the two are not on the same scale
         p, q = (max(1, (4096 * side) // max(wide, high)) for side in (high, wide))
     least = min(p * a + q * b for a, b in zip(x, y, strict=True))
-    terms = (first.value, first.element, p * first.sign), (second.value, second.element, q * second.sign)
+    terms = (
+        (first.value, first.element, p * first.sign),
+        (second.value, second.element, q * second.sign),
+    )
     return [*regions, (Inequality(terms, -least), *ends)]
 
 
-# -- intervals ---------------------------------------------------------------------------------------------------------
+# -- intervals -------------------------------------------------------------------------------------
 
 
 def refuted(cases: Sequence[Case], low: Floats, high: Floats) -> npt.NDArray[np.bool_]:
-    """Which cases have a row that fails for all outputs between `low` and `high` [N, outputs]: bool [N, cases]."""
+    """Which cases have a row that fails for all outputs between `low` and `high` [N, outputs]: bool
+    [N, cases]."""
     fails: dict[Row, npt.NDArray[np.bool_]] = {}
     result = np.zeros((len(low), len(cases)), np.bool_)
     for i, case in enumerate(cases):
@@ -242,7 +268,8 @@ def refuted(cases: Sequence[Case], low: Floats, high: Floats) -> npt.NDArray[np.
 
 
 def _fails(row: Row, low: Floats, high: Floats) -> npt.NDArray[np.bool_]:
-    """Whether a row's least value violates it, [N]: in float64 beyond doubt, else in exact rationals."""
+    """Whether a row's least value violates it, [N]: in float64 beyond doubt, else in exact
+    rationals."""
     ends = [(c, (low if c > 0 else high)[:, j]) for j, c in row.y]
     total = np.zeros(len(low))
     result, doubt = np.zeros(len(low), np.bool_), np.ones(len(low), np.bool_)

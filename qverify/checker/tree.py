@@ -1,7 +1,8 @@
 """The tree of a query's proof: read and held against what a tree is, then walked leaf by leaf.
 
-The walk keeps one box and changes one end of it per step down, and puts it back on the way up. So its time and memory grow
-with the number of entries times the size of the values that are cut, however deep the tree is.
+The walk keeps one box and changes one end of it per step down, and puts it back on the way up. So
+its time and memory grow with the number of entries times the size of the values that are cut,
+however deep the tree is.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ BEYOND = 2**40  # all values
 
 @dataclass(frozen=True)
 class Leaves:
-    """Some leaves in the order of the walk: their entries, the regions that they are about (-1: all), and the ends that
-    cuts give values, each [N, size]."""
+    """Some leaves in the order of the walk: their entries, the regions that they are about (-1:
+    all), and the ends that cuts give values, each [N, size]."""
 
     entries: Ints
     region: Ints
@@ -35,16 +36,22 @@ class Leaves:
 
 
 class Tree:
-    """The arrays of a tree over values of the given sizes; `regions` is how many the property has. Rejected unless every
-    entry but the first is the child of one earlier entry."""
+    """The arrays of a tree over values of the given sizes; `regions` is how many the property has.
+    Rejected unless every entry but the first is the child of one earlier entry."""
 
     def __init__(self, archive: Archive, name: str, sizes: Ints, regions: int) -> None:
         self.kind = archive.array(f"{name}kind", None)
         self.sizes, count = sizes, len(self.kind)
         self.first, self.value, self.element, self.threshold, self.data = (
-            archive.array(name + own, count) for own in ("first", "value", "element", "threshold", "data")
+            archive.array(name + own, count)
+            for own in ("first", "value", "element", "threshold", "data")
         )
-        if not count or self.kind.min() < 0 or self.kind.max() > DUAL or (self.kind[1:] == REGIONS).any():
+        if (
+            not count
+            or self.kind.min() < 0
+            or self.kind.max() > DUAL
+            or (self.kind[1:] == REGIONS).any()
+        ):
             raise Rejected("its tree has an entry of no kind, or regions below the root")
         self.regions = np.zeros(0, np.int64)
         if self.parted:
@@ -61,7 +68,11 @@ class Tree:
         return bool(self.kind[0] == REGIONS)
 
     def _check_children(self) -> None:
-        count, cuts, top = len(self.kind), np.flatnonzero(self.kind == CUT), np.arange(len(self.regions))
+        count, cuts, top = (
+            len(self.kind),
+            np.flatnonzero(self.kind == CUT),
+            np.arange(len(self.regions)),
+        )
         first = self.first[cuts]
         if (
             (first <= cuts).any()
@@ -73,7 +84,9 @@ class Tree:
         if (np.bincount(children, minlength=count) != (np.arange(count) > 0)).any():
             raise Rejected("its tree is no tree: an entry is nobody's child, or that of two")
         value, element = self.value[cuts], self.element[cuts]
-        if ((value < 0) | (value >= len(self.sizes))).any() or ((element < 0) | (element >= self.sizes[value])).any():
+        if ((value < 0) | (value >= len(self.sizes))).any() or (
+            (element < 0) | (element >= self.sizes[value])
+        ).any():
             raise Rejected("a cut is on an element that the network does not have")
         if reach(self.threshold[cuts]) >= BEYOND:
             raise Rejected("a cut is beyond all values")
@@ -81,9 +94,15 @@ class Tree:
     def leaves(self, kind: int, most: int) -> Iterator[Leaves]:
         """All leaves of a kind, depth first, the first child first, at most `most` at a time."""
         values = np.unique(self.value[self.kind == CUT])
-        starts = dict(zip(values.tolist(), np.cumsum([0, *self.sizes[values]]).tolist(), strict=False))
+        starts = dict(
+            zip(values.tolist(), np.cumsum([0, *self.sizes[values]]).tolist(), strict=False)
+        )
         total = int(self.sizes[values].sum())
-        box = np.full(total, -BEYOND), np.full(total, BEYOND)  # what the cuts above the entry leave of every value
+        # What the cuts above the entry leave of every value.
+        box = (
+            np.full(total, -BEYOND),
+            np.full(total, BEYOND),
+        )
         held: list[tuple[int, int]] = []
         low, high = (np.empty((most, total), np.int64) for _ in range(2))
 
@@ -110,7 +129,8 @@ class Tree:
     def _walk(self, starts: dict[int, int], box: Ends) -> Iterator[tuple[int, int]]:
         """Every leaf and its region, while `box` is cut to it."""
         kind, first = self.kind.tolist(), self.first.tolist()
-        stack: list[tuple[int, int, int, int, int]] = [(0, -1, -1, 0, 0)]  # entry, region, side (-1: none), place, end
+        # Entry, region, side (-1: none), place, end.
+        stack: list[tuple[int, int, int, int, int]] = [(0, -1, -1, 0, 0)]
         while stack:
             entry, region, side, place, end = stack.pop()
             if side >= 0:
@@ -123,7 +143,10 @@ class Tree:
                     own[place] = before
                 stack.append((-1, -1, side, place, before))
             if kind[entry] == REGIONS:
-                stack += [(first[0] + i, int(r), -1, 0, 0) for i, r in reversed(list(enumerate(self.regions)))]
+                stack += [
+                    (first[0] + i, int(r), -1, 0, 0)
+                    for i, r in reversed(list(enumerate(self.regions)))
+                ]
             elif kind[entry] == CUT:
                 place = starts[int(self.value[entry])] + int(self.element[entry])
                 threshold = int(self.threshold[entry])

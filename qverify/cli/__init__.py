@@ -1,15 +1,14 @@
 """The command `qverify`.
 
-    qverify MODEL SPEC [RESULTS_FILE] [OPTIONS]   decide one property
-    qverify batch INSTANCES.csv [OPTIONS]         run a VNN-COMP instances file
-    qverify robustness MODEL DATA [OPTIONS]       measure a classifier's certified accuracy over labelled images
-    qverify inspect MODEL                         show the integer network read from an ONNX file
-    qverify check MODEL SPEC CERTIFICATE          check a certificate: accepted, with its verdict (exit code 0), or
-    rejected (1)
-    qverify train DATA --out DIR [OPTIONS]        train a certifiably robust quantized classifier
+    qverify MODEL SPEC [RESULTS_FILE] [OPTIONS]   decide one property qverify batch INSTANCES.csv
+    [OPTIONS]         run a VNN-COMP instances file qverify robustness MODEL DATA [OPTIONS]
+    measure a classifier's certified accuracy over labelled images qverify inspect MODEL
+    show the integer network read from an ONNX file qverify check MODEL SPEC CERTIFICATE
+    check a certificate: accepted, with its verdict (exit code 0), or rejected (1) qverify train
+    DATA --out DIR [OPTIONS]        train a certifiably robust quantized classifier
 
-Standard output: the first line is sat, unsat, unknown or timeout, and a counterexample follows sat. Everything else
-goes to standard error. Exit codes:
+Standard output: the first line is sat, unsat, unknown or timeout, and a counterexample follows sat.
+Everything else goes to standard error. Exit codes:
 
     0  unsat: the property holds            3  unknown or timeout
     1  sat: violated, counterexample shown  4  internal error, please report it
@@ -34,18 +33,17 @@ from qverify import __version__
 from qverify.cli.options import common_options, shape_option
 from qverify.cli.robustness import robustness
 from qverify.cli.train import train
-from qverify.errors import CertificateError, QverifyError, SoundnessError, UnsupportedModel, UsageError
-from qverify.options import Options
-from qverify.report import (
-    Printer,
-    as_json,
-    check_writable,
-    read_counterexample,
-    remove_old,
-    verdict_text,
-    write_bytes,
-    write_text,
+from qverify.errors import (
+    CertificateError,
+    QverifyError,
+    SoundnessError,
+    UnsupportedModel,
+    UsageError,
 )
+from qverify.files import check_writable, remove_old, write_bytes, write_text
+from qverify.formats import as_json, read_counterexample, verdict_text
+from qverify.options import Options
+from qverify.printer import Printer
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -73,9 +71,15 @@ class _DefaultVerify(click.Group):
         if not args:
             raise click.UsageError("MODEL and SPEC are missing", ctx)
         if args[0] not in {*self.commands, "-h", "--help", "--version"}:
-            meant = [] if os.path.exists(args[0]) else difflib.get_close_matches(args[0], self.commands, 1)
+            meant = (
+                []
+                if os.path.exists(args[0])
+                else difflib.get_close_matches(args[0], self.commands, 1)
+            )
             if meant and not ctx.resilient_parsing:
-                raise click.UsageError(f"there is no command and no file '{args[0]}': is '{meant[0]}' meant?", ctx)
+                raise click.UsageError(
+                    f"there is no command and no file '{args[0]}': is '{meant[0]}' meant?", ctx
+                )
             args = ["verify", *args]
         return super().parse_args(ctx, args)
 
@@ -88,7 +92,9 @@ class _DefaultVerify(click.Group):
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage("qverify", "MODEL SPEC [RESULTS_FILE] [OPTIONS]")
         formatter.write_usage("qverify", "batch INSTANCES.csv [OPTIONS]", prefix="       ")
-        formatter.write_usage("qverify", "robustness MODEL DATA --eps E [OPTIONS]", prefix="       ")
+        formatter.write_usage(
+            "qverify", "robustness MODEL DATA --eps E [OPTIONS]", prefix="       "
+        )
         formatter.write_usage("qverify", "inspect MODEL", prefix="       ")
         formatter.write_usage("qverify", "check MODEL SPEC CERTIFICATE", prefix="       ")
         formatter.write_usage("qverify", "train DATA --out DIR", prefix="       ")
@@ -96,7 +102,9 @@ class _DefaultVerify(click.Group):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Show the options of `verify` as well: they are what a first look at --help is for."""
         params = (*self.commands["verify"].params, *self.get_params(ctx))
-        records = [param.get_help_record(ctx) for param in params if isinstance(param, click.Option)]
+        records = [
+            param.get_help_record(ctx) for param in params if isinstance(param, click.Option)
+        ]
         with formatter.section("Options"):
             formatter.write_dl([record for record in records if record])
         self.format_commands(ctx, formatter)
@@ -112,9 +120,9 @@ class _DefaultVerify(click.Group):
 def cli() -> None:
     """Decide whether a quantized ONNX network satisfies a VNN-LIB property.
 
-    MODEL is an ONNX file, SPEC a VNN-LIB file (1.0 or 2.x), both also as .gz. The verdict is the first line of
-    standard output: unsat (the property holds), sat (a counterexample follows), unknown or timeout. RESULTS_FILE
-    receives the same text.
+    MODEL is an ONNX file, SPEC a VNN-LIB file (1.0 or 2.x), both also as .gz. The verdict is the
+    first line of standard output: unsat (the property holds), sat (a counterexample follows),
+    unknown or timeout. RESULTS_FILE receives the same text.
     """
 
 
@@ -123,9 +131,18 @@ def cli() -> None:
 @click.argument("spec", type=click.Path())
 @click.argument("results_file", required=False, type=click.Path())
 @common_options
-@click.option("--batch", metavar="N", type=click.IntRange(min=1), help="Boxes bounded at once [default: chosen].")
 @click.option(
-    "--branch", metavar="RULE", default=Options().branch, show_default=True, help="Rule that picks where to split."
+    "--batch",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Boxes bounded at once [default: chosen].",
+)
+@click.option(
+    "--branch",
+    metavar="RULE",
+    default=Options().branch,
+    show_default=True,
+    help="Rule that picks where to split.",
 )
 @click.option(
     "--json",
@@ -146,9 +163,14 @@ def cli() -> None:
     "watch_file",
     metavar="FILE",
     type=click.Path(),
-    help="For debugging: a counterexample as printed after `sat`; an error says if the search ever discards it.",
+    help=(
+        "For debugging: a counterexample as printed after `sat`; an error says if the search ever "
+        "discards it."
+    ),
 )
-@click.option("--exit-zero", is_flag=True, help="Exit with 0 for every verdict (for competition scripts).")
+@click.option(
+    "--exit-zero", is_flag=True, help="Exit with 0 for every verdict (for competition scripts)."
+)
 @click.pass_obj
 def _verify(
     printer: Printer,
@@ -164,9 +186,12 @@ def _verify(
     no_attack: bool,
     **chosen: Any,
 ) -> int:
-    """Decide the property SPEC of the network MODEL; RESULTS_FILE receives what standard output does."""
+    """Decide the property SPEC of the network MODEL; RESULTS_FILE receives what standard output
+    does."""
     printer.verbose = verbose
-    if model.lower().endswith((".vnnlib", ".vnnlib.gz")) and spec.lower().endswith((".onnx", ".onnx.gz")):
+    if model.lower().endswith((".vnnlib", ".vnnlib.gz")) and spec.lower().endswith(
+        (".onnx", ".onnx.gz")
+    ):
         raise UsageError("MODEL and SPEC are swapped: the ONNX file comes first")
     wanted = [path for path in (results_file, json_file, proof_file) if path is not None]
     for path in wanted:
@@ -175,12 +200,18 @@ def _verify(
         raise UsageError("RESULTS_FILE, --json and --certificate must name different files")
     watch = None if watch_file is None else _watched(watch_file, spec)
     for path in wanted:
-        if path != proof_file:  # an old proof stays until there is a new one: it is checked before it is believed
-            remove_old(path)  # whatever happens from here on, no answer to an earlier question stays behind
-    options = Options(attack=not no_attack, certificate=proof_file is not None, watch=watch, **chosen)
+        if (
+            path != proof_file
+        ):  # an old proof stays until there is a new one: it is checked before it is believed
+            # Whatever happens from here on, no answer to an earlier question stays behind.
+            remove_old(path)
+    options = Options(
+        attack=not no_attack, certificate=proof_file is not None, watch=watch, **chosen
+    )
     result = _decide(model, spec, options, printer)
 
-    printer.answer(verdict_text(result))  # before the files: a full disk must not swallow the verdict
+    # Before the files: a full disk must not swallow the verdict.
+    printer.answer(verdict_text(result))
     if results_file is not None:
         write_text(results_file, verdict_text(result))
     if json_file is not None:
@@ -189,22 +220,25 @@ def _verify(
         write_bytes(proof_file, result.certificate)
     elif proof_file is not None:
         kept = "; what that file holds is from before" if os.path.exists(proof_file) else ""
-        printer.line(f"no certificate is written to {proof_file}: {result.verdict.value} has none here{kept}")
+        printer.line(
+            f"no certificate is written to {proof_file}: {result.verdict.value} has none here{kept}"
+        )
     _explain(result, printer)
     return 0 if exit_zero else _EXIT_CODES[result.verdict.value]
 
 
 def _watched(path: str, spec: str) -> tuple[float, ...]:
     """The inputs in a counterexample file for the property `spec`."""
-    from qverify.frontend.vnnlib import read_property
+    from qverify.vnnlib.reader import read_property
 
     return read_counterexample(path, read_property(Path(spec)))
 
 
 def _decide(model: str, spec: str, options: Options, printer: Printer) -> Result:
-    """Run the verifier; what the imports took is taken off the time limit. Too little memory is `unknown`."""
+    """Run the verifier; what the imports took is taken off the time limit. Too little memory is
+    `unknown`."""
     from qverify.result import Result, Verdict
-    from qverify.verify import verify
+    from qverify.verification import verify
 
     limit = options.timeout
     if limit is not None:
@@ -222,9 +256,17 @@ def _explain(result: Result, printer: Printer) -> None:
     for warning in result.details.get("warnings", ()):
         printer.line(f"warning: {warning}")
     if printer.verbose:
-        facts = {key: value for key, value in result.details.items() if isinstance(value, str | int | float)}
+        facts = {
+            key: value
+            for key, value in result.details.items()
+            if isinstance(value, str | int | float)
+        }
         for name, value in (facts | dataclasses.asdict(result.stats)).items():
-            printer.block(f"  {name:16} {value:.3f}\n" if isinstance(value, float) else f"  {name:16} {value}\n")
+            printer.block(
+                f"  {name:16} {value:.3f}\n"
+                if isinstance(value, float)
+                else f"  {name:16} {value}\n"
+            )
     reason = f": {result.reason}" if result.reason else ""
     printer.line(f"{result.verdict.value} in {printer.elapsed():.2f} s{reason}")
 
@@ -237,11 +279,25 @@ def _explain(result: Result, printer: Printer) -> None:
     type=click.Path(),
     default="results.csv",
     show_default=True,
-    help="Rows category,onnx,vnnlib,prepare_time,result,run_time are appended here; rows already there are kept.",
+    help=(
+        "Rows category,onnx,vnnlib,prepare_time,result,run_time are appended here; rows already "
+        "there are kept."
+    ),
 )
-@click.option("--jobs", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
-@click.option("--filter", "text", metavar="TEXT", default="", help="Only instances whose paths contain TEXT.")
-@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N instances.")
+@click.option(
+    "--jobs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Worker processes.",
+)
+@click.option(
+    "--filter", "text", metavar="TEXT", default="", help="Only instances whose paths contain TEXT."
+)
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N instances."
+)
 @common_options
 @click.pass_obj
 def _batch(
@@ -257,17 +313,23 @@ def _batch(
     no_attack: bool,
     **chosen: Any,
 ) -> int:
-    """Run the rows `onnx,vnnlib,timeout` of INSTANCES, whose paths are relative to the file's folder.
+    """Run the rows `onnx,vnnlib,timeout` of INSTANCES, whose paths are relative to the file's
+    folder.
 
-    --timeout replaces every row's own limit. An instance that overruns its limit is killed and recorded as timeout.
-    Counterexamples go to a folder next to the results. Run the same command again to go on after an interruption.
-    Exits with 0 when every instance has a row, whatever its verdict.
+    --timeout replaces every row's own limit. An instance that overruns its limit is killed and
+    recorded as timeout. Counterexamples go to a folder next to the results. Run the same command
+    again to go on after an interruption. Exits with 0 when every instance has a row, whatever its
+    verdict.
     """
     from qverify import batch
 
     printer.verbose = verbose
     options = Options(attack=not no_attack, **chosen)
-    selected = [entry for entry in batch.read_instances(instances, timeout) if text in f"{entry.onnx},{entry.vnnlib}"]
+    selected = [
+        entry
+        for entry in batch.read_instances(instances, timeout)
+        if text in f"{entry.onnx},{entry.vnnlib}"
+    ]
     if not selected:
         what = f"no row's paths contain '{text}' (--filter)" if text else "it holds no instance"
         raise UsageError(f"{instances}: {what}")
@@ -281,7 +343,8 @@ def _batch(
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 @click.pass_obj
 def _inspect(printer: Printer, /, model: str, shapes: tuple[str, ...], verbose: bool) -> int:
-    """Show the integer network that qverify reads from the ONNX file MODEL, or all that stops it, a line each."""
+    """Show the integer network that qverify reads from the ONNX file MODEL, or all that stops it, a
+    line each."""
     from qverify.inspect import describe
 
     printer.verbose = verbose
@@ -301,11 +364,21 @@ def _inspect(printer: Printer, /, model: str, shapes: tuple[str, ...], verbose: 
 @shape_option
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 @click.pass_obj
-def _check(printer: Printer, /, model: str, spec: str, certificate: str, shapes: tuple[str, ...], verbose: bool) -> int:
-    """Check that CERTIFICATE proves its verdict for the network MODEL and the property SPEC, independently of the solver.
+def _check(
+    printer: Printer,
+    /,
+    model: str,
+    spec: str,
+    certificate: str,
+    shapes: tuple[str, ...],
+    verbose: bool,
+) -> int:
+    """Check that CERTIFICATE proves its verdict for the network MODEL and the property SPEC,
+    independently of the solver.
 
-    Prints `accepted` with the verdict that is proved (`unsat`, or `sat`: the property is violated) and exits with 0; or
-    prints `rejected` with the reason and exits with 1; with 2 where a file cannot be read.
+    Prints `accepted` with the verdict that is proved (`unsat`, or `sat`: the property is violated)
+    and exits with 0; or prints `rejected` with the reason and exits with 1; with 2 where a file
+    cannot be read.
     """
     from qverify.checker import Rejected, check
 
@@ -318,7 +391,11 @@ def _check(printer: Printer, /, model: str, spec: str, certificate: str, shapes:
     except MemoryError:
         raise CertificateError(f"{certificate}: it is too large for the memory at hand") from None
     printer.answer(f"accepted {report.verdict}\n")
-    what = f"{report.leaves} leaves, {report.inner} inner bounds" if report.verdict == "unsat" else "the counterexample"
+    what = (
+        f"{report.leaves} leaves, {report.inner} inner bounds"
+        if report.verdict == "unsat"
+        else "the counterexample"
+    )
     printer.line(f"checked {what} in {report.seconds:.2f} s")
     return 0
 
@@ -328,7 +405,8 @@ cli.add_command(train)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; every error becomes one line on standard error."""
+    """Run the command line and return the exit code; every error becomes one line on standard
+    error."""
     printer = Printer()
     try:
         code: int | None = cli.main(argv, prog_name="qverify", standalone_mode=False, obj=printer)
@@ -364,7 +442,11 @@ def _our_fault(error: Exception, printer: Printer) -> int:
 
         printer.block("".join(traceback.format_exception(error)))
     name = type(error).__name__
-    please = "" if "please report" in str(error) else "; please report it with the model and the specification"
+    please = (
+        ""
+        if "please report" in str(error)
+        else "; please report it with the model and the specification"
+    )
     printer.line(f"internal error: {name}: {error}{please}")
     return 4
 

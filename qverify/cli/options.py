@@ -30,10 +30,13 @@ shape_option = click.option(
 
 
 def common_options(command: Command) -> Command:
-    """Add the options that `verify`, `batch` and `robustness` share; their defaults are those of `Options`."""
+    """Add the options that `verify`, `batch` and `robustness` share; their defaults are those of
+    `Options`."""
     default = Options()
     options = [
-        click.option("--timeout", metavar="S", type=float, callback=_seconds, help="Stop after S seconds."),
+        click.option(
+            "--timeout", metavar="S", type=float, callback=_seconds, help="Stop after S seconds."
+        ),
         click.option(
             "--device",
             type=click.Choice(["auto", "cpu", "cuda"]),
@@ -50,8 +53,14 @@ def common_options(command: Command) -> Command:
             help="Seed of every random choice.",
         ),
         shape_option,
-        click.option("--no-attack", is_flag=True, help="Do not look for counterexamples first (for debugging)."),
-        click.option("-v", "--verbose", is_flag=True, help="Show statistics, early progress, tracebacks."),
+        click.option(
+            "--no-attack",
+            is_flag=True,
+            help="Do not look for counterexamples first (for debugging).",
+        ),
+        click.option(
+            "-v", "--verbose", is_flag=True, help="Show statistics, early progress, tracebacks."
+        ),
     ]
     for option in reversed(options):
         command = option(command)

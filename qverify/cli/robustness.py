@@ -9,13 +9,14 @@ import click
 
 from qverify.cli.options import common_options
 from qverify.options import Options
-from qverify.report import Printer
+from qverify.printer import Printer
 
 _NUMBERS = re.compile(r"\.?\d[\d.,/eE+-]*")
 
 
 class _WithRadii(click.Command):
-    """A command whose --eps takes all numbers that follow it. A number elsewhere is no radius, nor is a path one."""
+    """A command whose --eps takes all numbers that follow it. A number elsewhere is no radius, nor
+    is a path one."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         joined: list[str] = []
@@ -29,7 +30,11 @@ class _WithRadii(click.Command):
         return super().parse_args(ctx, joined)
 
 
-@click.command("robustness", cls=_WithRadii, short_help="Certified accuracy of a classifier over labelled images.")
+@click.command(
+    "robustness",
+    cls=_WithRadii,
+    short_help="Certified accuracy of a classifier over labelled images.",
+)
 @click.argument("model", type=click.Path())
 @click.argument("data", type=click.Path())
 @click.option(
@@ -39,21 +44,52 @@ class _WithRadii(click.Command):
     required=True,
     help="Radii in pixels (1/255 of the range): `--eps 1 2 4` or `--eps 1,2,4`.",
 )
-@click.option("--norm", metavar="NORM", default="linf", show_default=True, help="linf: every pixel by at most eps.")
-@click.option("--scale", metavar="S", help="A pixel p becomes (p * S - M) / D. [1/255; integer input, see above]")
+@click.option(
+    "--norm",
+    metavar="NORM",
+    default="linf",
+    show_default=True,
+    help="linf: every pixel by at most eps.",
+)
+@click.option(
+    "--scale",
+    metavar="S",
+    help="A pixel p becomes (p * S - M) / D. [1/255; integer input, see above]",
+)
 @click.option("--mean", metavar="M,...", help="One number, or one for each channel. [0]")
 @click.option("--std", metavar="D,...", help="One number, or one for each channel. [1]")
-@click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True, help="Part of DATA.")
-@click.option("--first", metavar="K", type=click.IntRange(min=0), default=0, help="Begin with image K, counted from 0.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "test"]),
+    default="test",
+    show_default=True,
+    help="Part of DATA.",
+)
+@click.option(
+    "--first",
+    metavar="K",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Begin with image K, counted from 0.",
+)
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only N images.")
-@click.option("--jobs", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
+@click.option(
+    "--jobs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Worker processes.",
+)
 @click.option(
     "--results",
     metavar="CSV",
     type=click.Path(),
     help="Keep rows of images and radii; the same command goes on from them.",
 )
-@click.option("--json", "json_file", metavar="FILE", type=click.Path(), help="Write the figures as JSON.")
+@click.option(
+    "--json", "json_file", metavar="FILE", type=click.Path(), help="Write the figures as JSON."
+)
 @click.option(
     "--plot",
     "plot_file",
@@ -83,20 +119,35 @@ def robustness(
     shapes: tuple[str, ...],
     **chosen: Any,
 ) -> int:
-    """Measure the clean, attacked and certified accuracy of the classifier MODEL over the labelled images DATA.
+    """Measure the clean, attacked and certified accuracy of the classifier MODEL over the labelled
+    images DATA.
 
-    DATA is a .npz file (x_test, y_test), a folder with MNIST's IDX files, or a folder [test/]CLASS/*.png. An image is
-    certified at a radius if no input between its pixels - eps and + eps (clipped to 0 and 255) gives another class a
-    score as high as the label's: ties count against the network, also in the clean accuracy. It is broken if an input is
-    found that does, confirmed by onnxruntime.
+    DATA is a .npz file (x_test, y_test), a folder with MNIST's IDX files, or a folder
+    [test/]CLASS/*.png. An image is certified at a radius if no input between its pixels - eps and +
+    eps (clipped to 0 and 255) gives another class a score as high as the label's: ties count
+    against the network, also in the clean accuracy. It is broken if an input is found that does,
+    confirmed by onnxruntime.
 
-    Without --scale, --mean and --std a pixel p becomes p / 255 for a float32 input, p for uint8 and p - 128 for int8;
-    the model's shape says where channels, rows and columns go. --timeout is for each image and radius [default: 10];
-    what runs into it counts as not certified. Prints a table. Exits with 0 when everything was tried.
+    Without --scale, --mean and --std a pixel p becomes p / 255 for a float32 input, p for uint8 and
+    p - 128 for int8; the model's shape says where channels, rows and columns go. --timeout is for
+    each image and radius [default: 10]; what runs into it counts as not certified. Prints a table.
+    Exits with 0 when everything was tried.
     """
     from qverify.robustness.command import measure
 
     printer.verbose = verbose
-    options = Options(timeout=timeout or 10.0, device=device, seed=seed, attack=not no_attack, shapes=shapes)
-    measure(printer, model, data, eps, (scale, mean, std), split, (json_file, plot_file), options, **chosen)
+    options = Options(
+        timeout=timeout or 10.0, device=device, seed=seed, attack=not no_attack, shapes=shapes
+    )
+    measure(
+        printer,
+        model,
+        data,
+        eps,
+        (scale, mean, std),
+        split,
+        (json_file, plot_file),
+        options,
+        **chosen,
+    )
     return 0

@@ -12,7 +12,8 @@ NAMED, TOLD = 3, 4  # further nodes of a kind that are named; kinds that are tol
 
 @dataclass(frozen=True)
 class Blocker:
-    """A node (an input, an output) that cannot be read, and why. Those of one op and one `kind` are told together."""
+    """A node (an input, an output) that cannot be read, and why. Those of one op and one `kind` are
+    told together."""
 
     reason: str
     node: str = ""  # its name in the file
@@ -26,7 +27,8 @@ class Blocker:
 
 
 def refused(blockers: Sequence[Blocker], behind: int = 0) -> UnsupportedModel:
-    """The error of a model that has these blockers. `behind` nodes were not looked at, since they need what others give."""
+    """The error of a model that has these blockers. `behind` nodes were not looked at, since they
+    need what others give."""
     groups: dict[tuple[str, str], list[Blocker]] = {}
     for blocker in blockers:
         groups.setdefault((_op(blocker), blocker.kind or blocker.reason), []).append(blocker)
@@ -49,7 +51,11 @@ def _together(group: list[Blocker]) -> str:
     first, *others = group
     if not others or not first.what:
         return "; ".join(blocker.text for blocker in group)
-    names = f"and '{others[0].node}'" if len(others) == 1 else ", ".join(f"'{other.node}'" for other in others)
+    names = (
+        f"and '{others[0].node}'"
+        if len(others) == 1
+        else ", ".join(f"'{other.node}'" for other in others)
+    )
     more = f"and {len(others)} more {_op(first)} nodes"
     if len(others) <= NAMED:
         more = names if len(others) == 1 else f"and {names}"

@@ -1,4 +1,5 @@
-"""Builds the network while the ONNX graph is read: emits ops, moves elements of any tensor kind, closes float chains."""
+"""Builds the network while the ONNX graph is read: emits ops, moves elements of any tensor kind,
+closes float chains."""
 
 from __future__ import annotations
 
@@ -22,16 +23,30 @@ from qverify.frontend.tensors import (
 )
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Node
-from qverify.ops import AbstractOp, FloatProgram, Layout, Pairwise, Requantize, Step, Table, Type, Unfit, joint_shape
+from qverify.ops import (
+    AbstractOp,
+    FloatProgram,
+    FloatStep,
+    Layout,
+    Pairwise,
+    Requantize,
+    Table,
+    Type,
+    Unfit,
+    joint_shape,
+)
 from qverify.ops.requantize import ordinals
 
 NEUTRAL = {"mul": 1.0, "div": 1.0, "add": 0.0, "sub": 0.0, "max": -np.inf, "min": np.inf}
 
-INEXACT = "it continues a float matrix product, whose order of additions (hence rounding) is unknown"
+INEXACT = (
+    "it continues a float matrix product, whose order of additions (hence rounding) is unknown"
+)
 
 
 class Refusal(Exception):
-    """A rule cannot read its node; the driver adds the node's name, op and types, and makes an error of it."""
+    """A rule cannot read its node; the driver adds the node's name, op and types, and makes an
+    error of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +58,7 @@ class Quantizer:
 
     source: IndexArray
     constant: npt.NDArray[np.float32]
-    steps: tuple[Step, ...]
+    steps: tuple[FloatStep, ...]
     scale: npt.NDArray[np.float32]
     zero_point: npt.NDArray[np.int32]
     low: int
@@ -65,11 +80,12 @@ class Builder:
 
     nodes: list[Node] = field(default_factory=list)
     encoders: list[Quantizer | Identity] = field(default_factory=list)
-    saturable: list[str] = field(default_factory=list)  # nodes that x86 without VNNI may compute differently
+    # Nodes that x86 without VNNI may compute differently.
+    saturable: list[str] = field(default_factory=list)
     node_name: str = ""
     kernels: Kernels = field(default_factory=lambda: open_kernels("cpu"))
 
-    # -- emitting ---------------------------------------------------------------------------------------------------
+    # -- emitting ----------------------------------------------------------------------------------
 
     def emit(self, op: AbstractOp, *inputs: Codes, dtype: npt.DTypeLike = np.int32) -> Codes:
         """Append an op; its type is worked out (and an int32 overflow refused) here."""
@@ -80,7 +96,9 @@ class Builder:
         self.nodes.append(Node(op, tuple(x.value for x in inputs), result, self.node_name))
         return Codes(len(self.nodes), result, np.dtype(dtype))
 
-    def add_encoder(self, encoder: Quantizer | Identity, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Codes:
+    def add_encoder(
+        self, encoder: Quantizer | Identity, shape: tuple[int, ...], dtype: npt.DTypeLike
+    ) -> Codes:
         """A slice of the input code vector, filled by `encoder`, as a tensor of the given shape."""
         start = sum(len(e.source) for e in self.encoders)
         self.encoders.append(encoder)
@@ -89,14 +107,19 @@ class Builder:
         self.nodes.append(Node(Layout(shape, index), (0,), value_type, self.node_name))
         return Codes(len(self.nodes), value_type, np.dtype(dtype))
 
-    # -- moving elements --------------------------------------------------------------------------------------------
+    # -- moving elements ---------------------------------------------------------------------------
 
     def move(self, x: Tensor, index: IndexArray, fill: float | int | None = None) -> Tensor:
-        """A tensor of index's shape whose element i is x.flat[index.flat[i]], or `fill` where the index is -1."""
+        """A tensor of index's shape whose element i is x.flat[index.flat[i]], or `fill` where the
+        index is -1."""
         index = np.asarray(index, dtype=np.int64, order="C")
         holes = index < 0
         if isinstance(x, np.ndarray):
-            moved = x.reshape(-1)[np.where(holes, 0, index)] if x.size else np.zeros(index.shape, x.dtype)
+            moved = (
+                x.reshape(-1)[np.where(holes, 0, index)]
+                if x.size
+                else np.zeros(index.shape, x.dtype)
+            )
             return np.where(holes, np.asarray(fill if fill is not None else 0, x.dtype), moved)
         if holes.any() and fill is None:
             raise Refusal("an element comes from nowhere")
@@ -107,20 +130,30 @@ class Builder:
                 return self._move_table(x, index, fill)
             case FloatPair():
                 ids = [
-                    np.broadcast_to(np.arange(c.type.size).reshape(c.shape), x.shape).reshape(-1) for c in (x.a, x.b)
+                    np.broadcast_to(np.arange(c.type.size).reshape(c.shape), x.shape).reshape(-1)
+                    for c in (x.a, x.b)
                 ]
                 if holes.any():
                     raise Refusal("padding a float sum of two tensors is not supported")
-                a, b = (self._move_codes(c, i[index], 0) for c, i in zip((x.a, x.b), ids, strict=True))
+                a, b = (
+                    self._move_codes(c, i[index], 0) for c, i in zip((x.a, x.b), ids, strict=True)
+                )
                 return FloatPair(a, b, x.table)
             case FloatAcc():
                 if holes.any():
                     raise Refusal("padding a dequantized accumulator is not supported")
                 steps = tuple(
-                    Step(s.kind, s.operand.reshape(()) if s.operand.size == 1 else _spread(s.operand, x.shape)[index])
+                    FloatStep(
+                        s.kind,
+                        s.operand.reshape(())
+                        if s.operand.size == 1
+                        else _spread(s.operand, x.shape)[index],
+                    )
                     for s in x.program.steps
                 )
-                return FloatAcc(self._move_codes(x.codes, index, 0), FloatProgram(steps, x.program.ordinal))
+                return FloatAcc(
+                    self._move_codes(x.codes, index, 0), FloatProgram(steps, x.program.ordinal)
+                )
             case FloatInput():
                 return _move_input(x, index, holes, fill)
             case FloatSum():
@@ -136,7 +169,10 @@ class Builder:
             return self.emit(Layout(index.shape), x, dtype=x.dtype)
         constants = None
         if (flat < 0).any():
-            if not np.can_cast(np.min_scalar_type(fill), x.dtype) and not x.type.low <= fill <= x.type.high:
+            if (
+                not np.can_cast(np.min_scalar_type(fill), x.dtype)
+                and not x.type.low <= fill <= x.type.high
+            ):
                 raise Refusal(f"the padding value {fill} does not fit {x.dtype}")
             constants = np.array([fill], np.int32)
             flat = np.where(flat < 0, x.type.size, flat)
@@ -155,7 +191,8 @@ class Builder:
         return FloatCodes(self._move_codes(x.codes, index, code), x.table, which)
 
     def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
-        """Join tensors along an axis; all of one kind, constants of that kind's codes allowed among Codes."""
+        """Join tensors along an axis; all of one kind, constants of that kind's codes allowed among
+        Codes."""
         if all(isinstance(p, np.ndarray) for p in parts):
             return np.concatenate([np.asarray(p) for p in parts], axis=axis)
         index, total = [], 0
@@ -178,7 +215,10 @@ class Builder:
                     np.concatenate([_spread(p.steps[k].operand, p.shape) for p in inputs])
                     for k in range(len(inputs[0].steps))
                 ]
-                steps = tuple(Step(s.kind, o[joined]) for s, o in zip(inputs[0].steps, operands, strict=True))
+                steps = tuple(
+                    FloatStep(s.kind, o[joined])
+                    for s, o in zip(inputs[0].steps, operands, strict=True)
+                )
                 return FloatInput(np.concatenate(flat)[joined], constant[joined], steps)
         raise Refusal("a concatenation of unlike tensors (quantize them first)")
 
@@ -187,11 +227,21 @@ class Builder:
         constants = [np.asarray(p) for p in parts if isinstance(p, np.ndarray)]
         sizes = [int(np.prod(p.shape, dtype=np.int64)) for p in parts]
         starts, end = [0] * len(parts), 0
-        for i in sorted(range(len(parts)), key=lambda i: isinstance(parts[i], np.ndarray)):  # constants come last
+        for i in sorted(
+            range(len(parts)), key=lambda i: isinstance(parts[i], np.ndarray)
+        ):  # constants come last
             starts[i], end = end, end + sizes[i]
-        source = np.concatenate([np.arange(begin, begin + n) for begin, n in zip(starts, sizes, strict=True)])
-        tail = np.concatenate([c.reshape(-1) for c in constants]).astype(np.int32) if constants else None
-        return self.emit(Layout(joined.shape, source[joined].reshape(-1), tail), *codes, dtype=codes[0].dtype)
+        source = np.concatenate(
+            [np.arange(begin, begin + n) for begin, n in zip(starts, sizes, strict=True)]
+        )
+        tail = (
+            np.concatenate([c.reshape(-1) for c in constants]).astype(np.int32)
+            if constants
+            else None
+        )
+        return self.emit(
+            Layout(joined.shape, source[joined].reshape(-1), tail), *codes, dtype=codes[0].dtype
+        )
 
     def _concat_tables(self, parts: list[FloatCodes], joined: IndexArray) -> FloatCodes:
         parts = self._alike(parts)
@@ -203,19 +253,27 @@ class Builder:
             own = np.zeros(p.shape, np.int64) if p.which is None else p.which
             which.append(own.reshape(-1) + rows)
             rows += len(p.table)
-        return FloatCodes(codes, np.concatenate([p.table for p in parts]), np.concatenate(which)[joined])
+        return FloatCodes(
+            codes, np.concatenate([p.table for p in parts]), np.concatenate(which)[joined]
+        )
 
     def _alike(self, parts: list[FloatCodes]) -> list[FloatCodes]:
         """The same tensors with codes of one type and tables of one range.
 
-        Sound because int8 codes move to uint8 one to one, and a code outside a part's own range never comes up: whatever
-        its table says there (the nearest value, so that tables still rise) is not looked at.
+        Sound because int8 codes move to uint8 one to one, and a code outside a part's own range
+        never comes up: whatever its table says there (the nearest value, so that tables still rise)
+        is not looked at.
         """
         if len({p.codes.dtype for p in parts}) > 1:
             parts = [self._unsigned(p) for p in parts]
         low, high = min(p.low for p in parts), max(p.codes.type.high for p in parts)
         return [
-            replace(p, table=np.pad(p.table, ((0, 0), (p.low - low, high - p.codes.type.high)), mode="edge"))
+            replace(
+                p,
+                table=np.pad(
+                    p.table, ((0, 0), (p.low - low, high - p.codes.type.high)), mode="edge"
+                ),
+            )
             for p in parts
         ]
 
@@ -225,31 +283,40 @@ class Builder:
         shifted = Table(_range(x.codes.type)[None] + 128, x.low)
         return replace(x, codes=self.emit(shifted, x.codes, dtype=np.uint8))
 
-    # -- float arithmetic -------------------------------------------------------------------------------------------
+    # -- float arithmetic --------------------------------------------------------------------------
 
     def step(self, x: Float, kind: str, operand: npt.NDArray[np.float32]) -> Float:
-        """x <kind> operand, element by element, for a constant float32 operand (numpy broadcasting; x keeps its shape)."""
+        """x <kind> operand, element by element, for a constant float32 operand (numpy broadcasting;
+        x keeps its shape)."""
         if isinstance(x, FloatSum):
             raise Refusal(INEXACT)
         shape = joint_shape(x.shape, operand.shape)
         if shape != x.shape:
             if int(np.prod(shape)) != int(np.prod(x.shape)):
-                moved = self.move(x, np.broadcast_to(np.arange(int(np.prod(x.shape))).reshape(x.shape), shape))
+                moved = self.move(
+                    x, np.broadcast_to(np.arange(int(np.prod(x.shape))).reshape(x.shape), shape)
+                )
             else:
                 moved = self.move(x, np.arange(int(np.prod(x.shape))).reshape(shape))
             assert isinstance(moved, FloatInput | FloatCodes | FloatPair | FloatAcc)
             return self.step(moved, kind, operand)
-        step = Step(kind, operand)
+        step = FloatStep(kind, operand)
         match x:
             case FloatInput():
-                return replace(x, steps=(*x.steps, Step(kind, np.broadcast_to(operand, x.shape))))
+                return replace(
+                    x, steps=(*x.steps, FloatStep(kind, np.broadcast_to(operand, x.shape)))
+                )
             case FloatAcc():
                 return FloatAcc(x.codes, x.program.then(kind, operand))
             case FloatCodes():
-                return self.map_rows(x, operand, lambda table, c: Step(kind, c).apply(self.kernels, table))
+                return self.map_rows(
+                    x, operand, lambda table, c: FloatStep(kind, c).apply(self.kernels, table)
+                )
             case FloatPair():
                 if operand.size != 1:
-                    raise Refusal("a per-channel operation on a float sum of two tensors is not supported")
+                    raise Refusal(
+                        "a per-channel operation on a float sum of two tensors is not supported"
+                    )
                 return replace(x, table=step_scalar(step, self.kernels, x.table))
 
     def map_rows(
@@ -258,7 +325,8 @@ class Builder:
         parameter: npt.NDArray[Any],
         function: Callable[[npt.NDArray[np.float32], npt.NDArray[Any]], npt.NDArray[np.float32]],
     ) -> FloatCodes:
-        """x with its table changed by function(table [P, K], parameter [P, 1]); a row per distinct (row, parameter)."""
+        """x with its table changed by function(table [P, K], parameter [P, 1]); a row per distinct
+        (row, parameter)."""
         if parameter.size == 1:
             column = np.full((len(x.table), 1), parameter.reshape(-1)[0], parameter.dtype)
             return replace(x, table=function(x.table, column))
@@ -269,10 +337,14 @@ class Builder:
         table = function(x.table[pairs // len(values)], values[pairs % len(values)][:, None])
         return FloatCodes(x.codes, table, which.reshape(x.shape).astype(np.int64))
 
-    # -- closing a float chain --------------------------------------------------------------------------------------
+    # -- closing a float chain ---------------------------------------------------------------------
 
     def quantize(
-        self, x: Float, scale: npt.NDArray[np.float32], zero_point: npt.NDArray[np.int32], dtype: np.dtype[Any]
+        self,
+        x: Float,
+        scale: npt.NDArray[np.float32],
+        zero_point: npt.NDArray[np.int32],
+        dtype: np.dtype[Any],
     ) -> Codes:
         """QuantizeLinear: `scale` and `zero_point` broadcast to x; `dtype` is uint8 or int8."""
         if isinstance(x, FloatSum):
@@ -282,8 +354,10 @@ class Builder:
         if isinstance(x, FloatInput):
             scales = stretched(scale, x.shape).reshape(-1)
             zeros = stretched(zero_point, x.shape).reshape(-1)
-            steps = tuple(Step(s.kind, s.operand.reshape(-1)) for s in x.steps)
-            encoder = Quantizer(x.source.reshape(-1), x.constant.reshape(-1), steps, scales, zeros, low, high)
+            steps = tuple(FloatStep(s.kind, s.operand.reshape(-1)) for s in x.steps)
+            encoder = Quantizer(
+                x.source.reshape(-1), x.constant.reshape(-1), steps, scales, zeros, low, high
+            )
             return self.add_encoder(encoder, x.shape, dtype)
         if isinstance(x, FloatAcc):
             program = x.program.then("div", scale)
@@ -294,13 +368,17 @@ class Builder:
 
         if isinstance(x, FloatPair):
             if scale.size != 1 or zero_point.size != 1:
-                raise Refusal("a per-channel quantizer on a float sum of two tensors is not supported")
+                raise Refusal(
+                    "a per-channel quantizer on a float sum of two tensors is not supported"
+                )
             table = rounded(x.table, scale.reshape(()), zero_point.reshape(()))
             return self.emit(Pairwise(table, x.a.type.low, x.b.type.low), x.a, x.b, dtype=dtype)
         pairs = np.stack(
             [
                 p.astype(np.float64)
-                for p in np.broadcast_arrays(scale, stretched(zero_point, joint_shape(scale.shape, zero_point.shape)))
+                for p in np.broadcast_arrays(
+                    scale, stretched(zero_point, joint_shape(scale.shape, zero_point.shape))
+                )
             ],
             axis=-1,
         )
@@ -317,13 +395,17 @@ class Builder:
     def table(self, x: FloatCodes, values: npt.NDArray[np.int32], dtype: npt.DTypeLike) -> Codes:
         """A Table op on x's codes with x's row choice; the identity emits nothing."""
         codes = x.codes
-        if x.which is None and codes.dtype == np.dtype(dtype) and np.array_equal(values[0], _range(codes.type)):
+        if (
+            x.which is None
+            and codes.dtype == np.dtype(dtype)
+            and np.array_equal(values[0], _range(codes.type))
+        ):
             return codes
         return self.emit(Table(values, x.low, x.which), codes, dtype=dtype)
 
     def as_accumulator(self, x: Float) -> FloatAcc:
-        """The same float tensor as (integer value, program); tables turn into ordinals of their floats. Unfit where
-        it could be NaN."""
+        """The same float tensor as (integer value, program); tables turn into ordinals of their
+        floats. Unfit where it could be NaN."""
         match x:
             case FloatAcc():
                 x.program.ends(x.codes.type)
@@ -342,23 +424,33 @@ def stretched(value: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[An
     try:
         return np.broadcast_to(value, shape)
     except ValueError:
-        raise Refusal(f"a parameter of shape {list(value.shape)} does not fit a tensor {list(shape)}") from None
+        raise Refusal(
+            f"a parameter of shape {list(value.shape)} does not fit a tensor {list(shape)}"
+        ) from None
 
 
-def quantize_linear(v: npt.NDArray[Any], scale: Any, zero_point: Any, low: int, high: int) -> npt.NDArray[np.int32]:
-    """ONNX QuantizeLinear as onnxruntime computes it: divide, clip in float32, round half to even, add the zero point."""
+def quantize_linear(
+    v: npt.NDArray[Any], scale: Any, zero_point: Any, low: int, high: int
+) -> npt.NDArray[np.int32]:
+    """ONNX QuantizeLinear as onnxruntime computes it: divide, clip in float32, round half to even,
+    add the zero point."""
     zero_point = np.asarray(zero_point, np.int32)
     scaled = v / np.asarray(scale, np.float32)
     clipped = np.minimum(
-        np.maximum(scaled, (low - zero_point).astype(np.float32)), (high - zero_point).astype(np.float32)
+        np.maximum(scaled, (low - zero_point).astype(np.float32)),
+        (high - zero_point).astype(np.float32),
     )
     codes: npt.NDArray[np.int32] = np.rint(clipped).astype(np.int32) + zero_point
     return codes
 
 
-def step_scalar(step: Step, kernels: Kernels, table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def step_scalar(
+    step: FloatStep, kernels: Kernels, table: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
     """A step with a one-element operand, applied to a table."""
-    result: npt.NDArray[np.float32] = Step(step.kind, step.operand.reshape(())).apply(kernels, table)
+    result: npt.NDArray[np.float32] = FloatStep(step.kind, step.operand.reshape(())).apply(
+        kernels, table
+    )
     return result
 
 
@@ -371,7 +463,9 @@ def _spread(operand: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDA
     return np.broadcast_to(operand, shape).reshape(-1)
 
 
-def _move_input(x: FloatInput, index: IndexArray, holes: npt.NDArray[np.bool_], fill: float | int | None) -> FloatInput:
+def _move_input(
+    x: FloatInput, index: IndexArray, holes: npt.NDArray[np.bool_], fill: float | int | None
+) -> FloatInput:
     at = np.where(holes, 0, index)
     source = np.where(holes, -1, x.source.reshape(-1)[at])
     constant = np.where(holes, np.float32(fill or 0), x.constant.reshape(-1)[at]).astype(np.float32)
@@ -382,5 +476,5 @@ def _move_input(x: FloatInput, index: IndexArray, holes: npt.NDArray[np.bool_], 
             if step.kind not in NEUTRAL:
                 raise Refusal("padding after 'constant - x' is not supported")
             operand = np.where(holes, np.float32(NEUTRAL[step.kind]), operand)
-        steps.append(Step(step.kind, operand.astype(np.float32)))
+        steps.append(FloatStep(step.kind, operand.astype(np.float32)))
     return FloatInput(source, constant, tuple(steps))

@@ -1,8 +1,9 @@
-"""One numbering for one network, whatever order and names its graph's nodes had; and a digest that tells networks apart.
+"""One numbering for one network, whatever order and names its graph's nodes had; and a digest that
+tells networks apart.
 
-Two environments may write the same graph in different orders. Values and codes are numbered by what they are instead:
-codes by the input elements they come from, values as a walk from the outputs meets them. So certificates, whose cuts speak
-of numbers, hold wherever the same network is read.
+Two environments may write the same graph in different orders. Values and codes are numbered by what
+they are instead: codes by the input elements they come from, values as a walk from the outputs
+meets them. So certificates, whose cuts speak of numbers, hold wherever the same network is read.
 """
 
 from __future__ import annotations
@@ -22,11 +23,18 @@ Part = Quantizer | Identity
 
 
 def canonical_codes(nodes: Sequence[Node], parts: Sequence[Part]) -> tuple[list[Node], list[Part]]:
-    """The parts of the code vector in their own order, equal ones once; and the nodes, of which only moves read value 0."""
+    """The parts of the code vector in their own order, equal ones once; and the nodes, of which
+    only moves read value 0."""
     keys = [(part.source.astype(">i8").tobytes(), _digest(part)) for part in parts]
     order = sorted(range(len(parts)), key=lambda i: keys[i])
     kept = [i for n, i in enumerate(order) if not n or keys[i] != keys[order[n - 1]]]
-    start = dict(zip((keys[i] for i in kept), np.cumsum([0, *(len(parts[i].source) for i in kept)]), strict=False))
+    start = dict(
+        zip(
+            (keys[i] for i in kept),
+            np.cumsum([0, *(len(parts[i].source) for i in kept)]),
+            strict=False,
+        )
+    )
     new = [start[key] + np.arange(len(part.source)) for key, part in zip(keys, parts, strict=True)]
     number = np.concatenate(new) if new else np.zeros(0, np.int64)
     result = list(nodes)
@@ -38,15 +46,19 @@ def canonical_codes(nodes: Sequence[Node], parts: Sequence[Part]) -> tuple[list[
 
 
 def canonical_values(network: Network) -> tuple[Network, list[int]]:
-    """The network with its nodes in the order in which a walk from the outputs, inputs first, is done with them; and the
-    new number of every value (0 for one that no output needs)."""
+    """The network with its nodes in the order in which a walk from the outputs, inputs first, is
+    done with them; and the new number of every value (0 for one that no output needs)."""
     number = {0: 0}
     order: list[int] = []
     for output in network.outputs:
         stack = [output]
         while stack:
             value = stack[-1]
-            left = [] if value in number else [i for i in network.nodes[value - 1].inputs if i not in number]
+            left = (
+                []
+                if value in number
+                else [i for i in network.nodes[value - 1].inputs if i not in number]
+            )
             if left:
                 stack.append(left[0])
                 continue
@@ -63,7 +75,8 @@ def canonical_values(network: Network) -> tuple[Network, list[int]]:
 
 
 def digest(network: Network, *others: Any) -> str:
-    """SHA-256 of what a network computes, node by node, without the nodes' names; and of other values."""
+    """SHA-256 of what a network computes, node by node, without the nodes' names; and of other
+    values."""
     nodes = [(node.op, node.inputs, node.type) for node in network.nodes]
     return _digest((network.input_type, nodes, network.outputs, others))
 

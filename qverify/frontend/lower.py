@@ -1,8 +1,8 @@
 """From an ONNX graph to the integer network: node by node, through the rules; nothing is skipped.
 
-A node whose inputs are all constants is computed by onnxruntime itself. What cannot be read is told all at once, with its
-name, op, input types and a hint. A node that needs what such a node gives is a cause of its own only where no input would
-help.
+A node whose inputs are all constants is computed by onnxruntime itself. What cannot be read is told
+all at once, with its name, op, input types and a hint. A node that needs what such a node gives is
+a cause of its own only where no input would help.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ GraphValue = tuple[str, tuple[int, ...], np.dtype[Any]]  # name, shape, element 
 
 @dataclass(frozen=True, eq=False)
 class Lowered:
-    """What reading a graph gives: the network, how inputs become codes, and what each graph output is."""
+    """What reading a graph gives: the network, how inputs become codes, and what each graph output
+    is."""
 
     network: Network
     inputs: tuple[GraphValue, ...]
@@ -49,18 +50,22 @@ class Lowered:
     def graph_outputs(self) -> tuple[GraphValue, ...]:
         """(name, shape, dtype) of each graph output."""
         float32 = np.dtype(np.float32)
-        return tuple((name, t.shape, t.dtype if isinstance(t, Codes) else float32) for name, t in self.outputs)
+        return tuple(
+            (name, t.shape, t.dtype if isinstance(t, Codes) else float32)
+            for name, t in self.outputs
+        )
 
     def digest(self) -> str:
-        """SHA-256 of all of this but names: equal where values and codes have the same numbers and meaning."""
+        """SHA-256 of all of this but names: equal where values and codes have the same numbers and
+        meaning."""
         inputs = [(shape, dtype) for _, shape, dtype in self.inputs]
         return digest(self.network, self.encoders, inputs, [output for _, output in self.outputs])
 
 
 @dataclass(frozen=True, eq=False)
 class ReadNode:
-    """One node as it was read: its inputs (None: absent) and outputs, and the part `values[first:last]` of the network's
-    nodes, not yet simplified, that its rule made."""
+    """One node as it was read: its inputs (None: absent) and outputs, and the part
+    `values[first:last]` of the network's nodes, not yet simplified, that its rule made."""
 
     node: onnx.NodeProto
     name: str
@@ -72,7 +77,8 @@ class ReadNode:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """How a graph was read, node by node, but for those that onnxruntime itself computed since all inputs are constants."""
+    """How a graph was read, node by node, but for those that onnxruntime itself computed since all
+    inputs are constants."""
 
     nodes: tuple[ReadNode, ...]
     values: tuple[Node, ...]  # of the network as the rules made it
@@ -81,29 +87,39 @@ class Trace:
 
 
 def lower(model: onnx.ModelProto, file: onnx.ModelProto | None = None) -> tuple[Lowered, Trace]:
-    """Read a graph; `file` is what the runtime made it of, whose names the user knows. Raises UnsupportedModel for nodes
-    that no rule reads, ModelError for a broken graph."""
+    """Read a graph; `file` is what the runtime made it of, whose names the user knows. Raises
+    UnsupportedModel for nodes that no rule reads, ModelError for a broken graph."""
     graph = model.graph
-    reader = _Reader(model, Diagnosis(graph, (file or model).graph))
+    reader = _GraphReader(model, Diagnosis(graph, (file or model).graph))
     builder = reader.builder
     inputs = reader.declare_inputs()
     read = [reader.node(node) for node in looking(graph.node)]
     made, encoders = tuple(builder.nodes), tuple(builder.encoders)
-    trace = Trace(tuple(r for r in read if r is not None), made, encoders, tuple(model.opset_import))
+    trace = Trace(
+        tuple(r for r in read if r is not None), made, encoders, tuple(model.opset_import)
+    )
     outputs = reader.outputs()
     if reader.blockers:
         raise refused(reader.blockers, reader.behind)
     if not builder.encoders:
-        raise UnsupportedModel("no output depends on a quantized input: this is not a quantized network")
+        raise UnsupportedModel(
+            "no output depends on a quantized input: this is not a quantized network"
+        )
     low, high = {e.low for e in builder.encoders}, {e.high for e in builder.encoders}
     if len(low) > 1 or len(high) > 1:
-        raise UnsupportedModel("inputs quantized to int8 and to uint8 in one network are not supported")
+        raise UnsupportedModel(
+            "inputs quantized to int8 and to uint8 in one network are not supported"
+        )
     nodes, ordered = canonical_codes(builder.nodes, builder.encoders)
     size = sum(len(e.source) for e in ordered)
     values = tuple(codes_of(t).value for _, t in outputs)
-    network, number = simplified(Network(Type((size,), low.pop(), high.pop()), tuple(nodes), values))
+    network, number = simplified(
+        Network(Type((size,), low.pop(), high.pop()), tuple(nodes), values)
+    )
     network, last = canonical_values(network)
-    outputs = [(name, _renumbered(output, network, [last[k] for k in number])) for name, output in outputs]
+    outputs = [
+        (name, _renumbered(output, network, [last[k] for k in number])) for name, output in outputs
+    ]
     saturable = tuple(builder.saturable)
     return Lowered(network, tuple(inputs), tuple(ordered), tuple(outputs), saturable), trace
 
@@ -130,14 +146,19 @@ def initializer(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
 
 
 def _static_shape(item: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """The declared shape; a dynamic first axis is the batch and becomes 1, any other dynamic axis is refused."""
+    """The declared shape; a dynamic first axis is the batch and becomes 1, any other dynamic axis
+    is refused."""
     if not item.type.HasField("tensor_type") or not item.type.tensor_type.HasField("shape"):
-        raise UnsupportedModel(f"the input '{item.name}' has no tensor shape; give one: --shape {item.name}=1,3,64,64")
+        raise UnsupportedModel(
+            f"the input '{item.name}' has no tensor shape; give one: --shape {item.name}=1,3,64,64"
+        )
     shape: list[int] = []
     for axis, dim in enumerate(item.type.tensor_type.shape.dim):
         if dim.HasField("dim_value") and dim.dim_value > 0:
             shape.append(dim.dim_value)
-        elif axis == 0 and not (dim.HasField("dim_value") and dim.dim_value <= 0 and dim.dim_value != -1):
+        elif axis == 0 and not (
+            dim.HasField("dim_value") and dim.dim_value <= 0 and dim.dim_value != -1
+        ):
             shape.append(1)
         else:
             name = dim.dim_param or "?"
@@ -146,7 +167,8 @@ def _static_shape(item: onnx.ValueInfoProto) -> tuple[int, ...]:
                 for place, d in enumerate(item.type.tensor_type.shape.dim)
             )
             raise UnsupportedModel(
-                f"axis {axis} of the input '{item.name}' is dynamic ({name}); fix it with --shape {item.name}={sizes}"
+                f"axis {axis} of the input '{item.name}' is dynamic ({name}); fix it with --shape "
+                f"{item.name}={sizes}"
             )
     return tuple(shape)
 
@@ -161,7 +183,7 @@ def _describe(tensor: Tensor | None) -> str:
 
 
 @dataclass
-class _Reader:
+class _GraphReader:
     """The state of reading a graph: what its tensors are, and what could not be read."""
 
     model: onnx.ModelProto
@@ -173,10 +195,14 @@ class _Reader:
     def __post_init__(self) -> None:
         self._imports = list(self.model.opset_import)
         self._opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in self._imports}
-        self._env: dict[str, Tensor] = {i.name: initializer(i) for i in self.model.graph.initializer}
+        self._env: dict[str, Tensor] = {
+            i.name: initializer(i) for i in self.model.graph.initializer
+        }
         self._stored = frozenset(self._env)
         self._unread: set[str] = set()  # tensors that would come from what cannot be read
-        self._sums: dict[str, onnx.NodeProto] = {}  # tensor -> the float product that it is, or is moved from
+        self._sums: dict[
+            str, onnx.NodeProto
+        ] = {}  # tensor -> the float product that it is, or is moved from
 
     def declare_inputs(self) -> list[GraphValue]:
         """The graph's own inputs, which are no initializers."""
@@ -203,7 +229,9 @@ class _Reader:
             raise ModelError(f"the input '{item.name}' has no known element type") from None
         size = prod(shape)
         if size > MAX_INPUTS:
-            raise UnsupportedModel(f"the input '{item.name}' has {size} elements; at most {MAX_INPUTS} are supported")
+            raise UnsupportedModel(
+                f"the input '{item.name}' has {size} elements; at most {MAX_INPUTS} are supported"
+            )
         source = np.arange(start, start + size, dtype=np.int64)
         if dtype == np.float32:
             self._env[item.name] = FloatInput(source.reshape(shape), np.zeros(shape, np.float32))
@@ -212,19 +240,25 @@ class _Reader:
             encoder = Identity(source, int(info.min), int(info.max))
             self._env[item.name] = self.builder.add_encoder(encoder, shape, dtype)
         else:
-            raise UnsupportedModel(f"the input '{item.name}' is {dtype}; float32, uint8 and int8 are supported")
+            raise UnsupportedModel(
+                f"the input '{item.name}' is {dtype}; float32, uint8 and int8 are supported"
+            )
         return item.name, shape, dtype
 
     def node(self, node: onnx.NodeProto) -> ReadNode | None:
         """Evaluate one node. None where onnxruntime did it, and where it cannot be read."""
-        self.builder.node_name = self.diagnosis.name_in_file(node.name) or next(iter(node.output), "")
+        self.builder.node_name = self.diagnosis.name_in_file(node.name) or next(
+            iter(node.output), ""
+        )
         if any(name in self._unread for name in node.input):
             self._behind(node)
             return None
         inputs: list[Tensor | None] = []
         for name in node.input:
             if name and name not in self._env:
-                raise ModelError(f"node '{node.name}' ({node.op_type}) reads '{name}', which nothing computes")
+                raise ModelError(
+                    f"node '{node.name}' ({node.op_type}) reads '{name}', which nothing computes"
+                )
             inputs.append(self._env[name] if name else None)
         first = len(self.builder.nodes)
         try:
@@ -233,10 +267,14 @@ class _Reader:
             self._refuse(node, inputs, str(refusal))
             self._unread.update(name for name in node.output if name)
             return None
-        self._env.update((name, result) for name, result in zip(node.output, results, strict=False) if name)
+        self._env.update(
+            (name, result) for name, result in zip(node.output, results, strict=False) if name
+        )
         if all(tensor is None or isinstance(tensor, np.ndarray) for tensor in inputs):
             return None
-        return ReadNode(node, self.builder.node_name, tuple(inputs), results, first, len(self.builder.nodes))
+        return ReadNode(
+            node, self.builder.node_name, tuple(inputs), results, first, len(self.builder.nodes)
+        )
 
     def _results(self, node: onnx.NodeProto, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
         try:
@@ -253,7 +291,9 @@ class _Reader:
         for k, name in enumerate(node.output[len(results) :], len(results)):
             if name:
                 raise Refusal(f"its output {k} ('{name}') is not supported")
-        results = tuple(np.asarray(result) if isinstance(result, np.generic) else result for result in results)
+        results = tuple(
+            np.asarray(result) if isinstance(result, np.generic) else result for result in results
+        )
         for name, result in zip(node.output, results, strict=False):
             if isinstance(result, FloatSum):
                 moved = next((self._sums[i] for i in node.input if i in self._sums), node)
@@ -274,10 +314,12 @@ class _Reader:
         if rule is None:
             raise Refusal(self._without_rule(node)[0])
         refuse_unknown(node, rule, domain, opset)
-        value = rule.function(View(node, inputs, self.builder, opset, self._imports, rule.attributes))
+        value = rule.function(
+            View(node, inputs, self.builder, opset, self._imports, rule.attributes)
+        )
         return value if isinstance(value, tuple) else (value,)
 
-    # -- what cannot be read -----------------------------------------------------------------------------------------------
+    # -- what cannot be read -----------------------------------------------------------------------
 
     def _without_rule(self, node: onnx.NodeProto) -> tuple[str, str]:
         """What to say of an op that has no rule, and the kind of it."""
@@ -312,10 +354,13 @@ class _Reader:
         follows = f"{spelled(reader)} '{self.builder.node_name}' follows"
         reason, kind = self.diagnosis.product(product) or (f"{IN_FLOAT}, but {follows}", IN_FLOAT)
         inputs = ", ".join(_describe(self._env.get(name)) for name in product.input)
-        self.blockers.append(Blocker(reason, name, f"{self.diagnosis.op_in_file(product)} of {inputs}", kind))
+        self.blockers.append(
+            Blocker(reason, name, f"{self.diagnosis.op_in_file(product)} of {inputs}", kind)
+        )
 
     def _behind(self, node: onnx.NodeProto) -> None:
-        """A node that needs what could not be read. It is to blame only where it could not be read for any input."""
+        """A node that needs what could not be read. It is to blame only where it could not be read
+        for any input."""
         self._unread.update(name for name in node.output if name)
         domain = "" if node.domain == "ai.onnx" else node.domain
         if (domain, node.op_type) not in RULES:
@@ -324,7 +369,9 @@ class _Reader:
             lost = node.op_type in PRODUCTS and not self.diagnosis.is_head(node)
             reason, kind = (self.diagnosis.product(node) if lost else None) or ("", "")
         if reason:
-            self.blockers.append(Blocker(reason, self.builder.node_name, self.diagnosis.op_in_file(node), kind))
+            self.blockers.append(
+                Blocker(reason, self.builder.node_name, self.diagnosis.op_in_file(node), kind)
+            )
         else:
             self.behind += 1
 
@@ -348,23 +395,29 @@ class _Reader:
         if isinstance(tensor, np.ndarray):
             raise UnsupportedModel(f"the output '{name}' is a constant")
         try:
-            return tensor if isinstance(tensor, Codes | FloatSum) else self.builder.as_accumulator(tensor)
+            return (
+                tensor
+                if isinstance(tensor, Codes | FloatSum)
+                else self.builder.as_accumulator(tensor)
+            )
         except Refusal:
             raise UnsupportedModel(
-                f"the output '{name}' does not pass a quantizer: a float network cannot be verified exactly; "
+                f"the output '{name}' does not pass a quantizer: a float network cannot be "
+                "verified exactly; "
                 "quantize it first (for instance with onnxruntime's quantize_static)"
             ) from None
         except Unfit as error:  # a function of two codes that is not monotone in each
             raise UnsupportedModel(f"the output '{name}': {error}; quantize it first") from None
 
 
-# What a fault of a rule raises. The runtime has accepted the file by then, so it is not said to be the file's.
+# What a fault of a rule raises. The runtime has accepted the file by then, so it is not said to be
+# the file's.
 OURS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def _is_function(op: str, domain: str, opset: int) -> bool:
-    """Whether an op is known to give the same result for the same inputs every time: what may be computed once, when the
-    model is read. Of Microsoft's ops, those that have a rule are."""
+    """Whether an op is known to give the same result for the same inputs every time: what may be
+    computed once, when the model is read. Of Microsoft's ops, those that have a rule are."""
     if domain:
         return (domain, op) in RULES
     return op not in RANDOM | CONTROL_FLOW | {"Dropout"} and onnx.defs.has(op, opset, domain)

@@ -1,4 +1,5 @@
-"""Reads an ONNX file: parse, check, choose the graph that the runtime really runs, lower it to integers."""
+"""Reads an ONNX file: parse, check, choose the graph that the runtime really runs, lower it to
+integers."""
 
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ from qverify.frontend.shapes import Shape, asked_shapes, batches_of_one, shapes_
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model as read; `sha256` covers every byte of it that the runtime reads, `runtime_version` names the onnxruntime
-    whose graph was read. `shapes` are those of inputs that were fixed to read it (the file leaves them open), with which
-    everything else has to run it too."""
+    """A model as read; `sha256` covers every byte of it that the runtime reads, `runtime_version`
+    names the onnxruntime whose graph was read. `shapes` are those of inputs that were fixed to read
+    it (the file leaves them open), with which everything else has to run it too."""
 
     path: Path
     sha256: str
@@ -47,17 +48,21 @@ def _identity(sha256: str, shapes: dict[str, Shape]) -> str:
     return f"{sha256} {shapes} {runtime.version()}"
 
 
-_COMPARED: dict[str, Compared] = {}  # by identity: a process that decides many queries of a model compares it once
+_COMPARED: dict[
+    str, Compared
+] = {}  # by identity: a process that decides many queries of a model compares it once
 
 
 def read_model(path: Path, shapes: Sequence[str] = (), declared: Sequence[Shape] = ()) -> Model:
-    """Read and lower an ONNX file: the graph that the installed onnxruntime makes of it, since that is what it runs.
+    """Read and lower an ONNX file: the graph that the installed onnxruntime makes of it, since that
+    is what it runs.
 
-    `shapes` (NAME=1,3,64,64) fix inputs that the file leaves open, and so do the shapes that a property has `declared` for
-    the inputs in order. An open batch is 1; it is fixed only where the graph cannot be read otherwise.
+    `shapes` (NAME=1,3,64,64) fix inputs that the file leaves open, and so do the shapes that a
+    property has `declared` for the inputs in order. An open batch is 1; it is fixed only where the
+    graph cannot be read otherwise.
 
-    Raises UsageError (unreadable path, wrong shapes, no onnxruntime), ModelError (broken file), UnsupportedModel (no exact
-    rule for some node).
+    Raises UsageError (unreadable path, wrong shapes, no onnxruntime), ModelError (broken file),
+    UnsupportedModel (no exact rule for some node).
     """
     try:
         data, packed = unpacked(existing(path), runtime.MAX_BYTES), is_packed(existing(path))
@@ -75,7 +80,9 @@ def read_model(path: Path, shapes: Sequence[str] = (), declared: Sequence[Shape]
             _COMPARED[identity] = compare(trace, lowered)
         compared = _COMPARED[identity]
         warnings = (*runtime.machine_warnings(), *remarks)
-        return Model(path, sha256, lowered, runtime.version(), compared, fixed, not shapes, warnings)
+        return Model(
+            path, sha256, lowered, runtime.version(), compared, fixed, not shapes, warnings
+        )
     except SoundnessError as error:
         raise SoundnessError(f"{path}: {error}") from None
     except UnsupportedModel as error:
@@ -87,7 +94,8 @@ def read_model(path: Path, shapes: Sequence[str] = (), declared: Sequence[Shape]
 def _lowered(
     path: Path, proto: onnx.ModelProto, fixed: dict[str, Shape]
 ) -> tuple[Lowered, Trace, dict[str, Shape], list[str]]:
-    """The network, how it was read, the shapes that had to be fixed for it, and a remark on that."""
+    """The network, how it was read, the shapes that had to be fixed for it, and a remark on
+    that."""
 
     def read(shapes: dict[str, Shape]) -> tuple[Lowered, Trace]:
         fused = runtime.optimised_graph(path, shapes)
@@ -101,14 +109,17 @@ def _lowered(
         if not batch:
             raise
     remark = (
-        f"the file leaves the batch open, and is read with a batch of 1 (--shape {shapes_text(batch)}): while it is open, "
-        "onnxruntime makes fewer integer ops of it. Export the model with a batch of 1 to run what is verified"
+        "the file leaves the batch open, and is read with a batch of 1 (--shape "
+        f"{shapes_text(batch)}): while it is open, "
+        "onnxruntime makes fewer integer ops of it. Export the model with a batch of 1 to run "
+        "what is verified"
     )
     return *read(batch), batch, [remark]
 
 
 def _check_nodes(proto: onnx.ModelProto) -> None:
-    """Refuse what can be told from the file alone: other formats, random numbers, networks of floats."""
+    """Refuse what can be told from the file alone: other formats, random numbers, networks of
+    floats."""
     blockers = [*foreign_nodes(proto), *_random_nodes(proto), *_crashing_nodes(proto)]
     if blockers:
         raise refused(blockers)
@@ -117,14 +128,15 @@ def _check_nodes(proto: onnx.ModelProto) -> None:
     codes = any(item.type.tensor_type.elem_type in eight_bit for item in proto.graph.input)
     if not codes and not any(word in node.op_type for node in proto.graph.node for word in words):
         raise UnsupportedModel(
-            "no node quantizes anything to 8-bit codes: a float network, or one in a format that is not supported (see "
+            "no node quantizes anything to 8-bit codes: a float network, or one in a format that "
+            "is not supported (see "
             "specs/semantics.md). Quantize it, for instance with onnxruntime's quantize_static"
         )
 
 
 def _random_nodes(proto: onnx.ModelProto) -> Iterator[Blocker]:
-    """Nodes that draw random numbers. This has to be asked of the file: onnxruntime may fold such a node into a constant,
-    another one every time that it loads the model."""
+    """Nodes that draw random numbers. This has to be asked of the file: onnxruntime may fold such a
+    node into a constant, another one every time that it loads the model."""
     constants = {i.name: i for i in proto.graph.initializer}
     for node in _messages(proto, onnx.NodeProto):
         training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
@@ -132,30 +144,45 @@ def _random_nodes(proto: onnx.ModelProto) -> Iterator[Blocker]:
             training = initializer(constants[node.input[2]]).any()
         if node.op_type in RANDOM or training:
             reason = (
-                "it draws random numbers: what the model computes is no function of its input. Export it for inference"
+                "it draws random numbers: what the model computes is no function of its input. "
+                "Export it for inference"
             )
             yield Blocker(reason, node.name, node.op_type)
 
 
 def _crashing_nodes(proto: onnx.ModelProto) -> Iterator[Blocker]:
-    """Nodes that end the whole process (measured: onnxruntime 1.32): a QLinearWhere looks for its parameters among the
-    constants that the file stores, a QLinearConcat for each of its inputs, an activation for its output's zero point, and
-    none sees whether they are there."""
-    stored = {tensor.name for tensor in proto.graph.initializer} - {item.name for item in proto.graph.input}
-    stored |= {name for node in proto.graph.node if node.op_type == "Constant" for name in node.output}
+    """Nodes that end the whole process (measured: onnxruntime 1.32): a QLinearWhere looks for its
+    parameters among the constants that the file stores, a QLinearConcat for each of its inputs, an
+    activation for its output's zero point, and none sees whether they are there."""
+    stored = {tensor.name for tensor in proto.graph.initializer} - {
+        item.name for item in proto.graph.input
+    }
+    stored |= {
+        name for node in proto.graph.node if node.op_type == "Constant" for name in node.output
+    }
     for node in _messages(proto, onnx.NodeProto):
         given = [name for k, name in enumerate(node.input) if k not in (0, 1, 4)]
         if node.op_type == "QLinearWhere" and not stored.issuperset(given):
-            reason = "onnxruntime crashes where its scales and zero points are not constants that the file stores"
+            reason = (
+                "onnxruntime crashes where its scales and zero points are not constants that the "
+                "file stores"
+            )
             yield Blocker(reason, node.name, spelled(node))
         if node.op_type == "QLinearConcat" and "" in node.input:
-            yield Blocker("onnxruntime crashes where one of its inputs is left out", node.name, spelled(node))
+            yield Blocker(
+                "onnxruntime crashes where one of its inputs is left out", node.name, spelled(node)
+            )
         if node.op_type in ("QLinearLeakyRelu", "QLinearSigmoid") and len(node.input) < 5:
-            yield Blocker("onnxruntime crashes where it has no zero point of its output", node.name, spelled(node))
+            yield Blocker(
+                "onnxruntime crashes where it has no zero point of its output",
+                node.name,
+                spelled(node),
+            )
 
 
 def _drop_folded_inputs(proto: onnx.ModelProto, fused: onnx.ModelProto) -> None:
-    """Old files list initializers as inputs too; one that was folded away, or made by folding, is no input of the file."""
+    """Old files list initializers as inputs too; one that was folded away, or made by folding, is
+    no input of the file."""
     inputs = {i.name for i in proto.graph.input} - {i.name for i in proto.graph.initializer}
     kept = [i for i in fused.graph.input if i.name in inputs]
     del fused.graph.input[:]
@@ -176,20 +203,25 @@ def _parse(path: Path, data: bytes, packed: bool) -> tuple[onnx.ModelProto, str]
     for tensor in _messages(proto, onnx.TensorProto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             if packed:  # it is handed over in memory, where it has no folder
-                raise ModelError("it keeps data in other files, which a packed model has no place for: unpack it")
+                raise ModelError(
+                    "it keeps data in other files, which a packed model has no place for: unpack it"
+                )
             place = {entry.key: entry.value for entry in tensor.external_data}
             runtime.load_external(tensor, path)
             # Its place and length too: cut otherwise, the same bytes are other weights.
             digest.update(f"{sorted(place.items())} {len(tensor.raw_data)} ".encode())
             digest.update(tensor.raw_data)
     if proto.functions:
-        raise UnsupportedModel("model-local functions are not supported; inline them (onnx.inliner)")
+        raise UnsupportedModel(
+            "model-local functions are not supported; inline them (onnx.inliner)"
+        )
     _check_references(proto.graph)
     return proto, digest.hexdigest()
 
 
 def _messages(message: Any, kind: type[Message]) -> Iterator[Any]:
-    """All messages of a type inside another one, wherever they stand: in attributes, subgraphs, functions."""
+    """All messages of a type inside another one, wherever they stand: in attributes, subgraphs,
+    functions."""
     for descriptor, value in message.ListFields():
         if descriptor.message_type is not None:
             for part in value if hasattr(value, "__len__") else (value,):
@@ -213,14 +245,16 @@ def _names(proto: onnx.ModelProto) -> Iterator[Any]:
 
 
 def _check_references(graph: onnx.GraphProto) -> None:
-    """Every name that a node reads is an input, an initializer, or the output of an earlier node."""
+    """Every name that a node reads is an input, an initializer, or the output of an earlier
+    node."""
     known = {i.name for i in graph.input} | {i.name for i in graph.initializer}
     known |= {i.values.name for i in graph.sparse_initializer}
     for node in graph.node:
         for name in node.input:
             if name and name not in known:
                 raise ModelError(
-                    f"node '{node.name}' ({node.op_type}) reads '{name}', which is neither an input, nor an "
+                    f"node '{node.name}' ({node.op_type}) reads '{name}', which is neither an "
+                    "input, nor an "
                     "initializer, nor computed by an earlier node"
                 )
         known.update(node.output)

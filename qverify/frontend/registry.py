@@ -1,4 +1,5 @@
-"""How an ONNX spelling becomes integer ops: rules by op name, each reading one node through a `View` of it."""
+"""How an ONNX spelling becomes integer ops: rules by op name, each reading one node through a
+`View` of it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,14 @@ MAX_ELEMENTS = 2**27  # of one tensor
 ANY = 2**31  # inputs: any number of them
 
 # Ops that draw random numbers. Dropout does in training mode.
-RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+RANDOM = {
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
 RANDOM |= {"BiasDropout", "BitmaskBiasDropout", "BitmaskDropout", "Sampling"}  # Microsoft's
 CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
 
@@ -30,12 +38,13 @@ CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
 class Rule:
     """How nodes of one op are read, and all that `function` understands of such a node.
 
-    A node with any other attribute or a further input is refused by name (`refuse_unknown`), and so is one with more
-    outputs than the function gives: a rule speaks for no more than it declares.
+    A node with any other attribute or a further input is refused by name (`refuse_unknown`), and so
+    is one with more outputs than the function gives: a rule speaks for no more than it declares.
     """
 
     function: Function
-    attributes: frozenset[str] | None  # None: all, since the node is run by onnxruntime as it stands
+    # None: all, since the node is run by onnxruntime as it stands.
+    attributes: frozenset[str] | None
     inputs: int  # at most so many
 
 
@@ -45,8 +54,9 @@ RULES: dict[tuple[str, str], Rule] = {}
 def lowers(
     *names: str, inputs: int, attributes: str | None = "", domains: tuple[str, ...] = ("",)
 ) -> Callable[[Function], Function]:
-    """Register a rule for op names in the given domains ("" is the ONNX standard's). It reads `inputs` inputs and
-    understands the `attributes` named, separated by spaces (None: all of them)."""
+    """Register a rule for op names in the given domains ("" is the ONNX standard's). It reads
+    `inputs` inputs and understands the `attributes` named, separated by spaces (None: all of
+    them)."""
     understood = None if attributes is None else frozenset(attributes.split())
 
     def register(function: Function) -> Function:
@@ -60,8 +70,8 @@ def lowers(
 
 
 def refuse_unknown(node: onnx.NodeProto, rule: Rule, domain: str, opset: int) -> None:
-    """Refuse a node that says more than its rule understands. An attribute that spells out its schema's default says
-    nothing; exporters, and onnxruntime itself, write such ones."""
+    """Refuse a node that says more than its rule understands. An attribute that spells out its
+    schema's default says nothing; exporters, and onnxruntime itself, write such ones."""
     for attribute in node.attribute:
         known = rule.attributes is None or attribute.name in rule.attributes
         if not known and not _is_default(attribute, node.op_type, domain, opset):
@@ -78,12 +88,21 @@ def _is_default(attribute: onnx.AttributeProto, op: str, domain: str, opset: int
         return False
     if not declared.type or declared.type != attribute.type or attribute.ref_attr_name:
         return False
-    return bool(onnx.helper.get_attribute_value(declared) == onnx.helper.get_attribute_value(attribute))
+    return bool(
+        onnx.helper.get_attribute_value(declared) == onnx.helper.get_attribute_value(attribute)
+    )
 
 
 def _text(attribute: onnx.AttributeProto) -> str:
     kinds = onnx.AttributeProto
-    if attribute.type in (kinds.FLOAT, kinds.INT, kinds.STRING, kinds.FLOATS, kinds.INTS, kinds.STRINGS):
+    if attribute.type in (
+        kinds.FLOAT,
+        kinds.INT,
+        kinds.STRING,
+        kinds.FLOATS,
+        kinds.INTS,
+        kinds.STRINGS,
+    ):
         value = onnx.helper.get_attribute_value(attribute)
         return repr(value.decode(errors="replace") if isinstance(value, bytes) else value)[:40]
     return str(kinds.AttributeType.Name(attribute.type)).lower()
@@ -105,7 +124,8 @@ class View:
         return self.node.op_type
 
     def attr(self, name: str, default: Any = None) -> Any:
-        """An attribute's value (strings decoded), or the default. The rule must have declared it."""
+        """An attribute's value (strings decoded), or the default. The rule must have declared
+        it."""
         assert self.attributes is None or name in self.attributes, (
             f"the rule for {self.op} does not declare the attribute '{name}'"
         )
@@ -156,7 +176,9 @@ class View:
         if not np.isfinite(value).all():
             raise Refusal(f"{what} is NaN or infinite: the file is broken, export it again")
         if (value <= 0).any():
-            raise Refusal(f"{what} is not positive ({value.min()}): the file is broken, export it again")
+            raise Refusal(
+                f"{what} is not positive ({value.min()}): the file is broken, export it again"
+            )
         return value
 
     def zero_point(self, k: int, dtype: npt.DTypeLike) -> npt.NDArray[np.int32]:
@@ -191,11 +213,14 @@ def checked_size(shape: Iterable[int]) -> None:
 
 
 def along(value: npt.NDArray[Any], axis: int, rank: int) -> npt.NDArray[Any]:
-    """A per-axis parameter [C] shaped to broadcast along `axis` of a rank-`rank` tensor; one element becomes []."""
+    """A per-axis parameter [C] shaped to broadcast along `axis` of a rank-`rank` tensor; one
+    element becomes []."""
     if value.size == 1:
         return value.reshape(())
     if value.ndim != 1:
-        raise Refusal(f"a parameter of shape {list(value.shape)} (blocked quantization) is not supported")
+        raise Refusal(
+            f"a parameter of shape {list(value.shape)} (blocked quantization) is not supported"
+        )
     shape = [1] * rank
     shape[checked_axis(axis, rank)] = len(value)
     return value.reshape(shape)

@@ -1,9 +1,11 @@
 """The same network with fewer nodes. Every rewriting keeps every output integer, for every input.
 
 * A convolution with a single output position is a dense layer.
-* A clip of codes behind a requantization is a requantization with a narrower range: rounding is monotone, so
-  clip(rint(clip(v, l, h)), a, b) = rint(clip(v, max(l, a), min(h, b))) for integers a <= b within [l, h].
-* Moves of moved elements are one move; a move that moves nothing, and a node that no output needs, go.
+* A clip of codes behind a requantization is a requantization with a narrower range: rounding is
+  monotone, so clip(rint(clip(v, l, h)), a, b) = rint(clip(v, max(l, a), min(h, b))) for integers a
+  <= b within [l, h].
+* Moves of moved elements are one move; a move that moves nothing, and a node that no output needs,
+  go.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ class _Rewriter:
         return self.old.input_type if value == 0 else self.nodes[value - 1].type
 
     def add(self, op: AbstractOp, inputs: tuple[int, ...], name: str) -> int:
-        self.nodes.append(Node(op, inputs, op.output_type(*(self.type_of(i) for i in inputs)), name))
+        self.nodes.append(
+            Node(op, inputs, op.output_type(*(self.type_of(i) for i in inputs)), name)
+        )
         return len(self.nodes)
 
     def move(self, op: Layout, source: int, name: str) -> int:
@@ -39,9 +43,15 @@ class _Rewriter:
                 index = before.op.index[op.index]
             return self.move(Layout(op.shape, index), before.inputs[0], name)
         own = self.type_of(source)
-        if op.index is not None and len(op.index) == own.size and (op.index == np.arange(own.size)).all():
+        if (
+            op.index is not None
+            and len(op.index) == own.size
+            and (op.index == np.arange(own.size)).all()
+        ):
             op = Layout(op.shape)
-        return source if op.index is None and op.shape == own.shape else self.add(op, (source,), name)
+        return (
+            source if op.index is None and op.shape == own.shape else self.add(op, (source,), name)
+        )
 
 
 def _is_move(node: Node) -> bool:
@@ -49,7 +59,8 @@ def _is_move(node: Node) -> bool:
 
 
 def simplified(network: Network) -> tuple[Network, list[int]]:
-    """The network with fewer nodes, and the new number of every old value (0 for one that is gone)."""
+    """The network with fewer nodes, and the new number of every old value (0 for one that is
+    gone)."""
     rewriter = _Rewriter(network)
     uses = np.zeros(len(network.nodes) + 1, np.int64)
     for i in (*network.outputs, *(i for node in network.nodes for i in node.inputs)):
@@ -84,11 +95,14 @@ def _as_dense(rewriter: _Rewriter, node: Node, source: int) -> int:
             bias += conv.pad_value * own.sum(axis=1)
     flat = rewriter.move(Layout((batch, channels * int(np.prod(spatial)))), source, node.name)
     dense = Dense(weight.reshape(-1, weight.shape[-1]), bias, conv.x_low, conv.x_high)
-    return rewriter.move(Layout(node.type.shape), rewriter.add(dense, (flat,), node.name), node.name)
+    return rewriter.move(
+        Layout(node.type.shape), rewriter.add(dense, (flat,), node.name), node.name
+    )
 
 
 def _clipped(network: Network, k: int, uses: np.ndarray) -> tuple[int, int] | None:
-    """The range [a, b] of a table that only clips what a requantization, used by nothing else, has made."""
+    """The range [a, b] of a table that only clips what a requantization, used by nothing else, has
+    made."""
     table, value = network.nodes[k].op, network.nodes[k].inputs[0]
     assert isinstance(table, Table)
     while value and uses[value] == 1 and _is_move(network.nodes[value - 1]):
@@ -101,7 +115,9 @@ def _clipped(network: Network, k: int, uses: np.ndarray) -> tuple[int, int] | No
     codes = np.arange(op.low, op.high + 1)
     values = table.values[0][codes - table.low]
     a, b = int(values[0]), int(values[-1])
-    return (a, b) if op.low <= a <= b <= op.high and (values == np.clip(codes, a, b)).all() else None
+    return (
+        (a, b) if op.low <= a <= b <= op.high and (values == np.clip(codes, a, b)).all() else None
+    )
 
 
 def _narrowed(rewriter: _Rewriter, value: int, low: int, high: int) -> int:
@@ -112,7 +128,9 @@ def _narrowed(rewriter: _Rewriter, value: int, low: int, high: int) -> int:
     for at in reversed(chain):
         node = rewriter.nodes[at - 1]
         op = replace(node.op, low=low, high=high) if isinstance(node.op, Requantize) else node.op
-        rewriter.nodes[at - 1] = replace(node, op=op, type=op.output_type(*(rewriter.type_of(i) for i in node.inputs)))
+        rewriter.nodes[at - 1] = replace(
+            node, op=op, type=op.output_type(*(rewriter.type_of(i) for i in node.inputs))
+        )
     return value
 
 

@@ -1,14 +1,14 @@
 """What a tensor of the ONNX graph is while it is being read.
 
-    numpy.ndarray   a constant
-    Codes           an integer value of the network
-    FloatInput      float32: monotone steps on the graph's own float input, before its quantizer
-    FloatCodes      float32: a function of one 8-bit code, held as a table of all its values
-    FloatPair       float32: a function of two codes (a sum of two dequantized tensors), held as a table
-    FloatAcc        float32: monotone steps on an integer accumulator, or on a float held as its ordinal
-    FloatSum        float32: a float matrix product of dequantized codes, known up to a proved error
+    numpy.ndarray   a constant Codes           an integer value of the network FloatInput
+    float32: monotone steps on the graph's own float input, before its quantizer FloatCodes
+    float32: a function of one 8-bit code, held as a table of all its values FloatPair
+    float32: a function of two codes (a sum of two dequantized tensors), held as a table FloatAcc
+    float32: monotone steps on an integer accumulator, or on a float held as its ordinal FloatSum
+    float32: a float matrix product of dequantized codes, known up to a proved error
 
-The float kinds are promises: they must end in a quantizer or as a graph output, and become integer ops only there.
+The float kinds are promises: they must end in a quantizer or as a graph output, and become integer
+ops only there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qverify.ops import FloatProgram, Step, Type
+from qverify.ops import FloatProgram, FloatStep, Type
 from qverify.ops.requantize import FloatArray
 
 IndexArray = npt.NDArray[np.int64]
@@ -39,12 +39,12 @@ class Codes:
 
 @dataclass(frozen=True, eq=False)
 class FloatInput:
-    """`source` [shape] is the flat index of the graph's input element behind each element, -1 for the constant
-    `constant`; `steps` have operands of full shape."""
+    """`source` [shape] is the flat index of the graph's input element behind each element, -1 for
+    the constant `constant`; `steps` have operands of full shape."""
 
     source: IndexArray
     constant: FloatArray
-    steps: tuple[Step, ...] = ()
+    steps: tuple[FloatStep, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,7 +53,8 @@ class FloatInput:
 
 @dataclass(frozen=True, eq=False)
 class FloatCodes:
-    """element = table[which, code - low]; `table` [P, K] float32; `which` has full shape, or is None where P = 1."""
+    """element = table[which, code - low]; `table` [P, K] float32; `which` has full shape, or is
+    None where P = 1."""
 
     codes: Codes
     table: FloatArray
@@ -70,7 +71,8 @@ class FloatCodes:
 
 @dataclass(frozen=True, eq=False)
 class FloatPair:
-    """element = table[a - a.low, b - b.low], with broadcasting of the codes `a` and `b`; `table` [Ka, Kb] float32."""
+    """element = table[a - a.low, b - b.low], with broadcasting of the codes `a` and `b`; `table`
+    [Ka, Kb] float32."""
 
     a: Codes
     b: Codes
@@ -95,7 +97,8 @@ class FloatAcc:
 
 @dataclass(frozen=True, eq=False)
 class FloatSum:
-    """A float sum whose order of additions is the runtime's secret: within `error` [shape] of program(accumulator)."""
+    """A float sum whose order of additions is the runtime's secret: within `error` [shape] of
+    program(accumulator)."""
 
     acc: FloatAcc
     error: npt.NDArray[np.float64]

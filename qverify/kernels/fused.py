@@ -1,15 +1,17 @@
-"""Exact integer bounds of one layer in one launch: geometry and choice of the CUDA kernels of `interval.cu`.
+"""Exact integer bounds of one layer in one launch: geometry and choice of the CUDA kernels of
+`interval.cu`.
 
-    fused = open_fused(kernels)                                    # compiles, compares, chooses; once per device
-    layer = fused.pack_dense(weight, bias, Scale(multiplier, zero_point, low, high, low))
-    pairs = fused.dense(layer, interleave(kernels, lower - low, upper - low))
+    fused = open_fused(kernels)                                    # compiles, compares, chooses;
+    once per device layer = fused.pack_dense(weight, bias, PackedScale(multiplier, zero_point, low,
+    high, low)) pairs = fused.dense(layer, interleave(kernels, lower - low, upper - low))
 
-That a compiled kernel computes what it should is not taken from the name of a device: `choose` compares every variant
-with NumPy on the device itself, on layers of every pattern of signs and of extreme values, and drops one that differs
-in a single bit.
+That a compiled kernel computes what it should is not taken from the name of a device: `choose`
+compares every variant with NumPy on the device itself, on layers of every pattern of signs and of
+extreme values, and drops one that differs in a single bit.
 
-Kernels are launched through a module as `cupy.RawModule` is one: `get_function(name)` gives a callable that takes
-(grid, block, arguments, shared_mem=bytes). The tests' module runs the same source on a CPU.
+Kernels are launched through a module as `cupy.RawModule` is one: `get_function(name)` gives a
+callable that takes (grid, block, arguments, shared_mem=bytes). The tests' module runs the same
+source on a CPU.
 """
 
 from __future__ import annotations
@@ -36,17 +38,23 @@ from qverify.kernels.packing import (
     PackedDense,
     PackedEpilogue,
     PackedNetwork,
-    Scale,
+    PackedScale,
+    PackedWindow,
     Thresholds,
     Unpackable,
     Variant,
-    Window,
     moved,
     rounded,
 )
 
 Bounds = tuple[Array, Array]
-CAPABILITY = {Variant.PLAIN: 50, Variant.SPARSE: 80, Variant.DENSE: 80, Variant.SMALL: 75}  # from which it compiles
+# From which it compiles.
+CAPABILITY = {
+    Variant.PLAIN: 50,
+    Variant.SPARSE: 80,
+    Variant.DENSE: 80,
+    Variant.SMALL: 75,
+}
 STAGES = {Variant.SPARSE: 3, Variant.DENSE: 3, Variant.SMALL: 2}
 NETWORKS = {64: (384, 16), 128: (256, 8)}  # by size: threads of a block, rows of a warp
 STATIC = 48 * 1024  # more shared memory than this has to be asked for
@@ -62,34 +70,38 @@ def options(variant: Variant) -> tuple[str, ...]:
     return (f"-DVARIANT={int(variant)}", "-std=c++17", "--fmad=false")
 
 
-# -- values --------------------------------------------------------------------------------------------------------------
+# -- values ----------------------------------------------------------------------------------------
 
 
 def interleave(kernels: Kernels, lower: Array, upper: Array, width: int | None = None) -> Array:
-    """Ends [N, ..., C], integers in [0, 255], as pairs uint8 [N, ..., width, 2]; spare codes are zero."""
+    """Ends [N, ..., C], integers in [0, 255], as pairs uint8 [N, ..., width, 2]; spare codes are
+    zero."""
     xp, count = kernels.xp, lower.shape[-1]
-    pairs = xp.zeros((*lower.shape[:-1], rounded(count, 8) if width is None else width, 2), dtype=xp.uint8)
+    pairs = xp.zeros(
+        (*lower.shape[:-1], rounded(count, 8) if width is None else width, 2), dtype=xp.uint8
+    )
     pairs[..., :count, 0] = kernels.asarray(lower)
     pairs[..., :count, 1] = kernels.asarray(upper)
     return pairs
 
 
 def separate(kernels: Kernels, pairs: Array, count: int) -> Bounds:
-    """The first `count` codes of pairs uint8 [N, ..., width, 2] as int32 (lower, upper) [N, ..., count]."""
+    """The first `count` codes of pairs uint8 [N, ..., width, 2] as int32 (lower, upper) [N, ...,
+    count]."""
     lower, upper = (pairs[..., :count, end].astype(kernels.xp.int32) for end in (0, 1))
     return lower, upper
 
 
 def channels_last(weight: Ints, shape: tuple[int, int, int], width: int) -> Ints:
-    """The rows of a dense weight [C * H * W, M], which follow a flattened [C, H, W], in the order of a flattened
-    [H, W, width]; rows of spare channels are zero."""
+    """The rows of a dense weight [C * H * W, M], which follow a flattened [C, H, W], in the order
+    of a flattened [H, W, width]; rows of spare channels are zero."""
     channels, height, breadth = shape
     result = np.zeros((height, breadth, width, weight.shape[-1]), weight.dtype)
     result[:, :, :channels] = weight.reshape(channels, height, breadth, -1).transpose(1, 2, 0, 3)
     return result.reshape(-1, weight.shape[-1])
 
 
-# -- launches ------------------------------------------------------------------------------------------------------------
+# -- launches --------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -100,33 +112,49 @@ class Fused:
     variant: Variant
     module: Any
     _functions: dict[str, tuple[Any, int]] = field(default_factory=dict, repr=False)
-    _limits: dict[str, int] = field(default_factory=dict, repr=False)  # attributes that were asked for
+    # Attributes that were asked for.
+    _limits: dict[str, int] = field(default_factory=dict, repr=False)
 
     def pack_dense(
-        self, weight: Ints, bias: Ints, epilogue: Epilogue, width: int | None = None, tile: str | None = None
+        self,
+        weight: Ints,
+        bias: Ints,
+        epilogue: Epilogue,
+        width: int | None = None,
+        tile: str | None = None,
     ) -> PackedDense:
         """See `PackedDense.make`; on this machine."""
-        return moved(PackedDense.make(self.variant, weight, bias, epilogue, width, tile), self.kernels)
+        return moved(
+            PackedDense.make(self.variant, weight, bias, epilogue, width, tile), self.kernels
+        )
 
     def pack_conv(
         self,
         weight: Ints,
         bias: Ints,
         epilogue: Epilogue,
-        window: Window,
+        window: PackedWindow,
         groups: int = 1,
         pad: int = 0,
         width: int | None = None,
     ) -> PackedConv:
         """See `PackedConv.make`; on this machine."""
-        return moved(PackedConv.make(self.variant, weight, bias, epilogue, window, groups, pad, width), self.kernels)
+        return moved(
+            PackedConv.make(self.variant, weight, bias, epilogue, window, groups, pad, width),
+            self.kernels,
+        )
 
-    def pack_network(self, layers: Sequence[tuple[Ints, Ints, Epilogue]], width: int | None = None) -> PackedNetwork:
-        """See `PackedNetwork.make`; on this machine. Raises Unpackable if its shared memory cannot hold the weights."""
+    def pack_network(
+        self, layers: Sequence[tuple[Ints, Ints, Epilogue]], width: int | None = None
+    ) -> PackedNetwork:
+        """See `PackedNetwork.make`; on this machine. Raises Unpackable if its shared memory cannot
+        hold the weights."""
         packed = PackedNetwork.make(self.variant, layers, width)
         most = self._limit("MaxSharedMemoryPerBlockOptin", 99 * 1024)
         if self.variant is not Variant.PLAIN and _shared_of(packed) > most:
-            raise Unpackable(f"the network needs {_shared_of(packed)} bytes of shared memory, more than {most}")
+            raise Unpackable(
+                f"the network needs {_shared_of(packed)} bytes of shared memory, more than {most}"
+            )
         return moved(packed, self.kernels)
 
     def _limit(self, name: str, otherwise: int) -> int:
@@ -147,19 +175,34 @@ class Fused:
             return x
         result = self._results(packed.kind, packed.neurons, (rows,))
         first, second = result if packed.kind == 0 else (result, packed.bias)
-        numbers = (packed.kind, len(packed.layers), packed.records.size, rows, 2 * packed.width, packed.neurons)
+        numbers = (
+            packed.kind,
+            len(packed.layers),
+            packed.records.size,
+            rows,
+            2 * packed.width,
+            packed.neurons,
+        )
         arrays = (packed.records, packed.layers, packed.bias, packed.multiplier, x, first, second)
         threads, per_warp = NETWORKS[packed.size]
         per_block = threads // 32 * per_warp
         blocks = min(
-            rounded(rows, per_block) // per_block, (1 if threads == 384 else 2) * self._limit("MultiProcessorCount", 1)
+            rounded(rows, per_block) // per_block,
+            (1 if threads == 384 else 2) * self._limit("MultiProcessorCount", 1),
         )
         values = (*numbers, 2 * packed.width_out, packed.between)
-        self._run(f"network_{packed.size}", (blocks, 1), threads, _shared_of(packed), (*arrays, *map(_int, values)))
+        self._run(
+            f"network_{packed.size}",
+            (blocks, 1),
+            threads,
+            _shared_of(packed),
+            (*arrays, *map(_int, values)),
+        )
         return result
 
     def dense(self, layer: PackedDense, x: Array) -> Any:
-        """Pairs `x` [N, width, 2] -> pairs [N, width_out, 2], or with `Ends` int32 (lower, upper) [N, M]."""
+        """Pairs `x` [N, width, 2] -> pairs [N, width_out, 2], or with `Ends` int32 (lower, upper)
+        [N, M]."""
         rows = self._expect(layer, x, (layer.width, 2))
         result = self._results(layer.epilogue.kind, layer.epilogue.neurons, (rows,))
         end, pitch = layer.epilogue, 2 * layer.width
@@ -173,39 +216,61 @@ class Fused:
         return result
 
     def conv(self, layer: PackedConv, x: Array) -> Any:
-        """Pairs `x` [N, H, W, width, 2] -> pairs [N, OH, OW, width_out, 2], or with `Ends` int32 (lower, upper)
-        [N, OH, OW, M]."""
+        """Pairs `x` [N, H, W, width, 2] -> pairs [N, OH, OW, width_out, 2], or with `Ends` int32
+        (lower, upper) [N, OH, OW, M]."""
         window, end = layer.window, layer.epilogue
         images = self._expect(layer, x, (window.height, window.width, layer.width, 2))
         out_height, out_width = window.output
         rows = images * out_height * out_width
         result = self._results(end.kind, end.neurons, (images, out_height, out_width))
-        shape = (window.height, window.width, out_height, out_width, *window.strides, *window.pads[:2], 2 * layer.width)
+        shape = (
+            window.height,
+            window.width,
+            out_height,
+            out_width,
+            *window.strides,
+            *window.pads[:2],
+            2 * layer.width,
+        )
         place = (_int(rows), *map(_int, shape))
         if self.variant is Variant.PLAIN:
             more = (*window.kernel, *window.dilations, layer.channels, layer.groups, layer.pad)
-            self._launch_plain("conv_plain", end, result, rows, (x, layer.weights, *place, *map(_int, more)))
+            self._launch_plain(
+                "conv_plain", end, result, rows, (x, layer.weights, *place, *map(_int, more))
+            )
             return result
         tiles = rounded(end.neurons // layer.groups, TILES[layer.tile][0]) // TILES[layer.tile][0]
         blocks = rounded(window.kernel[0] * window.kernel[1] * layer.channels, 32) // 32
         rest = (blocks, tiles, layer.groups, 2 * layer.channels)
         extra = (x, layer.weights, layer.taps, layer.fill, *place, *map(_int, rest))
         name = f"conv_{layer.tile}" if layer.piece == 16 else f"conv_few_{layer.tile}"
-        self._launch(name, layer, result, rows, (tiles, layer.groups), 16 * TILES[layer.tile][1], extra)
+        self._launch(
+            name, layer, result, rows, (tiles, layer.groups), 16 * TILES[layer.tile][1], extra
+        )
         return result
 
-    def _expect(self, layer: PackedDense | PackedConv | PackedNetwork, x: Array, shape: tuple[int, ...]) -> int:
-        """The length of the batch; raises ValueError for a value that the layer was not packed for."""
+    def _expect(
+        self, layer: PackedDense | PackedConv | PackedNetwork, x: Array, shape: tuple[int, ...]
+    ) -> int:
+        """The length of the batch; raises ValueError for a value that the layer was not packed
+        for."""
         if layer.variant is not self.variant:
-            raise ValueError(f"a layer packed for {layer.variant.name} meets kernels compiled for {self.variant.name}")
+            raise ValueError(
+                f"a layer packed for {layer.variant.name} meets kernels compiled for "
+                f"{self.variant.name}"
+            )
         if x.dtype != self.kernels.xp.uint8 or tuple(x.shape[1:]) != shape or not _is_contiguous(x):
-            raise ValueError(f"{x.dtype} pairs {list(x.shape)} do not fit a layer for {['N', *shape]}")
+            raise ValueError(
+                f"{x.dtype} pairs {list(x.shape)} do not fit a layer for {['N', *shape]}"
+            )
         return int(x.shape[0])
 
     def _results(self, kind: int, neurons: int, shape: tuple[int, ...]) -> Any:
         xp = self.kernels.xp
         if kind == 0:
-            return xp.empty((*shape, neurons), dtype=xp.int32), xp.empty((*shape, neurons), dtype=xp.int32)
+            return xp.empty((*shape, neurons), dtype=xp.int32), xp.empty(
+                (*shape, neurons), dtype=xp.int32
+            )
         return xp.empty((*shape, rounded(neurons, 8), 2), dtype=xp.uint8)
 
     def _arguments(self, end: PackedEpilogue, result: Any) -> tuple[Any, ...]:
@@ -217,9 +282,17 @@ class Fused:
             *(_int(end.offset), _int(end.neurons), _int(2 * rounded(end.neurons, 8))),
         )
 
-    def _launch_plain(self, name: str, end: PackedEpilogue, result: Any, rows: int, extra: tuple[Any, ...]) -> None:
+    def _launch_plain(
+        self, name: str, end: PackedEpilogue, result: Any, rows: int, extra: tuple[Any, ...]
+    ) -> None:
         columns = end.neurons if end.kind == 0 else rounded(end.neurons, 8)
-        self._run(name, (rounded(rows * columns, 256) // 256, 1), 256, 0, (*self._arguments(end, result), *extra))
+        self._run(
+            name,
+            (rounded(rows * columns, 256) // 256, 1),
+            256,
+            0,
+            (*self._arguments(end, result), *extra),
+        )
 
     def _launch(
         self,
@@ -231,14 +304,22 @@ class Fused:
         beside: int,
         extra: tuple[Any, ...],
     ) -> None:
-        """One block per tile of neurons (`tiles`: of a group, groups) and of rows; `beside`: bytes after the pipeline."""
+        """One block per tile of neurons (`tiles`: of a group, groups) and of rows; `beside`: bytes
+        after the pipeline."""
         neurons, height, threads = TILES[layer.tile]
         grid = (tiles[0] * (rounded(rows, height) // height), tiles[1])
         stage = neurons // 16 * 2 * RECORD[self.variant] + height * 128
         shared = STAGES[self.variant] * stage + beside
         self._run(name, grid, threads, shared, (*self._arguments(layer.epilogue, result), *extra))
 
-    def _run(self, name: str, grid: tuple[int, int], threads: int, shared: int, arguments: tuple[Any, ...]) -> None:
+    def _run(
+        self,
+        name: str,
+        grid: tuple[int, int],
+        threads: int,
+        shared: int,
+        arguments: tuple[Any, ...],
+    ) -> None:
         if grid[0] == 0:
             return  # an empty batch
         function, granted = self._functions.get(name) or (self.module.get_function(name), STATIC)
@@ -270,27 +351,33 @@ def _int(value: int) -> np.int32:
     return np.int32(value)
 
 
-# -- which variant -------------------------------------------------------------------------------------------------------
+# -- which variant ---------------------------------------------------------------------------------
 
 
 def open_fused(kernels: Kernels) -> Fused:
-    """The fastest exact variant on the current CUDA device. Raises DeviceError where none is exact."""
+    """The fastest exact variant on the current CUDA device. Raises DeviceError where none is
+    exact."""
     library, modules = kernels.xp, {}
     capability = int(library.cuda.Device().compute_capability)
     for variant in Variant:
         if CAPABILITY[variant] <= capability:
             module = library.RawModule(code=source(), options=options(variant))
-            with suppress(library.cuda.compiler.CompileException):  # an older compiler: the other variants remain
+            with suppress(
+                library.cuda.compiler.CompileException
+            ):  # an older compiler: the other variants remain
                 module.compile()
                 modules[variant] = module
     return choose(kernels, modules)
 
 
-def choose(kernels: Kernels, modules: Mapping[Variant, Any], size: tuple[int, int, int] = (16384, 512, 512)) -> Fused:
-    """Of the variants that compute exactly what NumPy does, the fastest on a layer of `size` (rows, inputs, neurons).
+def choose(
+    kernels: Kernels, modules: Mapping[Variant, Any], size: tuple[int, int, int] = (16384, 512, 512)
+) -> Fused:
+    """Of the variants that compute exactly what NumPy does, the fastest on a layer of `size` (rows,
+    inputs, neurons).
 
-    Raises DeviceError if none is exact. Layers: every pattern of signs within four neighbouring weights, extreme weights
-    and codes, ragged sizes, all epilogues, a convolution with padding.
+    Raises DeviceError if none is exact. Layers: every pattern of signs within four neighbouring
+    weights, extreme weights and codes, ragged sizes, all epilogues, a convolution with padding.
     """
     exact = [Fused(kernels, variant, module) for variant, module in modules.items()]
     exact = [fused for fused in exact if is_exact(fused)]
@@ -300,8 +387,8 @@ def choose(kernels: Kernels, modules: Mapping[Variant, Any], size: tuple[int, in
 
 
 def is_exact(fused: Fused) -> bool:
-    """Whether layers that reach every kernel of the variant come out bit for bit as NumPy computes them. A launch that
-    fails counts as wrong (CuPy's driver errors are RuntimeErrors)."""
+    """Whether layers that reach every kernel of the variant come out bit for bit as NumPy computes
+    them. A launch that fails counts as wrong (CuPy's driver errors are RuntimeErrors)."""
     try:
         return all(agrees() for agrees in comparisons(fused).values())
     except RuntimeError:
@@ -321,22 +408,42 @@ def comparisons(fused: Fused) -> dict[str, Callable[[], bool]]:
     return found
 
 
-def _trial(rng: np.random.Generator, inputs: int, neurons: int) -> tuple[Ints, Ints, tuple[Epilogue, ...]]:
-    """A layer [inputs, neurons] whose columns go through all sign patterns of four weights, and through extremes."""
+def _trial(
+    rng: np.random.Generator, inputs: int, neurons: int
+) -> tuple[Ints, Ints, tuple[Epilogue, ...]]:
+    """A layer [inputs, neurons] whose columns go through all sign patterns of four weights, and
+    through extremes."""
     weight = rng.integers(0, 128, (inputs, neurons))
     signs = np.arange(neurons)[None, :] >> (np.arange(inputs)[:, None] % 4) & 1
     weight = np.where(signs == 1, ~weight, weight)
     weight[:, neurons // 2 :: 3] = np.where(signs == 1, -128, 127)[:, neurons // 2 :: 3]
-    weight[:, neurons // 2 + 1 :: 3] = rng.integers(-128, 128, weight[:, neurons // 2 + 1 :: 3].shape)
+    weight[:, neurons // 2 + 1 :: 3] = rng.integers(
+        -128, 128, weight[:, neurons // 2 + 1 :: 3].shape
+    )
     bias = rng.integers(-(2**20), 2**20, neurons)
     reach = float(np.abs(weight).sum(axis=0).max() * 255)
     multiplier = (rng.uniform(0.2, 4.0, neurons) * 255 / reach).astype(np.float32)
-    weight[:, 3::4], weight[:2, 3::4], bias[3::4], multiplier[3::4] = 0, [[1], [-1]], 60, 0.5  # many halves to round
+    # Many halves to round.
+    weight[:, 3::4], weight[:2, 3::4], bias[3::4], multiplier[3::4] = (
+        0,
+        [[1], [-1]],
+        60,
+        0.5,
+    )
     table = np.sort(rng.integers(-int(reach), int(reach), (3, 200)), axis=1).astype(np.int32)
     table[0] = np.arange(-40, 160)  # met exactly by the small sums
     row = np.where(np.arange(neurons) % 4 == 3, 0, rng.integers(0, 3, neurons)).astype(np.int32)
     steps = Thresholds(table, row)
-    return weight, bias, (Ends(), Scale(multiplier, 7, 0, 255, 0), Scale(multiplier, -3, -128, 100, -128), steps)
+    return (
+        weight,
+        bias,
+        (
+            Ends(),
+            PackedScale(multiplier, 7, 0, 255, 0),
+            PackedScale(multiplier, -3, -128, 100, -128),
+            steps,
+        ),
+    )
 
 
 def _box(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Ints, Ints]:
@@ -356,14 +463,19 @@ def expected(weight: Ints, bias: Ints, lower: Ints, upper: Ints) -> tuple[Ints, 
 def coded(epilogue: Epilogue, accumulator: Ints) -> Ints:
     """Reference of an epilogue on accumulators [..., M]: bytes, as int64."""
     match epilogue:
-        case Scale(multiplier, zero_point, low, high, out_low):
+        case PackedScale(multiplier, zero_point, low, high, out_low):
             with np.errstate(over="ignore"):  # an infinity is clipped
                 v = accumulator.astype(np.int32).astype(np.float32) * multiplier
-            v = np.minimum(np.maximum(v, np.float32(low - zero_point)), np.float32(high - zero_point))
+            v = np.minimum(
+                np.maximum(v, np.float32(low - zero_point)), np.float32(high - zero_point)
+            )
             codes: Ints = np.rint(v).astype(np.int64) + (zero_point - out_low)
             return codes
         case Thresholds(table, row):
-            columns = [np.searchsorted(table[r], accumulator[..., m], side="right") for m, r in enumerate(row)]
+            columns = [
+                np.searchsorted(table[r], accumulator[..., m], side="right")
+                for m, r in enumerate(row)
+            ]
             return np.stack(columns, axis=-1).astype(np.int64)
         case Ends():
             return accumulator.astype(np.int64)
@@ -379,20 +491,24 @@ def same(fused: Fused, epilogue: Epilogue, result: Any, ends: tuple[Ints, Ints])
     )
 
 
-def _dense_agrees(fused: Fused, rng: np.random.Generator, rows: int, inputs: int, neurons: int) -> bool:
+def _dense_agrees(
+    fused: Fused, rng: np.random.Generator, rows: int, inputs: int, neurons: int
+) -> bool:
     kernels = fused.kernels
     weight, bias, epilogues = _trial(rng, inputs, neurons)
     lower, upper = _box(rng, (rows, inputs))
     ends = expected(weight, bias, lower, upper)
     x = interleave(kernels, lower, upper)
-    return all(same(fused, e, fused.dense(fused.pack_dense(weight, bias, e), x), ends) for e in epilogues)
+    return all(
+        same(fused, e, fused.dense(fused.pack_dense(weight, bias, e), x), ends) for e in epilogues
+    )
 
 
 def _conv_agrees(fused: Fused, rng: np.random.Generator, channels: int, neurons: int) -> bool:
     """3 x 3, stride 2, padding 1 with the byte 9, on images of 6 x 7."""
     kernels, width = fused.kernels, 2 if channels == 1 else channels
     weight, bias, epilogues = _trial(rng, 9 * channels, neurons)
-    window = Window(6, 7, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1))
+    window = PackedWindow(6, 7, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1))
     box = _box(rng, (5, 6, 7, channels))
     columns = [_columns(end, window, 9) for end in box]
     ends = expected(weight, bias, *columns)
@@ -402,7 +518,9 @@ def _conv_agrees(fused: Fused, rng: np.random.Generator, channels: int, neurons:
     return all(same(fused, e, fused.conv(layer, x), ends) for e, layer in layers)
 
 
-def _network_agrees(fused: Fused, rng: np.random.Generator, inputs: int, middle: int, neurons: int) -> bool:
+def _network_agrees(
+    fused: Fused, rng: np.random.Generator, inputs: int, middle: int, neurons: int
+) -> bool:
     """Two layers in one kernel, on more boxes than a block holds."""
     weight, bias, epilogues = _trial(rng, inputs, middle)
     lower, upper = _box(rng, (250, inputs))
@@ -415,12 +533,14 @@ def _network_agrees(fused: Fused, rng: np.random.Generator, inputs: int, middle:
     return all(same(fused, e, fused.network(p, x), ends) for e, p in packed)
 
 
-def _columns(x: Ints, window: Window, pad: int) -> Ints:
+def _columns(x: Ints, window: PackedWindow, pad: int) -> Ints:
     """im2col of [N, H, W, C] without dilation: [N, OH, OW, KH * KW * C]."""
     top, left, bottom, right = window.pads
     x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=pad)
     (height, width), (sy, sx) = window.output, window.strides
-    taps = [x[:, ky:, kx:][:, ::sy, ::sx][:, :height, :width] for ky, kx in np.ndindex(*window.kernel)]
+    taps = [
+        x[:, ky:, kx:][:, ::sy, ::sx][:, :height, :width] for ky, kx in np.ndindex(*window.kernel)
+    ]
     columns: Ints = np.concatenate(taps, axis=-1)
     return columns
 

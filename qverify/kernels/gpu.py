@@ -9,7 +9,11 @@ from typing import Any
 from qverify.errors import DeviceError
 from qverify.kernels import Kernels
 
-EMULATED = ("CUBLAS_EMULATE_SINGLE_PRECISION", "CUBLAS_EMULATE_DOUBLE_PRECISION")  # cuBLAS 12.9, 13: sliced factors
+# CuBLAS 12.9, 13: sliced factors.
+EMULATED = (
+    "CUBLAS_EMULATE_SINGLE_PRECISION",
+    "CUBLAS_EMULATE_DOUBLE_PRECISION",
+)
 STEPS = {  # PTX
     "add": "add.rn",
     "subtract": "sub.rn",
@@ -21,7 +25,8 @@ STEPS = {  # PTX
 
 
 def open_cuda() -> Kernels:
-    """Kernels on the current CUDA device. Raises DeviceError with the missing piece and how to get it."""
+    """Kernels on the current CUDA device. Raises DeviceError with the missing piece and how to get
+    it."""
     try:
         import cupy
     except ImportError as error:
@@ -31,12 +36,16 @@ def open_cuda() -> Kernels:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise DeviceError(f"--device cuda needs an NVIDIA GPU and its driver ({error}); use --device cpu") from None
+        raise DeviceError(
+            f"--device cuda needs an NVIDIA GPU and its driver ({error}); use --device cpu"
+        ) from None
     if count == 0:
         raise DeviceError("--device cuda needs an NVIDIA GPU: none is visible; use --device cpu")
     for name in EMULATED:
         if os.environ.get(name, "0") != "0":
-            raise DeviceError(f"{name} makes cuBLAS's products inexact: unset it, or use --device cpu")
+            raise DeviceError(
+                f"{name} makes cuBLAS's products inexact: unset it, or use --device cpu"
+            )
     try:
         _check_products(cupy)
     except (ImportError, OSError, RuntimeError) as error:  # cuBLAS or NVRTC is missing
@@ -54,9 +63,12 @@ def _free(cupy: Any) -> int:
 
 
 def _check_products(cupy: Any) -> None:
-    """Refuse a device whose products round their factors (as TF32 does): exact integer products rest on them.
+    """Refuse a device whose products round their factors (as TF32 does): exact integer products
+    rest on them.
 
-    CuPy has three ways to multiply: two matrices, two stacks of them, and a stack with one matrix."""
+    CuPy has three ways to multiply: two matrices, two stacks of them, and a stack with one
+    matrix.
+    """
     for dtype, value in ((cupy.float32, 2**24 - 1), (cupy.float64, 2**53 - 1)):
         x, one = cupy.full((64, 64), value, dtype=dtype), cupy.eye(64, dtype=dtype)
         stack = cupy.full((2, 64, 64), value, dtype=dtype)
@@ -65,15 +77,20 @@ def _check_products(cupy: Any) -> None:
             if not bool((cupy.matmul(a, b) == a).all()):
                 name = cupy.dtype(dtype).name
                 raise DeviceError(
-                    f"{name} products are rounded (to TF32?) on this device: unset CUPY_TF32, or use --device cpu"
+                    f"{name} products are rounded (to TF32?) on this device: unset CUPY_TF32, or "
+                    "use --device cpu"
                 )
 
 
 def _ieee(cupy: Any) -> SimpleNamespace:
-    """Float32 arithmetic with subnormals. CuPy compiles with -ftz=true, which no option takes back; an instruction that
-    is written out is not changed by it."""
+    """Float32 arithmetic with subnormals. CuPy compiles with -ftz=true, which no option takes back;
+    an instruction that is written out is not changed by it."""
     result = SimpleNamespace()
     for name, step in STEPS.items():
         code = f'asm("{step}.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y))'
-        setattr(result, name, cupy.ElementwiseKernel("float32 x, float32 y", "float32 z", code, f"qverify_{name}"))
+        setattr(
+            result,
+            name,
+            cupy.ElementwiseKernel("float32 x, float32 y", "float32 z", code, f"qverify_{name}"),
+        )
     return result

@@ -1,10 +1,12 @@
-"""Element by element in one pass: what the dual does for every element of its arrays, again and again.
+"""Element by element in one pass: what the dual does for every element of its arrays, again and
+again.
 
-On a GPU the launches of many small operations cost more than their work. Here the same is one CUDA kernel each; CuPy
-builds it around the C++ text of one element, `CORNER` or `DESCEND`. On a CPU it stays NumPy's operations.
+On a GPU the launches of many small operations cost more than their work. Here the same is one CUDA
+kernel each; CuPy builds it around the C++ text of one element, `CORNER` or `DESCEND`. On a CPU it
+stays NumPy's operations.
 
-Both machines agree bit for bit on int64. Float32 is for guides only: CuPy flushes subnormals and may fuse a product with a
-sum.
+Both machines agree bit for bit on int64. Float32 is for guides only: CuPy flushes subnormals and
+may fuse a product with a sum.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from typing import Any
 
 from qverify.kernels import Array, Kernels
 
-# One element i of [N, R, *shape], `size` elements to a shape: y and z hold `corners` blocks, `block` apart, for m >= 0, and
-# from y_fall or z_fall on those for m < 0; of a block an element's own subproblem is `batch` after the one before.
+# One element i of [N, R, *shape], `size` elements to a shape: y and z hold `corners` blocks,
+# `block` apart, for m >= 0, and from y_fall or z_fall on those for m < 0; of a block an element's
+# own subproblem is `batch` after the one before.
 CORNER = """
     const ptrdiff_t at = i / (rows * size) * batch + i % size;
     const ptrdiff_t from_y = m >= 0 ? at : at + y_fall, from_z = m >= 0 ? at : at + z_fall;
@@ -49,7 +52,8 @@ DESCEND = """
     if (next < least) next = least;
 """
 
-# One element i of [samples, channels, height, width] from columns [samples, *output, channels, *kernel]: the sum over taps.
+# One element i of [samples, channels, height, width] from columns [samples, *output, channels,
+# *kernel]: the sum over taps.
 FOLD = """
     const ptrdiff_t x = i % width, y = i / width % height, c = i / (width * height) % channels;
     const ptrdiff_t sample = i / (width * height * channels);
@@ -65,8 +69,12 @@ FOLD = """
         }
     }
 """
-SIDES = tuple(f"{name}_{side}" for name in ("output", "kernel", "stride", "dilation") for side in "hw")
-FOLD_IN = ", ".join(["raw T columns", *(f"int64 {name}" for name in ("channels", "height", "width", *SIDES))])
+SIDES = tuple(
+    f"{name}_{side}" for name in ("output", "kernel", "stride", "dilation") for side in "hw"
+)
+FOLD_IN = ", ".join(
+    ["raw T columns", *(f"int64 {name}" for name in ("channels", "height", "width", *SIDES))]
+)
 
 # name -> what CuPy's ElementwiseKernel takes: inputs, outputs, the text for one element
 KERNELS = {
@@ -120,8 +128,8 @@ def fold(
     strides: tuple[int, ...],
     dilations: tuple[int, ...],
 ) -> Array:
-    """Columns [N, groups, *output, channels, *kernel] added up where their taps meet the input: [N, groups, channels,
-    *padded]. In the order of the taps, from 0."""
+    """Columns [N, groups, *output, channels, *kernel] added up where their taps meet the input: [N,
+    groups, channels, *padded]. In the order of the taps, from 0."""
     xp, rank = kernels.xp, len(output)
     n, groups = columns.shape[:2]
     channels, kernel = columns.shape[2 + rank], columns.shape[3 + rank :]
@@ -132,7 +140,8 @@ def fold(
     result = xp.zeros((n, groups, channels, *padded), dtype=columns.dtype)
     for tap in itertools.product(*map(range, kernel)):
         where = tuple(
-            slice(t * d, t * d + (o - 1) * s + 1, s) for t, d, o, s in zip(tap, dilations, output, strides, strict=True)
+            slice(t * d, t * d + (o - 1) * s + 1, s)
+            for t, d, o, s in zip(tap, dilations, output, strides, strict=True)
         )
         part = columns[(..., *tap)]  # [N, groups, *output, channels]
         result[(slice(None), slice(None), slice(None), *where)] += xp.moveaxis(part, -1, 2)
@@ -150,11 +159,14 @@ def dot(kernels: Kernels, a: Array, b: Array) -> Array:
 @functools.cache
 def _largest(xp: Any) -> Any:
     size = "x < 0 ? -(double)x : (double)x"  # not abs(x): that of -2**63 is negative
-    return xp.ReductionKernel("T x", "float64 size", size, "a > b ? a : b", "size = a", "0", "qverify_largest")
+    return xp.ReductionKernel(
+        "T x", "float64 size", size, "a > b ? a : b", "size = a", "0", "qverify_largest"
+    )
 
 
 def largest(kernels: Kernels, *xs: Array) -> list[float]:
-    """The largest absolute value of each of some arrays of integers, in float64 (0 if it is empty). The host waits once."""
+    """The largest absolute value of each of some arrays of integers, in float64 (0 if it is empty).
+    The host waits once."""
     if kernels.name == "cpu":
         return [max(float(x.max()), -float(x.min())) if x.size else 0.0 for x in xs]
     found = [_largest(kernels.xp)(x.reshape(-1), axis=(0,)) for x in xs if x.size]
@@ -172,10 +184,12 @@ def furthest(kernels: Kernels, weights: Array, low: Array, high: Array) -> Array
 def best_corner(
     kernels: Kernels, weights: Array, multipliers: Array, z: Array, y: Array, slack: Array | None
 ) -> tuple[Array, Array, Array]:
-    """(max over corners of weights * y - multipliers * z, plus |multipliers| slack, the corner's y and z), element by
-    element: [N, R, *shape]. For z, y and slack see `qverify.ops.relax.Hull`; all of one type, int64 or float32.
+    """(max over corners of weights * y - multipliers * z, plus |multipliers| slack, the corner's y
+    and z), element by element: [N, R, *shape]. For z, y and slack see `qverify.ops.relax.Hull`; all
+    of one type, int64 or float32.
 
-    Integers must not leave int64. The first of several best corners is taken."""
+    Integers must not leave int64. The first of several best corners is taken.
+    """
     if kernels.name == "cpu":
         return _best_corner(kernels.xp, weights, multipliers, z, y, slack)
     xp, n = kernels.xp, max(len(weights), y.shape[2])
@@ -191,7 +205,9 @@ def best_corner(
     if slack is None:
         best, best_y, best_z = _kernel(xp, "corner")(weights, multipliers, y, z, *numbers)
     else:
-        best, best_y, best_z = _kernel(xp, "corner_slack")(weights, multipliers, y, z, *numbers, slack)
+        best, best_y, best_z = _kernel(xp, "corner_slack")(
+            weights, multipliers, y, z, *numbers, slack
+        )
     return best, best_y, best_z
 
 
@@ -206,7 +222,11 @@ def _best_corner(
         value = weights * own_y
         value -= multipliers * own_z
         if best is None:
-            best, best_y, best_z = value, xp.broadcast_to(own_y, value.shape), xp.broadcast_to(own_z, value.shape)
+            best, best_y, best_z = (
+                value,
+                xp.broadcast_to(own_y, value.shape),
+                xp.broadcast_to(own_z, value.shape),
+            )
         else:
             better = value > best
             best = xp.maximum(best, value)
@@ -228,15 +248,27 @@ def descend(
     mean: Array | None = None,
     share: float = 1.0,
 ) -> Array:
-    """One step of Adam from m [N, ...] along the gradient argument - z, no lower than `least`; float32. The `moments` are
-    brought up to date in place, and so is the running `mean` of arguments, into which this one goes with a `share`."""
+    """One step of Adam from m [N, ...] along the gradient argument - z, no lower than `least`;
+    float32. The `moments` are brought up to date in place, and so is the running `mean` of
+    arguments, into which this one goes with a `share`."""
     if kernels.name != "cpu":
         xp = kernels.xp
         floor = -xp.inf if least is None else least
         kept = () if mean is None else (mean,)
         own = _kernel(xp, "descend_mean" if kept else "descend")
         shares = (share,) if kept else ()
-        return own(m, argument, z, size, rate, floor, *shares, xp.empty(m.shape, dtype=m.dtype), *moments, *kept)[0]
+        return own(
+            m,
+            argument,
+            z,
+            size,
+            rate,
+            floor,
+            *shares,
+            xp.empty(m.shape, dtype=m.dtype),
+            *moments,
+            *kept,
+        )[0]
     return _descend(kernels.xp, m, argument, z, size, moments, rate, least, mean, share)
 
 
@@ -275,11 +307,14 @@ def _descend(
 
 
 def kept(kernels: Kernels, better: Array, new: list[Array], old: list[Array]) -> list[Array]:
-    """The rows of `new` where `better` [N], those of `old` elsewhere. Neither is changed, but a result may be one of
-    them."""
+    """The rows of `new` where `better` [N], those of `old` elsewhere. Neither is changed, but a
+    result may be one of them."""
     xp = kernels.xp
     if kernels.name != "cpu":
-        return [xp.where(better.reshape(-1, *([1] * (a.ndim - 1))), a, b) for a, b in zip(new, old, strict=True)]
+        return [
+            xp.where(better.reshape(-1, *([1] * (a.ndim - 1))), a, b)
+            for a, b in zip(new, old, strict=True)
+        ]
     rows = xp.flatnonzero(better)
     if len(rows) in (0, len(better)):
         return list(new if len(rows) else old)

@@ -1,14 +1,26 @@
-"""The integer ops. To add one: write its class here in a file, list it in ALL, and give it cases in tests/ops/cases.py."""
+"""The integer ops. To add one: write its class here in a file, list it in ALL, and give it cases in
+tests/ops/cases.py."""
 
 from qverify.ops.affine import Conv, Dense
-from qverify.ops.base import AbstractOp, Interval, Type, Unfit, joint_shape
+from qverify.ops.base import AbstractOp
 from qverify.ops.layout import Layout
 from qverify.ops.pool import Max, Mean
-from qverify.ops.requantize import FloatProgram, Requantize, Step
+from qverify.ops.requantize import FloatProgram, FloatStep, Requantize
 from qverify.ops.softmax import Softmax
 from qverify.ops.table import Pairwise, Table
+from qverify.ops.types import Interval, Type, Unfit, joint_shape
 
-ALL: tuple[type[AbstractOp], ...] = (Layout, Dense, Conv, Requantize, Table, Pairwise, Max, Mean, Softmax)
+ALL: tuple[type[AbstractOp], ...] = (
+    Layout,
+    Dense,
+    Conv,
+    Requantize,
+    Table,
+    Pairwise,
+    Max,
+    Mean,
+    Softmax,
+)
 
 __all__ = [
     "ALL",
@@ -16,6 +28,7 @@ __all__ = [
     "Conv",
     "Dense",
     "FloatProgram",
+    "FloatStep",
     "Interval",
     "Layout",
     "Max",
@@ -23,7 +36,6 @@ __all__ = [
     "Pairwise",
     "Requantize",
     "Softmax",
-    "Step",
     "Table",
     "Type",
     "Unfit",

@@ -1,13 +1,15 @@
-"""Integer weighted sums: dense layers and convolutions, zero points already folded into weights and bias.
+"""Integer weighted sums: dense layers and convolutions, zero points already folded into weights and
+bias.
 
-Interval rule (both ops): with centre c = lower + upper and radius r = upper - lower, the ends of W x + b over the box
-are (W c -+ |W| r) / 2 + b. Sound because each product w x lies in (w c -+ |w| r) / 2; exact per output because the
-inputs move independently; W c and |W| r have equal parity, so the halving is exact. The centre is shifted by the middle
-of the input's type before it is multiplied (and W times the shift is added back), which halves its magnitude.
+Interval rule (both ops): with centre c = lower + upper and radius r = upper - lower, the ends of W
+x + b over the box are (W c -+ |W| r) / 2 + b. Sound because each product w x lies in (w c -+ |w| r)
+/ 2; exact per output because the inputs move independently; W c and |W| r have equal parity, so the
+halving is exact. The centre is shifted by the middle of the input's type before it is multiplied
+(and W times the shift is added back), which halves its magnitude.
 
-Exact arithmetic on fast float units: the products are cut along K into pieces for which sum |w| |x| stays below 2**24,
-so that float32 represents every partial sum, in whatever order it is added; pieces are added up as integers. Weights too
-large for that are multiplied in float64 (below 2**53).
+Exact arithmetic on fast float units: the products are cut along K into pieces for which sum |w| |x|
+stays below 2**24, so that float32 represents every partial sum, in whatever order it is added;
+pieces are added up as integers. Weights too large for that are multiplied in float64 (below 2**53).
 """
 
 from __future__ import annotations
@@ -20,15 +22,16 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
 from qverify.kernels.steps import dot, fold, largest
-from qverify.ops.base import INT32_MAX, INT32_MIN, AbstractOp, Interval, Type, Unfit, joint_shape, unbroadcast
-from qverify.ops.relax import GUIDE, LIMIT, Concretized, Relaxation, TooLarge, exact
+from qverify.ops.base import AbstractOp, unbroadcast
+from qverify.ops.relax import GUIDE, LIMIT, IntervalRelaxation, Relaxation, TooLarge, exact
+from qverify.ops.types import INT32_MAX, INT32_MIN, Interval, Type, Unfit, joint_shape
 
 IntArray = npt.NDArray[np.int64]
 
 
 def _accumulator_range(weight: IntArray, bias: IntArray, x: Type) -> tuple[int, int]:
-    """Least and largest accumulator for `weight` [..., K, M] (reduced over K) and a `bias` that broadcasts to the result,
-    over x in its type's range."""
+    """Least and largest accumulator for `weight` [..., K, M] (reduced over K) and a `bias` that
+    broadcasts to the result, over x in its type's range."""
     positive = np.maximum(weight, 0).sum(axis=-2, keepdims=True)
     negative = np.minimum(weight, 0).sum(axis=-2, keepdims=True)
     lower = positive * x.low + negative * x.high + bias
@@ -38,13 +41,17 @@ def _accumulator_range(weight: IntArray, bias: IntArray, x: Type) -> tuple[int, 
 
 def _checked(shape: tuple[int, ...], low: int, high: int) -> Type:
     if low < INT32_MIN or high > INT32_MAX:
-        raise Unfit(f"the accumulator can reach [{low}, {high}], outside int32: the runtime would wrap around")
+        raise Unfit(
+            f"the accumulator can reach [{low}, {high}], outside int32: the runtime would wrap "
+            "around"
+        )
     return Type(shape, low, high)
 
 
 @dataclass(frozen=True, eq=False)
 class ExactProduct:
-    """x -> x @ weight for integers |x| <= reach, without any rounding. `pieces` are float weights for slices of K."""
+    """x -> x @ weight for integers |x| <= reach, without any rounding. `pieces` are float weights
+    for slices of K."""
 
     stops: tuple[int, ...]  # where the pieces end along K
     pieces: tuple[Array, ...]  # [..., k, M], float32 or float64
@@ -68,11 +75,14 @@ class ExactProduct:
                 stops.append(k)
                 running = size[:, k].copy()
         edges = [0, *stops, size.shape[1]]
-        pieces = tuple(np.ascontiguousarray(weight[..., a:b, :].astype(np.float32)) for a, b in pairwise(edges))
+        pieces = tuple(
+            np.ascontiguousarray(weight[..., a:b, :].astype(np.float32)) for a, b in pairwise(edges)
+        )
         return ExactProduct(tuple(edges[1:]), pieces, total)
 
     def __call__(self, kernels: Kernels, x: Array) -> Array:
-        """`x` [..., K] (integers, any numeric type) -> integers [..., M], int32 where that holds them, else int64."""
+        """`x` [..., K] (integers, any numeric type) -> integers [..., M], int32 where that holds
+        them, else int64."""
         integer = kernels.xp.int64 if self.reach >= 2**31 else kernels.xp.int32
         result, start = None, 0
         for stop, piece in zip(self.stops, self.pieces, strict=True):
@@ -89,7 +99,8 @@ def _narrowest(values: IntArray, *products: ExactProduct) -> Array:
 
 
 def _ends(kernels: Kernels, centre: Array, radius: Array) -> Interval:
-    """(centre -+ radius) / 2 for integers of equal parity: an arithmetic shift halves them exactly."""
+    """(centre -+ radius) / 2 for integers of equal parity: an arithmetic shift halves them
+    exactly."""
     integer = kernels.xp.int32
     return ((centre - radius) >> 1).astype(integer), ((centre + radius) >> 1).astype(integer)
 
@@ -103,8 +114,9 @@ def _reaches(x: Type, low: int, high: int) -> None:
 class Dense(AbstractOp):
     """acc[..., m] = sum_k x[..., k] * weight[k, m] + bias[m].
 
-    `weight` [*batch, K, M] and `bias` (broadcastable to the result) are int64 with zero points folded in; x lies in
-    [x_low, x_high]. Source: ONNX MatMulInteger-10, QLinearMatMul-21, com.microsoft QGemm-1 before requantization.
+    `weight` [*batch, K, M] and `bias` (broadcastable to the result) are int64 with zero points
+    folded in; x lies in [x_low, x_high]. Source: ONNX MatMulInteger-10, QLinearMatMul-21,
+    com.microsoft QGemm-1 before requantization.
     """
 
     weight: IntArray
@@ -113,12 +125,15 @@ class Dense(AbstractOp):
     x_high: int
     _product: ExactProduct = field(init=False, repr=False)
     _absolute: ExactProduct = field(init=False, repr=False)
-    _centre_bias: Array = field(init=False, repr=False)  # bias plus half of W times the centre's shift
+    # Bias plus half of W times the centre's shift.
+    _centre_bias: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         shift, width = self.x_low + self.x_high, self.x_high - self.x_low
         object.__setattr__(
-            self, "_product", ExactProduct.make(self.weight, max(abs(self.x_low), abs(self.x_high), width))
+            self,
+            "_product",
+            ExactProduct.make(self.weight, max(abs(self.x_low), abs(self.x_high), width)),
         )
         object.__setattr__(self, "_absolute", ExactProduct.make(np.abs(self.weight), width))
         sums = self.weight.sum(axis=-2, keepdims=self.weight.ndim > 2)
@@ -139,7 +154,8 @@ class Dense(AbstractOp):
         return _checked(shape, *_accumulator_range(self.weight, self.bias, x))
 
     def _stacked(self, x: Array) -> Array:
-        """`x` with an axis for each of the weight's that it lacks, so that none meets the batch axis."""
+        """`x` with an axis for each of the weight's that it lacks, so that none meets the batch
+        axis."""
         lacking = self.weight.ndim - (x.ndim - 1) if self.weight.ndim > 2 else 0
         return x.reshape(x.shape[0], *([1] * lacking), *x.shape[1:]) if lacking > 0 else x
 
@@ -154,12 +170,14 @@ class Dense(AbstractOp):
 
     def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
         if self.weight.ndim > 2:
-            return Concretized()
+            return IntervalRelaxation()
         weight = kernels.asarray(self.weight.T.astype(np.float64))
         column = float(np.abs(self.weight).sum(axis=1).max(initial=0))
-        return Summed(weight, weight.astype(GUIDE), _biases(kernels, self.bias), column)
+        return DenseRelaxation(weight, weight.astype(GUIDE), _biases(kernels, self.bias), column)
 
-    def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
+    def gradient(
+        self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array
+    ) -> tuple[Array, ...]:
         weight = kernels.asarray(self.weight, dtype=kernels.xp.float32)
         grad = kernels.xp.matmul(upstream, kernels.xp.swapaxes(weight, -1, -2))
         return (unbroadcast(grad, xs[0]),)
@@ -167,11 +185,13 @@ class Dense(AbstractOp):
 
 @dataclass(frozen=True, eq=False)
 class Conv(AbstractOp):
-    """A convolution of integer codes [B, C, *spatial] -> accumulators [B, M, *output], any number of spatial axes.
+    """A convolution of integer codes [B, C, *spatial] -> accumulators [B, M, *output], any number
+    of spatial axes.
 
-    `weight` [M, C/groups, *kernel] int64 (zero point subtracted), `bias` [M] int64 (input zero point folded in),
-    `pads` as ONNX orders them (all begins, all ends); padding holds `pad_value`, the input's zero point, so that it
-    contributes nothing. Source: ONNX QLinearConv-10, ConvInteger-10 before requantization.
+    `weight` [M, C/groups, *kernel] int64 (zero point subtracted), `bias` [M] int64 (input zero
+    point folded in), `pads` as ONNX orders them (all begins, all ends); padding holds `pad_value`,
+    the input's zero point, so that it contributes nothing. Source: ONNX QLinearConv-10,
+    ConvInteger-10 before requantization.
     """
 
     weight: IntArray
@@ -183,17 +203,24 @@ class Conv(AbstractOp):
     pad_value: int
     x_low: int
     x_high: int
-    _product: ExactProduct = field(init=False, repr=False)  # weights [groups, C/groups*prod(kernel), M/groups]
+    # Weights [groups, C/groups*prod(kernel), M/groups].
+    _product: ExactProduct = field(init=False, repr=False)
     _absolute: ExactProduct = field(init=False, repr=False)
     _centre_bias: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        flat = self.weight.reshape(self.groups, self.weight.shape[0] // self.groups, -1).swapaxes(1, 2)
+        flat = self.weight.reshape(self.groups, self.weight.shape[0] // self.groups, -1).swapaxes(
+            1, 2
+        )
         shift, width = self.x_low + self.x_high, self.x_high - self.x_low
-        object.__setattr__(self, "_product", ExactProduct.make(flat, max(abs(self.x_low), abs(self.x_high), width)))
+        object.__setattr__(
+            self, "_product", ExactProduct.make(flat, max(abs(self.x_low), abs(self.x_high), width))
+        )
         object.__setattr__(self, "_absolute", ExactProduct.make(np.abs(flat), width))
         object.__setattr__(
-            self, "_centre_bias", self._per_channel(2 * self.bias + shift * flat.sum(axis=1).reshape(-1))
+            self,
+            "_centre_bias",
+            self._per_channel(2 * self.bias + shift * flat.sum(axis=1).reshape(-1)),
         )
 
     def _per_channel(self, values: IntArray) -> IntArray:
@@ -203,7 +230,12 @@ class Conv(AbstractOp):
         rank = len(spatial)
         kernel = self.weight.shape[2:]
         return tuple(
-            (spatial[i] + self.pads[i] + self.pads[rank + i] - ((kernel[i] - 1) * self.dilations[i] + 1))
+            (
+                spatial[i]
+                + self.pads[i]
+                + self.pads[rank + i]
+                - ((kernel[i] - 1) * self.dilations[i] + 1)
+            )
             // self.strides[i]
             + 1
             for i in range(rank)
@@ -213,7 +245,11 @@ class Conv(AbstractOp):
         (x,) = types
         if len(x.shape) != self.weight.ndim or x.shape[1] != self.weight.shape[1] * self.groups:
             raise Unfit(f"a weight {list(self.weight.shape)} does not fit an input {list(x.shape)}")
-        _reaches(Type(x.shape, min(x.low, self.pad_value), max(x.high, self.pad_value)), self.x_low, self.x_high)
+        _reaches(
+            Type(x.shape, min(x.low, self.pad_value), max(x.high, self.pad_value)),
+            self.x_low,
+            self.x_high,
+        )
         output = self._output_shape(x.shape[2:])
         if min(output, default=1) <= 0:
             raise Unfit(f"the kernel is larger than the padded input {list(x.shape)}")
@@ -223,7 +259,8 @@ class Conv(AbstractOp):
         return _checked((x.shape[0], self.weight.shape[0], *output), low, high)
 
     def _columns(self, kernels: Kernels, x: Array, fill: int) -> tuple[Array, tuple[int, ...]]:
-        """im2col in float32: [N, groups, positions, C/groups*prod(kernel)], and the output's spatial shape."""
+        """im2col in float32: [N, groups, positions, C/groups*prod(kernel)], and the output's
+        spatial shape."""
         xp = kernels.xp
         rank = len(self.strides)
         x = kernels.as_float32(x)  # |x| < 2**24
@@ -251,8 +288,11 @@ class Conv(AbstractOp):
 
     def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
         lower, upper = boxes[0]
-        shift = self.x_low + self.x_high  # padding is the constant pad_value: centre 2 * pad_value, radius 0
-        centre = self._linear(kernels, lower + upper - shift, self._product, 2 * self.pad_value - shift)
+        # padding is the constant pad_value: centre 2 * pad_value, radius 0
+        shift = self.x_low + self.x_high
+        centre = self._linear(
+            kernels, lower + upper - shift, self._product, 2 * self.pad_value - shift
+        )
         radius = self._linear(kernels, upper - lower, self._absolute, 0)
         return _ends(kernels, centre + self._centre_bias, radius)
 
@@ -261,9 +301,13 @@ class Conv(AbstractOp):
         # An input element meets each output channel of its group at most once per tap.
         column = float(np.abs(flat).sum(axis=1).sum(axis=1).max(initial=0))
         weight = kernels.asarray(flat.astype(np.float64))
-        return Convolved(self, weight, weight.astype(GUIDE), _biases(kernels, self.bias), column)
+        return ConvRelaxation(
+            self, weight, weight.astype(GUIDE), _biases(kernels, self.bias), column
+        )
 
-    def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
+    def gradient(
+        self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array
+    ) -> tuple[Array, ...]:
         xp = kernels.xp
         flat = self.weight.reshape(self.groups, self.weight.shape[0] // self.groups, -1)
         weight = kernels.asarray(flat, dtype=xp.float32)
@@ -273,8 +317,8 @@ class Conv(AbstractOp):
 def transposed(
     op: Conv, kernels: Kernels, upstream: Array, weight: Array, shape: tuple[int, ...]
 ) -> tuple[Array, Array]:
-    """The transposed convolution in `weight`'s float type: upstream [N, B, M, *output] -> ([N, B, C, *spatial] of `shape`,
-    the same with the padding kept [N * B, C, *padded])."""
+    """The transposed convolution in `weight`'s float type: upstream [N, B, M, *output] -> ([N, B,
+    C, *spatial] of `shape`, the same with the padding kept [N * B, C, *padded])."""
     xp = kernels.xp
     samples, batch, channels, *spatial = shape
     rank, n = len(spatial), samples * batch
@@ -295,8 +339,9 @@ def _biases(kernels: Kernels, bias: IntArray) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True, eq=False)
-class Summed(Relaxation):
-    """weights . (x W + b) = (weights Wᵀ) . x + weights . b. Exact: float64 holds every partial sum (checked)."""
+class DenseRelaxation(Relaxation):
+    """weights . (x W + b) = (weights Wᵀ) . x + weights . b. Exact: float64 holds every partial sum
+    (checked)."""
 
     weight: Array  # [M, K] float64
     guide: Array  # the same in the guide's type
@@ -320,8 +365,9 @@ class Summed(Relaxation):
 
 
 @dataclass(frozen=True, eq=False)
-class Convolved(Relaxation):
-    """The same for a convolution; multipliers of the padding, which holds `pad_value`, go to the constant."""
+class ConvRelaxation(Relaxation):
+    """The same for a convolution; multipliers of the padding, which holds `pad_value`, go to the
+    constant."""
 
     op: Conv
     weight: Array  # [groups, M/groups, C/groups*prod(kernel)] float64
@@ -331,7 +377,9 @@ class Convolved(Relaxation):
 
     def forward(self, kernels: Kernels, *xs: Array) -> Array:
         n, batch = xs[0].shape[:2]
-        columns, output = self.op._columns(kernels, xs[0].reshape(n * batch, *xs[0].shape[2:]), self.op.pad_value)
+        columns, output = self.op._columns(
+            kernels, xs[0].reshape(n * batch, *xs[0].shape[2:]), self.op.pad_value
+        )
         sums = kernels.xp.matmul(columns, self.guide.swapaxes(1, 2))
         sums = sums.swapaxes(2, 3).reshape(n, batch, -1, *output)
         return sums + self.op._per_channel(self.bias[1])

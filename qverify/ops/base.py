@@ -1,7 +1,9 @@
-"""What every integer op answers. An op is a frozen value; bounds live beside the network, never on it.
+"""What every integer op answers. An op is a frozen value; bounds live beside the network, never on
+it.
 
-Conventions: an op's arrays are NumPy until `on(kernels)` moves them; a value is an int32 array [N, *shape] whose
-elements lie in [low, high] of its `Type`. `interval` takes and returns (lower, upper) pairs of such arrays.
+Conventions: an op's arrays are NumPy until `on(kernels)` moves them; a value is an int32 array [N,
+*shape] whose elements lie in [low, high] of its `Type`. `interval` takes and returns (lower, upper)
+pairs of such arrays.
 """
 
 from __future__ import annotations
@@ -9,61 +11,29 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Self
 
 import numpy as np
 
 from qverify.kernels import Array, Kernels
-from qverify.ops.relax import Concretized, Relaxation
-
-INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
-
-Interval = tuple[Array, Array]
-
-
-class Unfit(ValueError):
-    """An op that cannot be, or cannot take its input; the text says why. Its parameters came from a file."""
-
-
-def joint_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """What shapes broadcast to, as NumPy and ONNX do. Raises Unfit where they do not fit each other."""
-    try:
-        return tuple(np.broadcast_shapes(*shapes))
-    except ValueError:
-        raise Unfit(f"the shapes {' and '.join(str(list(shape)) for shape in shapes)} do not fit each other") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Type:
-    """The type of a network value: shape without the batch axis, and the range of every element (inclusive)."""
-
-    shape: tuple[int, ...]
-    low: int
-    high: int
-
-    @property
-    def size(self) -> int:
-        return prod(self.shape)
-
-    @property
-    def count(self) -> int:
-        """How many integers an element may be."""
-        return self.high - self.low + 1
+from qverify.ops.relax import IntervalRelaxation, Relaxation
+from qverify.ops.types import Interval, Type
 
 
 @dataclass(frozen=True, eq=False)
 class AbstractOp(ABC):
     """One integer operation. Subclasses are final dataclasses.
 
-    The laws (tested for every op): *containment*, x in box implies run(x) in interval(box); *a point stays a point*,
-    interval([x, x]) = [run(x), run(x)]; *monotone*, a smaller box gives a smaller interval. The second makes the search
-    complete: a box of one code vector is bounded exactly.
+    The laws (tested for every op): *containment*, x in box implies run(x) in interval(box); *a
+    point stays a point*, interval([x, x]) = [run(x), run(x)]; *monotone*, a smaller box gives a
+    smaller interval. The second makes the search complete: a box of one code vector is bounded
+    exactly.
     """
 
     @abstractmethod
     def output_type(self, *types: Type) -> Type:
-        """The type of the result. Raises ValueError where shapes do not fit or an int32 could overflow."""
+        """The type of the result. Raises ValueError where shapes do not fit or an int32 could
+        overflow."""
 
     @abstractmethod
     def run(self, kernels: Kernels, *xs: Array) -> Array:
@@ -74,14 +44,16 @@ class AbstractOp(ABC):
         """Bounds of `run` over all inputs in the boxes."""
 
     @abstractmethod
-    def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
-        """A straight-through gradient, float32: rounding counts as the identity. Guides the attack and the branching;
-        nothing that is proved rests on it."""
+    def gradient(
+        self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array
+    ) -> tuple[Array, ...]:
+        """A straight-through gradient, float32: rounding counts as the identity. Guides the attack
+        and the branching; nothing that is proved rests on it."""
 
     def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
-        """The backward rule for inputs of these types (see `relax`). Without one of its own, an op stops the backward pass
-        at its result's bounds."""
-        return Concretized()
+        """The backward rule for inputs of these types (see `relax`). Without one of its own, an op
+        stops the backward pass at its result's bounds."""
+        return IntervalRelaxation()
 
     def on(self, kernels: Kernels) -> Self:
         """This op with its arrays on the given machine."""
@@ -92,7 +64,8 @@ class AbstractOp(ABC):
 
 
 def unbroadcast(full: Array, x: Array) -> Array:
-    """Sum `full` over the axes along which `x` was broadcast (the batch axis, first in both, apart)."""
+    """Sum `full` over the axes along which `x` was broadcast (the batch axis, first in both,
+    apart)."""
     while full.ndim > x.ndim:
         full = full.sum(axis=1)
     axes = tuple(i for i in range(1, x.ndim) if x.shape[i] == 1 and full.shape[i] != 1)
@@ -100,7 +73,8 @@ def unbroadcast(full: Array, x: Array) -> Array:
 
 
 def moved(value: Any, kernels: Kernels) -> Any:
-    """A copy of a dataclass with every NumPy array field, also inside tuples, moved to the machine."""
+    """A copy of a dataclass with every NumPy array field, also inside tuples, moved to the
+    machine."""
     if isinstance(value, np.ndarray):
         return kernels.asarray(value)
     if isinstance(value, tuple):

@@ -1,4 +1,5 @@
-"""Moving elements without changing them: reshape, transpose, slice, pad, concat, split, gather, im2col, ... are one op."""
+"""Moving elements without changing them: reshape, transpose, slice, pad, concat, split, gather,
+im2col, ... are one op."""
 
 from __future__ import annotations
 
@@ -8,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
-from qverify.ops.base import AbstractOp, Interval, Type, Unfit
+from qverify.ops.base import AbstractOp
 from qverify.ops.relax import LIMIT, Relaxation, TooLarge, exact, magnitude
+from qverify.ops.types import Interval, Type, Unfit
 
 
 @dataclass(frozen=True, eq=False)
 class Layout(AbstractOp):
-    """result.flat[i] = source.flat[index[i]], where source is all inputs, flattened, one after another, then `constants`.
+    """result.flat[i] = source.flat[index[i]], where source is all inputs, flattened, one after
+    another, then `constants`.
 
     `index` is None for a pure reshape. Sound because elements are only moved.
     """
@@ -52,9 +55,13 @@ class Layout(AbstractOp):
         return self.run(kernels, *(b[0] for b in boxes)), self.run(kernels, *(b[1] for b in boxes))
 
     def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
-        return Moved(self, self.index is not None and len(np.unique(self.index)) == len(self.index))
+        return LayoutRelaxation(
+            self, self.index is not None and len(np.unique(self.index)) == len(self.index)
+        )
 
-    def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
+    def gradient(
+        self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array
+    ) -> tuple[Array, ...]:
         n = xs[0].shape[0]
         if self.index is None:
             return (upstream.reshape(xs[0].shape),)
@@ -70,8 +77,9 @@ class Layout(AbstractOp):
 
 
 @dataclass(frozen=True, eq=False)
-class Moved(Relaxation):
-    """Each multiplier goes back to the element it came from; those of one element add up. Exact: equality holds."""
+class LayoutRelaxation(Relaxation):
+    """Each multiplier goes back to the element it came from; those of one element add up. Exact:
+    equality holds."""
 
     op: Layout
     once: bool  # whether no element is used twice
@@ -91,7 +99,11 @@ class Moved(Relaxation):
         constants = self.op.constants
         extra = 0 if constants is None else len(constants)
         if exact(weights):
-            reach = 1.0 if constants is None or not extra else 1.0 + magnitude(kernels, constants) * extra
+            reach = (
+                1.0
+                if constants is None or not extra
+                else 1.0 + magnitude(kernels, constants) * extra
+            )
             if magnitude(kernels, weights) * max(1, len(self.op.index)) * reach >= LIMIT:
                 raise TooLarge
         total = xp.zeros((n * r, sum(sizes) + extra), dtype=weights.dtype)

@@ -12,23 +12,25 @@ import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels, open_kernels
 from qverify.kernels.steps import largest
-from qverify.ops.base import AbstractOp, Interval, Type, Unfit, joint_shape
+from qverify.ops.base import AbstractOp
 from qverify.ops.relax import (
     LIMIT,
-    Concretized,
     Hull,
-    Nonlinear,
+    IntervalRelaxation,
+    NonlinearRelaxation,
     Relaxation,
     TooLarge,
     exact,
     summed,
 )
 from qverify.ops.requantize import ordinals
+from qverify.ops.types import Interval, Type, Unfit, joint_shape
 
 
 @dataclass(frozen=True, eq=False)
 class Max(AbstractOp):
-    """The maximum over the last axis. Sound and exact because max is increasing in every argument."""
+    """The maximum over the last axis. Sound and exact because max is increasing in every
+    argument."""
 
     def output_type(self, *types: Type) -> Type:
         (x,) = types
@@ -43,9 +45,11 @@ class Max(AbstractOp):
         return boxes[0][0].max(axis=-1), boxes[0][1].max(axis=-1)
 
     def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
-        return Largest() if types[0].shape[-1] <= 9 else Concretized()
+        return MaxRelaxation() if types[0].shape[-1] <= 9 else IntervalRelaxation()
 
-    def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
+    def gradient(
+        self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array
+    ) -> tuple[Array, ...]:
         xp = kernels.xp
         first = xs[0].argmax(axis=-1)[..., None] == xp.arange(xs[0].shape[-1])
         return (first * upstream[..., None],)
@@ -53,16 +57,19 @@ class Max(AbstractOp):
 
 @dataclass(frozen=True, eq=False)
 class MaxHull(Hull):
-    """Of y = max z_i over the last axis: ends of every z_i, `z` [1, 2, N, 1, *shape, K], and of y, `y` [1, 2, N, 1,
-    *shape].
+    """Of y = max z_i over the last axis: ends of every z_i, `z` [1, 2, N, 1, *shape, K], and of y,
+    `y` [1, 2, N, 1, *shape].
 
-    Sound, for w >= 0: some z_j is y, so that with its multiplier m_j >= 0 it gives (w - m_j) y, largest at an end of y
-    or of z_j; every other term is at most what an end of its z_i gives. For w < 0: every z_i is at most y, so that for
-    m_i <= 0 the sum is at most w y + sum |m_i| min(y, upper_i), which grows by at most sum |m_i| - |w| for each unit
-    above y's lower end; terms with m_i > 0 are at most what z_i's lower end gives.
+    Sound, for w >= 0: some z_j is y, so that with its multiplier m_j >= 0 it gives (w - m_j) y,
+    largest at an end of y or of z_j; every other term is at most what an end of its z_i gives. For
+    w < 0: every z_i is at most y, so that for m_i <= 0 the sum is at most w y + sum |m_i| min(y,
+    upper_i), which grows by at most sum |m_i| - |w| for each unit above y's lower end; terms with
+    m_i > 0 are at most what z_i's lower end gives.
     """
 
-    def best(self, kernels: Kernels, weights: Array, multipliers: Array) -> tuple[Array, Array, Array]:
+    def best(
+        self, kernels: Kernels, weights: Array, multipliers: Array
+    ) -> tuple[Array, Array, Array]:
         xp = kernels.xp
         (lower, upper), (first, last) = self.z[0], self.y[0]
         if exact(weights):
@@ -81,7 +88,9 @@ class MaxHull(Hull):
         # w < 0
         beside = xp.minimum(first[..., None], upper)
         excess = xp.maximum(falls.sum(axis=-1) + weights, 0)
-        downwards = weights * first + (falls * beside - floor).sum(axis=-1) + excess * (last - first)
+        downwards = (
+            weights * first + (falls * beside - floor).sum(axis=-1) + excess * (last - first)
+        )
         best = xp.where(weights >= 0, upwards, downwards)
         if exact(weights):
             return summed(best), first, lower
@@ -94,7 +103,7 @@ class MaxHull(Hull):
 
 
 @dataclass(frozen=True, eq=False)
-class Largest(Nonlinear):
+class MaxRelaxation(NonlinearRelaxation):
     """y = max over the last axis; its argument is all of them."""
 
     name = "max"
@@ -108,14 +117,18 @@ class Largest(Nonlinear):
         upper = xp.maximum(xp.minimum(upper, last[..., None]), lower)
         return MaxHull(xp.stack([lower, upper])[None], xp.stack([first, last])[None], None)
 
-    def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
+    def slopes(
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> Array:
         """All of the weight on the element whose ends add up to most (the first of them)."""
         xp = kernels.xp
         middle = (boxes[0][0] + boxes[0][1])[:, None]
         chosen = middle.argmax(axis=-1)[..., None] == xp.arange(middle.shape[-1])
         return xp.where(chosen, weights[..., None], 0.0).astype(xp.float64)
 
-    def cut(self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, Array]:
+    def cut(
+        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> tuple[Array, Array]:
         first, last = own
         top = z.max(axis=-1)
         return kernels.xp.clip(top, first + 1, kernels.xp.maximum(last, first + 1)), last > first
@@ -123,14 +136,17 @@ class Largest(Nonlinear):
 
 @dataclass(frozen=True, eq=False)
 class Mean(AbstractOp):
-    """The float32 mean over the last axis of values[x - low], as an ordinal (see `requantize.ordinals`).
+    """The float32 mean over the last axis of values[x - low], as an ordinal (see
+    `requantize.ordinals`).
 
-    `values` [K] float32 must be non-decreasing; `divisor` float32 broadcasts to the result. `order` is the order of the
-    float32 additions, which decides the rounding: "sequential" (onnxruntime's QLinearAveragePool: row by row through
-    the window) or "eigen" (ReduceMean over trailing axes: Eigen's linear vectorized reduction with four lanes, where
-    a row that does not begin at a multiple of four elements is first brought to one).
+    `values` [K] float32 must be non-decreasing; `divisor` float32 broadcasts to the result. `order`
+    is the order of the float32 additions, which decides the rounding: "sequential" (onnxruntime's
+    QLinearAveragePool: row by row through the window) or "eigen" (ReduceMean over trailing axes:
+    Eigen's linear vectorized reduction with four lanes, where a row that does not begin at a
+    multiple of four elements is first brought to one).
 
-    Sound because float32 addition and division by a positive number are monotone in each argument, in any fixed order.
+    Sound because float32 addition and division by a positive number are monotone in each argument,
+    in any fixed order.
     """
 
     values: npt.NDArray[np.float32]
@@ -141,28 +157,42 @@ class Mean(AbstractOp):
     def output_type(self, *types: Type) -> Type:
         (x,) = types
         if x.low < self.low or x.high >= self.low + len(self.values):
-            raise Unfit(f"a table of {len(self.values)} entries from {self.low} misses [{x.low}, {x.high}]")
+            raise Unfit(
+                f"a table of {len(self.values)} entries from {self.low} misses [{x.low}, {x.high}]"
+            )
         if not (np.diff(self.values) >= 0).all() or not (self.divisor > 0).all():
             raise Unfit("a mean needs non-decreasing values and a positive divisor")
-        if not x.shape or x.shape[-1] == 0 or joint_shape(self.divisor.shape, x.shape[:-1]) != x.shape[:-1]:
-            raise Unfit(f"a mean with divisors {list(self.divisor.shape)} does not fit {list(x.shape)}")
+        if (
+            not x.shape
+            or x.shape[-1] == 0
+            or joint_shape(self.divisor.shape, x.shape[:-1]) != x.shape[:-1]
+        ):
+            raise Unfit(
+                f"a mean with divisors {list(self.divisor.shape)} does not fit {list(x.shape)}"
+            )
         if float(np.abs(self.values).max()) * x.shape[-1] > 3e38:
             raise Unfit("the sum before the mean can overflow float32")
         if self.order not in ("sequential", "eigen"):
             raise ValueError(f"no summation order '{self.order}'")
-        ends = np.broadcast_to(np.array([x.low, x.high], np.int32).reshape(2, *([1] * len(x.shape))), (2, *x.shape))
+        ends = np.broadcast_to(
+            np.array([x.low, x.high], np.int32).reshape(2, *([1] * len(x.shape))), (2, *x.shape)
+        )
         least, most = self.run(open_kernels("cpu"), ends)
         return Type(x.shape[:-1], int(least.min()), int(most.max()))
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:
         v = kernels.xp.take(self.values, xs[0] - self.low)
-        total = _sequential_sum(kernels, v) if self.order == "sequential" else _eigen_sum(kernels, v)
+        total = (
+            _sequential_sum(kernels, v) if self.order == "sequential" else _eigen_sum(kernels, v)
+        )
         return ordinals(kernels, kernels.ieee.divide(total, self.divisor))
 
     def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
         return self.run(kernels, boxes[0][0]), self.run(kernels, boxes[0][1])
 
-    def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
+    def gradient(
+        self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array
+    ) -> tuple[Array, ...]:
         xp = kernels.xp
         slope = float(self.values[-1] - self.values[0]) / max(len(self.values) - 1, 1)
         share = upstream * slope / kernels.asarray(self.divisor)
@@ -178,7 +208,8 @@ def _sequential_sum(kernels: Kernels, v: Array) -> Array:
 
 
 def _eigen_sum(kernels: Kernels, v: Array) -> Array:
-    """Eigen 3's redux with packets of four floats over each row of a contiguous float32 matrix [rows, T]."""
+    """Eigen 3's redux with packets of four floats over each row of a contiguous float32 matrix
+    [rows, T]."""
     xp = kernels.xp
     size = v.shape[-1]
     rows = int(np.prod(v.shape[1:-1], dtype=np.int64))
@@ -192,7 +223,8 @@ def _eigen_sum(kernels: Kernels, v: Array) -> Array:
 
 
 def _eigen_row(kernels: Kernels, v: Array, start: int) -> Array:
-    """One alignment class of `_eigen_sum`: `v` [N, rows, T], the first aligned element is `start`."""
+    """One alignment class of `_eigen_sum`: `v` [N, rows, T], the first aligned element is
+    `start`."""
     add, size = kernels.ieee.add, v.shape[-1]
     packets, pairs = (size - start) // 4, (size - start) // 8
 

@@ -1,18 +1,22 @@
-"""Backward rules: how a linear function of an op's result is bounded by a linear function of its inputs, exactly.
+"""Backward rules: how a linear function of an op's result is bounded by a linear function of its
+inputs, exactly.
 
-A `Relaxation` takes multipliers `weights` [N, R, *shape] of a value y = op(x) (R functions per box) and returns
-multipliers of x and constants [N, R] such that, for every x in its interval,
+A `Relaxation` takes multipliers `weights` [N, R, *shape] of a value y = op(x) (R functions per box)
+and returns multipliers of x and constants [N, R] such that, for every x in its interval,
 
     sum weights * y  <=  sum multipliers * x + constant.
 
-Linear ops have one answer, an equality. A `Nonlinear` op has a choice: any multipliers of its argument are allowed, and the
-constant is then the maximum of what is left, taken over the op's `Hull`. So floats may choose the multipliers.
+Linear ops have one answer, an equality. A `NonlinearRelaxation` op has a choice: any multipliers of
+its argument are allowed, and the constant is then the maximum of what is left, taken over the op's
+`Hull`. So floats may choose the multipliers.
 
-Every rule is written once for two number types. On int64 arrays everything is exact, and `TooLarge` is raised where int64
-(or a float64 product, 2**53) could be left; the caller then does without this bound. On float32 arrays the same
-formulas are a guide for the choice of multipliers, and nothing is checked.
+Every rule is written once for two number types. On int64 arrays everything is exact, and `TooLarge`
+is raised where int64 (or a float64 product, 2**53) could be left; the caller then does without this
+bound. On float32 arrays the same formulas are a guide for the choice of multipliers, and nothing is
+checked.
 
-This is CROWN (Zhang et al., NeurIPS 2018) read as the Lagrangian dual of Dvijotham et al. (UAI 2018), on integers.
+This is CROWN (Zhang et al., NeurIPS 2018) read as the Lagrangian dual of Dvijotham et al. (UAI
+2018), on integers.
 """
 
 from __future__ import annotations
@@ -20,15 +24,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from qverify.kernels import Array, Kernels
 from qverify.kernels.steps import best_corner, dot, furthest, largest
-
-if TYPE_CHECKING:
-    from qverify.ops.base import AbstractOp, Interval, Type
+from qverify.ops.types import Interval, Type
 
 GUIDE = np.float32  # the number type of what only guides
 LIMIT = 2.0**61  # magnitudes are measured in float64 and kept well inside int64
@@ -54,7 +56,8 @@ def summed(x: Array) -> Array:
 
 
 def concretize(kernels: Kernels, weights: Array, box: Interval) -> tuple[Array, Array]:
-    """(max of sum weights * x over x in `box` ([N or 1, *shape] ends) [N, R], where it is taken [N, R, *shape])."""
+    """(max of sum weights * x over x in `box` ([N or 1, *shape] ends) [N, R], where it is taken [N,
+    R, *shape])."""
     lower, upper = (end.astype(weights.dtype, copy=False)[:, None] for end in box)
     if exact(weights):
         size, *ends = largest(kernels, weights, *box)
@@ -64,7 +67,9 @@ def concretize(kernels: Kernels, weights: Array, box: Interval) -> tuple[Array, 
     n, r = weights.shape[:2]
     if kernels.name != "cpu":
         return dot(kernels, weights, best), best
-    return kernels.row_products(weights.reshape(n * r, -1), best.reshape(n * r, -1)).reshape(n, r), best
+    return kernels.row_products(weights.reshape(n * r, -1), best.reshape(n * r, -1)).reshape(
+        n, r
+    ), best
 
 
 class Relaxation(ABC):
@@ -78,11 +83,12 @@ class Relaxation(ABC):
     def backward(
         self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
-        """(multipliers of each input, or None; constants [N, R]) for `weights` of the result, whose bounds are `own`."""
+        """(multipliers of each input, or None; constants [N, R]) for `weights` of the result, whose
+        bounds are `own`."""
 
 
 @dataclass(frozen=True, eq=False)
-class Concretized(Relaxation):
+class IntervalRelaxation(Relaxation):
     """Stop here: the result's own bounds. Sound for every op."""
 
     def backward(
@@ -93,11 +99,14 @@ class Concretized(Relaxation):
 
 @dataclass(frozen=True, eq=False)
 class Hull:
-    """What a nonlinear op can do on given boxes, element by element: pairs (z, y) of argument and result.
+    """What a nonlinear op can do on given boxes, element by element: pairs (z, y) of argument and
+    result.
 
-    Of `z` and `y` [2, C, N, 1, *shape], row 0 holds the C corners that matter where z has a multiplier m >= 0, row 1 those
-    for m < 0; [1, C, ...] where they are the same. For every multiplier, no pair that occurs exceeds the best of its
-    corners by more than |m| `slack` [N, 1, *shape] (None: by nothing)."""
+    Of `z` and `y` [2, C, N, 1, *shape], row 0 holds the C corners that matter where z has a
+    multiplier m >= 0, row 1 those for m < 0; [1, C, ...] where they are the same. For every
+    multiplier, no pair that occurs exceeds the best of its corners by more than |m| `slack` [N, 1,
+    *shape] (None: by nothing).
+    """
 
     z: Array
     y: Array
@@ -113,24 +122,32 @@ class Hull:
         slack = None if self.slack is None else self.slack[rows]
         return replace(self, z=self.z[:, :, rows], y=self.y[:, :, rows], slack=slack)
 
-    def best(self, kernels: Kernels, weights: Array, multipliers: Array) -> tuple[Array, Array, Array]:
+    def best(
+        self, kernels: Kernels, weights: Array, multipliers: Array
+    ) -> tuple[Array, Array, Array]:
         """(max of weights * y - multipliers * z [N, R], the corner's y and z [N, R, *shape]).
 
-        Sound because a linear function takes its maximum over a set at one of its corners; slack costs |multiplier| each.
+        Sound because a linear function takes its maximum over a set at one of its corners; slack
+        costs |multiplier| each.
         """
         if exact(weights):
             slack = () if self.slack is None else (self.slack,)
-            own, across, steep, *along = largest(kernels, weights, self.y, multipliers, self.z, *slack)
+            own, across, steep, *along = largest(
+                kernels, weights, self.y, multipliers, self.z, *slack
+            )
             if (own * across + steep * sum(along)) * max(1, weights[0, 0].size) >= LIMIT:
                 raise TooLarge
         best, y, z = best_corner(kernels, weights, multipliers, self.z, self.y, self.slack)
         return summed(best), y, z
 
 
-class Nonlinear(Relaxation):
-    """y = f(z), element by element, for an argument z that is an integer linear function of the inputs.
+class NonlinearRelaxation(Relaxation):
+    """y = f(z), element by element, for an argument z that is an integer linear function of the
+    inputs.
 
-    `cuts` says which value the search may cut to make the hull smaller: the op's "input", its "result", or "none"."""
+    `cuts` says which value the search may cut to make the hull smaller: the op's "input", its
+    "result", or "none".
+    """
 
     name = ""  # in certificates
     cuts = "none"
@@ -141,34 +158,43 @@ class Nonlinear(Relaxation):
         """What f can do where the inputs lie in `boxes` and the result in `own`; int64."""
 
     @abstractmethod
-    def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
-        """A multiplier per function and element to start from: weights times an edge of the hull, in float64."""
+    def slopes(
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> Array:
+        """A multiplier per function and element to start from: weights times an edge of the hull,
+        in float64."""
 
-    def cut(self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, Array]:
-        """Where to cut near arguments z [N, *shape]: thresholds t that part the op's `cuts` value into at most t - 1 and at
-        least t, and where that is possible: both [N, *shape]. Never: for an op without cuts."""
+    def cut(
+        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> tuple[Array, Array]:
+        """Where to cut near arguments z [N, *shape]: thresholds t that part the op's `cuts` value
+        into at most t - 1 and at least t, and where that is possible: both [N, *shape]. Never: for
+        an op without cuts."""
         return z, kernels.xp.zeros(z.shape, dtype=kernels.xp.bool_)
 
     def pace(self) -> Array | None:
-        """Codes per unit of the argument, along the steps: float64 that broadcasts to the result. None if unknown."""
+        """Codes per unit of the argument, along the steps: float64 that broadcasts to the result.
+        None if unknown."""
         return None
 
-    def value(self, kernels: Kernels, op: AbstractOp, z: Array) -> Array:
+    def value(self, kernels: Kernels, run: Callable[..., Array], z: Array) -> Array:
         """The result of the op at arguments z int32 [N, *shape] (a guide)."""
-        return op.run(kernels, z)
+        return run(kernels, z)
 
     def narrowed(
         self, kernels: Kernels, z: Interval, boxes: tuple[Interval, ...], own: Interval
     ) -> tuple[int, Interval]:
-        """What bounds `z` ([N, *shape] ends) of the argument say of a network value: the number of an input, and bounds of
-        it; or -1, and bounds of the result."""
+        """What bounds `z` ([N, *shape] ends) of the argument say of a network value: the number of
+        an input, and bounds of it; or -1, and bounds of the result."""
         return 0, z
 
     def argument(self, kernels: Kernels, *xs: Array) -> Array:
         """z for inputs [N, *shape]; the input itself for an op of one input."""
         return xs[0]
 
-    def spread(self, kernels: Kernels, multipliers: Array, boxes: tuple[Interval, ...]) -> tuple[Array | None, ...]:
+    def spread(
+        self, kernels: Kernels, multipliers: Array, boxes: tuple[Interval, ...]
+    ) -> tuple[Array | None, ...]:
         """Multipliers of z as multipliers of each input."""
         return (multipliers,)
 
@@ -181,30 +207,36 @@ class Nonlinear(Relaxation):
 
 
 def steepness(thresholds: Array) -> Array:
-    """Steps per unit of the argument of rows of thresholds [P, K + 1], NumPy's, between the first and the last one that the
-    argument can reach: [P]. A row with fewer than two takes the most of any; 0 if there is none."""
+    """Steps per unit of the argument of rows of thresholds [P, K + 1], NumPy's, between the first
+    and the last one that the argument can reach: [P]. A row with fewer than two takes the most of
+    any; 0 if there is none."""
     inner = np.atleast_2d(thresholds)[:, 1:-1].astype(np.float64)
     if not inner.size:
         return np.zeros(len(np.atleast_2d(thresholds)))
     low, high = inner.min(), inner.max()  # beyond reach, where some are
     inside = np.where((inner > low) & (inner < high), inner, np.nan)
     count = np.isfinite(inside).sum(axis=1)
-    first, last = np.nan_to_num(inside, nan=np.inf).min(axis=1), np.nan_to_num(inside, nan=-np.inf).max(axis=1)
+    first, last = (
+        np.nan_to_num(inside, nan=np.inf).min(axis=1),
+        np.nan_to_num(inside, nan=-np.inf).max(axis=1),
+    )
     steep = np.where(count > 1, (count - 1) / np.maximum(last - first, 1), 0.0)
     return np.where(count > 1, steep, steep.max())
 
 
 @dataclass(frozen=True, eq=False)
-class Staircase(Nonlinear):
+class StaircaseRelaxation(NonlinearRelaxation):
     """y = h(x), element by element, for a non-decreasing h given by its thresholds.
 
-    `thresholds` [P, K + 1] int64: entry k - low is the least x with h(x) >= k, for k = low..high + 1 (beyond the input's
-    range where no x reaches k; entry 0 is never used); `which` picks an element's row. Within a row the thresholds lie
-    within `slack` [P] of the chord between any two of them.
+    `thresholds` [P, K + 1] int64: entry k - low is the least x with h(x) >= k, for k = low..high +
+    1 (beyond the input's range where no x reaches k; entry 0 is never used); `which` picks an
+    element's row. Within a row the thresholds lie within `slack` [P] of the chord between any two
+    of them.
 
-    Sound because for integers w, m the maximum of w h(x) - m x over [A, B] is taken at an end of the interval or of a
-    step: at steps' left ends where m >= 0, at their right ends where m < 0. Along the steps, w k - m t_k differs from a
-    linear function of k by at most |m| slack, so it is at most its value at the first or the last step plus that.
+    Sound because for integers w, m the maximum of w h(x) - m x over [A, B] is taken at an end of
+    the interval or of a step: at steps' left ends where m >= 0, at their right ends where m < 0.
+    Along the steps, w k - m t_k differs from a linear function of k by at most |m| slack, so it is
+    at most its value at the first or the last step plus that.
     """
 
     name = "staircase"
@@ -215,34 +247,48 @@ class Staircase(Nonlinear):
     low: int
 
     def begin(self, kernels: Kernels, code: Array) -> Array:
-        """The least x whose result is at least `code` [N, *shape] (above the least possible code): int64."""
+        """The least x whose result is at least `code` [N, *shape] (above the least possible code):
+        int64."""
         offset = self.which * self.thresholds.shape[1] - self.low
         return kernels.xp.take(self.thresholds.reshape(-1), code + offset)
 
-    def _ends(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, ...]:
-        """Ends of x where the result lies in `own`, first and last code: int64 [N, 1, *shape] each."""
+    def _ends(
+        self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval
+    ) -> tuple[Array, ...]:
+        """Ends of x where the result lies in `own`, first and last code: int64 [N, 1, *shape]
+        each."""
         a, b, first, last = (end.astype(kernels.xp.int64)[:, None] for end in (*boxes[0], *own))
         xp, low, high = kernels.xp, self.low, self.low + self.thresholds.shape[1] - 2
         a = xp.where(first > low, xp.maximum(a, self.begin(kernels, xp.maximum(first, low + 1))), a)
-        b = xp.where(last < high, xp.minimum(b, self.begin(kernels, xp.minimum(last + 1, high)) - 1), b)
+        b = xp.where(
+            last < high, xp.minimum(b, self.begin(kernels, xp.minimum(last + 1, high)) - 1), b
+        )
         return a, b, first, last
 
     def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> Hull:
         a, b, first, last = self._ends(kernels, boxes, own)
-        z, y, interior = corners(kernels, a, b, first, last, self.low, lambda code: self.begin(kernels, code))
+        z, y, interior = corners(
+            kernels, a, b, first, last, self.low, lambda code: self.begin(kernels, code)
+        )
         slack = kernels.xp.where(interior, kernels.xp.take(self.slack, self.which), 0)
         shape = (2, 3, *a.shape)
         return Hull(kernels.xp.stack(z).reshape(shape), kernels.xp.stack(y).reshape(shape), slack)
 
-    def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
+    def slopes(
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> Array:
         a, b, first, last = self._ends(kernels, boxes, own)
-        above, below = edges(kernels, a, b, first, last, self.low, lambda code: self.begin(kernels, code))
+        above, below = edges(
+            kernels, a, b, first, last, self.low, lambda code: self.begin(kernels, code)
+        )
         return weights * kernels.xp.where(weights > 0, above, below)
 
     def pace(self) -> Array | None:
         return steepness(np.asarray(self.thresholds))[np.asarray(self.which)]
 
-    def cut(self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, Array]:
+    def cut(
+        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> tuple[Array, Array]:
         """At the step that begins nearest to z."""
         xp = kernels.xp
         a, b = boxes[0]
@@ -260,27 +306,48 @@ class Staircase(Nonlinear):
 
 
 def corners(
-    kernels: Kernels, a: Array, b: Array, first: Array, last: Array, low: int, begin: Callable[[Array], Array]
+    kernels: Kernels,
+    a: Array,
+    b: Array,
+    first: Array,
+    last: Array,
+    low: int,
+    begin: Callable[[Array], Array],
 ) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
-    """The corners (z, y) of a staircase with codes `first`..`last` on [a, b], and where it has more than two steps.
+    """The corners (z, y) of a staircase with codes `first`..`last` on [a, b], and where it has more
+    than two steps.
 
-    They are the left ends of the first, the second and the last step, then the right ends of the last, the first and
-    the last but one; `begin` says where a step begins (for codes above `low`). Where there is one step, its ends are
-    repeated."""
+    They are the left ends of the first, the second and the last step, then the right ends of the
+    last, the first and the last but one; `begin` says where a step begins (for codes above `low`).
+    Where there is one step, its ends are repeated.
+    """
     xp = kernels.xp
     steps = last > first
     entry = xp.where(steps, begin(xp.where(steps, first + 1, low + 1)), a)
     top = xp.where(steps, begin(xp.where(steps, last, low + 1)), a)
     z = (a, entry, top, b, xp.where(steps, entry - 1, b), xp.where(steps, top - 1, b))
-    y = (first, xp.where(steps, first + 1, first), last, last, first, xp.where(steps, last - 1, first))
+    y = (
+        first,
+        xp.where(steps, first + 1, first),
+        last,
+        last,
+        first,
+        xp.where(steps, last - 1, first),
+    )
     return z, y, last > first + 1
 
 
 def edges(
-    kernels: Kernels, a: Array, b: Array, first: Array, last: Array, low: int, begin: Callable[[Array], Array]
+    kernels: Kernels,
+    a: Array,
+    b: Array,
+    first: Array,
+    last: Array,
+    low: int,
+    begin: Callable[[Array], Array],
 ) -> tuple[Array, Array]:
-    """Slopes to start from (float64): an edge of the concave hull of a staircase, and one of its convex hull (or 0,
-    where the lowest step is the longer part)."""
+    """Slopes to start from (float64): an edge of the concave hull of a staircase, and one of its
+    convex hull (or 0, where the lowest step is the longer part)."""
     xp = kernels.xp
     steps = last > first
     entry = begin(xp.where(steps, first + 1, low + 1))
@@ -293,14 +360,16 @@ def edges(
 
 def make_staircase(
     run: Callable[[Any], Any], rows: int, which: Any, x: Type, low: int, high: int
-) -> Staircase | Concretized:
-    """The staircase of an element-wise op with `rows` parameter sets, `which` (broadcastable to x's shape) picking each
-    element's. `run` maps int32 [N, rows] to codes in [low, high], one column per set. An op that is not non-decreasing is
-    only concretized."""
+) -> StaircaseRelaxation | IntervalRelaxation:
+    """The staircase of an element-wise op with `rows` parameter sets, `which` (broadcastable to x's
+    shape) picking each element's. `run` maps int32 [N, rows] to codes in [low, high], one column
+    per set. An op that is not non-decreasing is only concretized."""
     ends = [run(np.full((1, rows), end, np.int32)) for end in (x.low, x.high)]
     if (ends[0] > ends[1]).any():
-        return Concretized()
-    wanted = np.broadcast_to(np.arange(low, high + 2, dtype=np.int64)[:, None], (high + 2 - low, rows))
+        return IntervalRelaxation()
+    wanted = np.broadcast_to(
+        np.arange(low, high + 2, dtype=np.int64)[:, None], (high + 2 - low, rows)
+    )
     begin, end = np.full(wanted.shape, x.low, np.int64), np.full(wanted.shape, x.high + 1, np.int64)
     while (begin < end).any():
         middle = (begin + end) // 2
@@ -309,11 +378,17 @@ def make_staircase(
         end = np.where((begin < end) & reached, middle, end)
         begin = np.where((begin < end) & ~reached, middle + 1, begin)
     thresholds = np.ascontiguousarray(begin.T)  # [P, K + 1]
-    return Staircase(thresholds, np.ascontiguousarray(np.broadcast_to(which, x.shape)), slack_of(thresholds, x), low)
+    return StaircaseRelaxation(
+        thresholds,
+        np.ascontiguousarray(np.broadcast_to(which, x.shape)),
+        slack_of(thresholds, x),
+        low,
+    )
 
 
 def slack_of(thresholds: Any, x: Type) -> Any:
-    """Per row: how far a threshold inside the input's range can lie from a chord between two others, rounded up."""
+    """Per row: how far a threshold inside the input's range can lie from a chord between two
+    others, rounded up."""
     slack = np.zeros(len(thresholds), np.int64)
     for p, row in enumerate(thresholds):
         inside = np.flatnonzero((row > x.low) & (row <= x.high))

@@ -1,8 +1,8 @@
 """From accumulator to code: the network's rounding, evaluated exactly as the runtime does.
 
-A `FloatProgram` is the float32 arithmetic that stands between an integer and the next rounding: one IEEE-754 float32
-operation per step, with constant operands. Each step is monotone in its argument (round-to-nearest is monotone), so the
-whole program is, and so is `Requantize`.
+A `FloatProgram` is the float32 arithmetic that stands between an integer and the next rounding: one
+IEEE-754 float32 operation per step, with constant operands. Each step is monotone in its argument
+(round-to-nearest is monotone), so the whole program is, and so is `Requantize`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels, open_kernels
-from qverify.ops.base import AbstractOp, Interval, Type, Unfit, joint_shape
+from qverify.ops.base import AbstractOp
 from qverify.ops.relax import Relaxation, make_staircase
+from qverify.ops.types import Interval, Type, Unfit, joint_shape
 
 FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
-    """v -> v <kind> operand in float32. `operand` broadcasts against the value's shape (without the batch axis)."""
+class FloatStep:
+    """v -> v <kind> operand in float32. `operand` broadcasts against the value's shape (without the
+    batch axis)."""
 
     kind: str  # "mul", "add", "sub" (v - c), "rsub" (c - v), "div" (v / c), "max", "min"
     operand: FloatArray
@@ -60,14 +62,17 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class FloatProgram:
-    """int32 -> float32, then the steps. With `ordinal`, the integer is the ordinal of a float32 (see `ordinals`)."""
+    """int32 -> float32, then the steps. With `ordinal`, the integer is the ordinal of a float32
+    (see `ordinals`)."""
 
-    steps: tuple[Step, ...] = ()
+    steps: tuple[FloatStep, ...] = ()
     ordinal: bool = False
 
     def then(self, kind: str, operand: npt.ArrayLike) -> FloatProgram:
         """This program with one more step."""
-        return FloatProgram((*self.steps, Step(kind, np.asarray(operand, np.float32))), self.ordinal)
+        return FloatProgram(
+            (*self.steps, FloatStep(kind, np.asarray(operand, np.float32))), self.ordinal
+        )
 
     def run(self, kernels: Kernels, x: Array) -> Array:
         """`x` int32 [N, *shape] -> float32 [N, *shape]."""
@@ -78,11 +83,12 @@ class FloatProgram:
         return v
 
     def ends(self, x: Type) -> FloatArray:
-        """float32 [2, *shape]: its values at the ends of the integers of `x`; all others lie between, since every step is
-        monotone. Raises ValueError where it could be NaN."""
+        """float32 [2, *shape]: its values at the ends of the integers of `x`; all others lie
+        between, since every step is monotone. Raises ValueError where it could be NaN."""
         for step in self.steps:
             if step.kind not in ("max", "min") and not np.isfinite(step.operand).all():
-                raise Unfit("a float constant is NaN or infinite")  # 0 * infinity may lie between the ends
+                # 0 * infinity may lie between the ends.
+                raise Unfit("a float constant is NaN or infinite")
             if step.kind == "div" and not step.operand.all():
                 raise Unfit("a division by zero")
         shape = joint_shape((1,) * len(x.shape), *(step.operand.shape for step in self.steps))
@@ -102,7 +108,8 @@ class FloatProgram:
 
 
 def ordinals(kernels: Kernels, v: Array) -> Array:
-    """float32 -> int32 such that a <= b iff ordinals(a) <= ordinals(b); -0 and +0 share 0. NaN is not allowed."""
+    """float32 -> int32 such that a <= b iff ordinals(a) <= ordinals(b); -0 and +0 share 0. NaN is
+    not allowed."""
     xp = kernels.xp
     bits = v.view(xp.int32)
     return xp.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
@@ -117,14 +124,16 @@ def from_ordinals(kernels: Kernels, x: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Requantize(AbstractOp):
-    """q = rint(clip(program(acc), low - zero_point, high - zero_point)) + zero_point, rounding half to even.
+    """q = rint(clip(program(acc), low - zero_point, high - zero_point)) + zero_point, rounding half
+    to even.
 
-    For QLinearConv, QLinearMatMul and QGemm the program is one multiplication by the float32 (x_scale * w_scale) /
-    y_scale, per channel; a QuantizeLinear after float steps divides by its scale. `zero_point` broadcasts like a step's
-    operand. Source: onnxruntime's MlasRequantizeOutput and MlasQuantizeLinear, measured bit for bit.
+    For QLinearConv, QLinearMatMul and QGemm the program is one multiplication by the float32
+    (x_scale * w_scale) / y_scale, per channel; a QuantizeLinear after float steps divides by its
+    scale. `zero_point` broadcasts like a step's operand. Source: onnxruntime's MlasRequantizeOutput
+    and MlasQuantizeLinear, measured bit for bit.
 
-    Sound because every step is monotone, hence q is a monotone function of acc (increasing or decreasing, per channel):
-    over an interval it takes its extremes at the ends.
+    Sound because every step is monotone, hence q is a monotone function of acc (increasing or
+    decreasing, per channel): over an interval it takes its extremes at the ends.
     """
 
     program: FloatProgram
@@ -136,7 +145,9 @@ class Requantize(AbstractOp):
         (x,) = types
         for operand in (*(step.operand for step in self.program.steps), self.zero_point):
             if joint_shape(x.shape, operand.shape) != x.shape:
-                raise Unfit(f"a parameter {list(operand.shape)} does not fit a value {list(x.shape)}")
+                raise Unfit(
+                    f"a parameter {list(operand.shape)} does not fit a value {list(x.shape)}"
+                )
         self.program.ends(x)
         return Type(x.shape, self.low, self.high)
 
@@ -162,8 +173,11 @@ class Requantize(AbstractOp):
 
         return make_staircase(run, count, np.arange(count).reshape(shape), x, self.low, self.high)
 
-    def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
-        # Where the program starts from an ordinal, the gradient is taken against the float it stands for.
+    def gradient(
+        self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array
+    ) -> tuple[Array, ...]:
+        # Where the program starts from an ordinal, the gradient is taken against the float it
+        # stands for.
         q = self.run(kernels, xs[0])
         inside = (q > self.low) & (q < self.high)
         return ((upstream * self.program.slope() * inside).astype(kernels.xp.float32),)

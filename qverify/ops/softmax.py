@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qverify.kernels import Array, Kernels
-from qverify.ops.base import AbstractOp, Interval, Type, Unfit
+from qverify.ops.base import AbstractOp
+from qverify.ops.types import Interval, Type, Unfit
 
 LONGEST = 60_000  # up to here float32(log(x)) is what glibc's logf gives for every row length
 
@@ -17,16 +18,18 @@ LONGEST = 60_000  # up to here float32(log(x)) is what glibc's logf gives for ev
 class Softmax(AbstractOp):
     """onnxruntime's QLinearSoftmax-1 over the last axis, as measured bit for bit (version 1.32).
 
-    A table holds float32(exp((k - 255 + headroom / scale) * scale)) for k = 0..255, in float64 but for the headroom, a
-    float32 logarithm of a float32 quotient; every code is shifted so that the row's maximum meets entry 255; the sum
-    adds float32 from left to right; q_i = rint(t_i * floor(1 / y_scale) / sum t) + zero_point in float64, clipped to the
-    type. (Up to onnxruntime 1.26 the quotient was float32, which rounds it onto a tie in a few of ten million.)
+    A table holds float32(exp((k - 255 + headroom / scale) * scale)) for k = 0..255, in float64 but
+    for the headroom, a float32 logarithm of a float32 quotient; every code is shifted so that the
+    row's maximum meets entry 255; the sum adds float32 from left to right; q_i = rint(t_i * floor(1
+    / y_scale) / sum t) + zero_point in float64, clipped to the type. (Up to onnxruntime 1.26 the
+    quotient was float32, which rounds it onto a tie in a few of ten million.)
 
-    Interval: t_i lies between the entries for (lower_i, largest possible maximum) and (upper_i, least possible maximum),
-    and so does every term of the sum. Sound because addition, multiplication, division and rounding are monotone in each
-    argument, in float32 and in float64: the least numerator over the largest sum bounds q_i from below, and conversely.
-    The sum is never below entry 255, the term of the row's maximum (all least terms may underflow to 0). Not tight (the
-    numerator is also a term of the sum), but a point stays a point, since all ends coincide.
+    Interval: t_i lies between the entries for (lower_i, largest possible maximum) and (upper_i,
+    least possible maximum), and so does every term of the sum. Sound because addition,
+    multiplication, division and rounding are monotone in each argument, in float32 and in float64:
+    the least numerator over the largest sum bounds q_i from below, and conversely. The sum is never
+    below entry 255, the term of the row's maximum (all least terms may underflow to 0). Not tight
+    (the numerator is also a term of the sum), but a point stays a point, since all ends coincide.
     """
 
     scale: np.float32
@@ -46,15 +49,21 @@ class Softmax(AbstractOp):
     def output_type(self, *types: Type) -> Type:
         (x,) = types
         if x.low < self.low or x.high > self.high or self.high - self.low != 255:
-            raise Unfit(f"softmax of 8-bit codes in [{self.low}, {self.high}] got [{x.low}, {x.high}]")
+            raise Unfit(
+                f"softmax of 8-bit codes in [{self.low}, {self.high}] got [{x.low}, {x.high}]"
+            )
         if x.shape[-1:] != (self.length,):
             raise Unfit(f"softmax over {self.length} elements got {list(x.shape)}")
         if self.length > LONGEST or 1 / float(self.y_scale) > 3e38:
-            raise Unfit(f"softmax over {self.length} elements with an output scale {self.y_scale} is not supported")
+            raise Unfit(
+                f"softmax over {self.length} elements with an output scale {self.y_scale} is not "
+                "supported"
+            )
         return Type(x.shape, self.low, self.high)
 
     def _terms(self, kernels: Kernels, x: Array, top: Array) -> Array:
-        """The table's entries for codes `x` in a row whose maximum is `top`; beyond either end: that end's entry."""
+        """The table's entries for codes `x` in a row whose maximum is `top`; beyond either end:
+        that end's entry."""
         xp = kernels.xp
         return xp.take(self._table, xp.clip(x - top + 255, 0, 255))
 
@@ -62,7 +71,10 @@ class Softmax(AbstractOp):
         xp = kernels.xp
         factor = float(np.floor(np.float32(1) / self.y_scale))
         q = xp.rint(terms.astype(xp.float64) * factor / total.astype(xp.float64))
-        return xp.clip(q, self.low - self.zero_point, self.high - self.zero_point).astype(xp.int32) + self.zero_point
+        return (
+            xp.clip(q, self.low - self.zero_point, self.high - self.zero_point).astype(xp.int32)
+            + self.zero_point
+        )
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:
         terms = self._terms(kernels, xs[0], xs[0].max(axis=-1, keepdims=True))
@@ -75,10 +87,14 @@ class Softmax(AbstractOp):
         most = self._terms(kernels, upper, least_top)
         return (
             self._quotient(kernels, least, _running_sum(kernels, most)),
-            self._quotient(kernels, most, kernels.xp.maximum(_running_sum(kernels, least), self._table[255])),
+            self._quotient(
+                kernels, most, kernels.xp.maximum(_running_sum(kernels, least), self._table[255])
+            ),
         )
 
-    def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
+    def gradient(
+        self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array
+    ) -> tuple[Array, ...]:
         xp = kernels.xp
         z = (xs[0] - xs[0].max(axis=-1, keepdims=True)).astype(xp.float32) * xp.float32(self.scale)
         p = xp.exp(z)

@@ -1,26 +1,27 @@
 """Functions of one or two codes, as tables of all their values.
 
-Every unary function between two codes (LeakyRelu, Sigmoid, Tanh, HardSwish, a requantizing copy, ...) is a `Table`;
-every function of two codes (QLinearAdd, QLinearMul, ...) is a `Pairwise`. Filled once by the runtime's own arithmetic
-when the model is read, they carry no float semantics any more.
+Every unary function between two codes (LeakyRelu, Sigmoid, Tanh, HardSwish, a requantizing copy,
+...) is a `Table`; every function of two codes (QLinearAdd, QLinearMul, ...) is a `Pairwise`. Filled
+once by the runtime's own arithmetic when the model is read, they carry no float semantics any more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
-from qverify.ops.base import AbstractOp, Interval, Type, Unfit, joint_shape, unbroadcast
+from qverify.ops.base import AbstractOp, unbroadcast
 from qverify.ops.relax import (
     LIMIT,
-    Concretized,
     Hull,
-    Nonlinear,
+    IntervalRelaxation,
+    NonlinearRelaxation,
     Relaxation,
-    Staircase,
+    StaircaseRelaxation,
     TooLarge,
     corners,
     edges,
@@ -30,13 +31,15 @@ from qverify.ops.relax import (
     slack_of,
     steepness,
 )
+from qverify.ops.types import Interval, Type, Unfit, joint_shape
 
 Int32Array = npt.NDArray[np.int32]
 MOST_STEPS = 4096  # values of a function that is taken as steps
 
 
 def _range_extremes(values: Int32Array) -> tuple[Int32Array, Int32Array]:
-    """Sparse tables [levels, P, K]: level l holds the minimum (maximum) of values[p, k : k + 2**l] (clipped at K)."""
+    """Sparse tables [levels, P, K]: level l holds the minimum (maximum) of values[p, k : k + 2**l]
+    (clipped at K)."""
     least, most = [values], [values]
     width = 1
     while 2 * width <= values.shape[1]:
@@ -49,11 +52,12 @@ def _range_extremes(values: Int32Array) -> tuple[Int32Array, Int32Array]:
 
 @dataclass(frozen=True, eq=False)
 class Table(AbstractOp):
-    """y = values[which, x - low]. `values` [P, K] int32: one row per parameter set; `which` picks an element's row
-    (broadcastable to the value's shape; None where P = 1).
+    """y = values[which, x - low]. `values` [P, K] int32: one row per parameter set; `which` picks
+    an element's row (broadcastable to the value's shape; None where P = 1).
 
-    Interval: the exact minimum and maximum of the row over [lower, upper] (range queries on sparse tables), so the
-    function need not be monotone. Sound because every entry in the range is considered; exact for the same reason.
+    Interval: the exact minimum and maximum of the row over [lower, upper] (range queries on sparse
+    tables), so the function need not be monotone. Sound because every entry in the range is
+    considered; exact for the same reason.
     """
 
     values: Int32Array
@@ -75,7 +79,10 @@ class Table(AbstractOp):
     def output_type(self, *types: Type) -> Type:
         (x,) = types
         if x.low < self.low or x.high >= self.low + self.values.shape[1]:
-            raise Unfit(f"a table of {self.values.shape[1]} entries from {self.low} misses [{x.low}, {x.high}]")
+            raise Unfit(
+                f"a table of {self.values.shape[1]} entries from {self.low} misses [{x.low}, "
+                f"{x.high}]"
+            )
         if not self.values.size:
             raise Unfit("a table without an entry")
         if self.which is None and len(self.values) != 1:
@@ -101,34 +108,45 @@ class Table(AbstractOp):
         stride = self.values.size
         second = upper - (xp.int32(1) << level) + 1
         first_at, second_at = lower + level * stride, second + level * stride
-        least = xp.minimum(self._entry(kernels, self._least, first_at), self._entry(kernels, self._least, second_at))
-        most = xp.maximum(self._entry(kernels, self._most, first_at), self._entry(kernels, self._most, second_at))
+        least = xp.minimum(
+            self._entry(kernels, self._least, first_at),
+            self._entry(kernels, self._least, second_at),
+        )
+        most = xp.maximum(
+            self._entry(kernels, self._most, first_at), self._entry(kernels, self._most, second_at)
+        )
         return least, most
 
     def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
         low, high = int(self.values.min()), int(self.values.max())
         if high - low > MOST_STEPS or self.values.shape[1] > 256:
-            return Concretized()
+            return IntervalRelaxation()
         which = np.zeros((), np.int64) if self.which is None else self.which
         rows = np.arange(len(self.values))
         if self.monotone:
-            found = make_staircase(lambda x: self.values[rows, x - self.low], len(rows), which, types[0], low, high)
-            if isinstance(found, Staircase) and int(found.slack.max(initial=0)) <= 1:
+            found = make_staircase(
+                lambda x: self.values[rows, x - self.low], len(rows), which, types[0], low, high
+            )
+            if isinstance(found, StaircaseRelaxation) and int(found.slack.max(initial=0)) <= 1:
                 return found
-        return Scanned(self.values, np.broadcast_to(which, types[0].shape), self.low)
+        return TableRelaxation(self.values, np.broadcast_to(which, types[0].shape), self.low)
 
-    def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
+    def gradient(
+        self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array
+    ) -> tuple[Array, ...]:
         xp = kernels.xp
         last = self.low + self.values.shape[1] - 1
         right, left = xp.minimum(xs[0] + 4, last), xp.maximum(xs[0] - 4, self.low)
-        top, bottom = (kernels.as_float32(self._entry(kernels, self.values, x)) for x in (right, left))
+        top, bottom = (
+            kernels.as_float32(self._entry(kernels, self.values, x)) for x in (right, left)
+        )
         return (upstream * (top - bottom) / kernels.as_float32(xp.maximum(right - left, 1)),)
 
 
 @dataclass(frozen=True, eq=False)
-class Scanned(Nonlinear):
-    """y = values[which, x - low] for any table: the hull's corners are all entries in the range. Sound because none is left
-    out."""
+class TableRelaxation(NonlinearRelaxation):
+    """y = values[which, x - low] for any table: the hull's corners are all entries in the range.
+    Sound because none is left out."""
 
     name = "scan"
     cuts = "input"
@@ -147,27 +165,32 @@ class Scanned(Nonlinear):
         z = xp.minimum(a[None] + xp.arange(count).reshape(-1, *([1] * a.ndim)), b[None])
         return Hull(z[None], self._at(kernels, z)[None], None)
 
-    def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
+    def slopes(
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> Array:
         """The chord over the range."""
         xp = kernels.xp
         a, b = (end.astype(xp.int64)[:, None] for end in boxes[0])
         rise = (self._at(kernels, b) - self._at(kernels, a)).astype(xp.float64)
         return weights * (rise / xp.maximum(b - a, 1))
 
-    def cut(self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, Array]:
+    def cut(
+        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> tuple[Array, Array]:
         """At z."""
         a, b = boxes[0]
         return kernels.xp.clip(z, a + 1, kernels.xp.maximum(b, a + 1)), b > a
 
 
 @dataclass(frozen=True, eq=False)
-class Sandwiched(Nonlinear):
-    """y = f(a, b) between two staircases of z = slope_a a + slope_b b: `most`[z - z_low] >= f >= `least`[z - z_low].
+class PairwiseRelaxation(NonlinearRelaxation):
+    """y = f(a, b) between two staircases of z = slope_a a + slope_b b: `most`[z - z_low] >= f >=
+    `least`[z - z_low].
 
-    Entry k - low of `begin_most` is the least z at which f can be k or more, that of `begin_least` the least z from
-    which it is; both rows of a Staircase's form, with their slack. Sound because both were taken over all entries of
-    f's table; where y is known to lie in [first, last], so does z between the least z that can give first and the
-    largest that can give last.
+    Entry k - low of `begin_most` is the least z at which f can be k or more, that of `begin_least`
+    the least z from which it is; both rows of a StaircaseRelaxation's form, with their slack. Sound
+    because both were taken over all entries of f's table; where y is known to lie in [first, last],
+    so does z between the least z that can give first and the largest that can give last.
     """
 
     name = "sum"
@@ -189,8 +212,13 @@ class Sandwiched(Nonlinear):
         a, b = (x.reshape(x.shape[0], *([1] * (rank - x.ndim)), *x.shape[1:]) for x in xs)
         return self.slope[0] * a + self.slope[1] * b
 
-    def spread(self, kernels: Kernels, multipliers: Array, boxes: tuple[Interval, ...]) -> tuple[Array | None, ...]:
-        if exact(multipliers) and magnitude(kernels, multipliers) * 2.0**20 * multipliers[0, 0].size >= LIMIT:
+    def spread(
+        self, kernels: Kernels, multipliers: Array, boxes: tuple[Interval, ...]
+    ) -> tuple[Array | None, ...]:
+        if (
+            exact(multipliers)
+            and magnitude(kernels, multipliers) * 2.0**20 * multipliers[0, 0].size >= LIMIT
+        ):
             raise TooLarge
         n, r = multipliers.shape[:2]
         flat = multipliers.reshape(n * r, *multipliers.shape[2:])
@@ -200,8 +228,11 @@ class Sandwiched(Nonlinear):
             parts.append(unbroadcast(flat * slope, like).reshape(n, r, *box[0].shape[1:]))
         return tuple(parts)
 
-    def _ends(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, ...]:
-        """Ends of z, and of the codes on the upper and on the lower staircase; int64 [N, 1, *shape]."""
+    def _ends(
+        self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval
+    ) -> tuple[Array, ...]:
+        """Ends of z, and of the codes on the upper and on the lower staircase; int64 [N, 1,
+        *shape]."""
         xp = kernels.xp
         first, last = (end.astype(xp.int64)[:, None] for end in own)
         ends = [
@@ -212,15 +243,20 @@ class Sandwiched(Nonlinear):
         b = self.argument(kernels, ends[0][1], ends[1][1])[:, None]
         high = self.low + len(self.begin_most) - 2
         a = xp.where(first > self.low, xp.maximum(a, xp.take(self.begin_most, first - self.low)), a)
-        b = xp.where(last < high, xp.minimum(b, xp.take(self.begin_least, last + 1 - self.low) - 1), b)
+        b = xp.where(
+            last < high, xp.minimum(b, xp.take(self.begin_least, last + 1 - self.low) - 1), b
+        )
         b = xp.maximum(a, b)
         (ma, mb), (la, lb) = (
-            [xp.clip(xp.take(t, xp.clip(z - self.z_low, 0, len(self.most) - 1)), first, last) for z in (a, b)]
+            [
+                xp.clip(xp.take(t, xp.clip(z - self.z_low, 0, len(self.most) - 1)), first, last)
+                for z in (a, b)
+            ]
             for t in (self.most, self.least)
         )
         return a, b, ma, mb, la, lb
 
-    def value(self, kernels: Kernels, op: AbstractOp, z: Array) -> Array:
+    def value(self, kernels: Kernels, run: Callable[..., Array], z: Array) -> Array:
         return kernels.xp.take(self.most, kernels.xp.clip(z - self.z_low, 0, len(self.most) - 1))
 
     def narrowed(
@@ -233,8 +269,12 @@ class Sandwiched(Nonlinear):
     def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> Hull:
         xp = kernels.xp
         a, b, ma, mb, la, lb = self._ends(kernels, boxes, own)
-        z, y, more = corners(kernels, a, b, ma, mb, self.low, lambda k: xp.take(self.begin_most, k - self.low))
-        z2, y2, more2 = corners(kernels, a, b, la, lb, self.low, lambda k: xp.take(self.begin_least, k - self.low))
+        z, y, more = corners(
+            kernels, a, b, ma, mb, self.low, lambda k: xp.take(self.begin_most, k - self.low)
+        )
+        z2, y2, more2 = corners(
+            kernels, a, b, la, lb, self.low, lambda k: xp.take(self.begin_least, k - self.low)
+        )
         slack = xp.maximum(xp.where(more, self.slack[0], 0), xp.where(more2, self.slack[1], 0))
         shape = (2, 6, *a.shape)  # the left ends of both, then the right ends of both
         return Hull(
@@ -243,31 +283,47 @@ class Sandwiched(Nonlinear):
             slack,
         )
 
-    def slopes(self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval) -> Array:
+    def slopes(
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> Array:
         xp = kernels.xp
         a, b, ma, mb, la, lb = self._ends(kernels, boxes, own)
-        above, _ = edges(kernels, a, b, ma, mb, self.low, lambda k: xp.take(self.begin_most, k - self.low))
-        _, below = edges(kernels, a, b, la, lb, self.low, lambda k: xp.take(self.begin_least, k - self.low))
+        above, _ = edges(
+            kernels, a, b, ma, mb, self.low, lambda k: xp.take(self.begin_most, k - self.low)
+        )
+        _, below = edges(
+            kernels, a, b, la, lb, self.low, lambda k: xp.take(self.begin_least, k - self.low)
+        )
         return weights * xp.where(weights > 0, above, below)
 
-    def cut(self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval) -> tuple[Array, Array]:
+    def cut(
+        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval
+    ) -> tuple[Array, Array]:
         """At the code that z is nearest to."""
         xp = kernels.xp
         first, last = own
-        code = xp.take(self.most, xp.clip(z - self.z_low, 0, len(self.most) - 1)).astype(first.dtype)
+        code = xp.take(self.most, xp.clip(z - self.z_low, 0, len(self.most) - 1)).astype(
+            first.dtype
+        )
         return xp.clip(code, first + 1, xp.maximum(last, first + 1)), last > first
 
 
-def make_sandwich(values: Int32Array, a: tuple[int, Type], b: tuple[int, Type]) -> Sandwiched | None:
-    """Staircases around a table [Ka, Kb] of two codes, whose axes begin at a[0] and b[0]; None where it is no function of a
-    sum: where the two staircases lie more than two codes apart."""
+def make_sandwich(
+    values: Int32Array, a: tuple[int, Type], b: tuple[int, Type]
+) -> PairwiseRelaxation | None:
+    """Staircases around a table [Ka, Kb] of two codes, whose axes begin at a[0] and b[0]; None
+    where it is no function of a sum: where the two staircases lie more than two codes apart."""
     rows, columns = (np.arange(t.low, t.high + 1) for _, t in (a, b))
-    own = values[rows[0] - a[0] : rows[-1] - a[0] + 1, columns[0] - b[0] : columns[-1] - b[0] + 1].astype(np.int64)
+    own = values[
+        rows[0] - a[0] : rows[-1] - a[0] + 1, columns[0] - b[0] : columns[-1] - b[0] + 1
+    ].astype(np.int64)
     low, high = int(own.min()), int(own.max())
     inside = (own > low) & (own < high)
     if inside.sum() < 3 or high - low > MOST_STEPS:  # floats as ordinals are far apart
         return None
-    at = np.stack([*np.meshgrid(rows, columns, indexing="ij"), np.ones_like(own)], axis=-1)[inside].astype(np.float64)
+    at = np.stack([*np.meshgrid(rows, columns, indexing="ij"), np.ones_like(own)], axis=-1)[
+        inside
+    ].astype(np.float64)
     fit = np.linalg.lstsq(at, own[inside].astype(np.float64), rcond=None)[0][:2]
     if not np.abs(fit).max() > 1e-9:
         return None
@@ -286,16 +342,19 @@ def make_sandwich(values: Int32Array, a: tuple[int, Type], b: tuple[int, Type]) 
     if int((most - least).max()) > 2:
         return None
     slack = slack_of(np.stack([begin_most, begin_least]), Type((), z_low, int(z.max())))
-    return Sandwiched(slope, begin_most, begin_least, most, least, (int(slack[0]), int(slack[1])), z_low, low)
+    return PairwiseRelaxation(
+        slope, begin_most, begin_least, most, least, (int(slack[0]), int(slack[1])), z_low, low
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Pairwise(AbstractOp):
     """y = values[a - a_low, b - b_low], with numpy broadcasting of the two inputs.
 
-    `values` [Ka, Kb] int32 must be monotone along each axis (its direction may change with the other argument, as in a
-    product); the constructor checks all entries. Sound because such a function takes its extremes over a box of (a, b)
-    at the box's corners: moving a alone to one of its ends does not lower (raise) the value, then b likewise.
+    `values` [Ka, Kb] int32 must be monotone along each axis (its direction may change with the
+    other argument, as in a product); the constructor checks all entries. Sound because such a
+    function takes its extremes over a box of (a, b) at the box's corners: moving a alone to one of
+    its ends does not lower (raise) the value, then b likewise.
     """
 
     values: Int32Array
@@ -312,7 +371,10 @@ class Pairwise(AbstractOp):
 
     def output_type(self, *types: Type) -> Type:
         a, b = types
-        for x, low, count in ((a, self.a_low, self.values.shape[0]), (b, self.b_low, self.values.shape[1])):
+        for x, low, count in (
+            (a, self.a_low, self.values.shape[0]),
+            (b, self.b_low, self.values.shape[1]),
+        ):
             if x.low < low or x.high >= low + count:
                 raise Unfit(f"a table of {count} entries from {low} misses [{x.low}, {x.high}]")
         shape = joint_shape(a.shape, b.shape)
@@ -336,15 +398,25 @@ class Pairwise(AbstractOp):
         return least, most
 
     def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
-        return make_sandwich(self.values, (self.a_low, types[0]), (self.b_low, types[1])) or Concretized()
+        return (
+            make_sandwich(self.values, (self.a_low, types[0]), (self.b_low, types[1]))
+            or IntervalRelaxation()
+        )
 
-    def gradient(self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
+    def gradient(
+        self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array
+    ) -> tuple[Array, ...]:
         xp = kernels.xp
         grads = []
         for axis, (x, low) in enumerate(zip(xs, (self.a_low, self.b_low), strict=True)):
             last = low + self.values.shape[axis] - 1
             right, left = xp.minimum(x + 4, last), xp.maximum(x - 4, low)
-            ends = [self.run(kernels, *(e if i == axis else xs[i] for i in (0, 1))) for e in (left, right)]
+            ends = [
+                self.run(kernels, *(e if i == axis else xs[i] for i in (0, 1)))
+                for e in (left, right)
+            ]
             rise = kernels.as_float32(ends[1]) - kernels.as_float32(ends[0])
-            grads.append(unbroadcast(upstream * rise, x) / kernels.as_float32(xp.maximum(right - left, 1)))
+            grads.append(
+                unbroadcast(upstream * rise, x) / kernels.as_float32(xp.maximum(right - left, 1))
+            )
         return tuple(grads)

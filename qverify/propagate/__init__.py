@@ -1,10 +1,12 @@
-"""Interval bound propagation at the speed of int8 kernels, where they are there and compute exactly.
+"""Interval bound propagation at the speed of int8 kernels, where they are there and compute
+exactly.
 
-`Network.intervals` defines the bounds. On a CPU, stretches of the network whose ops `rules` can express become graphs that
-onnxruntime runs; on a GPU, `plan` maps the network onto qverify's own CUDA kernels. What these cannot express is computed
-by the op itself. Nothing is trusted: kernels that saturate or differ in a bit are found by worst cases on this machine
-and are not used, before the first use the bounds of some boxes are compared, and so are some of the search's own, ever
-more rarely.
+`Network.intervals` defines the bounds. On a CPU, stretches of the network whose ops `rules` can
+express become graphs that onnxruntime runs; on a GPU, `plan` maps the network onto qverify's own
+CUDA kernels. What these cannot express is computed by the op itself. Nothing is trusted: kernels
+that saturate or differ in a bit are found by worst cases on this machine and are not used, before
+the first use the bounds of some boxes are compared, and so are some of the search's own, ever more
+rarely.
 """
 
 from __future__ import annotations
@@ -30,8 +32,14 @@ if TYPE_CHECKING:
     from qverify.propagate.device import Plan
 
 PATIENCE = 0.05  # seconds of NumPy's (or CuPy's) before a graph (or a plan) is built
-TO_COMPILE = 3.0  # seconds of CuPy's before the CUDA kernels are compiled, which takes about as long, once per process
-WORTH_IT: tuple[type[AbstractOp], ...] = (Dense, Conv)  # without one, passing values back and forth costs more
+# seconds of CuPy's before the CUDA kernels are compiled, which takes about as long, once per
+# process
+TO_COMPILE = 3.0
+# Without one, passing values back and forth costs more.
+WORTH_IT: tuple[type[AbstractOp], ...] = (
+    Dense,
+    Conv,
+)
 CHECKED = 2e7  # values to be computed by NumPy in the comparison, at most
 
 
@@ -43,7 +51,8 @@ class Stretch:
     inputs: dict[int, tuple[str, int | None, tuple[int, ...]]]  # value: name, low, axes
     outputs: tuple[tuple[int, int | None], ...]  # value, low
     function: Callable[[dict[str, Any]], list[Any]]
-    buffers: dict[int, Any] = field(default_factory=dict)  # one for each input: fresh memory costs more than filling it
+    # One for each input: fresh memory costs more than filling it.
+    buffers: dict[int, Any] = field(default_factory=dict)
 
     def run(self, network: Network, boxes: dict[int, Interval]) -> None:
         """Read from and add to `boxes`."""
@@ -52,7 +61,9 @@ class Stretch:
             ends = boxes[value]
             count, shape = len(ends[0]), ends[0].shape[1:]
             if value not in self.buffers or len(self.buffers[value]) < count:
-                self.buffers[value] = np.empty((count, 2, *shape), np.int32 if low is None else np.uint8)
+                self.buffers[value] = np.empty(
+                    (count, 2, *shape), np.int32 if low is None else np.uint8
+                )
             array = self.buffers[value][:count]
             for k in (0, 1):
                 array[:, k] = ends[k]  # modulo 256, hence right once low is subtracted
@@ -69,7 +80,8 @@ class Propagator:
 
     def __init__(self, network: Network, kernels: Kernels, patience: float | None = None) -> None:
         self.name = "NumPy" if kernels.name == "cpu" else "CuPy"
-        self.disagreed = False  # whether a graph was dropped because its bounds differed, which is an error of ours
+        # whether a graph was dropped because its bounds differed, which is an error of ours
+        self.disagreed = False
         self._network, self._kernels, self._patience = network, kernels, patience
         self._waiting = True
         self._spent = 0.0
@@ -79,13 +91,18 @@ class Propagator:
         self._plan: Plan | None = None
 
     def intervals(self, lower: Array, upper: Array) -> Interval:
-        """As `Network.intervals`: the outputs' bounds, int32 [N, output_size] each, over boxes of code vectors [N, n]."""
+        """As `Network.intervals`: the outputs' bounds, int32 [N, output_size] each, over boxes of
+        code vectors [N, n]."""
         if self._waiting and self._spent >= self._enough():
             self._build() if self._kernels.name == "cpu" else self._build_plan()
             self._waiting = False
         if self._steps is not None or self._plan is not None:
             try:
-                found = self._plan.run(lower, upper) if self._plan else self._run(self._steps or [], lower, upper)
+                found = (
+                    self._plan.run(lower, upper)
+                    if self._plan
+                    else self._run(self._steps or [], lower, upper)
+                )
             except (ModelError, DeviceError):
                 self._steps = self._plan = None
                 self.name = "NumPy" if self._kernels.name == "cpu" else "CuPy"
@@ -123,16 +140,25 @@ class Propagator:
                 if self._last[value] == number:
                     del boxes[value]
         low, high = ([boxes[i][k].reshape(len(lower), -1) for i in network.outputs] for k in (0, 1))
-        return (low[0], high[0]) if len(low) == 1 else (np.concatenate(low, axis=1), np.concatenate(high, axis=1))
+        return (
+            (low[0], high[0])
+            if len(low) == 1
+            else (np.concatenate(low, axis=1), np.concatenate(high, axis=1))
+        )
 
     def _audit(self, lower: Array, upper: Array, found: Interval) -> None:
-        """Compare the ends of batches number 1, 2, 4, 8, ... with NumPy's; SoundnessError if they differ."""
+        """Compare the ends of batches number 1, 2, 4, 8, ... with NumPy's; SoundnessError if they
+        differ."""
         self._batches += 1
         if self._batches & (self._batches - 1) == 0:
             some = slice(None, None, max(1, len(lower) - 1))
             expected = self._network.intervals(self._kernels, lower[some], upper[some])
             if not self._same(expected, (found[0][some], found[1][some])):
-                own = "onnxruntime's kernels and NumPy" if self._plan is None else f"the {self.name}, and CuPy"
+                own = (
+                    "onnxruntime's kernels and NumPy"
+                    if self._plan is None
+                    else f"the {self.name}, and CuPy"
+                )
                 raise SoundnessError(f"{own} bound a network differently; please report this model")
 
     def _same(self, slow: Interval, fast: Interval) -> bool:
@@ -179,11 +205,12 @@ class Propagator:
 
 
 def make_propagator(network: Network, kernels: Kernels) -> Propagator:
-    """The bounds of a network (its arrays on the machine of `kernels`); graphs or plans are made once they are worth it."""
+    """The bounds of a network (its arrays on the machine of `kernels`); graphs or plans are made
+    once they are worth it."""
     return Propagator(network, kernels)
 
 
-# -- graphs --------------------------------------------------------------------------------------------------------------
+# -- graphs ----------------------------------------------------------------------------------------
 
 
 def make_steps(network: Network, exactly: bool) -> list[Stretch | int]:
@@ -219,21 +246,30 @@ class _Part:
         self._nodes: list[int] = []
 
     def add(self, k: int) -> list[int]:
-        """Add node k, and the rounding of its result if that can be fused; the nodes added. Raises Inexpressible."""
+        """Add node k, and the rounding of its result if that can be fused; the nodes added. Raises
+        Inexpressible."""
         node, readers = self._network.nodes[k], self._readers[k + 1]
         if node.type.size == 0 or any(self._network.type_of(i).size == 0 for i in node.inputs):
             raise Inexpressible
-        if isinstance(node.op, Dense | Conv) and len(readers) == 1 and k + 1 not in self._network.outputs:
+        if (
+            isinstance(node.op, Dense | Conv)
+            and len(readers) == 1
+            and k + 1 not in self._network.outputs
+        ):
             after = self._network.nodes[readers[0]]
             if isinstance(after.op, Requantize):
                 try:
                     x = self._value(node.inputs[0])
-                    self._held[readers[0] + 1] = self._rules.add_rounded(node.op, after.op, x, after.type)
+                    self._held[readers[0] + 1] = self._rules.add_rounded(
+                        node.op, after.op, x, after.type
+                    )
                     self._nodes += [k, readers[0]]
                     return [k, readers[0]]
                 except Inexpressible:
                     pass  # the two one by one, then
-        self._held[k + 1] = self._rules.add(node.op, [self._value(i) for i in node.inputs], node.type)
+        self._held[k + 1] = self._rules.add(
+            node.op, [self._value(i) for i in node.inputs], node.type
+        )
         self._nodes.append(k)
         return [k]
 
@@ -254,12 +290,18 @@ class _Part:
         needed = [
             k + 1
             for k in nodes
-            if k + 1 in self._held and (k + 1 in network.outputs or not inside.issuperset(self._readers[k + 1]))
+            if k + 1 in self._held
+            and (k + 1 in network.outputs or not inside.issuperset(self._readers[k + 1]))
         ]
         held = [self._held[i] for i in needed]
-        names = [next(iter(x.pairs.values())) if x.pairs else self._rules.pair(x, 2 * x.type.size) for x in held]
+        names = [
+            next(iter(x.pairs.values())) if x.pairs else self._rules.pair(x, 2 * x.type.size)
+            for x in held
+        ]
         axes = self._rules.inputs
-        inputs = {i: (name, low, axes[name]) for i, (name, low) in self._inputs.items() if name in axes}
+        inputs = {
+            i: (name, low, axes[name]) for i, (name, low) in self._inputs.items() if name in axes
+        }
         outputs = tuple((i, self._held[i].low) for i in needed)
         return [Stretch(tuple(nodes), inputs, outputs, self._graph.compiled(names, exactly))]
 
@@ -274,15 +316,20 @@ def _last_use(network: Network, steps: list[Stretch | int]) -> dict[int, int]:
     return last
 
 
-# -- distrust ------------------------------------------------------------------------------------------------------------
+# -- distrust --------------------------------------------------------------------------------------
 
 
 def sample_boxes(network: Network) -> Interval:
-    """Boxes to compare on: the whole range, both of its ends, random points, narrow and wide boxes."""
+    """Boxes to compare on: the whole range, both of its ends, random points, narrow and wide
+    boxes."""
     rng, kind = np.random.default_rng(0), network.input_type
     count = int(np.clip(CHECKED / network.elements_per_point(), 2, 8))
-    points = rng.integers(kind.low, kind.high, (count + 3, kind.size), dtype=np.int64, endpoint=True)
-    reach = kind.count * rng.choice([0.0, 0.01, 0.1, 1.0], (count + 3, 1)) * rng.random(points.shape)
+    points = rng.integers(
+        kind.low, kind.high, (count + 3, kind.size), dtype=np.int64, endpoint=True
+    )
+    reach = (
+        kind.count * rng.choice([0.0, 0.01, 0.1, 1.0], (count + 3, 1)) * rng.random(points.shape)
+    )
     lower, upper = (
         np.maximum(points - reach.astype(np.int64), kind.low),
         np.minimum(points + reach.astype(np.int64), kind.high),
@@ -294,8 +341,8 @@ def sample_boxes(network: Network) -> Interval:
 
 @functools.cache
 def product_option() -> bool | None:
-    """What must be asked of onnxruntime for exact products on this CPU: nothing (False), or slower ones (True); None where
-    there is no (fitting) onnxruntime, or it is not exact either way."""
+    """What must be asked of onnxruntime for exact products on this CPU: nothing (False), or slower
+    ones (True); None where there is no (fitting) onnxruntime, or it is not exact either way."""
     if not runtime.available():
         return None
     network = worst_case()
@@ -311,8 +358,12 @@ def product_option() -> bool | None:
             for rows in (slice(0, 1), slice(1, 2), slice(None)):  # one row has a kernel of its own
                 boxes = {0: (lower[rows], upper[rows])}
                 stretch.run(network, boxes)
-                found = [np.concatenate([boxes[i][k] for i in network.outputs], axis=1) for k in (0, 1)]
-                same = same and all(np.array_equal(a, b[rows]) for a, b in zip(found, expected, strict=True))
+                found = [
+                    np.concatenate([boxes[i][k] for i in network.outputs], axis=1) for k in (0, 1)
+                ]
+                same = same and all(
+                    np.array_equal(a, b[rows]) for a, b in zip(found, expected, strict=True)
+                )
             if same:
                 return exactly
         except QverifyError:
@@ -321,8 +372,8 @@ def product_option() -> bool | None:
 
 
 def worst_case() -> Network:
-    """A network in which every kind of product has pairs of neighbours that reach furthest: 255 * 127 and 255 * -128, both
-    twice. Saturation at int16 changes each of its outputs."""
+    """A network in which every kind of product has pairs of neighbours that reach furthest: 255 *
+    127 and 255 * -128, both twice. Saturation at int16 changes each of its outputs."""
     nodes: list[Node] = []
 
     def add(op: AbstractOp, x: int) -> int:
@@ -333,12 +384,16 @@ def worst_case() -> Network:
     def rounded(x: int) -> int:
         kind = nodes[x - 1].type
         factor = np.float32(250 / kind.count)
-        return add(Requantize(FloatProgram().then("mul", factor), np.array(127, np.int32), 0, 255), x)
+        return add(
+            Requantize(FloatProgram().then("mul", factor), np.array(127, np.int32), 0, 255), x
+        )
 
     def weight(*shape: int) -> Any:
         """Filters of 127, of -128, and of pairs of both."""
         size = int(np.prod(shape[1:]))
-        rows = np.stack([np.full(size, 127), np.full(size, -128), np.resize([127, 127, -128, -128], size)])
+        rows = np.stack(
+            [np.full(size, 127), np.full(size, -128), np.resize([127, 127, -128, -128], size)]
+        )
         return np.resize(rows, (shape[0], size)).reshape(shape)
 
     outputs = []
@@ -349,6 +404,8 @@ def worst_case() -> Network:
     for filters, groups, kernel in ((32, 1, 1), (32, 1, 3), (32, 32, 3), (32, 4, 3)):
         shape = (filters, 32 // groups, kernel, kernel)
         pads = (kernel // 2,) * 4
-        conv = Conv(weight(*shape), np.zeros(filters, np.int64), (1, 1), pads, (1, 1), groups, 0, 0, 255)
+        conv = Conv(
+            weight(*shape), np.zeros(filters, np.int64), (1, 1), pads, (1, 1), groups, 0, 0, 255
+        )
         outputs.append(add(Layout((filters * 16,)), rounded(add(conv, image))))
     return Network(Type((512,), 0, 255), tuple(nodes), tuple(outputs))

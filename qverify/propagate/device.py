@@ -1,8 +1,10 @@
-"""A network's bounds by the CUDA kernels of `qverify.kernels.fused`: what a plan is, and how it runs.
+"""A network's bounds by the CUDA kernels of `qverify.kernels.fused`: what a plan is, and how it
+runs.
 
-A plan is a list of steps over buffers. A buffer holds one value for N boxes, in one of two formats: its ends, int32 lower
-and upper [N, *shape] each; or pairs, uint8 [N, codes, 2], bytes above the type's low, whose elements lie where `Pairs`
-says. Buffer 0 holds the boxes. `plan` makes the steps of a network.
+A plan is a list of steps over buffers. A buffer holds one value for N boxes, in one of two formats:
+its ends, int32 lower and upper [N, *shape] each; or pairs, uint8 [N, codes, 2], bytes above the
+type's low, whose elements lie where `Pairs` says. Buffer 0 holds the boxes. `plan` makes the steps
+of a network.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy.typing as npt
 from qverify.errors import DeviceError
 from qverify.kernels import Array, Kernels
 from qverify.kernels.fused import Fused, open_fused
-from qverify.kernels.packing import Ends, Epilogue, Scale, Unpackable
+from qverify.kernels.packing import Ends, Epilogue, PackedScale, Unpackable
 from qverify.ops import Interval
 
 IntArray = npt.NDArray[np.int64]
@@ -27,7 +29,8 @@ FEW = 128  # neurons of a layer that may run with others in one launch
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Where a value lies in a buffer of pairs: element i of the flattened value is code number at[i] of each box."""
+    """Where a value lies in a buffer of pairs: element i of the flattened value is code number
+    at[i] of each box."""
 
     buffer: int
     at: IntArray
@@ -53,7 +56,7 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class DeviceStep:
     """A buffer from earlier ones."""
 
     function: Callable[..., Any]
@@ -70,18 +73,23 @@ class Plan:
 
     kernels: Kernels
     variant: str
-    steps: tuple[Step, ...]
+    steps: tuple[DeviceStep, ...]
     outputs: tuple[int, ...]  # buffers of ends
     last: dict[int, int]  # for each buffer, the last step that reads it
     per_box: int  # bytes
 
     def run(self, lower: Array, upper: Array) -> Interval:
-        """As `Network.intervals`. Raises DeviceError if the device cannot (no memory, a kernel that fails)."""
+        """As `Network.intervals`. Raises DeviceError if the device cannot (no memory, a kernel that
+        fails)."""
         rows = max(1, BUDGET // max(self.per_box, 1))
         starts = range(0, max(len(lower), 1), rows)
         try:
             parts = [self._run(lower[a : a + rows], upper[a : a + rows]) for a in starts]
-        except (RuntimeError, ValueError, MemoryError) as error:  # CuPy's errors are of these classes
+        except (
+            RuntimeError,
+            ValueError,
+            MemoryError,
+        ) as error:  # CuPy's errors are of these classes
             raise DeviceError(f"the fused kernels failed: {error}") from error
         low, high = ([part[k] for part in parts] for k in (0, 1))
         return self._joined(low, 0), self._joined(high, 0)
@@ -104,7 +112,7 @@ class Plan:
         return [step.kernel for step in self.steps if step.kernel]
 
 
-def last_reads(steps: Sequence[Step], outputs: tuple[int, ...]) -> dict[int, int]:
+def last_reads(steps: Sequence[DeviceStep], outputs: tuple[int, ...]) -> dict[int, int]:
     """For each buffer, the last step that reads it; for outputs, none of the steps."""
     last: dict[int, int] = {}
     for number, step in enumerate(steps):
@@ -113,7 +121,7 @@ def last_reads(steps: Sequence[Step], outputs: tuple[int, ...]) -> dict[int, int
     return last
 
 
-def finished(fused: Fused, steps: list[Step], outputs: tuple[int, ...]) -> Plan:
+def finished(fused: Fused, steps: list[DeviceStep], outputs: tuple[int, ...]) -> Plan:
     """A plan without the steps that nothing needs, and with small dense layers joined."""
     needed, kept = set(outputs), []
     for step in reversed(steps):
@@ -129,24 +137,34 @@ def finished(fused: Fused, steps: list[Step], outputs: tuple[int, ...]) -> Plan:
     return Plan(fused.kernels, fused.variant.name, tuple(joined), outputs, last, most)
 
 
-def chained(fused: Fused, steps: list[Step], outputs: tuple[int, ...]) -> list[Step]:
+def chained(fused: Fused, steps: list[DeviceStep], outputs: tuple[int, ...]) -> list[DeviceStep]:
     """Runs of dense layers that only read each other become one launch, where they fit."""
     uses: dict[int, int] = dict.fromkeys(outputs, 1)
     for step in steps:
         for i in step.reads:
             uses[i] = uses.get(i, 0) + 1
-    result: list[Step] = []
+    result: list[DeviceStep] = []
     while steps:
         for length in range(_run_length(steps, uses), 1, -1):
             run = [step.layer for step in steps[:length] if step.layer is not None]
             try:
-                packed = fused.pack_network([(x.weight, x.bias, x.epilogue) for x in run], run[0].width)
+                packed = fused.pack_network(
+                    [(x.weight, x.bias, x.epilogue) for x in run], run[0].width
+                )
             except Unpackable:
                 continue
             function = _network(fused, packed)
             size = max(step.size for step in steps[:length])
             name = f"network of {length}"
-            result.append(replace(steps[length - 1], function=function, reads=steps[0].reads, size=size, kernel=name))
+            result.append(
+                replace(
+                    steps[length - 1],
+                    function=function,
+                    reads=steps[0].reads,
+                    size=size,
+                    kernel=name,
+                )
+            )
             steps = steps[length:]
             break
         else:
@@ -159,12 +177,16 @@ def _network(fused: Fused, packed: Any) -> Callable[[Array], Any]:
     return lambda x: fused.network(packed, x)
 
 
-def _run_length(steps: list[Step], uses: dict[int, int]) -> int:
+def _run_length(steps: list[DeviceStep], uses: dict[int, int]) -> int:
     """How many of the first steps are layers that could run together."""
     length = 0
     for k, step in enumerate(steps):
         layer = step.layer
-        if layer is None or layer.weight.shape[1] > FEW or not isinstance(layer.epilogue, Scale | Ends):
+        if (
+            layer is None
+            or layer.weight.shape[1] > FEW
+            or not isinstance(layer.epilogue, PackedScale | Ends)
+        ):
             break
         if k:
             before = steps[k - 1]
@@ -176,7 +198,7 @@ def _run_length(steps: list[Step], uses: dict[int, int]) -> int:
     return length
 
 
-# -- buffers -------------------------------------------------------------------------------------------------------------
+# -- buffers ---------------------------------------------------------------------------------------
 
 
 def gathered(kernels: Kernels, pairs: Array, index: Array) -> Array:
@@ -186,7 +208,7 @@ def gathered(kernels: Kernels, pairs: Array, index: Array) -> Array:
     return xp.take(both, index, axis=1).view(xp.uint8).reshape(count, len(index), 2)
 
 
-# -- which kernels -------------------------------------------------------------------------------------------------------
+# -- which kernels ---------------------------------------------------------------------------------
 
 _OPENED: list[tuple[Any, Fused | None]] = []  # by array module: once per process
 
@@ -201,7 +223,13 @@ def opened(kernels: Kernels) -> Fused:
     if not is_open(kernels):
         try:
             found: Fused | None = open_fused(kernels)
-        except (DeviceError, ImportError, OSError, RuntimeError, MemoryError):  # none is exact, or NVRTC is missing
+        except (
+            DeviceError,
+            ImportError,
+            OSError,
+            RuntimeError,
+            MemoryError,
+        ):  # none is exact, or NVRTC is missing
             found = None
         _OPENED.append((kernels.xp, found))
     fused = next(fused for library, fused in _OPENED if library is kernels.xp)

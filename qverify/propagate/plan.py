@@ -1,13 +1,15 @@
-"""From an integer network to a plan of fused CUDA kernels, gathers of bytes and the ops' own interval rules.
+"""From an integer network to a plan of fused CUDA kernels, gathers of bytes and the ops' own
+interval rules.
 
-A weighted sum with its rounding is one kernel, from pairs to pairs; a move of elements costs nothing until a kernel needs
-another order (the rows of a dense weight are put in the order that is there). Rising functions of a code, functions of
-two codes and maxima are computed on the bytes. Everything else, and whatever packing refuses, is computed by the op
-itself, on ends.
+A weighted sum with its rounding is one kernel, from pairs to pairs; a move of elements costs
+nothing until a kernel needs another order (the rows of a dense weight are put in the order that is
+there). Rising functions of a code, functions of two codes and maxima are computed on the bytes.
+Everything else, and whatever packing refuses, is computed by the op itself, on ends.
 
-Sound because each step gives its op's own interval: a kernel computes the same two integer sums and the same rounding
-(see `packing`), an increasing function and a move take ends to ends. Two codes that come from one element are gathered
-before they are multiplied, so that they move independently, as in the op's rule.
+Sound because each step gives its op's own interval: a kernel computes the same two integer sums and
+the same rounding (see `packing`), an increasing function and a move take ends to ends. Two codes
+that come from one element are gathered before they are multiplied, so that they move independently,
+as in the op's rule.
 """
 
 from __future__ import annotations
@@ -22,10 +24,31 @@ import numpy as np
 
 from qverify.kernels import Array, open_kernels
 from qverify.kernels.fused import Fused
-from qverify.kernels.packing import Ends, Epilogue, Scale, Thresholds, Unpackable, Window, image_width, rounded
+from qverify.kernels.packing import (
+    Ends,
+    Epilogue,
+    PackedScale,
+    PackedWindow,
+    Thresholds,
+    Unpackable,
+    image_width,
+    rounded,
+)
 from qverify.network import Network
-from qverify.ops import Conv, Dense, FloatProgram, Interval, Layout, Max, Pairwise, Requantize, Step, Table, Type
-from qverify.ops.relax import Staircase, make_staircase
+from qverify.ops import (
+    Conv,
+    Dense,
+    FloatProgram,
+    FloatStep,
+    Interval,
+    Layout,
+    Max,
+    Pairwise,
+    Requantize,
+    Table,
+    Type,
+)
+from qverify.ops.relax import StaircaseRelaxation, make_staircase
 from qverify.propagate import device
 from qverify.propagate.device import IntArray, Layer, Pairs, Plan, finished, gathered
 
@@ -40,11 +63,12 @@ def make_plan(network: Network, fused: Fused) -> Plan:
 
 
 class _Planner:
-    """A plan under construction. A value may be in a buffer of ends, in one of pairs, or in both."""
+    """A plan under construction. A value may be in a buffer of ends, in one of pairs, or in
+    both."""
 
     def __init__(self, network: Network, fused: Fused) -> None:
         self._network, self._fused, self._kernels = network, fused, fused.kernels
-        self._steps: list[device.Step] = []
+        self._steps: list[device.DeviceStep] = []
         self._ends: dict[int, int] = {0: 0}
         self._pairs: dict[int, Pairs] = {}
         self._forms: dict[tuple[int, bytes, int], Pairs] = {}  # gathered before
@@ -75,9 +99,17 @@ class _Planner:
         op, types = node.op, [self._network.type_of(i) for i in (k + 1, *node.inputs)]
         size = 32 * sum(t.size for t in types)
         if isinstance(op, Conv):
-            size += 8 * prod(op.weight.shape[1:]) * op.groups * prod(node.type.shape[2:]) * node.type.shape[0]
+            size += (
+                8
+                * prod(op.weight.shape[1:])
+                * op.groups
+                * prod(node.type.shape[2:])
+                * node.type.shape[0]
+            )
         reads = tuple(self._in_ends(i) for i in node.inputs)
-        self._ends[k + 1] = self._step(lambda *boxes: op.interval(self._kernels, *boxes), reads, size)
+        self._ends[k + 1] = self._step(
+            lambda *boxes: op.interval(self._kernels, *boxes), reads, size
+        )
         return [k]
 
     def _rounding(self, k: int) -> int | None:
@@ -107,11 +139,13 @@ class _Planner:
             case _:
                 raise _Refused
 
-    # -- formats ---------------------------------------------------------------------------------------------------------
+    # -- formats -----------------------------------------------------------------------------------
 
-    def _step(self, function: Callable[..., Any], reads: tuple[int, ...], size: int, **more: Any) -> int:
+    def _step(
+        self, function: Callable[..., Any], reads: tuple[int, ...], size: int, **more: Any
+    ) -> int:
         """Add a step; its buffer."""
-        self._steps.append(device.Step(function, reads, len(self._steps) + 1, size, **more))
+        self._steps.append(device.DeviceStep(function, reads, len(self._steps) + 1, size, **more))
         return len(self._steps)
 
     def _home(self, array: Array) -> Any:
@@ -127,7 +161,9 @@ class _Planner:
 
             def separated(x: Array) -> Interval:
                 codes = x if index is None else gathered(kernels, x, index)
-                lower, upper = (codes[:, : kind.size, end].astype(kernels.xp.int32) for end in (0, 1))
+                lower, upper = (
+                    codes[:, : kind.size, end].astype(kernels.xp.int32) for end in (0, 1)
+                )
                 if kind.low:
                     lower, upper = lower + kind.low, upper + kind.low
                 return lower.reshape(-1, *kind.shape), upper.reshape(-1, *kind.shape)
@@ -144,7 +180,8 @@ class _Planner:
             codes = rounded(kind.size, 8)
 
             def interleaved(ends: Interval) -> Array:
-                pairs = kernels.xp.empty((len(ends[0]), codes, 2), dtype=kernels.xp.uint8)  # spare codes hold anything
+                # Spare codes hold anything.
+                pairs = kernels.xp.empty((len(ends[0]), codes, 2), dtype=kernels.xp.uint8)
                 for k, end in enumerate(ends):
                     flat = end.reshape(-1, kind.size)
                     pairs[:, : kind.size, k] = flat - kind.low if kind.low else flat
@@ -167,7 +204,7 @@ class _Planner:
             self._forms[key] = Pairs(buffer, at, codes)
         return replace(self._forms[key], at=at)
 
-    # -- weighted sums ---------------------------------------------------------------------------------------------------
+    # -- weighted sums -----------------------------------------------------------------------------
 
     def _dense(self, op: Dense, k: int, rounding: int | None) -> None:
         """A product with one matrix, for every row of the value."""
@@ -178,7 +215,9 @@ class _Planner:
             raise _Refused
         held = self._in_pairs(x)
         (inputs, neurons), rows = weight.shape, kind.size // weight.shape[0]
-        bias = _along(bias, node.type.shape, len(node.type.shape) - 1, neurons) + kind.low * weight.sum(axis=0)
+        bias = _along(
+            bias, node.type.shape, len(node.type.shape) - 1, neurons
+        ) + kind.low * weight.sum(axis=0)
         epilogue = self._epilogue(k, rounding, len(node.type.shape) - 1)
         width = rounded(inputs, 8)
         if rows == 1 and held.codes % 8 == 0 and held.codes <= 2 * width and held.is_injective():
@@ -224,16 +263,23 @@ class _Planner:
         high, wide = (*one, *kind.shape[2:])
         pads = (*two, *op.pads[:rank], *two, *op.pads[rank:])
         strides, dilations = (*one, *op.strides), (*one, *op.dilations)
-        window = Window(high, wide, weight.shape[2:], strides, pads, dilations)  # type: ignore[arg-type]
+        window = PackedWindow(high, wide, weight.shape[2:], strides, pads, dilations)  # type: ignore[arg-type]
         pad = op.pad_value - kind.low if any(pads) else 0
         bias = bias + kind.low * weight.sum(axis=(1, 2, 3))
         epilogue = self._epilogue(k, rounding, 1)
         places = batch * high * wide
         width = held.codes // places
-        if width % 2 or width < channels or not held.is_at(_image(batch, channels, high * wide, width), places * width):
+        if (
+            width % 2
+            or width < channels
+            or not held.is_at(_image(batch, channels, high * wide, width), places * width)
+        ):
             width = image_width(channels)
             held = self._moved(held, _image(batch, channels, high * wide, width), places * width)
-        fused, layer = self._fused, self._fused.pack_conv(weight, bias, epilogue, window, op.groups, pad, width)
+        fused, layer = (
+            self._fused,
+            self._fused.pack_conv(weight, bias, epilogue, window, op.groups, pad, width),
+        )
         neurons, shape = len(weight), node.type.shape
         out = rounded(neurons, 8)
         codes = prod(shape) // neurons * out
@@ -251,7 +297,9 @@ class _Planner:
         if rounding is None:
             self._ends[k + 1] = self._shaped(buffer, first, size)
         else:
-            self._pairs[rounding + 1] = Pairs(buffer, _image(batch, neurons, prod(shape[2:]), out), codes)
+            self._pairs[rounding + 1] = Pairs(
+                buffer, _image(batch, neurons, prod(shape[2:]), out), codes
+            )
 
     def _epilogue(self, k: int, rounding: int | None, axis: int) -> Epilogue:
         """What becomes of the accumulators of node k, whose neurons lie along `axis`."""
@@ -261,16 +309,23 @@ class _Planner:
         assert isinstance(op, Requantize)
         if op.high - op.low > 255:
             raise _Refused
-        steps = tuple(Step(step.kind, self._home(step.operand)) for step in op.program.steps)
-        op = Requantize(FloatProgram(steps, op.program.ordinal), self._home(op.zero_point), op.low, op.high)
+        steps = tuple(FloatStep(step.kind, self._home(step.operand)) for step in op.program.steps)
+        op = Requantize(
+            FloatProgram(steps, op.program.ordinal), self._home(op.zero_point), op.low, op.high
+        )
         neurons = kind.shape[axis]
-        if len(steps) == 1 and steps[0].kind == "mul" and not op.program.ordinal and op.zero_point.size == 1:
+        if (
+            len(steps) == 1
+            and steps[0].kind == "mul"
+            and not op.program.ordinal
+            and op.zero_point.size == 1
+        ):
             factor = _along(steps[0].operand, kind.shape, axis, neurons)
             if (np.isfinite(factor) & (factor > 0)).all():
-                return Scale(factor, int(op.zero_point.reshape(())), op.low, op.high, op.low)
+                return PackedScale(factor, int(op.zero_point.reshape(())), op.low, op.high, op.low)
         return _thresholds(op, kind, axis)
 
-    # -- moves and functions of codes ------------------------------------------------------------------------------------
+    # -- moves and functions of codes --------------------------------------------------------------
 
     def _layout(self, op: Layout, k: int) -> None:
         """Elements move without a step, unless several values or constants meet."""
@@ -299,7 +354,9 @@ class _Planner:
 
         def joined(*values: Array) -> Array:
             own = [x + shift if shift else x for x, shift in zip(values, shifts, strict=True)]
-            rows = [kernels.xp.broadcast_to(tail, (len(own[0]), *rest.shape[1:]))] if rest.size else []
+            rows = (
+                [kernels.xp.broadcast_to(tail, (len(own[0]), *rest.shape[1:]))] if rest.size else []
+            )
             return kernels.xp.ascontiguousarray(kernels.xp.concatenate([*own, *rows], axis=1))
 
         buffer = self._step(joined, tuple(part.buffer for part in parts), 4 * codes)
@@ -307,7 +364,8 @@ class _Planner:
         self._pairs[k + 1] = Pairs(buffer, at if index is None else at[index], codes)
 
     def _max(self, k: int) -> None:
-        """The largest of each row. Results lie in the order of their first elements, so that images keep their form."""
+        """The largest of each row. Results lie in the order of their first elements, so that images
+        keep their form."""
         node = self._network.nodes[k]
         held = self._in_pairs(node.inputs[0])
         count = self._network.type_of(node.inputs[0]).shape[-1]
@@ -327,7 +385,12 @@ class _Planner:
     def _table(self, op: Table, k: int) -> None:
         """A rising function, byte by byte; or from bytes to ends, where the results are wide."""
         node, (x,) = self._network.nodes[k], self._network.nodes[k].inputs
-        held, kind, kernels, xp = self._in_pairs(x), self._network.type_of(x), self._kernels, self._kernels.xp
+        held, kind, kernels, xp = (
+            self._in_pairs(x),
+            self._network.type_of(x),
+            self._kernels,
+            self._kernels.xp,
+        )
         values = self._home(op.values)[:, kind.low - op.low : kind.high + 1 - op.low]
         narrow = node.type.count <= 256
         entries = np.zeros((len(values), 256), np.uint8 if narrow else np.int32)
@@ -338,7 +401,9 @@ class _Planner:
         offset = None
         if op.which is not None:
             which = np.zeros((held.codes, 1), np.int32)
-            which[: kind.size, 0] = 256 * np.broadcast_to(self._home(op.which), kind.shape).reshape(-1)
+            which[: kind.size, 0] = 256 * np.broadcast_to(self._home(op.which), kind.shape).reshape(
+                -1
+            )
             offset = kernels.asarray(which)
 
         def looked_up(codes: Array) -> Array:
@@ -355,7 +420,8 @@ class _Planner:
             self._ends[k + 1] = self._step(ends, (held.buffer,), 24 * held.codes)
 
     def _pairwise(self, op: Pairwise, k: int) -> None:
-        """A function of two codes, byte by byte; unless it rises, from all corners of the two intervals, as the op does."""
+        """A function of two codes, byte by byte; unless it rises, from all corners of the two
+        intervals, as the op does."""
         node, kernels, xp = self._network.nodes[k], self._kernels, self._kernels.xp
         if node.type.count > 256:
             raise _Refused
@@ -372,7 +438,9 @@ class _Planner:
         rows = slice(kinds[0].low - op.a_low, kinds[0].high + 1 - op.a_low)
         columns = slice(kinds[1].low - op.b_low, kinds[1].high + 1 - op.b_low)
         entries = np.zeros((256, 256), np.uint8)
-        entries[: kinds[0].count, : kinds[1].count] = self._home(op.values)[rows, columns] - node.type.low
+        entries[: kinds[0].count, : kinds[1].count] = (
+            self._home(op.values)[rows, columns] - node.type.low
+        )
         there = kernels.asarray(entries.reshape(-1))
 
         def looked_up(a: Array, b: Array) -> Array:
@@ -391,14 +459,16 @@ class _Planner:
 
 
 def _image(batch: int, channels: int, places: int, width: int) -> IntArray:
-    """Where the elements of [batch, channels, places] lie, channels last, `width` of them stored."""
+    """Where the elements of [batch, channels, places] lie, channels last, `width` of them
+    stored."""
     image, channel, place = np.ogrid[:batch, :channels, :places]
     at: IntArray = ((image * places + place) * width + channel).reshape(-1)
     return at
 
 
 def _along(values: Any, shape: tuple[int, ...], axis: int, count: int) -> Any:
-    """A parameter of every neuron, [count], from one that broadcasts to `shape`; refused if it varies elsewhere."""
+    """A parameter of every neuron, [count], from one that broadcasts to `shape`; refused if it
+    varies elsewhere."""
     full = values.reshape((1,) * (len(shape) - values.ndim) + values.shape)
     if any(n != 1 for k, n in enumerate(full.shape) if k != axis):
         raise _Refused
@@ -406,8 +476,11 @@ def _along(values: Any, shape: tuple[int, ...], axis: int, count: int) -> Any:
 
 
 def _thresholds(op: Requantize, kind: Type, axis: int) -> Thresholds:
-    """The steps of a rounding that never falls, for every neuron along `axis` of accumulators of this type."""
-    shape = np.broadcast_shapes(*(step.operand.shape for step in op.program.steps), op.zero_point.shape)
+    """The steps of a rounding that never falls, for every neuron along `axis` of accumulators of
+    this type."""
+    shape = np.broadcast_shapes(
+        *(step.operand.shape for step in op.program.steps), op.zero_point.shape
+    )
     shape = (1,) * (len(kind.shape) - len(shape)) + tuple(shape)
     row = _along(np.arange(prod(shape)).reshape(shape), kind.shape, axis, kind.shape[axis])
     cpu, count = open_kernels("cpu"), prod(shape)
@@ -416,6 +489,6 @@ def _thresholds(op: Requantize, kind: Type, axis: int) -> Thresholds:
         return op.run(cpu, values.reshape(-1, *shape)).reshape(-1, count)
 
     found = make_staircase(run, count, np.zeros((), np.int64), kind, op.low, op.high)
-    if not isinstance(found, Staircase):
+    if not isinstance(found, StaircaseRelaxation):
         raise _Refused
     return Thresholds(found.thresholds[:, 1:-1], row)

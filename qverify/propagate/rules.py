@@ -1,13 +1,17 @@
-"""Interval rules as nodes of a graph for onnxruntime's int8 kernels, for the ops that these can express.
+"""Interval rules as nodes of a graph for onnxruntime's int8 kernels, for the ops that these can
+express.
 
-Both ends of a value travel through the graph, for N boxes: as uint8 codes (the value minus a low) or as int32; in one
-tensor [N, 2, ...], lower ends first, or in two tensors [N, size]. An op that is increasing treats ends like any points. For
-a weighted sum, with the positive part P and the negative part Q of its weights W, and d = upper - lower,
+Both ends of a value travel through the graph, for N boxes: as uint8 codes (the value minus a low)
+or as int32; in one tensor [N, 2, ...], lower ends first, or in two tensors [N, size]. An op that is
+increasing treats ends like any points. For a weighted sum, with the positive part P and the
+negative part Q of its weights W, and d = upper - lower,
 
-    lower end = P lower + Q upper + b = W lower + Q d + b,    upper end = Q lower + P upper + b = W lower + P d + b:
+    lower end = P lower + Q upper + b = W lower + Q d + b,    upper end = Q lower + P upper + b = W
+    lower + P d + b:
 
-the first form is one product of twice the rows and columns, whose rounding onnxruntime fuses; the second is three.
-Sound because both are the op's own interval rule, in integers, and a float step is the same IEEE operation.
+the first form is one product of twice the rows and columns, whose rounding onnxruntime fuses; the
+second is three. Sound because both are the op's own interval rule, in integers, and a float step is
+the same IEEE operation.
 """
 
 from __future__ import annotations
@@ -36,19 +40,18 @@ from qverify.propagate.weights import (
 from qverify.runtime import IntegerGraph
 
 UINT8, INT32, FLOAT = 2, 6, 1  # ONNX's numbers of types
-LONG, WIDE = (
-    512,
-    128,
-)  # from these numbers of rows and columns on, three products are faster than a doubled one (measured)
+# From these numbers of rows and columns on, three products are faster than a doubled one.
+LONG, WIDE = 512, 128
 STEPS = {"mul": "Mul", "add": "Add", "sub": "Sub", "div": "Div", "max": "Max", "min": "Min"}
 
 
 @dataclass(eq=False)
 class Held:
-    """The ends of a value in a graph. `low`: codes are the value minus this; None for int32. `pairs` names tensors
-    [N, *axes] by their axes, whose product is twice the value's size (a value and its reshapes share it); `ends` names two
-    tensors [N, size]; `last` names one [N, *spatial, channels of both ends], for a value [1, C, *spatial]. Where there is
-    none yet, the value is an input: `source` is its name."""
+    """The ends of a value in a graph. `low`: codes are the value minus this; None for int32.
+    `pairs` names tensors [N, *axes] by their axes, whose product is twice the value's size (a value
+    and its reshapes share it); `ends` names two tensors [N, size]; `last` names one [N, *spatial,
+    channels of both ends], for a value [1, C, *spatial]. Where there is none yet, the value is an
+    input: `source` is its name."""
 
     type: Type
     low: int | None
@@ -60,12 +63,13 @@ class Held:
 
 @dataclass(eq=False)
 class Rules:
-    """What adds ops to a graph. A rule that raises Inexpressible leaves the graph as good as it was."""
+    """What adds ops to a graph. A rule that raises Inexpressible leaves the graph as good as it
+    was."""
 
     graph: IntegerGraph
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)  # their axes, as first wanted
 
-    # -- the forms of a value --------------------------------------------------------------------------------------------
+    # -- the forms of a value ----------------------------------------------------------------------
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
         """The only output of a new node."""
@@ -95,7 +99,9 @@ class Rules:
             x.pairs[(2 * channels, *spatial)] = self.node("Transpose", x.last, perm=order)
         elif not x.pairs and x.ends is None:
             self.inputs[x.source] = axes
-            x.pairs[axes] = self.graph.input(x.source, np.int32 if x.low is None else np.uint8, axes)
+            x.pairs[axes] = self.graph.input(
+                x.source, np.int32 if x.low is None else np.uint8, axes
+            )
         elif not x.pairs and x.ends is not None:
             x.pairs[(2 * x.type.size,)] = self.node("Concat", *x.ends, axis=1)
         if axes not in x.pairs:
@@ -113,12 +119,22 @@ class Rules:
         low, high = self.graph.node("Split", name, outputs=2, axis=1, num_outputs=2)
         return low, high
 
-    def each(self, x: Held, result: Type, low: int | None, function: Callable[[str, tuple[int, ...]], str]) -> Held:
+    def each(
+        self,
+        x: Held,
+        result: Type,
+        low: int | None,
+        function: Callable[[str, tuple[int, ...]], str],
+    ) -> Held:
         """An elementwise function: called with a tensor and the axes of one end in it."""
         if not x.pairs and x.ends is not None:
             ends = [function(name, (x.type.size,)) for name in x.ends]
             return Held(result, low, ends=(ends[0], ends[1]))
-        return Held(result, low, {(2, *result.shape): function(self.pair(x, 2, *x.type.shape), x.type.shape)})
+        return Held(
+            result,
+            low,
+            {(2, *result.shape): function(self.pair(x, 2, *x.type.shape), x.type.shape)},
+        )
 
     def wide(self, x: Held) -> Held:
         """A value as int32."""
@@ -143,10 +159,11 @@ class Rules:
 
         return self.each(x, x.type, x.type.low, minus)
 
-    # -- weighted sums ---------------------------------------------------------------------------------------------------
+    # -- weighted sums -----------------------------------------------------------------------------
 
     def add_rounded(self, op: AbstractOp, rounding: Requantize, x: Held, result: Type) -> Held:
-        """A weighted sum and the rounding of its result, where nothing else reads that, in one op."""
+        """A weighted sum and the rounding of its result, where nothing else reads that, in one
+        op."""
         if isinstance(op, Dense):
             return self.rounded_dense(op, rounding, x, result)
         if isinstance(op, Conv):
@@ -157,7 +174,8 @@ class Rules:
         """Accumulators by three products."""
         x, bias = self.codes(x), dense_bias(op)
         weights = [
-            stored(part, columns=True) for part in (op.weight, np.minimum(op.weight, 0), np.maximum(op.weight, 0))
+            stored(part, columns=True)
+            for part in (op.weight, np.minimum(op.weight, 0), np.maximum(op.weight, 0))
         ]
         bias = folded(op.weight, bias, x.low or 0)
         lower, upper = self.ends(x)
@@ -187,18 +205,27 @@ class Rules:
         inner, outer = op.weight.shape
         if inner >= LONG and outer >= WIDE:
             raise Inexpressible
-        scale, y_zero = scale_of(rounding, result.shape, len(result.shape) - 1), output_zero(rounding)
+        scale, y_zero = (
+            scale_of(rounding, result.shape, len(result.shape) - 1),
+            output_zero(rounding),
+        )
         weight, zero = stored(doubled(op.weight), columns=True)
         bias = np.tile(folded(op.weight, bias, x.low or 0), 2)
         factor, zero = np.broadcast_arrays(twice(scale), zero)  # onnxruntime wants as many of both
         if x.type.size == inner:
             joined = self.pair(x, 2 * inner)
         else:
-            joined = self.node("Concat", *(self.reshaped(end, inner) for end in self.ends(x)), axis=1)
+            joined = self.node(
+                "Concat", *(self.reshaped(end, inner) for end in self.ends(x)), axis=1
+            )
         name = self.node(
             "QGemm",
             *(joined, self.float32(1), self.uint8(0)),
-            *(self.graph.constant(weight, weight.dtype), self.float32(factor), self.graph.constant(zero, weight.dtype)),
+            *(
+                self.graph.constant(weight, weight.dtype),
+                self.float32(factor),
+                self.graph.constant(zero, weight.dtype),
+            ),
             *(self.int32(bias), self.float32(1), self.uint8(y_zero)),
         )
         name = self.limited(name, rounding)
@@ -208,8 +235,8 @@ class Rules:
         return Held(result, rounding.low, ends=(low, high))
 
     def rounded_conv(self, op: Conv, rounding: Requantize, x: Held, result: Type) -> Held:
-        """Codes by a convolution of twice the channels. Where there are groups, by one for each end, in which the ends of x
-        lie along one more spatial axis."""
+        """Codes by a convolution of twice the channels. Where there are groups, by one for each
+        end, in which the ends of x lie along one more spatial axis."""
         x = self.codes(x)
         pad = op.pad_value - (x.low or 0)
         if x.type.shape[0] != 1 or not 0 <= pad <= 255:
@@ -219,7 +246,9 @@ class Rules:
         bias = folded(op.weight.reshape(filters, -1).T, op.bias, op.pad_value)
         doubled_weight = stored(doubled(op.weight)) if op.groups == 1 else None
 
-        def convolution(name: str, weight: Codes, scale: Any, bias: IntArray, front: tuple[int, ...]) -> str:
+        def convolution(
+            name: str, weight: Codes, scale: Any, bias: IntArray, front: tuple[int, ...]
+        ) -> str:
             codes, low = weight
             name = self.node(
                 "QLinearConv",
@@ -235,24 +264,34 @@ class Rules:
                 group=op.groups,
                 strides=[*front, *op.strides],
                 dilations=[*front, *op.dilations],
-                pads=[*(0 for _ in front), *op.pads[: len(spatial)], *(0 for _ in front), *op.pads[len(spatial) :]],
+                pads=[
+                    *(0 for _ in front),
+                    *op.pads[: len(spatial)],
+                    *(0 for _ in front),
+                    *op.pads[len(spatial) :],
+                ],
             )
             return self.limited(name, rounding)
 
         if doubled_weight is not None:
-            name = convolution(self.channels_last(x), doubled_weight, twice(scale), np.tile(bias, 2), ())
+            name = convolution(
+                self.channels_last(x), doubled_weight, twice(scale), np.tile(bias, 2), ()
+            )
             return Held(result, rounding.low, last=name)
         parts = np.maximum(op.weight, 0), np.minimum(op.weight, 0)
         order = (0, 2, 1, *range(3, 3 + len(spatial)))
         joined = self.node("Transpose", self.pair(x, 2, channels, *spatial), perm=order)
         low, high = (
-            self.reshaped(convolution(joined, stored(np.stack(both, axis=2)), scale, bias, (1,)), result.size)
+            self.reshaped(
+                convolution(joined, stored(np.stack(both, axis=2)), scale, bias, (1,)), result.size
+            )
             for both in (parts, parts[::-1])
         )
         return Held(result, rounding.low, ends=(low, high))
 
     def channels_last(self, x: Held) -> str:
-        """A value [1, C, *spatial] as [N, *spatial, 2 C], as the kernels of convolutions want it."""
+        """A value [1, C, *spatial] as [N, *spatial, 2 C], as the kernels of convolutions want
+        it."""
         if not x.last:
             channels, *spatial = x.type.shape[1:]
             order = [0, *range(2, len(spatial) + 2), 1]
@@ -264,7 +303,7 @@ class Rules:
         count = rounding.high - rounding.low
         return name if count == 255 else self.node("Clip", name, self.uint8(0), self.uint8(count))
 
-    # -- elementwise ops and moves ---------------------------------------------------------------------------------------
+    # -- elementwise ops and moves -----------------------------------------------------------------
 
     def add(self, op: AbstractOp, xs: list[Held], result: Type) -> Held:
         """One op."""
@@ -277,7 +316,9 @@ class Rules:
                 return self.layout(op, xs, result)
             case Max():
                 axis = self.graph.constant([len(result.shape) + 2], np.int64)
-                name = self.node("ReduceMax", self.pair(xs[0], 2, *xs[0].type.shape), axis, keepdims=0)
+                name = self.node(
+                    "ReduceMax", self.pair(xs[0], 2, *xs[0].type.shape), axis, keepdims=0
+                )
                 return Held(result, xs[0].low, {(2, *result.shape): name})
             case Table():
                 return self.table(op, xs[0], result)
@@ -289,7 +330,9 @@ class Rules:
         """The float steps one by one; rounding by QuantizeLinear where that can express it."""
         if op.program.ordinal or any(step.kind not in STEPS for step in op.program.steps):
             raise Inexpressible
-        if any((step.operand < 0).any() for step in op.program.steps if step.kind in ("mul", "div")):
+        if any(
+            (step.operand < 0).any() for step in op.program.steps if step.kind in ("mul", "div")
+        ):
             raise Inexpressible  # it falls: the ends would have to be exchanged
         if op.high - op.low > 255:
             raise Inexpressible
@@ -300,12 +343,17 @@ class Rules:
             value = np.asarray(value)
             if value.size == 1:
                 return self.float32(value.reshape(()))
-            return self.float32(value if axes == shape else np.broadcast_to(value, shape).reshape(axes))
+            return self.float32(
+                value if axes == shape else np.broadcast_to(value, shape).reshape(axes)
+            )
 
         def rounded(name: str, axes: tuple[int, ...]) -> str:
             steps = op.program.steps
             if steps and steps[0].kind == "mul" and steps[0].operand.size == 1:  # both in one pass
-                name, steps = self.node("DequantizeLinear", name, constant(steps[0].operand, axes)), steps[1:]
+                name, steps = (
+                    self.node("DequantizeLinear", name, constant(steps[0].operand, axes)),
+                    steps[1:],
+                )
             else:
                 name = self.node("Cast", name, to=FLOAT)
             for step in steps:
@@ -314,8 +362,12 @@ class Rules:
                 zero = self.uint8(int(op.zero_point.reshape(())) - op.low)
                 return self.limited(self.node("QuantizeLinear", name, self.float32(1), zero), op)
             name = self.node("Max", name, constant(op.low - op.zero_point, axes))
-            name = self.node("Round", self.node("Min", name, constant(op.high - op.zero_point, axes)))
-            return self.node("Cast", self.node("Add", name, constant(op.zero_point - op.low, axes)), to=UINT8)
+            name = self.node(
+                "Round", self.node("Min", name, constant(op.high - op.zero_point, axes))
+            )
+            return self.node(
+                "Cast", self.node("Add", name, constant(op.zero_point - op.low, axes)), to=UINT8
+            )
 
         return self.each(self.wide(x), result, op.low, rounded)
 
@@ -328,7 +380,9 @@ class Rules:
             return Held(result, xs[0].low, xs[0].pairs, xs[0].ends, source=xs[0].source)
         total = sum(sizes)
         constants = (
-            np.zeros(0, np.int32) if op.constants is None else op.constants[np.unique(index[index >= total]) - total]
+            np.zeros(0, np.int32)
+            if op.constants is None
+            else op.constants[np.unique(index[index >= total]) - total]
         )
         if len(np.unique(constants)) > 1:
             raise Inexpressible
@@ -343,14 +397,21 @@ class Rules:
             value = self.int32(constants[0]) if low is None else self.uint8(constants[0] - low)
             ends = self.graph.constant([0, 0, 0, 0, 0, 1], np.int64)
             name = self.node("Pad", name, ends, value)
-        exchange = transposition(index, op.shape, total) if len(xs) == 1 and not len(constants) else None
+        exchange = (
+            transposition(index, op.shape, total) if len(xs) == 1 and not len(constants) else None
+        )
         if exchange is not None:
             split, order = exchange
-            name = self.node("Transpose", self.pair(xs[0], 2, *split), perm=[0, 1, *(2 + k for k in order)])
+            name = self.node(
+                "Transpose", self.pair(xs[0], 2, *split), perm=[0, 1, *(2 + k for k in order)]
+            )
             return Held(result, low, {(2, *(split[k] for k in order)): name})
         # Elements are copied for all boxes at once, since Gather is slow where pieces are small.
         name = self.node(
-            "Gather", self.node("Transpose", name, perm=[2, 0, 1]), self.int32(np.minimum(index, total)), axis=0
+            "Gather",
+            self.node("Transpose", name, perm=[2, 0, 1]),
+            self.int32(np.minimum(index, total)),
+            axis=0,
         )
         return Held(result, low, {(2, len(index)): self.node("Transpose", name, perm=[1, 2, 0])})
 
@@ -361,9 +422,13 @@ class Rules:
         values = op.values[0, x.type.low - op.low : x.type.high + 1 - op.low]
         if x.low is not None and op.which is None:
             least, most = int(values[0]), int(values[-1])
-            if least >= x.low and np.array_equal(values, np.clip(np.arange(x.type.low, x.type.high + 1), least, most)):
+            if least >= x.low and np.array_equal(
+                values, np.clip(np.arange(x.type.low, x.type.high + 1), least, most)
+            ):
                 ends = self.uint8(least - x.low), self.uint8(most - x.low)
-                return self.each(x, result, x.low, lambda name, axes: self.node("Clip", name, *ends))
+                return self.each(
+                    x, result, x.low, lambda name, axes: self.node("Clip", name, *ends)
+                )
         offset = 0 if op.which is None else op.which * op.values.shape[1]
         name = self._index(self.pair(x, 2, *x.type.shape), x, 1, np.asarray(offset) - op.low)
         return self._looked_up(op.values, name, result)
@@ -388,5 +453,6 @@ class Rules:
     def _looked_up(self, values: npt.NDArray[np.int32], index: str, result: Type) -> Held:
         narrow, flat, axes = result.count <= 256, values.reshape(-1), (2, *result.shape)
         entries = self.uint8(flat - result.low) if narrow else self.int32(flat)
-        name = self.node("GatherElements", entries, self.reshaped(index))  # Gather is eight times as slow (measured)
+        # Gather is eight times as slow (measured).
+        name = self.node("GatherElements", entries, self.reshaped(index))
         return Held(result, result.low if narrow else None, {axes: self.reshaped(name, *axes)})

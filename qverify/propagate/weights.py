@@ -1,4 +1,5 @@
-"""What graphs of bounds are made of: 8-bit weights, folded biases, the factor and the zero point of a rounding."""
+"""What graphs of bounds are made of: 8-bit weights, folded biases, the factor and the zero point of
+a rounding."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import numpy.typing as npt
 from qverify.ops import Dense, Requantize
 
 IntArray = npt.NDArray[np.int64]
-Codes = tuple[npt.NDArray[Any], IntArray]  # 8-bit weights and their zero point, [] or one for each column
+# 8-bit weights and their zero point, [] or one for each column.
+Codes = tuple[npt.NDArray[Any], IntArray]
 
 
 class Inexpressible(Exception):
@@ -19,7 +21,8 @@ class Inexpressible(Exception):
 
 
 def stored(weight: IntArray, columns: bool = False) -> Codes:
-    """Weights as int8, or as uint8 with a zero point, where that helps with one for each of the `columns`."""
+    """Weights as int8, or as uint8 with a zero point, where that helps with one for each of the
+    `columns`."""
     low, high = int(weight.min(initial=0)), int(weight.max(initial=0))
     if low >= -128 and high <= 127:
         return weight.astype(np.int8), np.zeros((), np.int64)
@@ -37,9 +40,14 @@ def doubled(weight: IntArray) -> IntArray:
     return np.concatenate(rows, axis=0)
 
 
-def transposition(index: IntArray, shape: tuple[int, ...], size: int) -> tuple[list[int], list[int]] | None:
-    """Where `index` only exchanges axes of a source of that size: these axes, and their order in the result."""
-    axes: list[tuple[int, int]] = []  # length and step of the result's, neighbours joined where they step alike
+def transposition(
+    index: IntArray, shape: tuple[int, ...], size: int
+) -> tuple[list[int], list[int]] | None:
+    """Where `index` only exchanges axes of a source of that size: these axes, and their order in
+    the result."""
+    axes: list[
+        tuple[int, int]
+    ] = []  # length and step of the result's, neighbours joined where they step alike
     for k, n in enumerate(shape):
         if n > 1:
             step = int(index[prod(shape[k + 1 :])] - index[0])
@@ -50,7 +58,9 @@ def transposition(index: IntArray, shape: tuple[int, ...], size: int) -> tuple[l
     order = sorted(range(len(axes)), key=lambda k: -axes[k][1])
     split = [axes[k][0] for k in order]
     places = [order.index(k) for k in range(len(axes))]
-    if prod(split) != size or not np.array_equal(np.arange(size).reshape(split).transpose(places).reshape(-1), index):
+    if prod(split) != size or not np.array_equal(
+        np.arange(size).reshape(split).transpose(places).reshape(-1), index
+    ):
         return None
     return split, places
 

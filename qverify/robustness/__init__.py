@@ -1,4 +1,5 @@
-"""Clean, attacked and certified accuracy of a quantized classifier over a data set, in the L-infinity norm.
+"""Clean, attacked and certified accuracy of a quantized classifier over a data set, in the
+L-infinity norm.
 
     from qverify.data import load_images
     from qverify.robustness import certify
@@ -6,8 +7,8 @@
     report = certify("model.onnx", images.pixels, images.labels, [1, 2, 4])
     print(report.table())
 
-Bounds of many images at once come first (intervals, then the dual at its hulls' edges); what they leave open is searched,
-image by image.
+Bounds of many images at once come first (intervals, then the dual at its hulls' edges); what they
+leave open is searched, image by image.
 """
 
 from __future__ import annotations
@@ -34,13 +35,22 @@ from qverify.frontend.shapes import shapes_text
 from qverify.options import Options
 from qverify.robustness.decide import Batch, Decider, Single, Task, loader
 from qverify.robustness.pixels import PIXEL_MAX, Scaling
-from qverify.robustness.results import SETTLED, Known, Level, Report, ResultsFile, Row, spelled
+from qverify.robustness.results import (
+    SETTLED,
+    AccuracyReport,
+    ImageResults,
+    ImageRow,
+    Known,
+    Level,
+    spelled,
+)
 from qverify.workers import Answer, pool
 
-__all__ = ["Level", "Report", "Row", "Scaling", "certify"]
+__all__ = ["AccuracyReport", "ImageRow", "Level", "Scaling", "certify"]
 
 DEFAULTS = Options(timeout=10.0)
-LEAST = Fraction(1, 2)  # pixels: a smaller radius is hardly meant, for it leaves most codes as they are
+# Pixels: a smaller radius is hardly meant, for it leaves most codes as they are.
+LEAST = Fraction(1, 2)
 BATCH = 128  # images bounded at once: enough of each label, and seconds at most
 Number = int | float | str | Fraction | np.number[Any]
 Tell = Callable[[float, str], None]
@@ -60,19 +70,22 @@ def certify(
     jobs: int = 1,
     results: str | None = None,
     progress: Tell | None = None,
-) -> Report:
-    """Decide for each image and radius whether a quantized classifier keeps the image's label within the radius.
+) -> AccuracyReport:
+    """Decide for each image and radius whether a quantized classifier keeps the image's label
+    within the radius.
 
-    `images` are uint8 [N, channels, height, width], `labels` integers [N], `eps` radii in pixels (8, not 8/255). The box of
-    an image holds every input between those that pixels p - eps and p + eps (clipped to 0 and 255) become by `scaling`
-    (None: p / 255 for float32 inputs, p for uint8, p - 128 for int8). It is unsafe if some input in it gives another class
-    a score that is at least the label's: a tie counts against the network, also in the clean accuracy.
+    `images` are uint8 [N, channels, height, width], `labels` integers [N], `eps` radii in pixels
+    (8, not 8/255). The box of an image holds every input between those that pixels p - eps and p +
+    eps (clipped to 0 and 255) become by `scaling` (None: p / 255 for float32 inputs, p for uint8, p
+    - 128 for int8). It is unsafe if some input in it gives another class a score that is at least
+    the label's: a tie counts against the network, also in the clean accuracy.
 
-    `options.timeout` is for one image at one radius, in the search. Only `limit` images from number `first` on are
-    decided. `jobs` above 1 takes worker processes, which are killed where they overrun; without, a search may take a
-    little longer than its limit. `results` names a file that keeps the rows, and from which the same call goes on; what
-    ran out of time is tried again where the limit is now at least twice as long, what stayed open otherwise always.
-    `progress` is called with the seconds so far and a line of text.
+    `options.timeout` is for one image at one radius, in the search. Only `limit` images from number
+    `first` on are decided. `jobs` above 1 takes worker processes, which are killed where they
+    overrun; without, a search may take a little longer than its limit. `results` names a file that
+    keeps the rows, and from which the same call goes on; what ran out of time is tried again where
+    the limit is now at least twice as long, what stayed open otherwise always. `progress` is called
+    with the seconds so far and a line of text.
 
     Raises a QverifyError (one line) for input that cannot be read or does not fit.
     """
@@ -81,26 +94,37 @@ def certify(
     images, labels = np.asarray(images), np.asarray(labels)
     whole = labels.dtype.kind in "ui" and labels.shape == images.shape[:1]
     if images.dtype != np.uint8 or images.ndim != 4 or not whole:
-        raise UsageError("images must be uint8 [N, channels, height, width] and labels integers [N]")
-    chosen = range(len(images))[first:] if limit is None else range(len(images))[first : first + limit]
+        raise UsageError(
+            "images must be uint8 [N, channels, height, width] and labels integers [N]"
+        )
+    chosen = (
+        range(len(images))[first:] if limit is None else range(len(images))[first : first + limit]
+    )
     if not 0 <= first < len(images) or not len(chosen):
-        raise UsageError(f"there is no image to decide: the data set has {len(images)}, numbered from 0")
+        raise UsageError(
+            f"there is no image to decide: the data set has {len(images)}, numbered from 0"
+        )
     if jobs < 1 or (options.timeout is not None and not options.timeout > 0):
         raise UsageError("--jobs must be at least 1 and --timeout positive")
     read = read_model(Path(model), options.shapes)
     decider = Decider.make(read, images.shape[1:], scaling, options)
     size, own = decider.engine.decoder.size, labels[first : first + len(chosen)]
     if own.min() < 0 or own.max() >= size:
-        raise UsageError(f"{model}: it has {size} scores, but the labels go from {own.min()} to {own.max()}")
+        raise UsageError(
+            f"{model}: it has {size} scores, but the labels go from {own.min()} to {own.max()}"
+        )
     about = _about(decider, images, labels, norm)
-    file = None if results is None else ResultsFile(results, about)
+    file = None if results is None else ImageResults(results, about)
     run = _Run(decider, images, labels, Known(radii), file, options, jobs)
     try:
         run.resume([] if file is None else [row for row in file.rows if row.image in chosen])
         warnings = [*read.warnings, *decider.engine.cross_check()]
-        if open_ := sum(row.verdict == "timeout" and row.eps in radii for row in run.known.rows.values()):
+        if open_ := sum(
+            row.verdict == "timeout" and row.eps in radii for row in run.known.rows.values()
+        ):
             warnings.append(
-                f"{open_} open rows are taken over from {results} as they are; twice the time tries them again"
+                f"{open_} open rows are taken over from {results} as they are; twice the time "
+                "tries them again"
             )
         for text in run.all(chosen):
             if progress is not None:
@@ -109,17 +133,21 @@ def certify(
         if file is not None:
             file.close()
     rows = [row for row in run.known.rows.values() if row.image in chosen]
-    report = Report.make(rows, radii, about, [*warnings, *run.errors], time.monotonic() - started)
+    report = AccuracyReport.make(
+        rows, radii, about, [*warnings, *run.errors], time.monotonic() - started
+    )
     return replace(report, warnings=(*report.warnings, *_near_chance(report.levels[0], size)))
 
 
 def _near_chance(level: Level, classes: int) -> list[str]:
-    """A warning where the model hardly knows the labels: less than a tenth of the way from chance to all."""
+    """A warning where the model hardly knows the labels: less than a tenth of the way from chance
+    to all."""
     share = level.correct / level.images
     if level.images < 20 or share >= 1 / classes + (1 - 1 / classes) / 10:
         return []
     return [
-        f"the clean accuracy of {100 * share:.1f} % is near that of guessing ({100 / classes:.1f} %): do --scale, --mean "
+        f"the clean accuracy of {100 * share:.1f} % is near that of guessing ({100 / classes:.1f} "
+        "%): do --scale, --mean "
         "and --std, and the labels' numbers, fit the model?"
     ]
 
@@ -127,10 +155,14 @@ def _near_chance(level: Level, classes: int) -> list[str]:
 def _radii(eps: Number | Iterable[Number], norm: str) -> tuple[Fraction, ...]:
     """Radii in order, each once."""
     if norm != "linf":
-        raise UsageError(f"the norm '{norm}' is not supported: only linf, every pixel by at most eps")
+        raise UsageError(
+            f"the norm '{norm}' is not supported: only linf, every pixel by at most eps"
+        )
     numbers = list(eps) if isinstance(eps, Iterable) and not isinstance(eps, str) else [eps]
     text = ", ".join(map(str, numbers))
-    if any(isinstance(number, str) and "/" in number for number in numbers):  # 8/255 is not meant to be 0.03 pixels
+    if any(
+        isinstance(number, str) and "/" in number for number in numbers
+    ):  # 8/255 is not meant to be 0.03 pixels
         raise UsageError(f"--eps {text}: radii are in pixels, from 0 to {PIXEL_MAX}: 8, not 8/255")
     try:
         radii = sorted({Fraction(str(number)) for number in numbers})
@@ -140,15 +172,18 @@ def _radii(eps: Number | Iterable[Number], norm: str) -> tuple[Fraction, ...]:
         raise UsageError(f"--eps must be radii in pixels, from 0 to {PIXEL_MAX}")
     if small := [float(radius) for radius in radii if 0 < radius < LEAST]:
         raise UsageError(
-            f"--eps {small[0]:.4g}: radii are in pixels, from 0 to {PIXEL_MAX}, and less than half a pixel says nothing "
+            f"--eps {small[0]:.4g}: radii are in pixels, from 0 to {PIXEL_MAX}, and less than "
+            "half a pixel says nothing "
             f"(is {small[0] * PIXEL_MAX:.4g} meant?)"
         )
     return tuple(radii)
 
 
-def _about(decider: Decider, images: npt.NDArray[np.uint8], labels: npt.NDArray[Any], norm: str) -> dict[str, str]:
-    """What rows rest on. onnxruntime is named because its fusions decide which integer network a file is, the
-    machine because its kernels may round otherwise."""
+def _about(
+    decider: Decider, images: npt.NDArray[np.uint8], labels: npt.NDArray[Any], norm: str
+) -> dict[str, str]:
+    """What rows rest on. onnxruntime is named because its fusions decide which integer network a
+    file is, the machine because its kernels may round otherwise."""
     read = decider.engine.read
     shapes = {"shape": shapes_text(read.shapes)} if read.shapes else {}
     return shapes | {
@@ -170,7 +205,7 @@ class _Run:
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[Any]
     known: Known
-    file: ResultsFile | None
+    file: ImageResults | None
     options: Options
     jobs: int
 
@@ -179,18 +214,26 @@ class _Run:
         self._counts: Counter[str] = Counter()
         self._waiting = 0
 
-    def resume(self, rows: Sequence[Row]) -> None:
-        """Take in what an earlier run found out, but for what ran out of at most half the time that there is now, and what
-        stayed open for another reason. UsageError for a row with another label than the image has."""
+    def resume(self, rows: Sequence[ImageRow]) -> None:
+        """Take in what an earlier run found out, but for what ran out of at most half the time that
+        there is now, and what stayed open for another reason. UsageError for a row with another
+        label than the image has."""
         limit = math.inf if self.options.timeout is None else self.options.timeout
         if wrong := [row for row in rows if row.label != self.labels[row.image]]:
             raise UsageError(
-                f"{self.file.path if self.file else ''} is a damaged results file: image {wrong[0].image} has the label "
+                f"{self.file.path if self.file else ''} is a damaged results file: image "
+                f"{wrong[0].image} has the label "
                 f"{self.labels[wrong[0].image]}, not {wrong[0].label}; name another with --results"
             )
-        rows = [row for row in rows if row.verdict in SETTLED or (row.verdict == "timeout" and row.seconds > limit / 2)]
+        rows = [
+            row
+            for row in rows
+            if row.verdict in SETTLED or (row.verdict == "timeout" and row.seconds > limit / 2)
+        ]
         self.known.rows.update({(row.image, row.eps): row for row in rows})
-        self._counts.update(row.verdict for row in self.known.rows.values() if row.eps in self.known.eps)
+        self._counts.update(
+            row.verdict for row in self.known.rows.values() if row.eps in self.known.eps
+        )
         self._put(rows)
 
     def all(self, chosen: range) -> Generator[str, None, None]:
@@ -201,9 +244,12 @@ class _Run:
             for event in events:
                 if event is not None:
                     self._take(*event, queue)
-                tally = ", ".join(f"{count} {verdict}" for verdict, count in sorted(self._counts.items()))
+                tally = ", ".join(
+                    f"{count} {verdict}" for verdict, count in sorted(self._counts.items())
+                )
                 search = f", {self._waiting} images wait for the search" if self._waiting else ""
-                yield f"{self._counts.total()}/{total} verdicts{': ' if tally else ''}{tally}{search}"
+                done = f"{self._counts.total()}/{total} verdicts"
+                yield f"{done}{': ' if tally else ''}{tally}{search}"
 
     def _batches(self, chosen: range) -> Generator[Task, None, None]:
         todo = [i for i in chosen if self.known.open(i)]
@@ -216,7 +262,9 @@ class _Run:
         """Every task with its answer; tasks may be put into the queue meanwhile."""
         if self.jobs > 1 and queue:
             read, (c, h, w) = self.decider.engine.read, self.images.shape[1:]
-            load = loader(read.path, read.sha256, (c, h, w), self.decider.inputs.scaling, self.options)
+            load = loader(
+                read.path, read.sha256, (c, h, w), self.decider.inputs.scaling, self.options
+            )
             yield from pool(queue, self.options, self.jobs, load)
             return
         while queue:
@@ -228,20 +276,31 @@ class _Run:
         if isinstance(task, Single):
             self._waiting -= 1
             if answer.message and answer.verdict == "error":
-                self.errors.append(f"image {task.number} at eps {spelled(task.eps)}: {answer.message}")
-            seconds = min(answer.seconds, task.timeout) if answer.verdict == "timeout" else answer.seconds
-            self._put([Row(task.number, task.label, task.eps, answer.verdict, "search", seconds)])
+                self.errors.append(
+                    f"image {task.number} at eps {spelled(task.eps)}: {answer.message}"
+                )
+            seconds = (
+                min(answer.seconds, task.timeout) if answer.verdict == "timeout" else answer.seconds
+            )
+            self._put(
+                [ImageRow(task.number, task.label, task.eps, answer.verdict, "search", seconds)]
+            )
             self._next(task.number, queue)
             return
-        if isinstance(answer, Answer):  # a worker that was killed; the next one would fare no better
-            raise QverifyError(f"images {task.numbers[0]} to {task.numbers[-1]} could not be bounded: {answer.message}")
-        self._put([Row(task.numbers[i], int(task.labels[i]), *rest) for i, *rest in answer])
+        if isinstance(
+            answer, Answer
+        ):  # a worker that was killed; the next one would fare no better
+            raise QverifyError(
+                f"images {task.numbers[0]} to {task.numbers[-1]} could not be bounded: "
+                f"{answer.message}"
+            )
+        self._put([ImageRow(task.numbers[i], int(task.labels[i]), *rest) for i, *rest in answer])
         for number in task.numbers:
             self._next(number, queue)
 
     def _next(self, number: int, queue: deque[Task]) -> None:
-        """Queue the search of an image at the middle one of its open radii: a proof settles the smaller ones, a
-        counterexample the larger ones."""
+        """Queue the search of an image at the middle one of its open radii: a proof settles the
+        smaller ones, a counterexample the larger ones."""
         left = self.known.open(number)
         if left:
             limit = float("inf") if self.options.timeout is None else self.options.timeout
@@ -249,7 +308,7 @@ class _Run:
             self._waiting += 1
             queue.append(Single(number, self.images[number], int(self.labels[number]), eps, limit))
 
-    def _put(self, rows: Iterable[Row]) -> None:
+    def _put(self, rows: Iterable[ImageRow]) -> None:
         new = [own for row in rows for own in self.known.add(row)]
         self._counts.update(row.verdict for row in new)
         if self.file is not None and new:

@@ -1,4 +1,5 @@
-"""The command `qverify robustness`, behind its options: images in; table, rows, JSON and picture out."""
+"""The command `qverify robustness`, behind its options: images in; table, rows, JSON and picture
+out."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from typing import Any
 from qverify import __version__
 from qverify.data import load_images
 from qverify.errors import UsageError
+from qverify.files import check_writable, write_text
 from qverify.options import Options
-from qverify.report import Printer, check_writable, write_text
+from qverify.printer import Printer
 from qverify.robustness import certify
 from qverify.robustness.pixels import Scaling, fractions
 from qverify.robustness.plot import check_format, draw
@@ -30,8 +32,8 @@ def measure(
     options: Options,
     **chosen: Any,
 ) -> None:
-    """Run `certify` and print its table. `scaling` holds the words of --scale, --mean and --std, `files` those of --json
-    and --plot; what is `chosen` goes to `certify`."""
+    """Run `certify` and print its table. `scaling` holds the words of --scale, --mean and --std,
+    `files` those of --json and --plot; what is `chosen` goes to `certify`."""
     json_file, plot_file = files
     written = [path for path in (chosen["results"], *files) if path is not None]
     for path in written:
@@ -44,27 +46,48 @@ def measure(
     known = _scaling(*scaling)
     images = load_images(data, split)
     if chosen["limit"] is not None and len(images) > 1 and images.by_class:
-        printer.line("warning: the images are sorted by class, so that a part of them is of a few classes only")
+        printer.line(
+            "warning: the images are sorted by class, so that a part of them is of a few classes "
+            "only"
+        )
     try:
         with sigterm_unwinds():
             report = certify(
-                model, images.pixels, images.labels, radii, options, scaling=known, progress=printer.progress, **chosen
+                model,
+                images.pixels,
+                images.labels,
+                radii,
+                options,
+                scaling=known,
+                progress=printer.progress,
+                **chosen,
             )
     except (KeyboardInterrupt, SystemExit):
         if chosen["results"] is not None:
-            printer.line(f"the rows so far are in {chosen['results']}; the same command goes on with them")
+            printer.line(
+                f"the rows so far are in {chosen['results']}; the same command goes on with them"
+            )
         raise
     printer.answer(report.table())
     if json_file is not None:
         used = dataclasses.asdict(options) | {"jobs": chosen["jobs"], "first": chosen["first"]}
-        more = {"qverify": __version__, "model_file": model, "data_file": data, "split": split, "options": used}
+        more = {
+            "qverify": __version__,
+            "model_file": model,
+            "data_file": data,
+            "split": split,
+            "options": used,
+        }
         write_text(json_file, report.as_json(**more))
     if plot_file is not None:
         draw(report, plot_file, f"{Path(model).name} on {Path(data).name}")
     for warning in report.warnings:
         printer.line(f"warning: {warning}")
     if ties := report.levels[0].ties:
-        printer.line(f"{ties} images count as misclassified because another class has the same score as the label")
+        printer.line(
+            f"{ties} images count as misclassified because another class has the same score as "
+            "the label"
+        )
 
 
 def _scaling(scale: str | None, mean: str | None, std: str | None) -> Scaling | None:

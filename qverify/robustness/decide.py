@@ -1,7 +1,8 @@
 """How images are decided: many at once by bounds, one by one by the search.
 
-Unsafe is an input in the box for which some other class's score is at least the label's: ties are violations. So `unsat`
-says that the label wins, everywhere in the box, by the integers that onnxruntime computes.
+Unsafe is an input in the box for which some other class's score is at least the label's: ties are
+violations. So `unsat` says that the label wins, everywhere in the box, by the integers that
+onnxruntime computes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qverify.boundary.domain import Domain
 from qverify.bounds.unsafe import CERTAIN, REFUTED
 from qverify.deadline import Deadline, TimeUp
 from qverify.engine import Engine
-from qverify.errors import SoundnessError, UsageError
-from qverify.frontend.boundary import Domain
+from qverify.errors import SoundnessError, Undecided, UsageError
 from qverify.frontend.model import Model, read_model
 from qverify.kernels import open_kernels
 from qverify.options import Options
@@ -29,12 +30,13 @@ from qverify.property import Case, Query, Row
 from qverify.result import Stats, Verdict
 from qverify.robustness.pixels import PIXEL_MAX, Inputs, Pixels, Radius, Scaling
 from qverify.search.bab import batch_size, search
-from qverify.search.cells import Undecided
 from qverify.search.problem import Problem
 from qverify.workers import Answer
 
-BOUNDS_BYTES = 4 << 20  # one array of multipliers of a batch: what caches hold (measured: half the time per image)
-Found = tuple[int, Fraction, str, str, float]  # number in the batch, radius, verdict, stage, seconds
+# one array of multipliers of a batch: what caches hold (measured: half the time per image)
+BOUNDS_BYTES = 4 << 20
+# Number in the batch, radius, verdict, stage, seconds.
+Found = tuple[int, Fraction, str, str, float]
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -67,7 +69,9 @@ def cases(label: int, outputs: int) -> tuple[Case, ...]:
     """The unsafe cases of a label: Y_label - Y_j <= 0, for every other class j."""
     one = Fraction(1)
     return tuple(
-        (Row((), tuple(sorted(((label, one), (j, -one)))), Fraction(0)),) for j in range(outputs) if j != label
+        (Row((), tuple(sorted(((label, one), (j, -one)))), Fraction(0)),)
+        for j in range(outputs)
+        if j != label
     )
 
 
@@ -81,16 +85,21 @@ class Decider:
     _radii: dict[Fraction, Radius] = field(default_factory=dict)
 
     @staticmethod
-    def make(read: Model, shape: tuple[int, int, int], scaling: Scaling | None, options: Options) -> Decider:
+    def make(
+        read: Model, shape: tuple[int, int, int], scaling: Scaling | None, options: Options
+    ) -> Decider:
         """For a model and the shape of the images. UsageError where they do not fit."""
         inputs, outputs = read.lowered.inputs, read.lowered.graph_outputs
         if len(inputs) != 1 or len(outputs) != 1:
             raise UsageError(
-                f"{read.path}: it has {len(inputs)} inputs and {len(outputs)} outputs; a classifier has one of each"
+                f"{read.path}: it has {len(inputs)} inputs and {len(outputs)} outputs; a "
+                "classifier has one of each"
             )
         engine = Engine.make(read, open_kernels(options.device), options.backward)
         if engine.decoder.size < 2:
-            raise UsageError(f"{read.path}: it has one score only; a classifier has one for each class")
+            raise UsageError(
+                f"{read.path}: it has one score only; a classifier has one for each class"
+            )
         return Decider(engine, Inputs.make(engine.encoder, inputs[0], shape, scaling))
 
     def __call__(self, task: Task, options: Options) -> Any:
@@ -98,7 +107,8 @@ class Decider:
         return self.batch(task) if isinstance(task, Batch) else self.single(task, options)
 
     def batch(self, task: Batch) -> list[Found]:
-        """Classify images, then bound the correct ones at radius after radius, until a radius is too large for bounds."""
+        """Classify images, then bound the correct ones at radius after radius, until a radius is
+        too large for bounds."""
         found: list[Found] = []
         started = time.perf_counter()
         right, tied = self._classified(task)
@@ -125,12 +135,18 @@ class Decider:
         """Decide one image at one radius by the whole search."""
         deadline = Deadline.after(options.timeout)
         radius = self._radius(task.eps)
-        query = Query(self.inputs.box(task.pixels, radius), cases(task.label, self.engine.decoder.size))
+        query = Query(
+            self.inputs.box(task.pixels, radius), cases(task.label, self.engine.decoder.size)
+        )
         lower, upper = (end[0] for end in self.inputs.ends(task.pixels[None], radius))
         try:
             with deadline.limits():
-                problem = self.engine.problem(query, Domain(self.engine.encoder, query.box, lower, upper))
-            outcome = search(problem, options, deadline, np.random.default_rng(options.seed), Stats())
+                problem = self.engine.problem(
+                    query, Domain(self.engine.encoder, query.box, lower, upper)
+                )
+            outcome = search(
+                problem, options, deadline, np.random.default_rng(options.seed), Stats()
+            )
             verdict, reason = outcome.verdict, outcome.reason
             if outcome.candidate is not None:
                 verdict, reason, _ = self.engine.replayed(query, problem, outcome.candidate)
@@ -154,15 +170,23 @@ class Decider:
     def _root(self, label: int) -> Problem:
         """The problem of a label over all images, whose regions hold in the box of every one."""
         if label not in self._roots:
-            radius, blank = self._radius(Fraction(PIXEL_MAX)), np.zeros((1, 1, len(self.inputs.order)), np.uint8)
+            radius, blank = (
+                self._radius(Fraction(PIXEL_MAX)),
+                np.zeros((1, 1, len(self.inputs.order)), np.uint8),
+            )
             lower, upper = (end[0] for end in self.inputs.ends(blank[None], radius))
             box = self.inputs.box(blank, radius)
             query = Query(box, cases(label, self.engine.decoder.size))
-            self._roots[label] = self.engine.problem(query, Domain(self.engine.encoder, box, lower, upper))
+            self._roots[label] = self.engine.problem(
+                query, Domain(self.engine.encoder, box, lower, upper)
+            )
         return self._roots[label]
 
-    def _scores(self, lower: Any, upper: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Bounds of the scores over boxes of codes [N, codes]; NaN and infinities where they overflow float32."""
+    def _scores(
+        self, lower: Any, upper: Any
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Bounds of the scores over boxes of codes [N, codes]; NaN and infinities where they
+        overflow float32."""
         step, engine = batch_size(self._root(0)), self.engine
         parts = []
         for start in range(0, len(lower), step):
@@ -172,8 +196,11 @@ class Decider:
                 parts.append(engine.decoder.decode_box(*codes))
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
-    def _status(self, labels: Any, y: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]) -> Any:
-        """The status of every case, int8 [N, classes - 1]; nothing is refuted where a score may be infinite."""
+    def _status(
+        self, labels: Any, y: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+    ) -> Any:
+        """The status of every case, int8 [N, classes - 1]; nothing is refuted where a score may be
+        infinite."""
         status = np.full((len(labels), self.engine.decoder.size - 1), CERTAIN, np.int8)
         finite = _finite(y)
         for label in np.unique(labels).tolist():
@@ -182,15 +209,19 @@ class Decider:
         return status
 
     def _classified(self, task: Batch) -> tuple[BoolArray, BoolArray]:
-        """Which images the network gives their label, and for which of the others it is a tie: intervals are exact on
-        points."""
+        """Which images the network gives their label, and for which of the others it is a tie:
+        intervals are exact on points."""
         flat = self.inputs.clean(task.pixels)
         codes = self.engine.encoder.encode(flat)
         y = self._scores(codes, codes)
         status = self._status(task.labels, y)
-        if not self.engine.decoder.exact:  # a float sum is known up to an error: where that decides, the file is asked
+        if (
+            not self.engine.decoder.exact
+        ):  # a float sum is known up to an error: where that decides, the file is asked
             ask = self.engine.file_function()
-            for i in np.flatnonzero((status != REFUTED).any(axis=1) & (status != CERTAIN).all(axis=1)).tolist():
+            for i in np.flatnonzero(
+                (status != REFUTED).any(axis=1) & (status != CERTAIN).all(axis=1)
+            ).tolist():
                 actual = ask(flat[i])[None]
                 y[0][i] = y[1][i] = actual
                 status[i] = self._status(task.labels[i : i + 1], (actual, actual))[0]
@@ -198,9 +229,12 @@ class Decider:
         tied: BoolArray = y[0][np.arange(len(right)), task.labels] >= y[0].max(axis=1)
         return right, tied & ~right
 
-    def _bounded(self, task: Batch, rows: npt.NDArray[np.int64], eps: Fraction) -> dict[str, tuple[BoolArray, float]]:
-        """By stage: which images (of those that the stage before left) are proved, and the seconds for each. Nothing is
-        where a score may be infinite: the rows say nothing about infinities, and two of them tie."""
+    def _bounded(
+        self, task: Batch, rows: npt.NDArray[np.int64], eps: Fraction
+    ) -> dict[str, tuple[BoolArray, float]]:
+        """By stage: which images (of those that the stage before left) are proved, and the seconds
+        for each. Nothing is where a score may be infinite: the rows say nothing about infinities,
+        and two of them tie."""
         started = time.perf_counter()
         lower, upper = self.inputs.ends(task.pixels[rows], self._radius(eps))
         ends = self.engine.encoder.encode(lower), self.engine.encoder.encode(upper)
@@ -216,11 +250,11 @@ class Decider:
         labels, finite = task.labels[rows], _finite(y)
         for label in np.unique(labels[left]).tolist():
             own = left[(labels[left] == label) & finite[left]]
-            status[own] = self._by_edges(self._root(label), low[own], high[own], status[own])
+            status[own] = self._by_crown(self._root(label), low[own], high[own], status[own])
         done: BoolArray = (status[left] == REFUTED).all(axis=1)
         return {**result, "bounds": (done, (time.perf_counter() - started) / len(left))}
 
-    def _by_edges(self, root: Problem, low: Any, high: Any, status: Any) -> Any:
+    def _by_crown(self, root: Problem, low: Any, high: Any, status: Any) -> Any:
         """`status` with the cases refuted by the dual, multipliers at the hulls' edges."""
         relaxed, network, kernels = root.relaxed(), self.engine.network, self.engine.kernels
         if relaxed is None or any(own is None for own in relaxed.cover.cases):
@@ -229,7 +263,9 @@ class Decider:
         step = max(1, BOUNDS_BYTES // each)
         for start in range(0, len(low), step):
             part = slice(start, start + step)
-            boxes, _ = network.boxes(kernels, kernels.asarray(low[part]), kernels.asarray(high[part]))
+            boxes, _ = network.boxes(
+                kernels, kernels.asarray(low[part]), kernels.asarray(high[part])
+            )
             status[part][relaxed.cover.refuted(relaxed.dual, boxes)] = REFUTED
         return status
 
@@ -243,7 +279,8 @@ def _finite(y: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]) -> BoolA
 def load_decider(
     path: Path, sha256: str, shape: tuple[int, int, int], scaling: Scaling | None, options: Options
 ) -> Callable[[Task, Options], Any]:
-    """The decider of a model, in a worker process. UsageError if the file is not the same any more."""
+    """The decider of a model, in a worker process. UsageError if the file is not the same any
+    more."""
     read = read_model(path, options.shapes)
     if read.sha256 != sha256:
         raise UsageError(f"{path}: the file has changed")

@@ -1,7 +1,8 @@
 """How images become inputs of a model, and boxes around images become boxes of inputs.
 
-Sound: a pixel's bounds are exact rationals, and they become ends of float32 (or integer) values by the same function that
-reads the bounds of a VNN-LIB property; there are at most 256 different ones for each channel and radius.
+Sound: a pixel's bounds are exact rationals, and they become ends of float32 (or integer) values by
+the same function that reads the bounds of a VNN-LIB property; there are at most 256 different ones
+for each channel and radius.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qverify.boundary.domain import check_range, element_ends
 from qverify.errors import SpecError, UsageError
-from qverify.frontend.boundary import Encoder, check_range, element_ends
+from qverify.frontend.encoder import Encoder
 from qverify.frontend.lower import GraphValue
 from qverify.property import Box
 
@@ -26,8 +28,8 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Scaling:
-    """A pixel p, 0 to 255, of channel c becomes the input (p * scale - mean[c]) / std[c], in exact rationals; `mean` and
-    `std` have one value, or one for each channel."""
+    """A pixel p, 0 to 255, of channel c becomes the input (p * scale - mean[c]) / std[c], in exact
+    rationals; `mean` and `std` have one value, or one for each channel."""
 
     scale: Fraction = Fraction(1, PIXEL_MAX)
     mean: tuple[Fraction, ...] = (Fraction(0),)
@@ -49,14 +51,17 @@ class Scaling:
 
 
 def fractions(what: str, text: str, count: int | None = None) -> tuple[Fraction, ...]:
-    """Numbers with commas between them, decimals or quotients such as 1/255, of which there must be `count`. UsageError
-    that begins with `what` where they are not."""
+    """Numbers with commas between them, decimals or quotients such as 1/255, of which there must be
+    `count`. UsageError that begins with `what` where they are not."""
     try:
         result = tuple(Fraction(word.strip()) for word in text.split(","))
     except (ValueError, ZeroDivisionError):
         result = ()
     if not result or (count is not None and len(result) != count):
-        raise UsageError(f"{what} {text}: a number is wanted" + ("" if count == 1 else ", or one for each channel"))
+        raise UsageError(
+            f"{what} {text}: a number is wanted"
+            + ("" if count == 1 else ", or one for each channel")
+        )
     return result
 
 
@@ -82,18 +87,23 @@ class Inputs:
 
     encoder: Encoder
     scaling: Scaling
-    order: npt.NDArray[np.int64]  # [inputs]: the pixel behind each element, in an image's [channels, height, width]
+    # [inputs]: the pixel behind each element, in an image's [channels, height, width].
+    order: npt.NDArray[np.int64]
     channel: npt.NDArray[np.int64]  # [inputs]
 
     @staticmethod
-    def make(encoder: Encoder, value: GraphValue, shape: tuple[int, int, int], scaling: Scaling | None) -> Inputs:
-        """For images [channels, height, width]; the model's input `value` takes them flat, with the channels first or
-        last, by its shape. UsageError where it does not take them."""
+    def make(
+        encoder: Encoder, value: GraphValue, shape: tuple[int, int, int], scaling: Scaling | None
+    ) -> Inputs:
+        """For images [channels, height, width]; the model's input `value` takes them flat, with the
+        channels first or last, by its shape. UsageError where it does not take them."""
         name, wanted, dtype = value
         scaling = default_scaling(dtype) if scaling is None else scaling
         for what, each in (("--mean", scaling.mean), ("--std", scaling.std)):
             if len(each) not in (1, shape[0]):
-                raise UsageError(f"{what} has {len(each)} values, but the images have {shape[0]} channel(s)")
+                raise UsageError(
+                    f"{what} has {len(each)} values, but the images have {shape[0]} channel(s)"
+                )
         order = _order(name, wanted, shape)
         own = Inputs(encoder, scaling, order, order // (shape[1] * shape[2]))
         own._check(name, dtype)
@@ -108,7 +118,8 @@ class Inputs:
                     x = self.scaling.value(Fraction(p), c)
                     if x.denominator != 1 or not info.min <= x <= info.max:
                         raise UsageError(
-                            f"the pixel {p} becomes {x} by {self.scaling.text()}, which the {dtype} input '{name}' cannot "
+                            f"the pixel {p} becomes {x} by {self.scaling.text()}, which the "
+                            f"{dtype} input '{name}' cannot "
                             "take: choose another --scale and --mean"
                         )
         radius = self.radius(Fraction(PIXEL_MAX))
@@ -118,9 +129,13 @@ class Inputs:
             raise UsageError(f"{error}: choose another --scale") from None
 
     def clean(self, pixels: Pixels) -> Float64Array:
-        """Images [N, C, H, W] as inputs [N, inputs]: rounded once, from the exact value to float32."""
+        """Images [N, C, H, W] as inputs [N, inputs]: rounded once, from the exact value to
+        float32."""
         channels = range(int(self.channel.max()) + 1)
-        exact = [[float(self.scaling.value(Fraction(p), c)) for p in range(PIXEL_MAX + 1)] for c in channels]
+        exact = [
+            [float(self.scaling.value(Fraction(p), c)) for p in range(PIXEL_MAX + 1)]
+            for c in channels
+        ]
         table = np.array(exact)
         if self.encoder.is_float[0]:
             table = table.astype(np.float32).astype(np.float64)
@@ -130,9 +145,12 @@ class Inputs:
         """The tables for a radius in pixels: bounds are clipped to 0 and 255."""
         channels = range(int(self.channel.max()) + 1)
         around = [
-            (max(Fraction(p) - eps, Fraction(0)), min(p + eps, Fraction(PIXEL_MAX))) for p in range(PIXEL_MAX + 1)
+            (max(Fraction(p) - eps, Fraction(0)), min(p + eps, Fraction(PIXEL_MAX)))
+            for p in range(PIXEL_MAX + 1)
         ]
-        lower, upper = ([[self.scaling.value(pair[k], c) for pair in around] for c in channels] for k in (0, 1))
+        lower, upper = (
+            [[self.scaling.value(pair[k], c) for pair in around] for c in channels] for k in (0, 1)
+        )
         ends = [
             [element_ends(self.encoder, 0, a, b) for a, b in zip(low, high, strict=True)]
             for low, high in zip(lower, upper, strict=True)
@@ -148,19 +166,25 @@ class Inputs:
     def box(self, pixels: Pixels, radius: Radius) -> Box:
         """The exact box around one image [C, H, W]."""
         at = list(zip(self.channel.tolist(), self._flat(pixels[None])[0].tolist(), strict=True))
-        return Box(tuple(radius.lower[c][p] for c, p in at), tuple(radius.upper[c][p] for c, p in at))
+        return Box(
+            tuple(radius.lower[c][p] for c, p in at), tuple(radius.upper[c][p] for c, p in at)
+        )
 
     def _flat(self, pixels: Pixels) -> npt.NDArray[np.uint8]:
         """Images as pixels in the order of the model's input: [N, inputs]."""
         return pixels.reshape(len(pixels), -1)[:, self.order]
 
 
-def _order(name: str, wanted: tuple[int, ...], shape: tuple[int, int, int]) -> npt.NDArray[np.int64]:
-    """For every element of an input of shape `wanted`, the number of its pixel. UsageError where the shapes do not fit."""
+def _order(
+    name: str, wanted: tuple[int, ...], shape: tuple[int, int, int]
+) -> npt.NDArray[np.int64]:
+    """For every element of an input of shape `wanted`, the number of its pixel. UsageError where
+    the shapes do not fit."""
     c, h, w = shape
     if prod(wanted) != c * h * w:
         raise UsageError(
-            f"the model's input '{name}' has shape {list(wanted)}, {prod(wanted)} elements, but an image has {c} "
+            f"the model's input '{name}' has shape {list(wanted)}, {prod(wanted)} elements, but "
+            f"an image has {c} "
             f"channel(s) of {h} x {w} pixels"
         )
     axes = list(wanted)
@@ -168,11 +192,14 @@ def _order(name: str, wanted: tuple[int, ...], shape: tuple[int, int, int]) -> n
         axes.pop(0)  # the batch
     pixels = np.arange(c * h * w, dtype=np.int64)
     long, image = ([n for n in own if n > 1] for own in (axes, shape))
-    if len(long) <= 1 or tuple(axes) == (c, h, w) or (c == 1 and long == image):  # one channel: every order is the same
+    if (
+        len(long) <= 1 or tuple(axes) == (c, h, w) or (c == 1 and long == image)
+    ):  # one channel: every order is the same
         return pixels
     if tuple(axes) == (h, w, c):
         return pixels.reshape(shape).transpose(1, 2, 0).reshape(-1)
     raise UsageError(
-        f"the model's input '{name}' has shape {list(wanted)}; images of {c} channels and {h} x {w} pixels go into "
+        f"the model's input '{name}' has shape {list(wanted)}; images of {c} channels and {h} x "
+        f"{w} pixels go into "
         f"[1, {c}, {h}, {w}], [1, {h}, {w}, {c}] or [1, {c * h * w}] (channel by channel)"
     )

@@ -1,4 +1,5 @@
-"""Accuracy against the radius, as a picture. matplotlib (the extra `plot`) is imported when it is first needed."""
+"""Accuracy against the radius, as a picture. matplotlib (the extra `plot`) is imported when it is
+first needed."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qverify.errors import UsageError
-from qverify.robustness.results import Report
+from qverify.robustness.results import AccuracyReport
 
 PROVED, BROKEN = "#1b6ca8", "#c8553d"
 
@@ -28,13 +29,15 @@ def check_format(path: str) -> None:
     ending = Path(path).suffix[1:].lower() or "png"
     if ending not in known:
         raise UsageError(
-            f"cannot write {path}: there is no picture format '{ending}'; use one of {', '.join(sorted(known))}"
+            f"cannot write {path}: there is no picture format '{ending}'; use one of "
+            f"{', '.join(sorted(known))}"
         )
 
 
-def draw(report: Report, path: str, title: str) -> None:
-    """Write a picture of the attacked and the certified accuracy at every radius; the truth lies in the band between. The
-    format follows the file's ending, PNG without one. UsageError if that fails."""
+def draw(report: AccuracyReport, path: str, title: str) -> None:
+    """Write a picture of the attacked and the certified accuracy at every radius; the truth lies in
+    the band between. The format follows the file's ending, PNG without one. UsageError if that
+    fails."""
     figure_class, canvas_class = pyplot()
     figure = figure_class(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     canvas_class(figure)
@@ -44,10 +47,14 @@ def draw(report: Report, path: str, title: str) -> None:
     attacked = [100 * own.attacked / own.images for own in levels]
     certified = [100 * own.certified / own.images for own in levels]
     clean = 100 * levels[0].correct / levels[0].images
-    axes.fill_between([0, *eps], [clean, *attacked], [clean, *certified], color="0.85", label="open", linewidth=0)
+    axes.fill_between(
+        [0, *eps], [clean, *attacked], [clean, *certified], color="0.85", label="open", linewidth=0
+    )
     axes.plot([0, *eps], [clean, *attacked], "s--", color=BROKEN, label="attacked", markersize=4)
     axes.plot([0, *eps], [clean, *certified], "o-", color=PROVED, label="certified", markersize=4)
-    axes.annotate(f"clean {clean:.1f} %", (0, clean), (6, 6), textcoords="offset points", fontsize=8)
+    axes.annotate(
+        f"clean {clean:.1f} %", (0, clean), (6, 6), textcoords="offset points", fontsize=8
+    )
     axes.set(
         xlabel="radius in pixels (1/255 of the range), L-infinity",
         ylabel=f"accuracy on {levels[0].images:,} images, %",
@@ -62,4 +69,6 @@ def draw(report: Report, path: str, title: str) -> None:
     try:
         figure.savefig(path, format=Path(path).suffix[1:] or "png")
     except (OSError, ValueError) as error:  # ValueError: a format that it does not know
-        raise UsageError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise UsageError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None

@@ -1,8 +1,9 @@
-"""What is known of every image at every radius: rows, what follows from them, their file, and the figures made of them.
+"""What is known of every image at every radius: rows, what follows from them, their file, and the
+figures made of them.
 
-Two things follow without being run. A proof at some radius holds at every smaller one, and a counterexample at some
-radius is one at every larger one, since the boxes lie within each other. An image that is not classified correctly is
-misclassified at every radius.
+Two things follow without being run. A proof at some radius holds at every smaller one, and a
+counterexample at some radius is one at every larger one, since the boxes lie within each other. An
+image that is not classified correctly is misclassified at every radius.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qverify.errors import SoundnessError, UsageError
-from qverify.report import check_writable
+from qverify.files import check_writable
 
 VERDICTS = ("unsat", "sat", "misclassified", "timeout", "unknown", "error")
 STAGES = ("clean", "tie", "intervals", "bounds", "search")
@@ -29,12 +30,13 @@ MAGIC = "# qverify robustness "
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ImageRow:
     """What became of an image (its number in the data set) at a radius in pixels.
 
-    `unsat`: proved, no input in the box gives another class a score as high as the label's; `sat`: there is one, replayed;
-    `misclassified`: the image itself is one (by a tie, where the stage says so); the others are open. `stage` found it
-    out, in `seconds` (0 where it follows from another row).
+    `unsat`: proved, no input in the box gives another class a score as high as the label's; `sat`:
+    there is one, replayed; `misclassified`: the image itself is one (by a tie, where the stage says
+    so); the others are open. `stage` found it out, in `seconds` (0 where it follows from another
+    row).
     """
 
     image: int
@@ -47,7 +49,14 @@ class Row:
     def words(self) -> list[str]:
         """As in the file."""
         eps = spelled(self.eps)
-        return [str(self.image), str(self.label), eps, self.verdict, self.stage, f"{self.seconds:.4f}"]
+        return [
+            str(self.image),
+            str(self.label),
+            eps,
+            self.verdict,
+            self.stage,
+            f"{self.seconds:.4f}",
+        ]
 
 
 def spelled(eps: Fraction) -> str:
@@ -56,13 +65,13 @@ def spelled(eps: Fraction) -> str:
     return text if "e" not in text and Fraction(text) == eps else str(eps)
 
 
-def read_row(words: Sequence[str]) -> Row:
-    """The inverse of `Row.words`. ValueError where that is not one."""
+def read_row(words: Sequence[str]) -> ImageRow:
+    """The inverse of `ImageRow.words`. ValueError where that is not one."""
     image, label, eps, verdict, stage, seconds = words
     if verdict not in VERDICTS or stage not in STAGES:
         raise ValueError
     try:
-        return Row(int(image), int(label), Fraction(eps), verdict, stage, float(seconds))
+        return ImageRow(int(image), int(label), Fraction(eps), verdict, stage, float(seconds))
     except ZeroDivisionError:
         raise ValueError from None
 
@@ -72,10 +81,11 @@ class Known:
     """Rows by image and radius, and what follows for the radii that are asked for, sorted."""
 
     eps: tuple[Fraction, ...]
-    rows: dict[tuple[int, Fraction], Row] = field(default_factory=dict)
-    _settled: dict[int, tuple[Row | None, Row | None]] = field(default_factory=dict)  # image: widest proof, least sat
+    rows: dict[tuple[int, Fraction], ImageRow] = field(default_factory=dict)
+    # Image: widest proof, least sat.
+    _settled: dict[int, tuple[ImageRow | None, ImageRow | None]] = field(default_factory=dict)
 
-    def add(self, row: Row) -> list[Row]:
+    def add(self, row: ImageRow) -> list[ImageRow]:
         """Let a row in; it and what follows from it come back, without what is known already."""
         safe, broken = self._settled.get(row.image, (None, None))
         if row.verdict == "unsat" and (safe is None or row.eps > safe.eps):
@@ -85,7 +95,8 @@ class Known:
         self._settled[row.image] = safe, broken
         if safe and broken and (broken.verdict == "misclassified" or broken.eps <= safe.eps):
             raise SoundnessError(
-                f"image {row.image} is {broken.verdict} at eps {spelled(broken.eps)}, but proved at {spelled(safe.eps)}"
+                f"image {row.image} is {broken.verdict} at eps {spelled(broken.eps)}, but proved "
+                f"at {spelled(safe.eps)}"
             )
         new = [] if (row.image, row.eps) in self.rows else [row]
         for eps in self.eps:
@@ -104,26 +115,29 @@ class Known:
         return [eps for eps in self.eps if (image, eps) not in self.rows]
 
 
-class ResultsFile:
-    """Rows on disk, appended as they come: of two about the same box the last one counts. The first line says of which
-    model, data and boxes they are."""
+class ImageResults:
+    """Rows on disk, appended as they come: of two about the same box the last one counts. The first
+    line says of which model, data and boxes they are."""
 
     def __init__(self, path: str, about: dict[str, str]) -> None:
         check_writable(path)
         self.path = Path(path)
-        self.rows: list[Row] = []
+        self.rows: list[ImageRow] = []
         head = MAGIC + json.dumps(about, sort_keys=True) + "\n" + ",".join(COLUMNS) + "\n"
         whole = self.path.exists()
         if whole:
             if not self.path.is_file():
-                raise UsageError(f"{path} is not a regular file, so nothing can be resumed from it; name another")
+                raise UsageError(
+                    f"{path} is not a regular file, so nothing can be resumed from it; name another"
+                )
             whole = self._load(head, about)
         self._stream = self.path.open("a", encoding="utf-8", newline="")
         if not whole:
             self._write(head)
 
     def _load(self, head: str, about: dict[str, str]) -> bool:
-        """Read the rows; whether the head is there. A last line that was torn by a kill or a full disk is cut off."""
+        """Read the rows; whether the head is there. A last line that was torn by a kill or a full
+        disk is cut off."""
         data = self.path.read_bytes()
         if head.encode().startswith(data) and len(data) < len(head.encode()):
             os.truncate(self.path, 0)
@@ -139,12 +153,13 @@ class ResultsFile:
         except (ValueError, csv.Error):
             line = 2 + reader.line_num
             raise UsageError(
-                f"{self.path} is a damaged results file (line {line}); mend it, or name another with --results"
+                f"{self.path} is a damaged results file (line {line}); mend it, or name another "
+                "with --results"
             ) from None
         os.truncate(self.path, len(kept))
         return True
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def append(self, rows: Iterable[ImageRow]) -> None:
         """Write rows. UsageError if that fails."""
         self._write("".join(",".join(row.words()) + "\n" for row in rows))
 
@@ -168,20 +183,24 @@ def _compare(path: Path, line: str, about: dict[str, str]) -> None:
         with contextlib.suppress(ValueError):
             old = json.loads(line.removeprefix(MAGIC))
     if not isinstance(old, dict):
-        raise UsageError(f"{path} is not a results file of qverify robustness; name another with --results")
+        raise UsageError(
+            f"{path} is not a results file of qverify robustness; name another with --results"
+        )
     for key in sorted({*about, *old}):
         if old.get(key) != about.get(key):
             texts = (str(rows.get(key, "none")) for rows in (old, about))
             there, here = (f"{text[:16]}…" if len(text) == 64 else text for text in texts)
             what = "data set" if key == "data" else key
             raise UsageError(
-                f"{path} holds rows of another {what} ({there}, not {here}); name another file with --results"
+                f"{path} holds rows of another {what} ({there}, not {here}); name another file "
+                "with --results"
             )
 
 
 @dataclass(frozen=True)
 class Level:
-    """The figures at one radius: counts of images, and the seconds spent on them (over all processes)."""
+    """The figures at one radius: counts of images, and the seconds spent on them (over all
+    processes)."""
 
     eps: Fraction
     images: int
@@ -204,10 +223,11 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `certify` says: every row, sorted by image and radius, and the figures of every radius."""
+class AccuracyReport:
+    """What `certify` says: every row, sorted by image and radius, and the figures of every
+    radius."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ImageRow, ...]
     levels: tuple[Level, ...]
     about: dict[str, str]  # hashes of model and data, norm and scaling: what the rows are about
     warnings: tuple[str, ...]
@@ -215,13 +235,19 @@ class Report:
 
     @staticmethod
     def make(
-        rows: Iterable[Row], eps: Sequence[Fraction], about: dict[str, str], warnings: Sequence[str], seconds: float
-    ) -> Report:
+        rows: Iterable[ImageRow],
+        eps: Sequence[Fraction],
+        about: dict[str, str],
+        warnings: Sequence[str],
+        seconds: float,
+    ) -> AccuracyReport:
         """Sort the rows and count."""
         asked = set(eps)
-        wanted = sorted((row for row in rows if row.eps in asked), key=lambda row: (row.image, row.eps))
+        wanted = sorted(
+            (row for row in rows if row.eps in asked), key=lambda row: (row.image, row.eps)
+        )
         levels = tuple(_level(e, [row for row in wanted if row.eps == e]) for e in eps)
-        return Report(tuple(wanted), levels, about, tuple(warnings), seconds)
+        return AccuracyReport(tuple(wanted), levels, about, tuple(warnings), seconds)
 
     def table(self) -> str:
         """The figures for people, in percent of all images."""
@@ -237,10 +263,22 @@ class Report:
         )
         lines = [" ".join(f"{head:>{_width(head)}}" for head in heads)]
         for own in self.levels:
-            share = (f"{100 * count / own.images:.2f}" for count in (own.correct, own.attacked, own.certified))
+            share = (
+                f"{100 * count / own.images:.2f}"
+                for count in (own.correct, own.attacked, own.certified)
+            )
             stages = (str(own.stages[stage]) for stage in PROOFS)
-            cells = (spelled(own.eps), str(own.images), *share, str(own.open), *stages, f"{own.seconds:.1f}")
-            lines.append(" ".join(f"{cell:>{_width(head)}}" for head, cell in zip(heads, cells, strict=True)))
+            cells = (
+                spelled(own.eps),
+                str(own.images),
+                *share,
+                str(own.open),
+                *stages,
+                f"{own.seconds:.1f}",
+            )
+            lines.append(
+                " ".join(f"{cell:>{_width(head)}}" for head, cell in zip(heads, cells, strict=True))
+            )
         return "\n".join(lines) + "\n"
 
     def as_json(self, **more: Any) -> str:
@@ -273,11 +311,20 @@ def _width(head: str) -> int:
     return max(len(head), 7)
 
 
-def _level(eps: Fraction, rows: Sequence[Row]) -> Level:
+def _level(eps: Fraction, rows: Sequence[ImageRow]) -> Level:
     def count(verdict: str, stage: str = "") -> int:
         return sum(row.verdict == verdict and stage in ("", row.stage) for row in rows)
 
     stages = {stage: count("unsat", stage) for stage in PROOFS}
     correct = len(rows) - count("misclassified")
     ties = count("misclassified", "tie")
-    return Level(eps, len(rows), correct, ties, count("sat"), count("unsat"), stages, sum(row.seconds for row in rows))
+    return Level(
+        eps,
+        len(rows),
+        correct,
+        ties,
+        count("sat"),
+        count("unsat"),
+        stages,
+        sum(row.seconds for row in rows),
+    )

@@ -1,7 +1,8 @@
-"""The search for counterexamples: sign steps on the integer network, with straight-through gradients.
+"""The search for counterexamples: sign steps on the integer network, with straight-through
+gradients.
 
-Every point tried is evaluated exactly, so whatever is found is real for the integer network; finding nothing means
-nothing.
+Every point tried is evaluated exactly, so whatever is found is real for the integer network;
+finding nothing means nothing.
 """
 
 from __future__ import annotations
@@ -16,19 +17,24 @@ from qverify.kernels import Array
 from qverify.result import Stats
 from qverify.search.problem import Candidate, Problem
 
-MANY = 64  # cases: of more, the first round takes so many, those that random points bring nearest to being unsafe
+# cases: of more, the first round takes so many, those that random points bring nearest to being
+# unsafe
+MANY = 64
 Float64Array = npt.NDArray[np.float64]
 
 
 def slack_gradient(problem: Problem, values: list[Array], row: npt.NDArray[np.intp]) -> Array:
-    """d (row value) / d codes at stored network values, for one row per point: float32 [N, codes]. Falling along it
-    raises the row's slack. (Each row is scaled by a power of two into float32's range.)"""
+    """d (row value) / d codes at stored network values, for one row per point: float32 [N, codes].
+    Falling along it raises the row's slack. (Each row is scaled by a power of two into float32's
+    range.)"""
     if not len(problem.unsafe.rows):  # the only case is the empty one: everywhere unsafe
         return problem.kernels.xp.zeros(values[0].shape, dtype=problem.kernels.xp.float32)
     upstream = problem.unsafe.y_matrix.dense(row) * problem.decoder.steepness
     _, exponent = np.frexp(np.abs(upstream).max(axis=1, keepdims=True, initial=0.0))
     upstream = np.ldexp(upstream, -exponent)
-    return problem.network.gradient(problem.kernels, values, problem.kernels.asarray(upstream.astype(np.float32)))
+    return problem.network.gradient(
+        problem.kernels, values, problem.kernels.asarray(upstream.astype(np.float32))
+    )
 
 
 def corners(problem: Problem, lower: Array, upper: Array, gradient: Array) -> Array:
@@ -39,12 +45,15 @@ def corners(problem: Problem, lower: Array, upper: Array, gradient: Array) -> Ar
 class Attack:
     """The attack on the root box, in rounds that the search asks for as it goes on.
 
-    The first round follows the centre, a random corner and random points downhill for every case in turn, or for the worst
-    of many. Later rounds take the cases that came nearest to being unsafe, with more random starts and finer steps.
-    Rounds are counted in points against the boxes bounded so far, not in seconds, so that a seed fixes the search.
+    The first round follows the centre, a random corner and random points downhill for every case in
+    turn, or for the worst of many. Later rounds take the cases that came nearest to being unsafe,
+    with more random starts and finer steps. Rounds are counted in points against the boxes bounded
+    so far, not in seconds, so that a seed fixes the search.
     """
 
-    def __init__(self, problem: Problem, rng: np.random.Generator, stats: Stats, batch: int) -> None:
+    def __init__(
+        self, problem: Problem, rng: np.random.Generator, stats: Stats, batch: int
+    ) -> None:
         self._problem, self._rng, self._stats = problem, rng, stats
         self._batch = batch  # about as many points as fit the memory
         self._bounded_before = stats.subproblems  # for earlier queries
@@ -56,8 +65,9 @@ class Attack:
         """Whether the next round's turn has come: the attack takes about a fifth of the work."""
         return self._rounds == 0 or 4 * self._spent < self._stats.subproblems - self._bounded_before
 
-    def strike(self) -> Candidate | None:
-        """One round: an unsafe point, or None. Inputs known to satisfy the conditions on inputs come first."""
+    def attack_round(self) -> Candidate | None:
+        """One round: an unsafe point, or None. Inputs known to satisfy the conditions on inputs
+        come first."""
         found, tried = self._problem.try_joint()
         self._count(tried)
         if found is not None:
@@ -70,15 +80,20 @@ class Attack:
         restarts, steps, decay = (4, 16, 0.75) if first else (16, 40, 0.9)
         group = max(1, min(1024, self._batch // restarts)) if first else 4
         for start in range(0, len(cases) if first else min(len(cases), group), group):
-            found = self._descend(np.repeat(cases[start : start + group], restarts), restarts, steps, decay)
+            found = self._descend(
+                np.repeat(cases[start : start + group], restarts), restarts, steps, decay
+            )
             if found is not None:
                 return found
         return None
 
     def _look_around(self) -> Candidate | None:
-        """Evaluate the centre, a corner and random points: an unsafe one, or None. Every case's slack there counts."""
+        """Evaluate the centre, a corner and random points: an unsafe one, or None. Every case's
+        slack there counts."""
         problem = self._problem
-        points = problem.kernels.asarray(_starts(problem, self._rng, 1, max(4, min(self._batch, MANY))))
+        points = problem.kernels.asarray(
+            _starts(problem, self._rng, 1, max(4, min(self._batch, MANY)))
+        )
         y = problem.evaluate(points)
         self._count(len(points))
         found = problem.find_unsafe(points, y)
@@ -92,10 +107,15 @@ class Attack:
         self._spent += points
         self._stats.attack_points += points
 
-    def _descend(self, target: npt.NDArray[np.intp], restarts: int, steps: int, decay: float) -> Candidate | None:
+    def _descend(
+        self, target: npt.NDArray[np.intp], restarts: int, steps: int, decay: float
+    ) -> Candidate | None:
         """Sign steps from `restarts` starts per case; `target` is each point's case."""
         problem, xp = self._problem, self._problem.kernels.xp
-        lower, upper = problem.kernels.asarray(problem.lower), problem.kernels.asarray(problem.upper)
+        lower, upper = (
+            problem.kernels.asarray(problem.lower),
+            problem.kernels.asarray(problem.upper),
+        )
         width = problem.upper - problem.lower
         points: Any = _starts(problem, self._rng, len(target) // restarts, restarts)
         for step in range(steps + 1):
@@ -111,7 +131,9 @@ class Attack:
             at = np.arange(len(y))
             np.maximum.at(self._nearest, target, slack[at, target])
             grad = slack_gradient(problem, values, row[at, target])
-            size = problem.kernels.asarray(np.maximum(1, np.rint(width * (0.5 * decay**step))).astype(np.int32))
+            size = problem.kernels.asarray(
+                np.maximum(1, np.rint(width * (0.5 * decay**step))).astype(np.int32)
+            )
             moved = values[0] - xp.sign(grad).astype(xp.int32) * size
             points = xp.minimum(xp.maximum(moved, lower), upper)
         return None
@@ -120,7 +142,9 @@ class Attack:
 def _starts(problem: Problem, rng: np.random.Generator, cases: int, restarts: int) -> Any:
     """[cases * restarts, codes]: per case the centre, a random corner, and random points."""
     codes = len(problem.lower)
-    points = rng.integers(problem.lower, problem.upper, size=(cases, restarts, codes), endpoint=True, dtype=np.int32)
+    points = rng.integers(
+        problem.lower, problem.upper, size=(cases, restarts, codes), endpoint=True, dtype=np.int32
+    )
     points[:, 0] = (problem.lower + problem.upper) // 2
     if restarts > 2:
         points[:, 2] = np.where(rng.random((cases, codes)) < 0.5, problem.lower, problem.upper)

@@ -1,8 +1,10 @@
-"""Conditions that only together leave no input: several inequalities of a case, of which some mention inputs.
+"""Conditions that only together leave no input: several inequalities of a case, of which some
+mention inputs.
 
-Each alone may hold on a part of the box where all together do not: X_0 - X_1 >= 0.2 and X_0 - X_1 <= 0.1 overlap every
-box around the diagonal. So boxes that no single row refutes are put to the exact simplex method. The inequality that it
-gives for an empty set follows from the rows, and is kept: it refutes most of the other boxes as cheaply as a row.
+Each alone may hold on a part of the box where all together do not: X_0 - X_1 >= 0.2 and X_0 - X_1
+<= 0.1 overlap every box around the diagonal. So boxes that no single row refutes are put to the
+exact simplex method. The inequality that it gives for an empty set follows from the rows, and is
+kept: it refutes most of the other boxes as cheaply as a row.
 
 Sound because a combination of rows with non-negative multipliers holds wherever they all hold.
 """
@@ -17,7 +19,7 @@ from itertools import compress
 import numpy as np
 import numpy.typing as npt
 
-from qverify.bounds.simplex import Inequality, common_point
+from qverify.bounds.simplex import RationalInequality, common_point
 from qverify.bounds.unsafe import OPEN, REFUTED, Grid, Unsafe, make_unsafe
 from qverify.property import Box, Query, Row
 
@@ -27,14 +29,19 @@ Ends = tuple[Float64Array, Float64Array]  # least and largest values [N, element
 MAX_LEARNED = 32  # combinations of each case: the newest
 MAX_POINTS = 8  # inputs to be tried
 MOST_TRIED = 8  # boxes of a batch that are put to the simplex method
-EFFORT, EFFORT_ALONE = 100_000, 10_000_000  # for all of them together, and for a box that comes alone
+# For all of them together, and for a box that comes alone.
+EFFORT, EFFORT_ALONE = (
+    100_000,
+    10_000_000,
+)
 
 
 @dataclass(eq=False)
 class System:
-    """The rows of one case that hang together with inputs. X_i is variable i, Y_j is variable `inputs` + j."""
+    """The rows of one case that hang together with inputs. X_i is variable i, Y_j is variable
+    `inputs` + j."""
 
-    rows: list[Inequality]
+    rows: list[RationalInequality]
     used: list[int]
     learned: list[Row] = field(default_factory=list)
     test: Unsafe | None = None  # of the learned rows, each a case of its own
@@ -48,7 +55,8 @@ class Joint:
     grid: Grid
     inputs: int
     systems: dict[int, System]
-    points: list[dict[int, Fraction]] = field(default_factory=list)  # inputs that satisfy a system, to be tried
+    # Inputs that satisfy a system, to be tried.
+    points: list[dict[int, Fraction]] = field(default_factory=list)
 
     @staticmethod
     def make(unsafe: Unsafe, grid: Grid, inputs: int) -> Joint:
@@ -61,9 +69,11 @@ class Joint:
                 systems[k] = System(own, sorted({j for row in own for j in row.terms}))
         return Joint(unsafe, grid, inputs, systems)
 
-    def refine(self, status: npt.NDArray[np.int8], y: Ends, x: Ends | None, search: bool = True) -> None:
-        """Refute cases of boxes in `status` [N, cases], given the ends of outputs and inputs; by what is known only, unless
-        `search`."""
+    def refine(
+        self, status: npt.NDArray[np.int8], y: Ends, x: Ends | None, search: bool = True
+    ) -> None:
+        """Refute cases of boxes in `status` [N, cases], given the ends of outputs and inputs; by
+        what is known only, unless `search`."""
         for k, system in self.systems.items():
             open_ = np.flatnonzero(status[:, k] == OPEN)
             if not len(open_) or x is None:
@@ -82,25 +92,38 @@ class Joint:
         """Whether a box has no common point of the rows; if so, that is remembered."""
         box = {}
         for j in system.used:
-            low, high = (end[j - self.inputs] for end in ends[:2]) if j >= self.inputs else (e[j] for e in ends[2:])
+            low, high = (
+                (end[j - self.inputs] for end in ends[:2])
+                if j >= self.inputs
+                else (e[j] for e in ends[2:])
+            )
             if low > high:
                 return False  # no box
             box[j] = Fraction(float(low)), Fraction(float(high))
         found = common_point(system.rows, box, effort=effort)
-        if isinstance(found, Inequality):
+        if isinstance(found, RationalInequality):
             x = tuple(sorted((j, c) for j, c in found.terms.items() if j < self.inputs))
-            y = tuple(sorted((j - self.inputs, c) for j, c in found.terms.items() if j >= self.inputs))
-            system.learned = [*system.learned[1 - MAX_LEARNED :], Row(x, y, found.rhs, found.strict)]
+            y = tuple(
+                sorted((j - self.inputs, c) for j, c in found.terms.items() if j >= self.inputs)
+            )
+            system.learned = [
+                *system.learned[1 - MAX_LEARNED :],
+                Row(x, y, found.rhs, found.strict),
+            ]
             query = Query(Box((), ()), tuple((row,) for row in system.learned))
             system.test = make_unsafe(query, self.inputs, self.grid)
             return True
         if found is not None:
-            self.points = [*self.points[1 - MAX_POINTS :], {j: v for j, v in found.items() if j < self.inputs}]
+            self.points = [
+                *self.points[1 - MAX_POINTS :],
+                {j: v for j, v in found.items() if j < self.inputs},
+            ]
         return False
 
 
 def _connected(rows: Sequence[Row]) -> list[Row]:
-    """The rows that mention inputs, and those that share outputs with them, also by way of others."""
+    """The rows that mention inputs, and those that share outputs with them, also by way of
+    others."""
     found = [row for row in rows if row.x]
     rest = [row for row in rows if not row.x]
     outputs = {j for row in found for j, _ in row.y}
@@ -113,5 +136,7 @@ def _connected(rows: Sequence[Row]) -> list[Row]:
         rest = [row for row, own in zip(rest, near, strict=True) if not own]
 
 
-def _inequality(row: Row, inputs: int) -> Inequality:
-    return Inequality({**dict(row.x), **{inputs + j: c for j, c in row.y}}, row.rhs, row.strict)
+def _inequality(row: Row, inputs: int) -> RationalInequality:
+    return RationalInequality(
+        {**dict(row.x), **{inputs + j: c for j, c in row.y}}, row.rhs, row.strict
+    )

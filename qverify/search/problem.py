@@ -1,4 +1,5 @@
-"""One query, ready to be searched: network, domain and unsafe set, bound or evaluated in batches."""
+"""One query, ready to be searched: network, domain and unsafe set, bound or evaluated in
+batches."""
 
 from __future__ import annotations
 
@@ -10,31 +11,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.bounds.cover import Cover, make_cover
+from qverify.boundary.cells import CellTable, may_hold
+from qverify.boundary.domain import Domain
+from qverify.boundary.inputs import solve_surely
+from qverify.boundary.outputs import Decoder
+from qverify.boundary.readings import Readings
 from qverify.bounds.dual import Dual
-from qverify.bounds.inner import Inner, sharpened, tightened
+from qverify.bounds.intermediate import IntermediateBounds, crown_bounds, optimized_bounds
 from qverify.bounds.regions import Output
 from qverify.bounds.unsafe import CERTAIN, REFUTED, Unsafe
+from qverify.bounds.unsafe_regions import UnsafeRegions, make_unsafe_regions
 from qverify.deadline import Deadline, looking
-from qverify.errors import SoundnessError
-from qverify.frontend.boundary import Domain
-from qverify.frontend.outputs import Decoder
-from qverify.frontend.readings import Readings
+from qverify.errors import SoundnessError, Undecided
 from qverify.kernels import Array, Kernels
 from qverify.network import Network
 from qverify.ops import Interval
-from qverify.ops.relax import Nonlinear
-from qverify.ops.table import Sandwiched
+from qverify.ops.relax import NonlinearRelaxation
+from qverify.ops.table import PairwiseRelaxation
 from qverify.propagate import Propagator
 from qverify.property import Case
-from qverify.search.cells import Undecided, may_hold
-from qverify.search.inputs import solve_surely
 from qverify.search.joint import Joint
 from qverify.search.proof import Proof
 from qverify.search.watch import Watch
 
-DIFFERS = "a counterexample under some readings of the property's numbers only (exact, as doubles, in float32): "
-NEAR_TIE, NEAR_BOUND = DIFFERS + "it is within rounding of a tie", DIFFERS + "an input is within rounding of its bound"
+DIFFERS = (
+    "a counterexample under some readings of the property's numbers only (exact, as doubles, in "
+    "float32): "
+)
+NEAR_TIE, NEAR_BOUND = (
+    DIFFERS + "it is within rounding of a tie",
+    DIFFERS + "an input is within rounding of its bound",
+)
 BACKWARD_BYTES = 32 << 20  # one array of multipliers of a batch
 
 Float64Array = npt.NDArray[np.float64]
@@ -51,16 +58,18 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Relaxed:
-    """What the dual needs: the rules, the cases as regions, and bounds of inner values that hold in the whole root box."""
+    """What the dual needs: the rules, the cases as regions, and bounds of inner values that hold in
+    the whole root box."""
 
     dual: Dual
-    cover: Cover
-    inner: Inner | None  # None: nothing but intervals yet
+    cover: UnsafeRegions
+    inner: IntermediateBounds | None  # None: nothing but intervals yet
 
 
 @dataclass(eq=False)
 class Problem:
-    """A query over a network on a machine. Boxes and points are int32 [N, codes] arrays of `kernels`."""
+    """A query over a network on a machine. Boxes and points are int32 [N, codes] arrays of
+    `kernels`."""
 
     kernels: Kernels
     network: Network
@@ -69,26 +78,32 @@ class Problem:
     unsafe: Unsafe  # what some reading of the property calls unsafe: refuted, or there is no proof
     lower: npt.NDArray[np.int32]  # [codes], the root box
     upper: npt.NDArray[np.int32]
-    runtime: Callable[[Float64Array], Float64Array] | None = None  # inputs -> its outputs, for float sums
+    # Inputs -> its outputs, for float sums.
+    runtime: Callable[[Float64Array], Float64Array] | None = None
     dual: Dual | None = None  # where the dual's bounds are wanted
     described: Sequence[Output] = ()  # the outputs, for it
     propagator: Propagator | None = None  # a faster `network.intervals`
-    readings: Readings | None = None  # the query's versions, where they differ; `unsafe` is of the possible one,
+    # The query's versions, where they differ; `unsafe` is of the possible one,.
+    readings: Readings | None = None
     certain: Unsafe | None = None  # and this of the certain one, case by case
     watch: Watch | None = None  # an input that nothing may lose, for debugging
     undecided: str = ""  # why some code vector could be neither confirmed nor ruled out
-    thorough: bool = False  # whether the dual bounds the inequalities of closed cases too, as a checker will
+    # Whether the dual bounds the inequalities of closed cases too, as a checker will.
+    thorough: bool = False
     _relaxed: Relaxed | None = field(default=None, repr=False)
     _cells: Any = field(default=None, repr=False)
     _joint: Joint | None = field(default=None, repr=False)
     _narrowed: bool = False
 
     def relaxed(self) -> Relaxed | None:
-        """The dual of this query, made on the first call. None where it is not wanted or can say nothing about any case."""
+        """The dual of this query, made on the first call. None where it is not wanted or can say
+        nothing about any case."""
         if self._relaxed is None and self.dual is not None:
             lower, upper = (self.kernels.asarray(end[None]) for end in (self.lower, self.upper))
             boxes, _ = self.dual.network.boxes(self.kernels, lower, upper)
-            cover = make_cover(self.network, self.dual, self.described, self.unsafe.case_rows, boxes)
+            cover = make_unsafe_regions(
+                self.network, self.dual, self.described, self.unsafe.case_rows, boxes
+            )
             if any(own is not None for own in cover.cases):
                 self._relaxed = Relaxed(self.dual, cover, None)
                 if self.watch is not None:
@@ -97,15 +112,18 @@ class Problem:
                 self.dual = None
         return self._relaxed
 
-    def bound_inner(self, deadline: Deadline) -> None:
-        """Bounds of inner values over the root box; better ones with every call, up to the second."""
+    def bound_intermediate(self, deadline: Deadline) -> None:
+        """Bounds of inner values over the root box; better ones with every call, up to the
+        second."""
         own = self._relaxed
         if own is not None:
             lower, upper = (self.kernels.asarray(end[None]) for end in (self.lower, self.upper))
             if own.inner is None:
-                inner = tightened(own.dual, lower, upper, own.cover.last, deadline)
+                inner = crown_bounds(own.dual, lower, upper, own.cover.last, deadline)
             else:
-                inner = sharpened(own.dual, lower, upper, own.cover.last, own.inner, deadline)
+                inner = optimized_bounds(
+                    own.dual, lower, upper, own.cover.last, own.inner, deadline
+                )
             self._relaxed = replace(own, inner=inner)
             if self.watch is not None:
                 self.watch.bounds(inner.clamps, "inner bounds")
@@ -116,14 +134,16 @@ class Problem:
             return
         proof.inner = [] if self._relaxed.inner is None else self._relaxed.inner.steps
         for k, rule in enumerate(self._relaxed.dual.host_rules, 1):
-            if isinstance(rule, Nonlinear):
+            if isinstance(rule, NonlinearRelaxation):
                 proof.rules[k] = rule.name
-                if isinstance(rule, Sandwiched):
+                if isinstance(rule, PairwiseRelaxation):
                     proof.slopes[k] = rule.slope
 
-    def refute(self, lower: Array, upper: Array, status: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-        """`status` [N, cases] of boxes, with cases refuted by the dual, where there are any; inner values are as well known
-        as `bound_inner` made them."""
+    def refute(
+        self, lower: Array, upper: Array, status: npt.NDArray[np.int8]
+    ) -> npt.NDArray[np.int8]:
+        """`status` [N, cases] of boxes, with cases refuted by the dual, where there are any; inner
+        values are as well known as `bound_intermediate` made them."""
         relaxed = self.relaxed()
         if relaxed is None:
             return status
@@ -153,7 +173,8 @@ class Problem:
         return self._joint
 
     def input_ends(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array] | None:
-        """Bounds of what the inputs stand for over code boxes; only where rows mention inputs (None otherwise)."""
+        """Bounds of what the inputs stand for over code boxes; only where rows mention inputs (None
+        otherwise)."""
         return self.domain.hull(*self._ends_in_cells(lower, upper)) if self.unsafe.mixed else None
 
     def _ends_in_cells(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array]:
@@ -163,20 +184,26 @@ class Problem:
         return cells.ends(self.kernels.to_host(lower), self.kernels.to_host(upper))
 
     def without_input(self, lower: Array, upper: Array) -> npt.NDArray[np.bool_]:
-        """In which code boxes no input's codes lie, bool [N]: where several codes come from one input element, most code
-        vectors come from none."""
+        """In which code boxes no input's codes lie, bool [N]: where several codes come from one
+        input element, most code vectors come from none."""
         if not self.domain.encoder.shared:
             return np.zeros(len(lower), np.bool_)
         first, last = self._ends_in_cells(lower, upper)
         return np.asarray((first > last).any(axis=1), np.bool_)
 
     def bound(self, lower: Array, upper: Array) -> tuple[npt.NDArray[np.int8], Float64Array]:
-        """Interval bounds: the status of every case [N, cases], and the rows' least values [N, rows] (a guide).
+        """Interval bounds: the status of every case [N, cases], and the rows' least values [N,
+        rows] (a guide).
 
-        Raises Undecided where an output may be infinite: no real number stands for it in a row."""
+        Raises Undecided where an output may be infinite: no real number stands for it in a row.
+        """
         self.narrow()
         fast = self.propagator
-        ends = fast.intervals(lower, upper) if fast else self.network.intervals(self.kernels, lower, upper)
+        ends = (
+            fast.intervals(lower, upper)
+            if fast
+            else self.network.intervals(self.kernels, lower, upper)
+        )
         y = self._decoded(*ends)
         x = self.input_ends(lower, upper)
         status = self.unsafe.status(y, x)
@@ -187,7 +214,8 @@ class Problem:
         return status, self.unsafe.ends(y, x)[0]
 
     def _decoded(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array]:
-        """Bounds of the outputs, from those of the network's. Undecided where one may be infinite."""
+        """Bounds of the outputs, from those of the network's. Undecided where one may be
+        infinite."""
         with np.errstate(over="ignore", invalid="ignore"):
             y = self.decoder.decode_box(self.kernels.to_host(lower), self.kernels.to_host(upper))
         self._finite(*y)
@@ -195,7 +223,10 @@ class Problem:
 
     def _finite(self, *ends: Float64Array) -> None:
         if not all(np.isfinite(end).all() for end in ends):
-            raise Undecided("an output can overflow float32: the rows of the property say nothing about an infinity")
+            raise Undecided(
+                "an output can overflow float32: the rows of the property say nothing about an "
+                "infinity"
+            )
 
     def refuted_by(self, boxes: list[Interval]) -> npt.NDArray[np.bool_]:
         """Which cases the intervals of all values refute: bool [N, cases]."""
@@ -209,8 +240,9 @@ class Problem:
         return found
 
     def narrow(self) -> bool:
-        """Once there is a doubt, the answer is `unknown` unless there is a counterexample, so from then on only what every
-        reading calls unsafe is sought; whether that is news. (It is called where no numbers of rows are held.)"""
+        """Once there is a doubt, the answer is `unknown` unless there is a counterexample, so from
+        then on only what every reading calls unsafe is sought; whether that is news. (It is called
+        where no numbers of rows are held.)"""
         if not self.undecided or self._narrowed or self.watch is not None:
             return False
         if self.certain is not None:
@@ -232,11 +264,15 @@ class Problem:
         return y - self.decoder.error, y + self.decoder.error
 
     def evaluate(self, points: Array) -> Float64Array:
-        """The output values [N, outputs] of code vectors [N, codes]. Raises Undecided where one may be infinite.
+        """The output values [N, outputs] of code vectors [N, codes]. Raises Undecided where one may
+        be infinite.
 
-        By intervals, which are exact on points and have the faster kernels."""
+        By intervals, which are exact on points and have the faster kernels.
+        """
         fast = self.propagator
-        codes = fast.intervals(points, points)[0] if fast else self.network.run(self.kernels, points)
+        codes = (
+            fast.intervals(points, points)[0] if fast else self.network.run(self.kernels, points)
+        )
         with np.errstate(over="ignore", invalid="ignore"):
             y = self.decoder.decode(self.kernels.to_host(codes))
         self._finite(*self.around(y))
@@ -244,10 +280,13 @@ class Problem:
 
     def outputs(self, values: list[Array]) -> Float64Array:
         """The output values [N, outputs] of stored network values."""
-        return self.decoder.decode(self.kernels.to_host(self.network.flat_outputs(self.kernels, values)))
+        return self.decoder.decode(
+            self.kernels.to_host(self.network.flat_outputs(self.kernels, values))
+        )
 
     def find_unsafe(self, points: Array, y: Float64Array) -> Candidate | None:
-        """The first of `points` [N, codes] with outputs `y` that is unsafe and that some input in the domain produces."""
+        """The first of `points` [N, codes] with outputs `y` that is unsafe and that some input in
+        the domain produces."""
         around, x = self.around(y), self.input_ends(points, points)
         status = self.unsafe.status(around, x)
         self.joint.refine(status, around, x, search=False)
@@ -256,7 +295,9 @@ class Problem:
             host = self.kernels.to_host(points)
             unsafe &= ~self.domain.beyond_surely(host, host)
             if self.certain is not None and self.decoder.exact and not self.mixed:
-                unsafe[unsafe] = (self.certain.status((y[unsafe], y[unsafe])) == CERTAIN).any(axis=1)
+                unsafe[unsafe] = (self.certain.status((y[unsafe], y[unsafe])) == CERTAIN).any(
+                    axis=1
+                )
         for i in looking(np.flatnonzero(unsafe)):
             codes = self.kernels.to_host(points[i])
             try:
@@ -271,7 +312,8 @@ class Problem:
         return None
 
     def try_joint(self) -> tuple[Candidate | None, int]:
-        """Try the inputs that satisfied a case's conditions on inputs: a counterexample, and how many were tried."""
+        """Try the inputs that satisfied a case's conditions on inputs: a counterexample, and how
+        many were tried."""
         points = [] if self._joint is None else self._joint.points
         if not points:
             return None, 0
@@ -287,7 +329,9 @@ class Problem:
         result = own.lower + (own.upper - own.lower) * 0.5
         for i, value in point.items():
             result[i] = float(value)
-        rounded = np.where(own.encoder.is_float, result.astype(np.float32).astype(np.float64), np.rint(result))
+        rounded = np.where(
+            own.encoder.is_float, result.astype(np.float32).astype(np.float64), np.rint(result)
+        )
         return np.clip(rounded, own.lower, own.upper)
 
     def _candidate(
@@ -299,9 +343,11 @@ class Problem:
         return None if inputs is None else Candidate(codes, inputs, y)
 
     def _ask_runtime(self, codes: npt.NDArray[np.int32], y: Float64Array) -> Candidate | None:
-        """Decide one code vector by the runtime's own outputs, where decoding knows them up to an error only.
+        """Decide one code vector by the runtime's own outputs, where decoding knows them up to an
+        error only.
 
-        All inputs of a cell quantize to the same codes, so the runtime answers alike for all of them.
+        All inputs of a cell quantize to the same codes, so the runtime answers alike for all of
+        them.
         """
         inputs = self.domain.lift(codes)
         if inputs is None:
@@ -309,7 +355,9 @@ class Problem:
         assert self.runtime is not None, "a float sum decides, and there is no runtime to ask"
         actual = self.runtime(inputs)
         if (np.abs(actual - y) > self.decoder.error).any():
-            raise SoundnessError("onnxruntime's float sum lies outside its proved error; please report this model")
+            raise SoundnessError(
+                "onnxruntime's float sum lies outside its proved error; please report this model"
+            )
         x = self.input_ends(codes[None], codes[None])
         status = self.unsafe.status((actual[None], actual[None]), x)[0]
         found = self.realise(codes, actual, status) if status.any() else None
@@ -318,12 +366,16 @@ class Problem:
     def realise(
         self, codes: npt.NDArray[np.int32], y: Float64Array, status: npt.NDArray[np.int8]
     ) -> Float64Array | None:
-        """Input values that quantize to `codes` and for which one of the cases left by `status` holds under every reading;
-        None if none holds under any. Raises Undecided where readings differ."""
+        """Input values that quantize to `codes` and for which one of the cases left by `status`
+        holds under every reading; None if none holds under any. Raises Undecided where readings
+        differ."""
         cell = self.domain.cells(codes, codes)
         if cell is None:
             return None
-        ends = (*(end[0] for end in self.domain.hull(cell[0][None], cell[1][None])), self.domain.encoder.is_float)
+        ends = (
+            *(end[0] for end in self.domain.hull(cell[0][None], cell[1][None])),
+            self.domain.encoder.is_float,
+        )
         doubt = ""
         for k in looking(np.flatnonzero(status != REFUTED)):
             possible, certain = self._versions(int(k), y)
@@ -341,37 +393,9 @@ class Problem:
         return None
 
     def _versions(self, case: int, y: Float64Array) -> tuple[Case, Case]:
-        """The rows of a case that some reading of the property accepts at outputs `y`, and those that every one does."""
+        """The rows of a case that some reading of the property accepts at outputs `y`, and those
+        that every one does."""
         if self.readings is not None:
             return self.readings.at(case, y)
         rows = tuple(self.unsafe.rows[r] for r in self.unsafe.cases[case])
         return rows, rows
-
-
-@dataclass(frozen=True, eq=False)
-class CellTable:
-    """For every code variable and code k above the root's lower end, the ends of the input values with at least (at
-    most) that code; made once, for properties whose rows mention inputs."""
-
-    domain: Domain
-    low: npt.NDArray[np.int32]  # [codes]: the code of column 0
-    first: Float64Array  # [codes, K]
-    last: Float64Array  # [codes, K]
-
-    @staticmethod
-    def make(domain: Domain, lower: npt.NDArray[np.int32], upper: npt.NDArray[np.int32]) -> CellTable:
-        """Tabulate a domain over the root box."""
-        width = int((upper - lower).max(initial=0)) + 1
-        first, last = np.empty((len(lower), width)), np.empty((len(lower), width))
-        for k in looking(range(width)):
-            code = np.minimum(lower + k, upper)
-            above, below = domain.code_cells(code, upper), domain.code_cells(lower, code)
-            first[:, k] = np.where(domain.falling(), above[1], above[0])
-            last[:, k] = np.where(domain.falling(), below[0], below[1])
-        return CellTable(domain, lower, first, last)
-
-    def ends(self, lower: npt.NDArray[np.int32], upper: npt.NDArray[np.int32]) -> tuple[Float64Array, Float64Array]:
-        """Bounds of each input element over code boxes [N, codes]: float64 [N, inputs] pairs."""
-        at = np.arange(len(self.low))
-        one, other = self.first[at, lower - self.low], self.last[at, upper - self.low]
-        return self.domain.spread(np.minimum(one, other), np.maximum(one, other))

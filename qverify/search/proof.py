@@ -1,6 +1,7 @@
 """What a search leaves behind for a certificate: the tree of cuts, and how every leaf was closed.
 
-The entries and what they mean are those of `specs/certificate.md`; numbers are given out as the search goes on.
+The entries and what they mean are those of `specs/certificate.md`; numbers are given out as the
+search goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.bounds.inner import Step
+from qverify.bounds.intermediate import BoundStep
 
 CUT, CLOSED, REGIONS, DUAL = range(4)
 IntArray = npt.NDArray[np.int64]
@@ -21,7 +22,8 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(eq=False)
 class Proof:
-    """The tree of one query; entry 0 is the root box. An entry is open (-1) until it is said what closed it."""
+    """The tree of one query; entry 0 is the root box. An entry is open (-1) until it is said what
+    closed it."""
 
     kind: array[int] = field(default_factory=lambda: array("b", [-1]))
     first: array[int] = field(default_factory=lambda: array("q", [0]))
@@ -30,9 +32,9 @@ class Proof:
     threshold: array[int] = field(default_factory=lambda: array("q", [0]))
     data: array[int] = field(default_factory=lambda: array("q", [0]))
     regions: list[int] = field(default_factory=list)
-    mix: list[IntArray] = field(default_factory=list)  # [K] each
+    mu: list[IntArray] = field(default_factory=list)  # [K] each
     multipliers: list[IntArray] = field(default_factory=list)  # [M] each
-    inner: list[Step] = field(default_factory=list)
+    inner: list[BoundStep] = field(default_factory=list)
     columns: list[tuple[int, int]] = field(default_factory=list)  # (node, size)
     rules: dict[int, str] = field(default_factory=dict)
     slopes: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -45,9 +47,12 @@ class Proof:
         return start
 
     def cut(self, entries: Any, value: int, elements: Any, thresholds: Any) -> IntArray:
-        """Cut entries [N], each at its own element of `value`; their children, first all lower, then all upper: [2 N]."""
+        """Cut entries [N], each at its own element of `value`; their children, first all lower,
+        then all upper: [2 N]."""
         start = self._grow(2 * len(entries))
-        for i, (entry, element, threshold) in enumerate(zip(entries, elements, thresholds, strict=True)):
+        for i, (entry, element, threshold) in enumerate(
+            zip(entries, elements, thresholds, strict=True)
+        ):
             self.kind[entry], self.first[entry], self.value[entry] = CUT, start + 2 * i, value
             self.element[entry], self.threshold[entry] = int(element), int(threshold)
         lower = start + 2 * np.arange(len(entries), dtype=np.int64)
@@ -65,14 +70,15 @@ class Proof:
         self.regions = list(regions)
         return np.arange(start, start + len(regions), dtype=np.int64)
 
-    def refute(self, entry: int, mix: IntArray, multipliers: IntArray) -> None:
+    def refute(self, entry: int, mu: IntArray, multipliers: IntArray) -> None:
         """A region's entry, refuted by this combination with these multipliers."""
-        self.kind[entry], self.data[entry] = DUAL, len(self.mix)
-        self.mix.append(mix)
+        self.kind[entry], self.data[entry] = DUAL, len(self.mu)
+        self.mu.append(mu)
         self.multipliers.append(multipliers)
 
     def walked(self) -> list[int]:
-        """The entries that multipliers close, as a depth-first walk meets them, the first child first."""
+        """The entries that multipliers close, as a depth-first walk meets them, the first child
+        first."""
         found: list[int] = []
         stack = [0]
         while stack:

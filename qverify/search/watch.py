@@ -1,9 +1,11 @@
-"""A watched point: an input that nothing may lose. A debugging aid, off by default; no proof rests on this file.
+"""A watched point: an input that nothing may lose. A debugging aid, off by default; no proof rests
+on this file.
 
-With `Options.watch` one input goes along with the search, as its codes and as every network value they give. Whatever is
-pruned (boxes, cases, regions, values outside bounds) is held against it: a pruning that is sound never takes away the
-point itself, and refutes neither a case nor a region that holds there. Otherwise SoundnessError says which one did. The
-point need not be unsafe: bounds and regions are tested with any input; one outside a query's box never triggers.
+With `Options.watch` one input goes along with the search, as its codes and as every network value
+they give. Whatever is pruned (boxes, cases, regions, values outside bounds) is held against it: a
+pruning that is sound never takes away the point itself, and refutes neither a case nor a region
+that holds there. Otherwise SoundnessError says which one did. The point need not be unsafe: bounds
+and regions are tested with any input; one outside a query's box never triggers.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from qverify.bounds.cover import Cover
+from qverify.boundary.domain import Domain
+from qverify.boundary.outputs import Decoder
 from qverify.bounds.unsafe import CERTAIN, REFUTED, Unsafe
+from qverify.bounds.unsafe_regions import UnsafeRegions
 from qverify.errors import SoundnessError
-from qverify.frontend.boundary import Domain
-from qverify.frontend.outputs import Decoder
 from qverify.kernels import Array, Kernels
 from qverify.network import Network
 from qverify.ops import Interval
@@ -33,7 +35,8 @@ class Watch:
     """One input of a query's box."""
 
     kernels: Kernels
-    values: tuple[npt.NDArray[np.int64], ...]  # of the network there [*shape], the codes first; on the host
+    # Of the network there [*shape], the codes first; on the host.
+    values: tuple[npt.NDArray[np.int64], ...]
     holds: BoolArray  # [cases]: which of them call the input unsafe
 
     @staticmethod
@@ -46,7 +49,8 @@ class Watch:
         runtime: Callable[[Float64Array], Float64Array] | None,
         inputs: Float64Array,
     ) -> Watch | None:
-        """Watch `inputs` [inputs] (exact float32 or integers) in a query; None where its box does not hold them."""
+        """Watch `inputs` [inputs] (exact float32 or integers) in a query; None where its box does
+        not hold them."""
         if not ((domain.lower <= inputs) & (inputs <= domain.upper)).all():
             return None
         codes = domain.encoder.encode(inputs[None])
@@ -65,7 +69,8 @@ class Watch:
         return Watch(kernels, tuple(kernels.to_host(v)[0].astype(np.int64) for v in values), holds)
 
     def within(self, ends: Mapping[int, Interval]) -> BoolArray:
-        """Which of N subproblems hold the point: the ends [N, *shape] of each value given lie around its own. [N]"""
+        """Which of N subproblems hold the point: the ends [N, *shape] of each value given lie
+        around its own. [N]"""
         inside: Any = True
         for value, (lower, upper) in ends.items():
             low, high = self.kernels.to_host(lower), self.kernels.to_host(upper)
@@ -74,10 +79,13 @@ class Watch:
         return np.asarray(inside)
 
     def boxes(self, lower: Array, upper: Array, status: npt.NDArray[np.int8], by: str) -> None:
-        """No case that holds at the point was refuted, in boxes of codes [N, codes] with `status` [N, cases]."""
+        """No case that holds at the point was refuted, in boxes of codes [N, codes] with `status`
+        [N, cases]."""
         wrong = ((status == REFUTED) & self.holds)[self.within({0: (lower, upper)})]
         if wrong.any():
-            _lost(f"{by} refute case {int(np.flatnonzero(wrong.any(axis=0))[0])}, which holds there")
+            _lost(
+                f"{by} refute case {int(np.flatnonzero(wrong.any(axis=0))[0])}, which holds there"
+            )
 
     def bounds(self, ends: Mapping[int, Interval], by: str) -> None:
         """Bounds of values that should hold in the whole root box hold at the point."""
@@ -85,30 +93,40 @@ class Watch:
             if not self.within({value: own}).all():
                 _lost(f"{by} of value {value} do not hold there")
 
-    def parts(self, ends: Mapping[int, Interval], boxes: Sequence[Interval], possible: Array) -> None:
-        """The intervals of subproblems given by `ends` hold the point where these do, and are not called impossible."""
+    def parts(
+        self, ends: Mapping[int, Interval], boxes: Sequence[Interval], possible: Array
+    ) -> None:
+        """The intervals of subproblems given by `ends` hold the point where these do, and are not
+        called impossible."""
         at = np.flatnonzero(self.within(ends))
         if not self.kernels.to_host(possible)[at].all():
             _lost("its subproblem is called impossible")
         rows = self.kernels.asarray(at)
         if len(at):
-            self.bounds({k: (lower[rows], upper[rows]) for k, (lower, upper) in enumerate(boxes)}, "intervals")
+            self.bounds(
+                {k: (lower[rows], upper[rows]) for k, (lower, upper) in enumerate(boxes)},
+                "intervals",
+            )
 
-    def cover(self, cover: Cover) -> None:
-        """Every case that holds at the point and is expressed by regions has a region that holds there."""
+    def cover(self, cover: UnsafeRegions) -> None:
+        """Every case that holds at the point and is expressed by regions has a region that holds
+        there."""
         for k in np.flatnonzero(self.holds):
             regions = cover.cases[k]
             if regions is not None and not any(self._meets(cover, r) for r in regions):
                 _lost(f"case {int(k)} holds there, but none of its {len(regions)} regions does")
 
-    def refuted(self, cover: Cover, regions: npt.NDArray[np.int64], ends: Mapping[int, Interval]) -> None:
+    def refuted(
+        self, cover: UnsafeRegions, regions: npt.NDArray[np.int64], ends: Mapping[int, Interval]
+    ) -> None:
         """No region that holds at the point was refuted, in subproblems given by `ends`."""
         for region in sorted(set(regions[self.within(ends)].tolist())):
             if self._meets(cover, region):
                 _lost(f"multipliers refute region {region}, which holds there")
 
     def safe(self, ends: Mapping[int, Interval]) -> None:
-        """Subproblems given by `ends`, single code vectors that were evaluated and found safe, are not an unsafe one's."""
+        """Subproblems given by `ends`, single code vectors that were evaluated and found safe, are
+        not an unsafe one's."""
         if self.holds.any() and self.within(ends).any():
             _lost("its codes are called safe")
 
@@ -117,14 +135,19 @@ class Watch:
         if self.holds.any():
             _lost("the verdict is unsat, and it is a counterexample")
 
-    def _meets(self, cover: Cover, region: int) -> bool:
+    def _meets(self, cover: UnsafeRegions, region: int) -> bool:
         """Whether all inequalities of a region hold at the point."""
         for inequality in (cover.inequalities[i] for i in cover.regions[region]):
-            terms = (c * int(self.values[value].reshape(-1)[index]) for value, index, c in inequality.terms)
+            terms = (
+                c * int(self.values[value].reshape(-1)[index])
+                for value, index, c in inequality.terms
+            )
             if sum(terms) + inequality.constant < 0:
                 return False
         return True
 
 
 def _lost(how: str) -> NoReturn:
-    raise SoundnessError(f"the watched point is lost: {how}; please report this with the model and the point")
+    raise SoundnessError(
+        f"the watched point is lost: {how}; please report this with the model and the point"
+    )

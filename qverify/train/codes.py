@@ -1,4 +1,5 @@
-"""Codes, sums and step sizes of the training graph: integers as floats, rounded with straight-through gradients."""
+"""ActivationCodes, sums and step sizes of the training graph: integers as floats, rounded with
+straight-through gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ ScaleKind = Literal["learned", "power-of-two", "range", "fixed"]
 SCALE_KINDS: tuple[ScaleKind, ...] = ("learned", "power-of-two", "range", "fixed")
 RANGE_MOMENTUM = 0.05
 PIXELS = 255
-COVERED = 0.95  # of a rectifier's inputs, where a learned step starts: what finer steps lose in range, bounds win
+# of a rectifier's inputs, where a learned step starts: what finer steps lose in range, bounds win
+COVERED = 0.95
 
 _exact = False
 _rounding = True
@@ -23,7 +25,8 @@ _rounding = True
 
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
-    """Sums in float64 instead of float32: exact for every network that fits int32. Slow, hence not for training."""
+    """Sums in float64 instead of float32: exact for every network that fits int32. Slow, hence not
+    for training."""
     global _exact
     old, _exact = _exact, True
     try:
@@ -34,7 +37,8 @@ def exact() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unrounded() -> Iterator[None]:
-    """No rounding at all: the smooth graph whose gradients the straight-through ones are, for checking them."""
+    """No rounding at all: the smooth graph whose gradients the straight-through ones are, for
+    checking them."""
     global _rounding
     old, _rounding = _rounding, False
     try:
@@ -78,12 +82,15 @@ class _Clip(torch.autograd.Function):
         grad = grads[0].masked_fill(outside, 0.0)
         to_factor = None
         if ctx.needs_input_grad[1]:
-            to_factor = (grad * sums).sum_to_size(factor.shape) if factor.ndim else (grad * sums).sum()
+            to_factor = (
+                (grad * sums).sum_to_size(factor.shape) if factor.ndim else (grad * sums).sum()
+            )
         return grad.mul_(factor) if ctx.needs_input_grad[0] else None, to_factor, None, None
 
 
 def clip(sums: Tensor, factor: Tensor, zero: int, high: int) -> Tensor:
-    """float32(sum) * factor, clipped and rounded: rint(clip(v, -zero, high - zero)) + zero, codes in [0, high]."""
+    """float32(sum) * factor, clipped and rounded: rint(clip(v, -zero, high - zero)) + zero, codes
+    in [0, high]."""
     return cast(Tensor, _Clip.apply(sums, factor, zero, high))  # type: ignore[no-untyped-call]
 
 
@@ -93,11 +100,13 @@ def is_exact() -> bool:
 
 
 @dataclass(frozen=True)
-class Codes:
-    """Activations of a batch: the codes of a `point` of each image, bounds of them over a box (`lower`, `upper`), or both.
+class ActivationCodes:
+    """Activations of a batch: the codes of a `point` of each image, bounds of them over a box
+    (`lower`, `upper`), or both.
 
-    Floats [B, ...] that hold integers in [0, high]; the real value is (code - zero_point) * scale, `scale` float32 [].
-    `trace`, if it is there, collects the accumulators of every layer, for regularisers.
+    Floats [B, ...] that hold integers in [0, high]; the real value is (code - zero_point) * scale,
+    `scale` float32 []. `trace`, if it is there, collects the accumulators of every layer, for
+    regularisers.
     """
 
     point: Tensor | None
@@ -108,15 +117,19 @@ class Codes:
     high: int
     trace: list[Sums] | None = None
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Codes:
-        """These codes after a monotone function that keeps scale and range: a reshape, a maximum."""
-        point, lower, upper = (None if end is None else function(end) for end in (self.point, self.lower, self.upper))
+    def map(self, function: Callable[[Tensor], Tensor]) -> ActivationCodes:
+        """These codes after a monotone function that keeps scale and range: a reshape, a
+        maximum."""
+        point, lower, upper = (
+            None if end is None else function(end) for end in (self.point, self.lower, self.upper)
+        )
         return replace(self, point=point, lower=lower, upper=upper)
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Accumulators: a `point`, or the box with the given `centre` and `radius` [B, ...], or both; all bias included.
+    """Accumulators: a `point`, or the box with the given `centre` and `radius` [B, ...], or both;
+    all bias included.
 
     The real value is sum * scale, `scale` float32 [] or [channels] along axis 1.
     """
@@ -135,10 +148,12 @@ class Sums:
 
 
 class Quantized(NamedTuple):
-    """The integers of a weighted sum, as floats with gradients: `weight` [M, ...], `bias` [M] in units of `scale`.
+    """The integers of a weighted sum, as floats with gradients: `weight` [M, ...], `bias` [M] in
+    units of `scale`.
 
-    `step` [] or [M] is the weights' step, `scale` = float32(input scale * step) the accumulators'. `point` holds the sums
-    of the points, where they were needed on the way (for a batch's statistics).
+    `step` [] or [M] is the weights' step, `scale` = float32(input scale * step) the accumulators'.
+    `point` holds the sums of the points, where they were needed on the way (for a batch's
+    statistics).
     """
 
     weight: Tensor
@@ -154,13 +169,15 @@ def along(scale: Tensor, rank: int) -> Tensor:
 
 
 def _quantile(parts: tuple[Tensor, ...], share: float) -> Tensor:
-    """The value below which this share of some tensors' elements lies, by at most a million of them."""
+    """The value below which this share of some tensors' elements lies, by at most a million of
+    them."""
     values = torch.cat([part.flatten() for part in parts])
     return torch.quantile(values[:: 1 + len(values) // 1_000_000], share)
 
 
-class Scale(nn.Module):
-    """A step size [] or [channels]: learned, learned and rounded to a power of two, the running range's, or fixed.
+class StepSize(nn.Module):
+    """A step size [] or [channels]: learned, learned and rounded to a power of two, the running
+    range's, or fixed.
 
     Kept as its binary logarithm, so that an optimiser's step is relative.
     """
@@ -177,7 +194,8 @@ class Scale(nn.Module):
         if kind in ("learned", "power-of-two"):
             self.log2 = nn.Parameter(start)
         else:
-            self.register_buffer("log2", start, persistent=kind != "fixed")  # a fixed one goes with the bits
+            # A fixed one goes with the bits.
+            self.register_buffer("log2", start, persistent=kind != "fixed")
         self.register_buffer("started", torch.tensor(kind == "fixed"))
 
     @property
@@ -186,7 +204,8 @@ class Scale(nn.Module):
         return self.kind == "range" or not bool(self.started)
 
     def observe(self, step: Tensor) -> None:
-        """Note the step that would just cover what was seen: the start of a learned scale, part of a running average."""
+        """Note the step that would just cover what was seen: the start of a learned scale, part of
+        a running average."""
         with torch.no_grad():
             log2 = torch.log2(step.detach().clamp_min(2.0**-40))
             if bool(self.started):
@@ -204,26 +223,33 @@ class Scale(nn.Module):
         return torch.exp2(round_through(self.log2) if self.kind == "power-of-two" else self.log2)
 
 
-class Quantizer(nn.Module):
+class ActivationQuantizer(nn.Module):
     """Activations of `bits` bits. `relu`: codes from 0 up, so that clipping at 0 is the rectifier.
 
-    Otherwise the zero point lies in the middle (`symmetric`), or where the range that was seen first puts it.
+    Otherwise the zero point lies in the middle (`symmetric`), or where the range that was seen
+    first puts it.
     """
 
     zero: Tensor
     levels: Tensor
 
     def __init__(
-        self, bits: int = 8, relu: bool = True, scale: ScaleKind = "learned", symmetric: bool = True, step: float = 1.0
+        self,
+        bits: int = 8,
+        relu: bool = True,
+        scale: ScaleKind = "learned",
+        symmetric: bool = True,
+        step: float = 1.0,
     ) -> None:
         super().__init__()
         if not 2 <= bits <= 8:
             raise ValueError(f"{bits} bits are not supported: use 2 to 8")
         self.bits, self.relu, self.symmetric = bits, relu, symmetric
         self.high = 2**bits - 1
-        self.scale = Scale(scale, fixed=step)
+        self.scale = StepSize(scale, fixed=step)
         self.register_buffer("zero", torch.tensor(0 if relu else 2 ** (bits - 1)))
-        self.register_buffer("levels", torch.tensor(self.high))  # in checkpoints: what scale and zero point were for
+        # In checkpoints: what scale and zero point were for.
+        self.register_buffer("levels", torch.tensor(self.high))
 
     def observe(self, *real: Tensor) -> None:
         """Note the range of some real values (before clipping), where the scale depends on it."""
@@ -234,12 +260,15 @@ class Quantizer(nn.Module):
                 if self.scale.kind in ("learned", "power-of-two"):
                     covered = _quantile(real, COVERED)
                     most = torch.where(covered > 0, covered, most)
-                step = torch.where(most > 0, most, -least) / self.high  # a layer that starts dead may wake up
+                # a layer that starts dead may wake up
+                step = torch.where(most > 0, most, -least) / self.high
             elif self.symmetric:
                 step = torch.maximum(most / (self.high - self.zero), -least / self.zero)
             else:
                 step = (most - least) / self.high
-                self.zero.copy_(torch.round(-least / step.clamp_min(1e-30)).clamp(0, self.high).to(self.zero))
+                self.zero.copy_(
+                    torch.round(-least / step.clamp_min(1e-30)).clamp(0, self.high).to(self.zero)
+                )
             self.scale.observe(step)
 
     def refit(self) -> None:
@@ -250,14 +279,16 @@ class Quantizer(nn.Module):
             self.zero.copy_(torch.round(self.zero * (self.high / old)).to(self.zero))
             self.levels.fill_(self.high)
 
-    def forward(self, sums: Sums, trace: list[Sums] | None = None) -> Codes:
-        """float32(acc) * ((xs * ws) / ys), clipped and rounded: QLinearConv, QLinearMatMul, QGemm."""
+    def forward(self, sums: Sums, trace: list[Sums] | None = None) -> ActivationCodes:
+        """float32(acc) * ((xs * ws) / ys), clipped and rounded: QLinearConv, QLinearMatMul,
+        QGemm."""
         ends = sums.ends
         scale = along(sums.scale, max(end.ndim for end in ends if end is not None))
         if self.training and self.scale.wants_range:
             self.observe(*(end.detach() * scale for end in ends if end is not None))
         step = self.scale()
         point, lower, upper = (
-            None if end is None else clip(end, scale / step, int(self.zero), self.high) for end in ends
+            None if end is None else clip(end, scale / step, int(self.zero), self.high)
+            for end in ends
         )
-        return Codes(point, lower, upper, step, int(self.zero), self.high, trace)
+        return ActivationCodes(point, lower, upper, step, int(self.zero), self.high, trace)

@@ -1,4 +1,5 @@
-"""What a training run is asked for: settings with their limits, as TOML and as options. PyTorch is not needed here."""
+"""What a training run is asked for: settings with their limits, as TOML and as options. PyTorch is
+not needed here."""
 
 from __future__ import annotations
 
@@ -24,11 +25,13 @@ DEVICES = ("auto", "cpu", "cuda")
 class Config:
     """All that a run depends on. `eps` is in pixels; `rate` 0 means the recipe's own.
 
-    The training images' last `held_out` (0: a tenth, at most 5000) are not trained on: the log's accuracies are theirs.
-    Images sorted by class are shuffled before. `past`, `mix`, `shrink`, `boxed`, `least`, `attack_steps` and `regularise`
-    are the recipe `qverify`'s (see `recipes.Qverify`), and so are `norm` (see `layers.Affine`) and the scales: the recipe
-    `paper` has none, and fixed ones. `threads` 0 means PyTorch's choice. `start_from` names another run's checkpoint, whose
-    network is trained on: eps is whole from the first step, and layers with other bits cover the same ranges.
+    The training images' last `held_out` (0: a tenth, at most 5000) are not trained on: the log's
+    accuracies are theirs. Images sorted by class are shuffled before. `past`, `mix`, `shrink`,
+    `boxed`, `least`, `attack_steps` and `regularise` are the recipe `qverify`'s (see
+    `recipes.Qverify`), and so are `norm` (see `layers.Affine`) and the scales: the recipe `paper`
+    has none, and fixed ones. `threads` 0 means PyTorch's choice. `start_from` names another run's
+    checkpoint, whose network is trained on: eps is whole from the first step, and layers with other
+    bits cover the same ranges.
     """
 
     data: str
@@ -69,7 +72,9 @@ class Config:
         _one_of("weight_scale", self.weight_scale, SCALES)
         _one_of("activation_scale", self.activation_scale, SCALES)
         for name in ("data", "start_from"):  # as text, the same wherever the command is given
-            object.__setattr__(self, name, getattr(self, name) and os.path.abspath(getattr(self, name)))
+            object.__setattr__(
+                self, name, getattr(self, name) and os.path.abspath(getattr(self, name))
+            )
         least = {"epochs": 1, "batch": 1, "held_out": 0, "seed": 0, "threads": 0, "attack_steps": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -80,17 +85,22 @@ class Config:
             if not 0 <= getattr(self, name) <= high:
                 raise UsageError(f"{name} must lie between 0 and {high:g}")
         if 0 < self.eps < 0.5:
-            raise UsageError(f"eps = {self.eps:g} is in pixels, from 0 to 255: is {255 * self.eps:.4g} meant?")
+            raise UsageError(
+                f"eps = {self.eps:g} is in pixels, from 0 to 255: is {255 * self.eps:.4g} meant?"
+            )
         for name in ("least", "boxed"):
             if not getattr(self, name):
                 raise UsageError(f"{name} must be above 0")
         free = self.per_channel and self.weight_scale != "power-of-two"
         if self.norm and not free and self.recipe == "qverify":
             raise UsageError(
-                "norm needs a weight scale for each channel that is not a power of two: set norm = false for others"
+                "norm needs a weight scale for each channel that is not a power of two: set norm "
+                "= false for others"
             )
         if self.shrink < 1 and not self.attack_steps and self.recipe == "qverify":
-            raise UsageError("a box with shrink < 1 lies around an attacked point: set attack_steps to 1 or more")
+            raise UsageError(
+                "a box with shrink < 1 lies around an attacked point: set attack_steps to 1 or more"
+            )
 
     def text(self) -> str:
         """The configuration as TOML."""
@@ -115,7 +125,8 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def read_config(path: str | os.PathLike[str] | None, given: Mapping[str, Any]) -> Config:
-    """The configuration of a TOML file with the keys of `Config`, with what is `given` instead. UsageError for others."""
+    """The configuration of a TOML file with the keys of `Config`, with what is `given` instead.
+    UsageError for others."""
     values: dict[str, Any] = {}
     if path is not None:
         try:
@@ -130,7 +141,9 @@ def read_config(path: str | os.PathLike[str] | None, given: Mapping[str, Any]) -
             raise UsageError(f"{path}: no setting '{name}'; there are {', '.join(kinds)}")
     values |= given
     if "data" not in values:
-        raise UsageError("the data set is missing: name it on the command line or as `data` in the configuration")
+        raise UsageError(
+            "the data set is missing: name it on the command line or as `data` in the configuration"
+        )
     for name, value in values.items():
         values[name] = _converted(name, value, kinds[name])
     return Config(**values)
@@ -147,6 +160,8 @@ def _converted(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     if isinstance(default, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(default) or (isinstance(value, float) and not math.isfinite(value)):
-        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[type(default)]
+        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[
+            type(default)
+        ]
         raise UsageError(f"{name} must be {kind}")
     return value

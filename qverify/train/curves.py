@@ -13,7 +13,8 @@ CLEAN, LOSS = "0.35", "#c8553d"
 
 
 def draw(rows: Sequence[Mapping[str, float]], eps: float, title: str) -> bytes | None:
-    """A PNG of the log's rows (see `loop.measure`); None where matplotlib, the extra `plot`, is not installed."""
+    """A PNG of the log's rows (see `loop.measure`); None where matplotlib, the extra `plot`, is not
+    installed."""
     try:
         figure_class, canvas_class = pyplot()
     except UsageError:
@@ -28,7 +29,14 @@ def draw(rows: Sequence[Mapping[str, float]], eps: float, title: str) -> bytes |
     if eps != 1:
         parts.append(("certified", f"certified at eps {eps:g}", PROVED, "-"))
     for name, label, colour, line in parts:
-        left.plot(epochs, [100 * row[name] for row in rows], line, color=colour, label=label, linewidth=1.6)
+        left.plot(
+            epochs,
+            [100 * row[name] for row in rows],
+            line,
+            color=colour,
+            label=label,
+            linewidth=1.6,
+        )
     left.set(ylabel="held-out accuracy, % (intervals only)", ylim=(_floor(rows), 100.5))
     right.plot(epochs, [row["loss"] for row in rows], color=LOSS, linewidth=1.6)
     right.set(ylabel="training loss", ylim=(0, None))
@@ -46,7 +54,8 @@ def draw(rows: Sequence[Mapping[str, float]], eps: float, title: str) -> bytes |
 
 
 def _floor(rows: Sequence[Mapping[str, float]]) -> float:
-    """Where the accuracies' axis begins: below what the last half of the run reached, so that its end can be read."""
+    """Where the accuracies' axis begins: below what the last half of the run reached, so that its
+    end can be read."""
     late = rows[len(rows) // 2 :]
     least = min(100 * min(row["certified"], row["certified_1"], row["clean"]) for row in late)
     return max(0.0, 10 * ((least - 5) // 10))

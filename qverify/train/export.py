@@ -1,8 +1,10 @@
-"""Training graph -> ONNX file: QLinear operators or QuantizeLinear / DequantizeLinear pairs, then the bit-for-bit check.
+"""Training graph -> ONNX file: QLinear operators or QuantizeLinear / DequantizeLinear pairs, then
+the bit-for-bit check.
 
-Operators of the standard domain at opset 13, so that every runtime can read the file; the exception is a residual sum
-among QLinear operators, for which the standard has none (com.microsoft QLinearAdd). Weights of fewer than 8 bits are int8
-codes in a smaller range; activations of fewer than 8 bits are uint8 codes that a Clip keeps in range.
+Operators of the standard domain at opset 13, so that every runtime can read the file; the exception
+is a residual sum among QLinear operators, for which the standard has none (com.microsoft
+QLinearAdd). Weights of fewer than 8 bits are int8 codes in a smaller range; activations of fewer
+than 8 bits are uint8 codes that a Clip keeps in range.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +23,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qverify import __version__
 from qverify.errors import QverifyError
-from qverify.report import write_bytes
+from qverify.files import write_bytes
 from qverify.runtime import Session
-from qverify.train.codes import Codes, Quantized, Quantizer, exact
+from qverify.train.codes import ActivationCodes, ActivationQuantizer, Quantized, exact
 from qverify.train.config import FORMATS
 from qverify.train.layers import (
     BIAS_LIMIT,
     Affine,
     AveragePool,
-    Conv,
-    Dense,
+    ConvLayer,
+    DenseLayer,
+    Flatten,
     Input,
     Logits,
     MaxPool,
@@ -46,7 +49,8 @@ CHECK_BATCH = 500
 
 @dataclass(frozen=True)
 class Value:
-    """Codes in the graph: the tensor's name, its shape without the batch axis, and what the codes mean."""
+    """ActivationCodes in the graph: the tensor's name, its shape without the batch axis, and what
+    the codes mean."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,13 +59,14 @@ class Value:
     high: int
 
     @property
-    def codes(self) -> Codes:
+    def codes(self) -> ActivationCodes:
         """What a layer needs to know of its input in order to give its weights."""
-        return Codes(None, None, None, self.scale, self.zero_point, self.high)
+        return ActivationCodes(None, None, None, self.scale, self.zero_point, self.high)
 
 
 class Writer:
-    """Collects the nodes and constants of one graph; every layer's `emit` calls the method for its kind."""
+    """Collects the nodes and constants of one graph; every layer's `emit` calls the method for its
+    kind."""
 
     def __init__(self, form: Format, shape: tuple[int, ...]) -> None:
         if form not in FORMATS:
@@ -72,7 +77,7 @@ class Writer:
         self.constants: dict[str, onnx.TensorProto] = {}
         self.domains = {""}
 
-    # -- pieces -----------------------------------------------------------------------------------------------------
+    # -- pieces ------------------------------------------------------------------------------------
 
     def constant(self, value: Any, dtype: npt.DTypeLike, what: str) -> str:
         """The name of a constant, which is stored once however often it is asked for."""
@@ -91,16 +96,22 @@ class Writer:
     def node(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         name = f"{kind}_{len(self.nodes)}"
         self.domains.add(domain)
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, domain=domain, **attributes))
+        self.nodes.append(
+            helper.make_node(kind, list(inputs), [name], name=name, domain=domain, **attributes)
+        )
         return name
 
     def _ends(self, scale: torch.Tensor, zero_point: int) -> tuple[str, str]:
-        return self.constant(scale, np.float32, "scale"), self.constant(zero_point, np.uint8, "zero_point")
+        return self.constant(scale, np.float32, "scale"), self.constant(
+            zero_point, np.uint8, "zero_point"
+        )
 
     def _dequantized(self, x: Value) -> str:
         return self.node("DequantizeLinear", x.name, *self._ends(x.scale, x.zero_point))
 
-    def _constant_dequantized(self, codes: Any, dtype: npt.DTypeLike, scale: torch.Tensor, what: str) -> str:
+    def _constant_dequantized(
+        self, codes: Any, dtype: npt.DTypeLike, scale: torch.Tensor, what: str
+    ) -> str:
         # onnxruntime fuses a Gemm only where every zero point is written out
         zero = self.constant(np.zeros(scale.shape, dtype), dtype, "zero_point")
         names = (self.constant(codes, dtype, what), self.constant(scale, np.float32, "scale"), zero)
@@ -112,11 +123,15 @@ class Writer:
         """The codes after a Clip, if they have fewer than 8 bits."""
         if high == 255:
             return name
-        return self.node("Clip", name, self.constant(0, np.uint8, "low"), self.constant(high, np.uint8, "high"))
+        return self.node(
+            "Clip", name, self.constant(0, np.uint8, "low"), self.constant(high, np.uint8, "high")
+        )
 
-    def _clipped(self, name: str, shape: tuple[int, ...], quantizer: Quantizer) -> Value:
+    def _clipped(self, name: str, shape: tuple[int, ...], quantizer: ActivationQuantizer) -> Value:
         high = quantizer.high
-        return Value(self._kept_below(high, name), shape, quantizer.scale(), int(quantizer.zero), high)
+        return Value(
+            self._kept_below(high, name), shape, quantizer.scale(), int(quantizer.zero), high
+        )
 
     def _affine(
         self,
@@ -126,7 +141,8 @@ class Writer:
         y: tuple[torch.Tensor, int],
         **attributes: Any,
     ) -> str:
-        """A convolution (or, in QDQ, a Gemm) and its requantization to the scale and zero point `y`."""
+        """A convolution (or, in QDQ, a Gemm) and its requantization to the scale and zero point
+        `y`."""
         weight, bias, own, total, _ = layer
         _check_int32(weight, bias, x)
         y_ends = self._ends(*y)
@@ -136,20 +152,29 @@ class Writer:
             w = (self.constant(weight, np.int8, "weight"), self.constant(own, np.float32, "scale"))
             w_zero = self.constant(np.zeros(own.shape, np.int8), np.int8, "zero_point")
             return self.node(
-                "QLinearConv", x.name, *x_ends, *w, w_zero, *y_ends, self.constant(bias, np.int32, "bias"), **attributes
+                "QLinearConv",
+                x.name,
+                *x_ends,
+                *w,
+                w_zero,
+                *y_ends,
+                self.constant(bias, np.int32, "bias"),
+                **attributes,
             )
         w_float = self._constant_dequantized(weight, np.int8, own, "weight")
         b_float = self._constant_dequantized(bias, np.int32, total, "bias")
         y_float = self.node(kind, self._dequantized(x), w_float, b_float, **attributes)
         return self.node("QuantizeLinear", y_float, *y_ends)
 
-    # -- layers -----------------------------------------------------------------------------------------------------
+    # -- layers ------------------------------------------------------------------------------------
 
     def quantize(self, layer: Input) -> Value:
-        name = self._kept_below(layer.high, self.node("QuantizeLinear", "input", *self._ends(layer.step, 0)))
+        name = self._kept_below(
+            layer.high, self.node("QuantizeLinear", "input", *self._ends(layer.step, 0))
+        )
         return Value(name, self.shape, layer.step, 0, layer.high)
 
-    def conv(self, layer: Conv, x: Value) -> Value:
+    def conv(self, layer: ConvLayer, x: Value) -> Value:
         quantizer = _quantizer(layer)
         name = self._affine(
             "Conv",
@@ -167,8 +192,9 @@ class Writer:
         )
         return self._clipped(name, (len(layer.weight), *spatial), quantizer)
 
-    def dense(self, layer: Dense, x: Value) -> Value:
-        """QDQ has Gemm; among QLinear operators only the convolution takes a bias, so that one of 1 x 1 is used."""
+    def dense(self, layer: DenseLayer, x: Value) -> Value:
+        """QDQ has Gemm; among QLinear operators only the convolution takes a bias, so that one of 1
+        x 1 is used."""
         quantizer = _quantizer(layer)
         integers = layer.quantized(x.codes)
         y = (quantizer.scale(), int(quantizer.zero))
@@ -182,7 +208,8 @@ class Writer:
         return self._clipped(name, (len(integers.bias),), quantizer)
 
     def logits(self, layer: Logits, x: Value) -> Value:
-        """float32(accumulator) * scale: as Gemm without an output quantizer, or MatMulInteger, Add, DequantizeLinear."""
+        """float32(accumulator) * scale: as Gemm without an output quantizer, or MatMulInteger, Add,
+        DequantizeLinear."""
         weight, bias, own, scale, _ = layer.quantized(x.codes)
         _check_int32(weight, bias, x)
         if self.qdq:
@@ -191,7 +218,9 @@ class Writer:
             name = self.node("Gemm", self._dequantized(x), w_float, b_float, transB=1)
         else:
             zero = self.constant(x.zero_point, np.uint8, "zero_point")
-            sums = self.node("MatMulInteger", x.name, self.constant(weight.T, np.int8, "weight"), zero)
+            sums = self.node(
+                "MatMulInteger", x.name, self.constant(weight.T, np.int8, "weight"), zero
+            )
             sums = self.node("Add", sums, self.constant(bias, np.int32, "bias"))
             name = self.node("DequantizeLinear", sums, self.constant(scale, np.float32, "scale"))
         return Value(name, (len(weight),), scale, 0, 0)
@@ -228,7 +257,12 @@ class Writer:
             total = self.node("Add", self._dequantized(a), self._dequantized(b))
             name = self.node("QuantizeLinear", total, *y_ends)
         else:
-            ends = (a.name, *self._ends(a.scale, a.zero_point), b.name, *self._ends(b.scale, b.zero_point))
+            ends = (
+                a.name,
+                *self._ends(a.scale, a.zero_point),
+                b.name,
+                *self._ends(b.scale, b.zero_point),
+            )
             name = self.node("QLinearAdd", *ends, *y_ends, domain=MICROSOFT)
         return self._clipped(name, a.shape, quantizer)
 
@@ -242,7 +276,10 @@ class Writer:
             [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", *output.shape])],
             list(self.constants.values()),
         )
-        opsets = [helper.make_opsetid(domain, OPSET if not domain else 1) for domain in sorted(self.domains)]
+        opsets = [
+            helper.make_opsetid(domain, OPSET if not domain else 1)
+            for domain in sorted(self.domains)
+        ]
         model = helper.make_model(
             graph,
             opset_imports=opsets,
@@ -261,25 +298,42 @@ def _check_int32(weight: torch.Tensor, bias: torch.Tensor, x: Value) -> None:
     most = (weight.double().abs().flatten(1).sum(1) * reach + bias.double().abs()).max()
     if float(most) >= 2**31 or float(bias.abs().max()) >= BIAS_LIMIT:
         raise QverifyError(
-            "a layer's accumulators do not fit int32: its weights are tiny beside its bias, or it is very wide; train with "
+            "a layer's accumulators do not fit int32: its weights are tiny beside its bias, or it "
+            "is very wide; train with "
             "weight decay or normalisation, or with fewer bits"
         )
 
 
-def _quantizer(layer: Affine) -> Quantizer:
+def _quantizer(layer: Affine) -> ActivationQuantizer:
     assert layer.quantizer is not None
     return layer.quantizer
 
 
 def emit(layer: torch.nn.Module, writer: Writer, x: Value) -> Value:
-    """Write a layer, or a `torch.nn.Sequential` of layers. QverifyError for a module that is none of ours."""
+    """Write a layer, or a `torch.nn.Sequential` of layers. QverifyError for a module that is none
+    of ours."""
     if isinstance(layer, torch.nn.Sequential):
         for part in layer:
             x = emit(part, writer, x)
         return x
-    if not hasattr(layer, "emit"):
-        raise QverifyError(f"a {type(layer).__name__} cannot be exported: build the network from qverify.train.layers")
-    return cast(Value, cast(Any, layer).emit(writer, x))
+    match layer:
+        case ConvLayer():
+            return writer.conv(layer, x)
+        case DenseLayer():
+            return writer.dense(layer, x)
+        case Logits():
+            return writer.logits(layer, x)
+        case Flatten():
+            return writer.flatten(x)
+        case MaxPool():
+            return writer.max_pool(layer, x)
+        case AveragePool():
+            return writer.average_pool(layer, x)
+        case Residual():
+            return writer.residual(layer, x)
+    raise QverifyError(
+        f"a {type(layer).__name__} cannot be exported: build the network from qverify.train.layers"
+    )
 
 
 def export(
@@ -288,7 +342,8 @@ def export(
     form: Format = "qoperator",
     about: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the network to an ONNX file: float32 [batch, *shape] of pixels / 255 -> float32 [batch, classes].
+    """Write the network to an ONNX file: float32 [batch, *shape] of pixels / 255 -> float32 [batch,
+    classes].
 
     `about` goes into the file's metadata. The file appears whole or not at all.
     """
@@ -299,7 +354,7 @@ def export(
             writer = Writer(form, network.shape)
             first, *rest = network.layers
             assert isinstance(first, Input)
-            x = first.emit(writer)
+            x = writer.quantize(first)
             for layer in rest:
                 x = emit(layer, writer, x)
             model = writer.model(x, about or {})
@@ -309,7 +364,8 @@ def export(
 
 
 def evaluate(network: QuantizedNetwork, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """The outputs of the exported network as the training graph computes them, float32 [N, classes], exactly."""
+    """The outputs of the exported network as the training graph computes them, float32 [N,
+    classes], exactly."""
     was_training, device = network.training, network.head.weight.device
     network.eval()
     results = []
@@ -326,8 +382,11 @@ def evaluate(network: QuantizedNetwork, pixels: npt.NDArray[np.uint8]) -> npt.ND
     return np.concatenate(results)
 
 
-def check(network: QuantizedNetwork, path: str | os.PathLike[str], pixels: npt.NDArray[np.uint8]) -> int:
-    """Compare the exported file in onnxruntime with the training graph, bit for bit, on images uint8 [N, ...].
+def check(
+    network: QuantizedNetwork, path: str | os.PathLike[str], pixels: npt.NDArray[np.uint8]
+) -> int:
+    """Compare the exported file in onnxruntime with the training graph, bit for bit, on images
+    uint8 [N, ...].
 
     Returns how many images were compared. QverifyError if an output differs.
     """

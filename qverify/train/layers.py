@@ -1,20 +1,23 @@
-"""Quantization-aware layers: what the exported integer network computes, on points and on intervals, with gradients.
+"""Quantization-aware layers: what the exported integer network computes, on points and on
+intervals, with gradients.
 
-Tensors hold integers: codes and accumulators as floats, `real = (code - zero_point) * scale`. So a layer's forward pass is
-the arithmetic of onnxruntime (`specs/semantics.md`) on the point and on both ends of the interval, and what the loss sees
-is what the verifier will compute. Sums of points are exact while they stay below 2**24, of boxes (halves) below 2**23;
-inside `exact()` both are exact for every network that fits int32, and so are residual sums, of which a code in 100,000 may
-otherwise round differently. Rounding is differentiated as the identity (straight-through: Bengio et al. 2013), clipping as
-what it is; with a learned scale that is the gradient of LSQ (Esser et al., ICLR 2020) up to its scaling.
+Tensors hold integers: codes and accumulators as floats, `real = (code - zero_point) * scale`. So a
+layer's forward pass is the arithmetic of onnxruntime (`specs/semantics.md`) on the point and on
+both ends of the interval, and what the loss sees is what the verifier will compute. Sums of points
+are exact while they stay below 2**24, of boxes (halves) below 2**23; inside `exact()` both are
+exact for every network that fits int32, and so are residual sums, of which a code in 100,000 may
+otherwise round differently. Rounding is differentiated as the identity (straight-through: Bengio et
+al. 2013), clipping as what it is; with a learned scale that is the gradient of LSQ (Esser et al.,
+ICLR 2020) up to its scaling.
 
-A layer is one class: `forward` and `emit`, which writes it to an ONNX graph (`export.Writer`).
+A layer is one class here, and one method of `export.Writer`, which writes it to an ONNX graph.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +25,17 @@ from torch.nn import functional
 
 from qverify.train.codes import (
     PIXELS,
-    Codes,
+    ActivationCodes,
+    ActivationQuantizer,
     Quantized,
-    Quantizer,
-    Scale,
     ScaleKind,
+    StepSize,
     Sums,
     along,
     clip,
     is_exact,
     round_through,
 )
-
-if TYPE_CHECKING:
-    from qverify.train.export import Value, Writer
 
 BIAS_LIMIT = 2**30  # int32 with room for the sum
 TINY = 2.0**-60  # a step: far from underflow, also when it is multiplied with another
@@ -49,7 +49,8 @@ def _per_row(values: Tensor, weight: Tensor) -> Tensor:
 
 
 class Input(nn.Module):
-    """Pixels 0..255 -> codes: QuantizeLinear of float32(pixel / 255) with the step 1 / (2**bits - 1)."""
+    """Pixels 0..255 -> codes: QuantizeLinear of float32(pixel / 255) with the step 1 / (2**bits -
+    1)."""
 
     def __init__(self, bits: int = 8) -> None:
         super().__init__()
@@ -64,12 +65,11 @@ class Input(nn.Module):
         """Float32 pixels, possibly fractional (an attack's) -> codes; the gradient passes."""
         return round_through((pixels / PIXELS / self.step).clamp(0, self.high))
 
-    def forward(self, point: Tensor | None, lower: Tensor | None, upper: Tensor | None) -> Codes:
+    def forward(
+        self, point: Tensor | None, lower: Tensor | None, upper: Tensor | None
+    ) -> ActivationCodes:
         ends = [None if end is None else self.codes(end) for end in (point, lower, upper)]
-        return Codes(ends[0], ends[1], ends[2], self.step, 0, self.high)
-
-    def emit(self, writer: Writer) -> Value:
-        return writer.quantize(self)
+        return ActivationCodes(ends[0], ends[1], ends[2], self.step, 0, self.high)
 
 
 def _centred(codes: Tensor, zero_point: int) -> Tensor:
@@ -77,11 +77,13 @@ def _centred(codes: Tensor, zero_point: int) -> Tensor:
 
 
 class Affine(nn.Module):
-    """A weighted sum with quantized weights, `quantizer` following; `None` leaves the accumulators (the last layer).
+    """A weighted sum with quantized weights, `quantizer` following; `None` leaves the accumulators
+    (the last layer).
 
-    The weights have `weight_bits` bits, symmetric, per output channel or per tensor. With `norm`, batch normalisation
-    (statistics of the points, of the batch in training) is folded into the steps of the channels, which must be free. That
-    leaves the weights the codes that they would get if it were folded into them before they are quantized.
+    The weights have `weight_bits` bits, symmetric, per output channel or per tensor. With `norm`,
+    batch normalisation (statistics of the points, of the batch in training) is folded into the
+    steps of the channels, which must be free. That leaves the weights the codes that they would get
+    if it were folded into them before they are quantized.
     """
 
     mean: Tensor
@@ -91,7 +93,7 @@ class Affine(nn.Module):
     def __init__(
         self,
         shape: tuple[int, ...],
-        quantizer: Quantizer | None,
+        quantizer: ActivationQuantizer | None,
         weight_bits: int = 8,
         per_channel: bool = True,
         weight_scale: ScaleKind = "range",
@@ -103,16 +105,24 @@ class Affine(nn.Module):
         if not 2 <= weight_bits <= 8:
             raise ValueError(f"{weight_bits} bits are not supported: use 2 to 8")
         if norm and not (per_channel and weight_scale in ("range", "learned")):
-            raise ValueError("normalisation needs a weight scale per channel that is not tied to powers of two")
+            raise ValueError(
+                "normalisation needs a weight scale per channel that is not tied to powers of two"
+            )
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.zeros(shape[0]))
-        self.quantizer, self.weight_bits, self.bias_bits, self.norm = quantizer, weight_bits, bias_bits, norm
-        self.weight_scale = Scale(weight_scale, shape[0] if per_channel else None, weight_step)
+        self.quantizer, self.weight_bits, self.bias_bits, self.norm = (
+            quantizer,
+            weight_bits,
+            bias_bits,
+            norm,
+        )
+        self.weight_scale = StepSize(weight_scale, shape[0] if per_channel else None, weight_step)
         if norm:
             self.gain = nn.Parameter(torch.ones(shape[0]))
             self.register_buffer("mean", torch.zeros(shape[0]))
             self.register_buffer("variance", torch.ones(shape[0]))
-        self.register_buffer("levels", torch.tensor(self.high))  # in checkpoints: what the step was for
+        # In checkpoints: what the step was for.
+        self.register_buffer("levels", torch.tensor(self.high))
         self.frozen = False  # the population's statistics instead of the batch's
         nn.init.normal_(self.weight, std=math.sqrt(2.0 / self.fan_in))
 
@@ -132,14 +142,19 @@ class Affine(nn.Module):
     def sums(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The same, of integers or halves of them."""
         if is_exact():
-            return self.product(x.double(), weight.double(), None if bias is None else bias.double())
+            return self.product(
+                x.double(), weight.double(), None if bias is None else bias.double()
+            )
         return self.product(x, weight, bias)
 
-    def _folded(self, weight: Tensor, step: Tensor, x: Codes) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """(weight, step, real bias, sums of the points where they were made) with the normalisation in them.
+    def _folded(
+        self, weight: Tensor, step: Tensor, x: ActivationCodes
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """(weight, step, real bias, sums of the points where they were made) with the normalisation
+        in them.
 
-        A channel's gain multiplies its step, and its sign the codes; so what is normalised are the sums that the integer
-        network makes, and they are made once.
+        A channel's gain multiplies its step, and its sign the codes; so what is normalised are the
+        sums that the integer network makes, and they are made once.
         """
         if not self.norm:
             return weight, step, self.bias, None
@@ -168,7 +183,8 @@ class Affine(nn.Module):
             self.levels.fill_(self.high)
 
     def _step(self, weight: Tensor) -> Tensor:
-        """The weights' step: what covers the largest (each channel's, where there are several), or learned from there."""
+        """The weights' step: what covers the largest (each channel's, where there are several), or
+        learned from there."""
         scale = self.weight_scale
         if not scale.wants_range:
             return cast(Tensor, scale())
@@ -180,21 +196,28 @@ class Affine(nn.Module):
         scale.observe(step)
         return cast(Tensor, scale())
 
-    def quantized(self, x: Codes) -> Quantized:
-        """The weights and biases for codes like `x`, of which only scale and zero point matter (but see `norm`)."""
+    def quantized(self, x: ActivationCodes) -> Quantized:
+        """The weights and biases for codes like `x`, of which only scale and zero point matter (but
+        see `norm`)."""
         step = self._step(self.weight)
-        codes = round_through((self.weight / _per_row(step, self.weight)).clamp(-self.high, self.high))
+        codes = round_through(
+            (self.weight / _per_row(step, self.weight)).clamp(-self.high, self.high)
+        )
         codes, step, bias, sums = self._folded(codes, step, x)
         scale = x.scale * step
         biases = bias / scale
         if self.bias_bits is not None:  # fixed point: the bias has a coarser step of its own
             most = bias.detach().abs().amax() / (2 ** (self.bias_bits - 1) - 1)
-            own = torch.maximum(torch.exp2(torch.ceil(torch.log2(most.clamp_min(2.0**-40)))), scale.detach().max())
+            own = torch.maximum(
+                torch.exp2(torch.ceil(torch.log2(most.clamp_min(2.0**-40)))), scale.detach().max()
+            )
             biases = round_through(bias / own) * (own / scale)
         biases = round_through(biases.clamp(-BIAS_LIMIT, BIAS_LIMIT))
-        return Quantized(codes, biases, step, scale, None if sums is None else sums + along(biases, sums.ndim))
+        return Quantized(
+            codes, biases, step, scale, None if sums is None else sums + along(biases, sums.ndim)
+        )
 
-    def accumulate(self, x: Codes) -> Sums:
+    def accumulate(self, x: ActivationCodes) -> Sums:
         weight, bias, _, scale, point = self.quantized(x)
         centre = radius = None
         if x.point is not None and point is None:
@@ -207,9 +230,9 @@ class Affine(nn.Module):
             x.trace.append(sums)
         return sums
 
-    def forward(self, x: Codes) -> Codes:
+    def forward(self, x: ActivationCodes) -> ActivationCodes:
         assert self.quantizer is not None
-        return cast(Codes, self.quantizer(self.accumulate(x), x.trace))
+        return cast(ActivationCodes, self.quantizer(self.accumulate(x), x.trace))
 
 
 class _Linear(Affine):
@@ -217,18 +240,22 @@ class _Linear(Affine):
         return functional.linear(x, weight, bias)
 
 
-class Dense(_Linear):
+class DenseLayer(_Linear):
     """A fully connected layer [B, inputs] -> [B, outputs]."""
 
-    def __init__(self, inputs: int, outputs: int, quantizer: Quantizer | None = None, **options: Any) -> None:
-        super().__init__((outputs, inputs), quantizer or Quantizer(), **options)
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        quantizer: ActivationQuantizer | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__((outputs, inputs), quantizer or ActivationQuantizer(), **options)
 
-    def emit(self, writer: Writer, x: Value) -> Value:
-        return writer.dense(self, x)
 
-
-class Conv(Affine):
-    """A convolution [B, C, H, W] -> [B, M, H', W'], the same stride, padding and kernel on both axes."""
+class ConvLayer(Affine):
+    """A convolution [B, C, H, W] -> [B, M, H', W'], the same stride, padding and kernel on both
+    axes."""
 
     def __init__(
         self,
@@ -238,31 +265,36 @@ class Conv(Affine):
         stride: int = 1,
         padding: int = 0,
         groups: int = 1,
-        quantizer: Quantizer | None = None,
+        quantizer: ActivationQuantizer | None = None,
         **options: Any,
     ) -> None:
-        super().__init__((outputs, inputs // groups, kernel, kernel), quantizer or Quantizer(), **options)
+        super().__init__(
+            (outputs, inputs // groups, kernel, kernel),
+            quantizer or ActivationQuantizer(),
+            **options,
+        )
         self.stride, self.padding, self.groups = stride, padding, groups
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if x.shape[1] > 1:
-            x = x.contiguous(memory_format=torch.channels_last)  # 1.4 times as fast on a CPU; the rest follows suit
+            # 1.4 times as fast on a CPU; the rest follows suit.
+            x = x.contiguous(memory_format=torch.channels_last)
         return functional.conv2d(x, weight, bias, self.stride, self.padding, 1, self.groups)
-
-    def emit(self, writer: Writer, x: Value) -> Value:
-        return writer.conv(self, x)
 
 
 class Logits(_Linear):
-    """The last layer: accumulators with one scale for all classes, so that scores compare as integers do."""
+    """The last layer: accumulators with one scale for all classes, so that scores compare as
+    integers do."""
 
     def __init__(self, inputs: int, classes: int, **options: Any) -> None:
         super().__init__((classes, inputs), None, per_channel=False, **options)
 
-    def margins(self, x: Codes, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower bounds [B, classes] of score[label] - score[class] over the box, as integers, and their scale.
+    def margins(self, x: ActivationCodes, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower bounds [B, classes] of score[label] - score[class] over the box, as integers, and
+        their scale.
 
-        The differences of the rows are formed before the box is propagated, so this is exact over the box of `x`.
+        The differences of the rows are formed before the box is propagated, so this is exact over
+        the box of `x`.
         """
         assert x.lower is not None and x.upper is not None
         weight, bias, _, scale, _ = self.quantized(x)
@@ -273,18 +305,12 @@ class Logits(_Linear):
         rows = torch.arange(len(labels), device=labels.device)
         return centre[rows, labels][:, None] - centre - radius[rows, place], scale
 
-    def emit(self, writer: Writer, x: Value) -> Value:
-        return writer.logits(self, x)
-
 
 class Flatten(nn.Module):
     """[B, ...] -> [B, n]."""
 
-    def forward(self, x: Codes) -> Codes:
+    def forward(self, x: ActivationCodes) -> ActivationCodes:
         return x.map(lambda end: end.flatten(1))
-
-    def emit(self, writer: Writer, x: Value) -> Value:
-        return writer.flatten(x)
 
 
 class MaxPool(nn.Module):
@@ -294,17 +320,15 @@ class MaxPool(nn.Module):
         super().__init__()
         self.kernel = kernel
 
-    def forward(self, x: Codes) -> Codes:
+    def forward(self, x: ActivationCodes) -> ActivationCodes:
         return x.map(lambda end: functional.max_pool2d(end, self.kernel))
-
-    def emit(self, writer: Writer, x: Value) -> Value:
-        return writer.max_pool(self, x)
 
 
 class AveragePool(nn.Module):
     """The mean of each kernel x kernel window, windows side by side, rounded to the input's codes.
 
-    Exported as a depthwise convolution with ones: integer sums, so that no order of float additions matters.
+    Exported as a depthwise convolution with ones: integer sums, so that no order of float additions
+    matters.
     """
 
     def __init__(self, kernel: int) -> None:
@@ -315,28 +339,36 @@ class AveragePool(nn.Module):
         sums = functional.avg_pool2d(_centred(end, zero), self.kernel, divisor_override=1)
         return clip(sums, factor, zero, high)
 
-    def forward(self, x: Codes) -> Codes:
+    def forward(self, x: ActivationCodes) -> ActivationCodes:
         factor = (x.scale * (1.0 / self.kernel**2)) / x.scale  # float32, as the runtime forms it
         return x.map(lambda end: self._mean(end, x.zero_point, x.high, factor))
 
-    def emit(self, writer: Writer, x: Value) -> Value:
-        return writer.average_pool(self, x)
-
 
 class Residual(nn.Module):
-    """`body(x) + shortcut(x)`, both codes, requantized: QLinearAdd, two fused multiply-adds in float32.
+    """`body(x) + shortcut(x)`, both codes, requantized: QLinearAdd, two fused multiply-adds in
+    float32.
 
-    `body` and `shortcut` end in quantizers without `relu`; without a shortcut x itself is added. v = fma(a, ra, fma(b, rb,
-    fixed)) with ra = as / ys, rb = bs / ys, fixed = yz - fma(ra, az, rb * bz).
+    `body` and `shortcut` end in quantizers without `relu`; without a shortcut x itself is added. v
+    = fma(a, ra, fma(b, rb, fixed)) with ra = as / ys, rb = bs / ys, fixed = yz - fma(ra, az, rb *
+    bz).
     """
 
-    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None, quantizer: Quantizer | None = None) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        shortcut: nn.Module | None = None,
+        quantizer: ActivationQuantizer | None = None,
+    ) -> None:
         super().__init__()
-        self.body, self.shortcut, self.quantizer = body, shortcut, quantizer or Quantizer()
+        self.body, self.shortcut, self.quantizer = (
+            body,
+            shortcut,
+            quantizer or ActivationQuantizer(),
+        )
 
-    def forward(self, x: Codes) -> Codes:
-        a: Codes = self.body(x)
-        b: Codes = x if self.shortcut is None else self.shortcut(x)
+    def forward(self, x: ActivationCodes) -> ActivationCodes:
+        a: ActivationCodes = self.body(x)
+        b: ActivationCodes = x if self.shortcut is None else self.shortcut(x)
         quantizer = self.quantizer
         pairs = list(zip((a.point, a.lower, a.upper), (b.point, b.lower, b.upper), strict=True))
         if quantizer.training and quantizer.scale.wants_range:
@@ -355,23 +387,23 @@ class Residual(nn.Module):
             """In steps from zero."""
             if not is_exact():
                 return (p - a.zero_point) * ra + (q - b.zero_point) * rb
-            fixed = (zero - (ra.double() * a.zero_point + (rb * b.zero_point).double()).float()).double()
+            fixed = (
+                zero - (ra.double() * a.zero_point + (rb * b.zero_point).double()).float()
+            ).double()
             inner = (q.double() * rb.double() + fixed).float().double()
             return (p.double() * ra.double() + inner).float() - zero
 
         point, lower, upper = (
-            None if p is None or q is None else clip(total(p, q), one, zero, quantizer.high) for p, q in pairs
+            None if p is None or q is None else clip(total(p, q), one, zero, quantizer.high)
+            for p, q in pairs
         )
-        return Codes(point, lower, upper, step, zero, quantizer.high, x.trace)
-
-    def emit(self, writer: Writer, x: Value) -> Value:
-        return writer.residual(self, x)
+        return ActivationCodes(point, lower, upper, step, zero, quantizer.high, x.trace)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network says of a batch: real `logits` [B, classes] of the points; `margins` [B, classes] of the boxes, lower
-    bounds of logit[label] - logit[class] (0 at the label itself)."""
+    """What a network says of a batch: real `logits` [B, classes] of the points; `margins` [B,
+    classes] of the boxes, lower bounds of logit[label] - logit[class] (0 at the label itself)."""
 
     logits: Tensor | None
     margins: Tensor | None
@@ -382,7 +414,11 @@ class QuantizedNetwork(nn.Module):
 
     def __init__(self, *layers: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__()
-        if len(layers) < 2 or not isinstance(layers[0], Input) or not isinstance(layers[-1], Logits):
+        if (
+            len(layers) < 2
+            or not isinstance(layers[0], Input)
+            or not isinstance(layers[-1], Logits)
+        ):
             raise ValueError("a network starts with Input and ends with Logits")
         self.layers = nn.Sequential(*layers)
         self.shape = shape  # of an image: (channels, height, width), or (n,)
@@ -392,10 +428,14 @@ class QuantizedNetwork(nn.Module):
         return cast(Logits, self.layers[-1])
 
     def body(
-        self, point: Tensor | None, lower: Tensor | None, upper: Tensor | None, trace: list[Sums] | None = None
-    ) -> Codes:
+        self,
+        point: Tensor | None,
+        lower: Tensor | None,
+        upper: Tensor | None,
+        trace: list[Sums] | None = None,
+    ) -> ActivationCodes:
         """The codes that the head reads."""
-        x = replace(cast(Codes, self.layers[0](point, lower, upper)), trace=trace)
+        x = replace(cast(ActivationCodes, self.layers[0](point, lower, upper)), trace=trace)
         for layer in list(self.layers)[1:-1]:
             x = layer(x)
         return x
@@ -408,7 +448,8 @@ class QuantizedNetwork(nn.Module):
         labels: Tensor | None = None,
         trace: list[Sums] | None = None,
     ) -> Evaluation:
-        """Evaluate pixels [B, *shape] (0..255, float32), boxes of pixels with their labels [B], or both."""
+        """Evaluate pixels [B, *shape] (0..255, float32), boxes of pixels with their labels [B], or
+        both."""
         x = self.body(point, lower, upper, trace)
         logits = margins = None
         if x.point is not None:

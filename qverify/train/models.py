@@ -1,4 +1,5 @@
-"""Ready architectures, by name, for images of any size; `qverify.train.layers` has the parts for others."""
+"""Ready architectures, by name, for images of any size; `qverify.train.layers` has the parts for
+others."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from qverify.errors import UsageError
-from qverify.train.codes import Quantizer, ScaleKind
+from qverify.train.codes import ActivationQuantizer, ScaleKind
 from qverify.train.layers import (
     AveragePool,
-    Conv,
-    Dense,
+    ConvLayer,
+    DenseLayer,
     Flatten,
     Input,
     Logits,
@@ -24,10 +25,12 @@ from qverify.train.layers import (
 
 @dataclass(frozen=True)
 class Precision:
-    """How a network is quantized. Bits are one number for all layers or one for each weighted layer, first to last.
+    """How a network is quantized. Bits are one number for all layers or one for each weighted
+    layer, first to last.
 
-    `activation_bits` are those of the layers' outputs (the last layer has none). `fixed_int_bits`: the 2023 paper's fixed
-    point, with steps of 2**(1 - bits) for weights and 2**(fixed_int_bits - bits) for activations.
+    `activation_bits` are those of the layers' outputs (the last layer has none). `fixed_int_bits`:
+    the 2023 paper's fixed point, with steps of 2**(1 - bits) for weights and 2**(fixed_int_bits -
+    bits) for activations.
     """
 
     weight_bits: tuple[int, ...] = (8,)
@@ -58,20 +61,31 @@ class _Parts:
             options |= {"per_channel": p.per_channel, "weight_scale": p.weight_scale}
         else:
             step = 2.0 ** (1 - options["weight_bits"])  # one integer bit, the sign
-            options |= {"per_channel": False, "weight_scale": "fixed", "weight_step": step, "bias_bits": 8}
+            options |= {
+                "per_channel": False,
+                "weight_scale": "fixed",
+                "weight_step": step,
+                "bias_bits": 8,
+            }
         return options
 
-    def quantizer(self, relu: bool = True) -> Quantizer:
+    def quantizer(self, relu: bool = True) -> ActivationQuantizer:
         p = self.precision
         bits = self._bits(p.activation_bits, "activation bits")
         if p.fixed_int_bits is not None:
-            return Quantizer(bits, relu, "fixed", step=2.0 ** (p.fixed_int_bits - bits))
-        return Quantizer(bits, relu, p.activation_scale, p.symmetric)
+            return ActivationQuantizer(bits, relu, "fixed", step=2.0 ** (p.fixed_int_bits - bits))
+        return ActivationQuantizer(bits, relu, p.activation_scale, p.symmetric)
 
     def conv(
-        self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, relu: bool = True
-    ) -> Conv:
-        layer = Conv(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        relu: bool = True,
+    ) -> ConvLayer:
+        layer = ConvLayer(
             inputs,
             outputs,
             kernel,
@@ -84,8 +98,8 @@ class _Parts:
         self.count += 1
         return layer
 
-    def dense(self, inputs: int, outputs: int) -> Dense:
-        layer = Dense(inputs, outputs, self.quantizer(), norm=self.norm, **self.options())
+    def dense(self, inputs: int, outputs: int) -> DenseLayer:
+        layer = DenseLayer(inputs, outputs, self.quantizer(), norm=self.norm, **self.options())
         self.count += 1
         return layer
 
@@ -119,7 +133,9 @@ def _plain(
             channels = outputs
             height, width = (_side(n, kernel, stride, padding) for n in (height, width))
         if min(height, width) < 1:
-            raise UsageError(f"images of {shape[1]} x {shape[2]} are too small for this architecture")
+            raise UsageError(
+                f"images of {shape[1]} x {shape[2]} are too small for this architecture"
+            )
         size = channels * height * width
         layers.append(Flatten())
         for outputs in hidden:
@@ -131,10 +147,13 @@ def _plain(
 
 
 def _residual(parts: _Parts, shape: tuple[int, int, int], classes: int) -> list[nn.Module]:
-    """A stem and two residual blocks, the second at half the resolution, then the mean of every channel."""
+    """A stem and two residual blocks, the second at half the resolution, then the mean of every
+    channel."""
     channels, height, width = shape
     if height != width:
-        raise UsageError(f"images of {height} x {width} do not fit this architecture: it needs square ones")
+        raise UsageError(
+            f"images of {height} x {width} do not fit this architecture: it needs square ones"
+        )
     layers: list[nn.Module] = [parts.conv(channels, 16, 3, 2, 1)]
     side = _side(height, 3, 2, 1)
     body = nn.Sequential(parts.conv(16, 16, 3, 1, 1), parts.conv(16, 16, 3, 1, 1, relu=False))
@@ -151,10 +170,14 @@ MODELS: dict[str, Callable[[_Parts, tuple[int, int, int], int], list[nn.Module]]
     "small": _plain(((32, 5, 2, 0), (64, 4, 2, 0)), (128,)),
     "wide": _plain(((64, 5, 2, 0), (128, 4, 2, 0)), (256,)),
     "medium": _plain(((32, 5, 2, 0), (64, 3, 1, 0), (128, 3, 2, 0)), (256,)),
-    "cnn7": _plain(((64, 3, 1, 1), (64, 3, 1, 1), (128, 3, 2, 1), (128, 3, 1, 1), (128, 3, 1, 1)), (512,)),
+    "cnn7": _plain(
+        ((64, 3, 1, 1), (64, 3, 1, 1), (128, 3, 2, 1), (128, 3, 1, 1), (128, 3, 1, 1)), (512,)
+    ),
     "resnet": _residual,
     # The architectures of Lechner et al. (AAAI 2023), as their released code has them
-    "paper-mnist": _plain(((64, 5, 2, 0), (128, 3, 1, 0), (256, 3, 1, 0), (384, 3, 1, 0), (512, 3, 2, 0)), (128,)),
+    "paper-mnist": _plain(
+        ((64, 5, 2, 0), (128, 3, 1, 0), (256, 3, 1, 0), (384, 3, 1, 0), (512, 3, 2, 0)), (128,)
+    ),
     "paper-fashion": _plain(((64, 5, 2, 0), (96, 3, 1, 0), (128, 3, 2, 0)), (128,)),
 }
 MODELS["paper-cifar"] = MODELS["paper-fashion"]
@@ -168,7 +191,8 @@ def make_model(
     precision: Precision | None = None,
     norm: bool = False,
 ) -> QuantizedNetwork:
-    """The architecture `name` for images [channels, height, width]. UsageError for a name or bits that do not fit."""
+    """The architecture `name` for images [channels, height, width]. UsageError for a name or bits
+    that do not fit."""
     if name not in MODELS:
         raise UsageError(f"no model '{name}': use one of {', '.join(MODELS)}")
     precision = precision or Precision()

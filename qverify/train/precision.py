@@ -1,8 +1,10 @@
-"""How few bits a network needs: widths of the layers' weights, chosen by what the verifier still proves.
+"""How few bits a network needs: widths of the layers' weights, chosen by what the verifier still
+proves.
 
-Greedy: the layer that would save most goes to the next smaller width, the network is trained on for a few epochs,
-exported, and certified on held-out images; where enough of them are, the widths stay, otherwise that layer keeps its own
-for good. Each trial is a training run of its own in `OUT/trials`, so a search that was cut off goes on where it was.
+Greedy: the layer that would save most goes to the next smaller width, the network is trained on for
+a few epochs, exported, and certified on held-out images; where enough of them are, the widths stay,
+otherwise that layer keeps its own for good. Each trial is a training run of its own in
+`OUT/trials`, so a search that was cut off goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,12 +18,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qverify.errors import UsageError
+from qverify.files import write_bytes
 from qverify.options import Options
-from qverify.report import write_bytes
 from qverify.robustness import certify
 from qverify.train.config import Config
 from qverify.train.layers import Affine
-from qverify.train.loop import CHECKPOINT, MODEL, TRIALS, held_out, make_network, train, training_images
+from qverify.train.loop import (
+    CHECKPOINT,
+    MODEL,
+    TRIALS,
+    held_out,
+    make_network,
+    train,
+    training_images,
+)
 
 WIDTHS = (8, 6, 5, 4, 3, 2)
 TABLE = "bits.csv"
@@ -30,9 +40,11 @@ RATE = 2e-4  # of the epochs after a layer lost bits
 
 @dataclass(frozen=True)
 class Goal:
-    """What a network must keep: a fraction `certified` of the last `images` held-out images, at the run's eps.
+    """What a network must keep: a fraction `certified` of the last `images` held-out images, at the
+    run's eps.
 
-    Each image may take `timeout` seconds; `epochs` are trained after every change; `jobs` worker processes certify.
+    Each image may take `timeout` seconds; `epochs` are trained after every change; `jobs` worker
+    processes certify.
     """
 
     certified: float
@@ -61,30 +73,41 @@ def search_bits(
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[float, str], None] = lambda seconds, text: None,
 ) -> Path:
-    """Train as `config` says, then take bits from the layers' weights while `goal` is met; returns the smallest model.
+    """Train as `config` says, then take bits from the layers' weights while `goal` is met; returns
+    the smallest model.
 
-    `out` receives the model and `bits.csv`, a row for every trial. Raises UsageError where the network misses the goal
-    before it has lost a bit, and where `out` holds a training run.
+    `out` receives the model and `bits.csv`, a row for every trial. Raises UsageError where the
+    network misses the goal before it has lost a bit, and where `out` holds a training run.
     """
     folder = Path(out)
     if not 0 < goal.certified <= 1:
         raise UsageError(f"the target {goal.certified:g} is no part of 1: 0.95, say")
     if (folder / CHECKPOINT).exists():
-        raise UsageError(f"{folder} holds a training run, whose model would be lost; name another folder")
+        raise UsageError(
+            f"{folder} holds a training run, whose model would be lost; name another folder"
+        )
     images = training_images(config)
     kept = held_out(config, images)
     if not 0 < goal.images <= kept:
         raise UsageError(
-            f"{goal.images} images to certify are more than the {kept} held-out ones: choose fewer --images"
+            f"{goal.images} images to certify are more than the {kept} held-out ones: choose "
+            "fewer --images"
         )
     network = make_network(config, images)
     layers = tuple(layer.weight.numel() for layer in network.modules() if isinstance(layer, Affine))
-    bits = config.weight_bits if len(config.weight_bits) == len(layers) else config.weight_bits * len(layers)
-    best = _try(replace(config, weight_bits=bits), layers, folder / TRIALS / "start", goal, say, progress)
+    bits = (
+        config.weight_bits
+        if len(config.weight_bits) == len(layers)
+        else config.weight_bits * len(layers)
+    )
+    best = _try(
+        replace(config, weight_bits=bits), layers, folder / TRIALS / "start", goal, say, progress
+    )
     write_bytes(str(folder / TABLE), _table([best], config.eps, goal))
     if not best.kept:
         raise UsageError(
-            f"the network certifies {100 * best.certified:.1f} % at eps {config.eps:g} before any bit is taken, less than "
+            f"the network certifies {100 * best.certified:.1f} % at eps {config.eps:g} before any "
+            "bit is taken, less than "
             f"the target {100 * goal.certified:.1f} %; train it longer, or lower the target"
         )
     trials, frozen = [best], set[int]()
@@ -100,9 +123,15 @@ def search_bits(
             continue
         bits = (*best.bits[:layer], width, *best.bits[layer + 1 :])
         changed = replace(
-            config, weight_bits=bits, epochs=goal.epochs, rate=RATE, start_from=str(best.folder / CHECKPOINT)
+            config,
+            weight_bits=bits,
+            epochs=goal.epochs,
+            rate=RATE,
+            start_from=str(best.folder / CHECKPOINT),
         )
-        trial = _try(changed, layers, folder / TRIALS / "-".join(map(str, bits)), goal, say, progress)
+        trial = _try(
+            changed, layers, folder / TRIALS / "-".join(map(str, bits)), goal, say, progress
+        )
         trials.append(trial)
         write_bytes(str(folder / TABLE), _table(trials, config.eps, goal))
         if trial.kept:
@@ -151,15 +180,18 @@ def _try(
     kept = certified >= goal.certified
     error = math.sqrt(certified * (1 - certified) / level.images)
     say(
-        f"{_spelled(config.weight_bits)} bits, {size / 8192:.1f} KiB: clean {100 * clean:.1f} %, certified "
-        f"{100 * certified:.1f} % (standard error {100 * error:.1f}) of {level.images} held-out images: "
+        f"{_spelled(config.weight_bits)} bits, {size / 8192:.1f} KiB: clean {100 * clean:.1f} %, "
+        "certified "
+        f"{100 * certified:.1f} % (standard error {100 * error:.1f}) of {level.images} held-out "
+        "images: "
         f"{'kept' if kept else 'not enough'}"
     )
     return Trial(config.weight_bits, size, clean, certified, kept, folder)
 
 
 def _table(trials: list[Trial], eps: float, goal: Goal) -> bytes:
-    """Accuracies are fractions of `images` held-out images, `certified` at `eps` pixels, `target` what was asked for."""
+    """Accuracies are fractions of `images` held-out images, `certified` at `eps` pixels, `target`
+    what was asked for."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["bits", "kib", "clean", "certified", "kept", "eps", "target", "images"])

@@ -1,6 +1,7 @@
 """What training minimises, and on which schedule: the 2023 paper's recipe, and ours.
 
-A recipe is asked for the learning rate and the loss at every step, by `progress` in [0, 1]. Boxes are in pixels (0..255).
+A recipe is asked for the learning rate and the loss at every step, by `progress` in [0, 1]. Boxes
+are in pixels (0..255).
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ class Recipe(Protocol):
         """The learning rate."""
 
     def loss(
-        self, network: QuantizedNetwork, pixels: Tensor, labels: Tensor, progress: float, generator: torch.Generator
+        self,
+        network: QuantizedNetwork,
+        pixels: Tensor,
+        labels: Tensor,
+        progress: float,
+        generator: torch.Generator,
     ) -> Tensor:
         """The loss of a batch: pixels float32 [B, *shape], labels int64 [B]."""
 
@@ -52,14 +58,21 @@ def box(pixels: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
 
 
 def worst_case(margins: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of the worst logits a box allows, up to a shift: -margin for every class, 0 for the label."""
+    """Cross entropy of the worst logits a box allows, up to a shift: -margin for every class, 0 for
+    the label."""
     return functional.cross_entropy(-margins, labels)
 
 
 def attack(
-    network: QuantizedNetwork, pixels: Tensor, labels: Tensor, eps: float, steps: int, generator: torch.Generator
+    network: QuantizedNetwork,
+    pixels: Tensor,
+    labels: Tensor,
+    eps: float,
+    steps: int,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Projected gradient ascent on the cross entropy within `eps` pixels, by straight-through gradients."""
+    """Projected gradient ascent on the cross entropy within `eps` pixels, by straight-through
+    gradients."""
     lower, upper = box(pixels, eps)
     noise = torch.rand(pixels.shape, generator=generator, device=generator.device).to(pixels.device)
     point = torch.lerp(lower, upper, noise)
@@ -78,14 +91,20 @@ def attack(
 
 def spreads(trace: list[Sums]) -> Tensor:
     """The mean width of every layer's accumulators over their boxes, in real units."""
-    widths = [2.0 * (sums.radius.transpose(1, -1) * sums.scale).mean() for sums in trace if sums.radius is not None]
+    widths = [
+        2.0 * (sums.radius.transpose(1, -1) * sums.scale).mean()
+        for sums in trace
+        if sums.radius is not None
+    ]
     return torch.stack(widths)
 
 
 def regularisers(trace: list[Sums], width: float) -> Tensor:
-    """Shi et al. 2021: layers should not widen boxes, and active and inactive neurons should balance.
+    """Shi et al. 2021: layers should not widen boxes, and active and inactive neurons should
+    balance.
 
-    `width` is the input's mean width, in real units. Sums without a box (the last layer's, of points) are left out.
+    `width` is the input's mean width, in real units. Sums without a box (the last layer's, of
+    points) are left out.
     """
     total = torch.zeros(())
     layers = [sums for sums in trace if sums.centre is not None and sums.radius is not None]
@@ -106,15 +125,18 @@ def regularisers(trace: list[Sums], width: float) -> Tensor:
 
 @dataclass
 class Qverify:
-    """Cross entropy on worst-case logits of a box inside the ball, mixed with that of clean or attacked images.
+    """Cross entropy on worst-case logits of a box inside the ball, mixed with that of clean or
+    attacked images.
 
-    `mix` is the weight of the box's term. The box has the radius `shrink` * eps around an attacked point whose box stays in
-    the ball (SABR: Mueller et al., ICLR 2023); at 1 it is the whole ball. With `attack_steps` the other term is the
-    attacked images' (MTL-IBP: De Palma et al., ICLR 2024), without it the clean ones'. eps rises to `past` times the
-    target, from `warm` to `ramped` (parts of the run). `regularise` weighs the warm-up regularisers of Shi et al., NeurIPS
-    2021, whose initialisation layers with normalisation get. Only the part `boxed` of each batch (in random order) has its
-    boxes propagated, which cost twice as much as points: where `mix` is small, a few are enough. Their radii are drawn
-    between `least` times eps and eps, evenly on a logarithmic scale: a network may be certified at several radii.
+    `mix` is the weight of the box's term. The box has the radius `shrink` * eps around an attacked
+    point whose box stays in the ball (SABR: Mueller et al., ICLR 2023); at 1 it is the whole ball.
+    With `attack_steps` the other term is the attacked images' (MTL-IBP: De Palma et al., ICLR
+    2024), without it the clean ones'. eps rises to `past` times the target, from `warm` to `ramped`
+    (parts of the run). `regularise` weighs the warm-up regularisers of Shi et al., NeurIPS 2021,
+    whose initialisation layers with normalisation get. Only the part `boxed` of each batch (in
+    random order) has its boxes propagated, which cost twice as much as points: where `mix` is
+    small, a few are enough. Their radii are drawn between `least` times eps and eps, evenly on a
+    logarithmic scale: a network may be certified at several radii.
     """
 
     eps: float
@@ -139,7 +161,9 @@ class Qverify:
 
     def rate(self, progress: float) -> float:
         rise = 0.1 + 0.9 * ramp(progress, 0.0, self.warm)
-        return self.peak_rate * rise * 0.5 * (1 + math.cos(math.pi * ramp(progress, self.warm, 1.0)))
+        return (
+            self.peak_rate * rise * 0.5 * (1 + math.cos(math.pi * ramp(progress, self.warm, 1.0)))
+        )
 
     def _radii(self, eps: float, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """The radius of every image's ball [B, 1, ...], between `least` * eps and eps."""
@@ -149,7 +173,12 @@ class Qverify:
         return radii.to(pixels.device)
 
     def loss(
-        self, network: QuantizedNetwork, pixels: Tensor, labels: Tensor, progress: float, generator: torch.Generator
+        self,
+        network: QuantizedNetwork,
+        pixels: Tensor,
+        labels: Tensor,
+        progress: float,
+        generator: torch.Generator,
     ) -> Tensor:
         part = ramp(progress, self.warm, self.ramped)
         eps, mix = self.eps * self.past * part, self.mix
@@ -162,7 +191,9 @@ class Qverify:
         room = ball * (1 - self.shrink)
         middle = pixels[:count] + torch.clamp((attacked - pixels)[:count], -room, room)
         lower, upper = box(middle, ball * self.shrink)
-        if mix >= 1 and not any(isinstance(layer, Affine) and layer.norm for layer in network.modules()):
+        if mix >= 1 and not any(
+            isinstance(layer, Affine) and layer.norm for layer in network.modules()
+        ):
             point = None
         warming = part < 1 and self.regularise > 0
         trace: list[Sums] | None = [] if warming else None
@@ -178,11 +209,13 @@ class Qverify:
 
 @dataclass
 class Paper:
-    """QA-IBP as released by Lechner et al. (AAAI 2023): clean cross entropy, a hinge on margins, and a width penalty.
+    """QA-IBP as released by Lechner et al. (AAAI 2023): clean cross entropy, a hinge on margins,
+    and a width penalty.
 
-    Everything rises linearly over the first 90 % of the steps: eps to the target + 0.1, the hinge's weight to 0.5, the
-    penalty's to 0.001. The hinge (margin 0.2) counts correctly classified images only (`correct_only`, their choice for
-    MNIST and Fashion-MNIST). Their rate of 1e-4 goes with 5 million steps; `peak_rate` scales it to the budget at hand.
+    Everything rises linearly over the first 90 % of the steps: eps to the target + 0.1, the hinge's
+    weight to 0.5, the penalty's to 0.001. The hinge (margin 0.2) counts correctly classified images
+    only (`correct_only`, their choice for MNIST and Fashion-MNIST). Their rate of 1e-4 goes with 5
+    million steps; `peak_rate` scales it to the budget at hand.
     """
 
     eps: float
@@ -196,13 +229,19 @@ class Paper:
     clip_norm: float | None = None
 
     def start(self, network: QuantizedNetwork) -> None:
-        """Their truncated normal of 0.2 needs their pre-training; He's initialisation (the layers' own) stands in."""
+        """Their truncated normal of 0.2 needs their pre-training; He's initialisation (the layers'
+        own) stands in."""
 
     def rate(self, progress: float) -> float:
         return self.peak_rate * (1.0, 0.3, 0.1)[min(2, int(3 * progress))]
 
     def loss(
-        self, network: QuantizedNetwork, pixels: Tensor, labels: Tensor, progress: float, generator: torch.Generator
+        self,
+        network: QuantizedNetwork,
+        pixels: Tensor,
+        labels: Tensor,
+        progress: float,
+        generator: torch.Generator,
     ) -> Tensor:
         part = ramp(progress, 0.0, self.ramped)
         trace: list[Sums] = []

@@ -1,12 +1,14 @@
-"""Make the certified networks of this folder: train them by their TOML files, export, and write properties.
+"""Make the certified networks of this folder: train them by their TOML files, export, and write
+properties.
 
     pip install '.[train,plot]'
     python make_certified.py --mnist mnist.npz --fashion fashion_mnist.npz [--runs DIR] [--out DIR]
 
-The archives hold `x_train`, `y_train`, `x_test`, `y_test`. Each `NAME.toml` is a configuration of `qverify train`; a run
-that was cut off goes on, and a finished one is taken as it is. For the first images of the test set that a network
-classifies correctly, `vnnlib/SET_IMAGE_eps_R.vnnlib.gz` is the ball of radius R/255 around the image within [0, 1];
-unsafe is any other class that wins or ties. SET is what NAME begins with, `mnist` or `fashion`.
+The archives hold `x_train`, `y_train`, `x_test`, `y_test`. Each `NAME.toml` is a configuration of
+`qverify train`; a run that was cut off goes on, and a finished one is taken as it is. For the first
+images of the test set that a network classifies correctly, `vnnlib/SET_IMAGE_eps_R.vnnlib.gz` is
+the ball of radius R/255 around the image within [0, 1]; unsafe is any other class that wins or
+ties. SET is what NAME begins with, `mnist` or `fashion`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,11 @@ TIMEOUT = 60
 def decimal(value: Fraction, up: bool) -> str:
     """A decimal at most 10**-DIGITS away from the value, above or below it."""
     scaled = value * 10**DIGITS
-    whole = -((-scaled.numerator) // scaled.denominator) if up else scaled.numerator // scaled.denominator
+    whole = (
+        -((-scaled.numerator) // scaled.denominator)
+        if up
+        else scaled.numerator // scaled.denominator
+    )
     return f"{whole // 10**DIGITS}.{whole % 10**DIGITS:0{DIGITS}d}"
 
 
@@ -48,7 +54,10 @@ def specification(pixels: npt.NDArray[np.uint8], label: int, radius: int, classe
     lines += [f"(declare-const Y_{k} Real)\n" for k in range(classes)]
     for k, pixel in enumerate(flat):
         low, high = Fraction(max(pixel - radius, 0), 255), Fraction(min(pixel + radius, 255), 255)
-        lines.append(f"(assert (>= X_{k} {decimal(low, False)}))\n(assert (<= X_{k} {decimal(high, True)}))\n")
+        lines.append(
+            f"(assert (>= X_{k} {decimal(low, False)}))\n(assert (<= X_{k} "
+            f"{decimal(high, True)}))\n"
+        )
     others = " ".join(f"(and (>= Y_{k} Y_{label}))" for k in range(classes) if k != label)
     return "".join([*lines, f"(assert (or {others}))\n"])
 
@@ -79,7 +88,9 @@ def main() -> None:
         for image in right:
             for radius in RADII:
                 name = f"{kind}_{image}_eps_{radius}.vnnlib.gz"
-                text = specification(images.pixels[image], int(images.labels[image]), radius, scores.shape[1])
+                text = specification(
+                    images.pixels[image], int(images.labels[image]), radius, scores.shape[1]
+                )
                 (folders[1] / name).write_bytes(gzip.compress(text.encode(), mtime=0))
                 rows.append(f"onnx/{path.stem}.onnx,vnnlib/{name},{TIMEOUT}\n")
     (words.out / "instances.csv").write_text("".join(rows))

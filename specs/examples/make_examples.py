@@ -1,14 +1,17 @@
-"""Make the example networks and specifications of this folder: train, export, quantize, attack, write.
+"""Make the example networks and specifications of this folder: train, export, quantize, attack,
+write.
 
     pip install torch onnx onnxruntime numpy
     python make_examples.py --data mnist.npz [--out DIR]
 
-`mnist.npz` holds `x_train`, `x_test` (uint8, 784 pixels a row) and `y_train`, `y_test`. Everything is seeded and runs
-on one thread, so one machine writes the same bytes each time; another CPU or library version may train weights that
-differ in the last bits. What each file is for stands in README.md.
+`mnist.npz` holds `x_train`, `x_test` (uint8, 784 pixels a row) and `y_train`, `y_test`. Everything
+is seeded and runs on one thread, so one machine writes the same bytes each time; another CPU or
+library version may train weights that differ in the last bits. What each file is for stands in
+README.md.
 
-Only verdicts with a witness are written to expected.csv: `sat` when an input inside the box was run through the very
-file in onnxruntime and was misclassified, and for the tiny network both verdicts, because all its inputs are run.
+Only verdicts with a witness are written to expected.csv: `sat` when an input inside the box was run
+through the very file in onnxruntime and was misclassified, and for the tiny network both verdicts,
+because all its inputs are run.
 """
 
 from __future__ import annotations
@@ -42,11 +45,13 @@ CALIBRATION = 500  # training images
 FORMS = {"qop": QuantFormat.QOperator, "qdq": QuantFormat.QDQ}
 
 
-# --- networks -------------------------------------------------------------------------------------------------------
+# --- networks
+# --------------------------------------------------------------------------------------------------
 
 
 class Rows(nn.Module):
-    """Flatten as a Reshape, which the quantizer leaves on codes; around a Flatten it dequantizes and quantizes."""
+    """Flatten as a Reshape, which the quantizer leaves on codes; around a Flatten it dequantizes
+    and quantizes."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], -1)
@@ -60,7 +65,8 @@ class Recipe:
     net: nn.Sequential
     shape: tuple[int, ...]  # of the graph input
     per_channel: bool
-    # 7-bit weights: then u8 x s8 kernels without VNNI cannot saturate, and every x86 CPU computes the same codes.
+    # 7-bit weights: then u8 x s8 kernels without VNNI cannot saturate, and every x86 CPU computes
+    # the same codes.
     reduce_range: bool
 
 
@@ -91,7 +97,8 @@ def tiny_mlp() -> Recipe:
     return Recipe("tiny_mlp", net, (1, 2), per_channel=False, reduce_range=True)
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+# --- training
+# --------------------------------------------------------------------------------------------------
 
 
 def affine_radius(layer: nn.Module, radius: Tensor) -> Tensor:
@@ -114,17 +121,21 @@ def intervals(net: nn.Sequential, low: Tensor, high: Tensor) -> tuple[Tensor, Te
 
 
 def worst_logits(net: nn.Sequential, x: Tensor, y: Tensor, radius: float) -> Tensor:
-    """The true class at its lower bound, every other at its upper: the argmax is y only if intervals prove it."""
+    """The true class at its lower bound, every other at its upper: the argmax is y only if
+    intervals prove it."""
     low, high = intervals(net, (x - radius).clamp(0, 1), (x + radius).clamp(0, 1))
     return torch.where(nn.functional.one_hot(y, low.shape[1]).bool(), low, high)
 
 
 def train_robust(net: nn.Sequential, x: Tensor, y: Tensor, *, epochs: int, radius: float) -> None:
-    """Interval-bound training (Gowal et al. 2018): half the loss on the worst logits, the radius ramped up."""
+    """Interval-bound training (Gowal et al. 2018): half the loss on the worst logits, the radius
+    ramped up."""
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
     batches = len(x) // 128
     total = epochs * batches
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=total, pct_start=0.15)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=3e-3, total_steps=total, pct_start=0.15
+    )
     for step in range(total):
         if step % batches == 0:
             order = torch.randperm(len(x))
@@ -154,14 +165,16 @@ def disc(count: int) -> tuple[Floats, Codes]:
     return points, (np.hypot(*(points - 0.5).T) < 0.35).astype(np.int64)
 
 
-# --- ONNX -----------------------------------------------------------------------------------------------------------
+# --- ONNX
+# --------------------------------------------------------------------------------------------------
 
 
 def export(recipe: Recipe) -> onnx.ModelProto:
     """The float network as ONNX opset 13 with batch size 1."""
     recipe.net.eval()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the TorchScript exporter is deprecated, but needs no package beside torch
+        # The TorchScript exporter is deprecated, but needs no package beside torch.
+        warnings.simplefilter("ignore")
         path = Path(folder) / "float.onnx"
         torch.onnx.export(
             recipe.net, (torch.zeros(recipe.shape),), path,
@@ -174,7 +187,9 @@ class Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships
     """Feeds calibration inputs one by one."""
 
     def __init__(self, inputs: Floats, shape: tuple[int, ...]) -> None:
-        self.feeds: Iterator[dict[str, Floats]] = iter({"input": row.reshape(shape)} for row in inputs)
+        self.feeds: Iterator[dict[str, Floats]] = iter(
+            {"input": row.reshape(shape)} for row in inputs
+        )
 
     def get_next(self) -> dict[str, Floats] | None:
         return next(self.feeds, None)
@@ -219,26 +234,34 @@ class Runtime:
 
 
 def input_is_codes(path: Path) -> bool:
-    """Whether the first quantizer maps k/255 to the code k, so that a box of codes and a float box are the same."""
+    """Whether the first quantizer maps k/255 to the code k, so that a box of codes and a float box
+    are the same."""
     graph = onnx.load(path).graph
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     first = next(node for node in graph.node if "input" in node.input)
     scale, zero = (values[name] for name in first.input[1:3])
-    return first.op_type == "QuantizeLinear" and float(scale) == float(np.float32(1 / 255)) and int(zero) == 0
+    return (
+        first.op_type == "QuantizeLinear"
+        and float(scale) == float(np.float32(1 / 255))
+        and int(zero) == 0
+    )
 
 
-# --- specifications -------------------------------------------------------------------------------------------------
+# --- specifications
+# -------------------------------------------------------------------------------------------------
 
 
 def decimal(code: int) -> str:
-    """code/255 to 12 places: far closer than a float32, and a point is always there, as VNN-LIB 2.0 asks."""
+    """code/255 to 12 places: far closer than a float32, and a point is always there, as VNN-LIB 2.0
+    asks."""
     text = f"{code / 255:.12f}".rstrip("0")
     return text + "0" if text.endswith(".") else text
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A box of codes around which the label must win strictly; `unsafe` is any other class that ties or wins."""
+    """A box of codes around which the label must win strictly; `unsafe` is any other class that
+    ties or wins."""
 
     name: str
     low: Codes
@@ -248,7 +271,8 @@ class Spec:
     comment: str
 
     def floats(self, codes: Codes) -> Floats:
-        """codes/255 as float32 values that lie in the decimal box exactly (rounding could step over its border)."""
+        """codes/255 as float32 values that lie in the decimal box exactly (rounding could step over
+        its border)."""
         low = np.array([float32_at_least(Fraction(decimal(k))) for k in range(256)], np.float32)
         high = np.array([-float32_at_least(-Fraction(decimal(k))) for k in range(256)], np.float32)
         return (codes / 255).astype(np.float32).clip(low[self.low], high[self.high])
@@ -285,7 +309,10 @@ def vnnlib2(spec: Spec) -> str:
         ")",
     ]
     for i, (low, high) in enumerate(zip(spec.low, spec.high, strict=True)):
-        lines += [f"(assert (>= X[0,{i}] {decimal(low)}))", f"(assert (<= X[0,{i}] {decimal(high)}))"]
+        lines += [
+            f"(assert (>= X[0,{i}] {decimal(low)}))",
+            f"(assert (<= X[0,{i}] {decimal(high)}))",
+        ]
     unsafe = wins[0] if len(wins) == 1 else "(or\n  " + "\n  ".join(wins) + "\n)"
     return "\n".join([*lines, f"(assert {unsafe})", ""])
 
@@ -296,11 +323,15 @@ def write_spec(path: Path, text: str) -> None:
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
-# --- MNIST ----------------------------------------------------------------------------------------------------------
+# --- MNIST
+# --------------------------------------------------------------------------------------------------
 
 
-def attack(net: nn.Sequential, shape: tuple[int, ...], pixels: Codes, y: Codes, radius: int) -> Iterator[Codes]:
-    """Sign-gradient ascent on the float network; yields pixels [images, 784] in the integer ball, per restart."""
+def attack(
+    net: nn.Sequential, shape: tuple[int, ...], pixels: Codes, y: Codes, radius: int
+) -> Iterator[Codes]:
+    """Sign-gradient ascent on the float network; yields pixels [images, 784] in the integer ball,
+    per restart."""
     generator = torch.Generator().manual_seed(radius)
     x, labels = torch.tensor(pixels / 255, dtype=torch.float32), torch.tensor(y)
     truth = nn.functional.one_hot(labels, 10).bool()
@@ -330,20 +361,26 @@ def ball(index: int, pixels: Codes, label: int, radius: int) -> Spec:
         high=(pixels + radius).clip(max=255),
         label=label,
         classes=10,
-        comment=f"MNIST test image {index}, a {label}, pixels free by {radius}/255 in [0, 1]; unsafe: not a {label}",
+        comment=f"MNIST test image {index}, a {label}, pixels free by {radius}/255 in [0, 1]; "
+        f"unsafe: not a {label}",
     )
 
 
 @dataclass
 class Findings:
-    """What was found about the first POOL test images, per network name and per radius, [POOL] each."""
+    """What was found about the first POOL test images, per network name and per radius, [POOL]
+    each."""
 
     right: npt.NDArray[np.bool_]  # classified right by every file
-    proved: dict[tuple[str, int], npt.NDArray[np.bool_]]  # by intervals on the float network: only a hint
-    broken: dict[tuple[str, int], npt.NDArray[np.bool_]]  # by an input replayed in every file of the network
+    # By intervals on the float network: only a hint.
+    proved: dict[tuple[str, int], npt.NDArray[np.bool_]]
+    # By an input replayed in every file of the network.
+    broken: dict[tuple[str, int], npt.NDArray[np.bool_]]
 
 
-def explore(recipes: Sequence[Recipe], files: dict[str, list[Runtime]], pixels: Codes, y: Codes) -> Findings:
+def explore(
+    recipes: Sequence[Recipe], files: dict[str, list[Runtime]], pixels: Codes, y: Codes
+) -> Findings:
     """Bound and attack the images at every radius."""
     found = Findings(np.ones(len(y), bool), {}, {})
     x = torch.tensor(pixels / 255, dtype=torch.float32)
@@ -352,14 +389,21 @@ def explore(recipes: Sequence[Recipe], files: dict[str, list[Runtime]], pixels: 
             found.right &= ~is_unsafe(run((pixels / 255).astype(np.float32)), y)
         for radius in RADII:
             with torch.no_grad():
-                worst = worst_logits(recipe.net, x.reshape(-1, *recipe.shape[1:]), torch.tensor(y), radius / 255)
+                worst = worst_logits(
+                    recipe.net, x.reshape(-1, *recipe.shape[1:]), torch.tensor(y), radius / 255
+                )
             found.proved[recipe.name, radius] = worst.argmax(1).numpy() == y
-            found.broken[recipe.name, radius] = broken(recipe, files[recipe.name], pixels, y, radius)
+            found.broken[recipe.name, radius] = broken(
+                recipe, files[recipe.name], pixels, y, radius
+            )
     return found
 
 
-def broken(recipe: Recipe, runs: list[Runtime], pixels: Codes, y: Codes, radius: int) -> npt.NDArray[np.bool_]:
-    """Which images have a counterexample that every file of the network confirms; inputs exactly inside the box."""
+def broken(
+    recipe: Recipe, runs: list[Runtime], pixels: Codes, y: Codes, radius: int
+) -> npt.NDArray[np.bool_]:
+    """Which images have a counterexample that every file of the network confirms; inputs exactly
+    inside the box."""
     found = np.zeros(len(y), bool)
     specs = [ball(i, pixels[i], int(y[i]), radius) for i in range(len(y))]
     for codes in attack(recipe.net, recipe.shape, pixels, y, radius):
@@ -373,7 +417,8 @@ def broken(recipe: Recipe, runs: list[Runtime], pixels: Codes, y: Codes, radius:
 
 
 def choose(found: Findings, names: Sequence[str]) -> list[int]:
-    """Image numbers: one that looks safe, some that are open, break late (at 8/255), early, or at once."""
+    """Image numbers: one that looks safe, some that are open, break late (at 8/255), early, or at
+    once."""
 
     def proved(radius: int) -> npt.NDArray[np.bool_]:
         return np.asarray(np.array([found.proved[name, radius] for name in names]).all(0))
@@ -388,14 +433,17 @@ def choose(found: Findings, names: Sequence[str]) -> list[int]:
         (attacked(4) & ~attacked(1), 1),
         (attacked(1), 1),
     )
-    return sorted({int(i) for kind, count in kinds for i in np.flatnonzero(found.right & kind)[:count]})
+    return sorted(
+        {int(i) for kind, count in kinds for i in np.flatnonzero(found.right & kind)[:count]}
+    )
 
 
 def accuracy(run: Runtime, pixels: Codes, y: Codes) -> float:
     return float((run((pixels / 255).astype(np.float32)).argmax(1) == y).mean())
 
 
-# --- the tiny network -----------------------------------------------------------------------------------------------
+# --- the tiny network
+# -----------------------------------------------------------------------------------------------
 
 
 def grid(low: Codes, high: Codes) -> Codes:
@@ -405,7 +453,8 @@ def grid(low: Codes, high: Codes) -> Codes:
 
 
 def largest_square(safe: npt.NDArray[np.bool_]) -> tuple[Codes, Codes]:
-    """The largest square of codes that is safe throughout, by the classical recurrence on its lower right corner."""
+    """The largest square of codes that is safe throughout, by the classical recurrence on its lower
+    right corner."""
     side = np.zeros((safe.shape[0] + 1, safe.shape[1] + 1), np.int64)
     for i, j in np.argwhere(safe):
         side[i + 1, j + 1] = 1 + min(side[i, j], side[i, j + 1], side[i + 1, j])
@@ -414,24 +463,40 @@ def largest_square(safe: npt.NDArray[np.bool_]) -> tuple[Codes, Codes]:
 
 
 def tiny_specs(runs: list[Runtime]) -> dict[str, tuple[Spec, str]]:
-    """A largest safe square (unsat) and the same square some codes wider (sat), both settled by running every code."""
+    """A largest safe square (unsat) and the same square some codes wider (sat), both settled by
+    running every code."""
     everything = grid(np.array([0, 0]), np.array([255, 255]))
     inputs = (everything / 255).astype(np.float32)
     label = np.ones(len(inputs), np.int64)
     unsafe = np.logical_or.reduce([is_unsafe(run(inputs), label) for run in runs]).reshape(256, 256)
-    surely = np.logical_and.reduce([is_unsafe(run(inputs), label) for run in runs]).reshape(256, 256)
+    surely = np.logical_and.reduce([is_unsafe(run(inputs), label) for run in runs]).reshape(
+        256, 256
+    )
     low, high = largest_square(~unsafe)
     wide_low, wide_high = low, high
     while not surely[wide_low[0] : wide_high[0] + 1, wide_low[1] : wide_high[1] + 1].any():
         wide_low, wide_high = (wide_low - 1).clip(0), (wide_high + 1).clip(max=255)
-    safe = Spec("tiny_safe", low, high, 1, 2, "a largest square on which class 1 wins; unsafe: class 0 ties or wins")
+    safe = Spec(
+        "tiny_safe",
+        low,
+        high,
+        1,
+        2,
+        "a largest square on which class 1 wins; unsafe: class 0 ties or wins",
+    )
     wide = Spec(
-        "tiny_unsafe", wide_low, wide_high, 1, 2, "that square, a little wider, so that its corner leaves class 1"
+        "tiny_unsafe",
+        wide_low,
+        wide_high,
+        1,
+        2,
+        "that square, a little wider, so that its corner leaves class 1",
     )
     return {safe.name: (safe, "unsat"), wide.name: (wide, "sat")}
 
 
-# --- everything together --------------------------------------------------------------------------------------------
+# --- everything together
+# --------------------------------------------------------------------------------------------
 
 
 def build(recipe: Recipe, calibration: Floats, out: Path) -> list[Runtime]:
@@ -441,7 +506,10 @@ def build(recipe: Recipe, calibration: Floats, out: Path) -> list[Runtime]:
         path = out / "onnx" / f"{recipe.name}_{form}.onnx"
         quantize(recipe, form, calibration, path)
         if not input_is_codes(path):
-            raise SystemExit(f"{path.name}: the input scale is not 1/255 with zero point 0; check the calibration data")
+            raise SystemExit(
+                f"{path.name}: the input scale is not 1/255 with zero point 0; check the "
+                "calibration data"
+            )
         runs.append(Runtime(path))
     return runs
 
@@ -453,14 +521,19 @@ def make_tiny(out: Path) -> list[Row]:
     recipe = tiny_mlp()
     x, y = disc(2000)
     train_plain(recipe.net, torch.tensor(x), torch.tensor(y), steps=2000)
-    corners = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)  # so that the input range is [0, 1]
+    # So that the input range is [0, 1].
+    corners = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
     runs = build(recipe, np.concatenate([x[:CALIBRATION], corners]), out)
     rows = []
     for spec, verdict in tiny_specs(runs).values():
         write_spec(out / "vnnlib" / f"{spec.name}.vnnlib", vnnlib1(spec))
         write_spec(out / "vnnlib" / f"{spec.name}_v2.vnnlib", vnnlib2(spec))
         names = (f"{spec.name}.vnnlib", f"{spec.name}_v2.vnnlib")
-        rows += [(f"onnx/{recipe.name}_{form}.onnx", f"vnnlib/{name}", verdict) for name in names for form in FORMS]
+        rows += [
+            (f"onnx/{recipe.name}_{form}.onnx", f"vnnlib/{name}", verdict)
+            for name in names
+            for form in FORMS
+        ]
         print(f"{spec.name}: codes {spec.low.tolist()} .. {spec.high.tolist()}, {verdict}")
     share = np.mean([(run(x).argmax(1) == y).mean() for run in runs])
     print(f"tiny_mlp: {share:.2%} of its training points")
@@ -478,7 +551,11 @@ def make_mnist(data: Path, out: Path) -> list[Row]:
         train_robust(recipe.net, x, torch.tensor(y["train"]), epochs=epochs, radius=3 / 255)
         files[recipe.name] = build(recipe, x[:CALIBRATION].numpy(), out)
         for form, run in zip(FORMS, files[recipe.name], strict=True):
-            print(f"{recipe.name}_{form}: test accuracy {accuracy(run, pixels['test'], y['test']):.2%}", flush=True)
+            print(
+                f"{recipe.name}_{form}: test accuracy "
+                f"{accuracy(run, pixels['test'], y['test']):.2%}",
+                flush=True,
+            )
     pool, labels = pixels["test"][:POOL], y["test"][:POOL]
     found = explore(recipes, files, pool, labels)
     report(found)
@@ -489,10 +566,15 @@ def report(found: Findings) -> None:
     print(f"first {POOL} test images: {found.right.sum()} right in every file")
     for (name, radius), proved in found.proved.items():
         broken = found.broken[name, radius]
-        print(f"{name} radius {radius}/255: {proved.sum()} proved by float intervals, {broken.sum()} broken")
+        print(
+            f"{name} radius {radius}/255: {proved.sum()} proved by float intervals, "
+            f"{broken.sum()} broken"
+        )
 
 
-def write_mnist_specs(found: Findings, recipes: Sequence[Recipe], pool: Codes, y: Codes, out: Path) -> list[Row]:
+def write_mnist_specs(
+    found: Findings, recipes: Sequence[Recipe], pool: Codes, y: Codes, out: Path
+) -> list[Row]:
     rows = []
     images = choose(found, [recipe.name for recipe in recipes])
     for index in images:
@@ -506,7 +588,13 @@ def write_mnist_specs(found: Findings, recipes: Sequence[Recipe], pool: Codes, y
     spec = ball(images[0], pool[images[0]], int(y[images[0]]), 1)
     write_spec(out / "vnnlib" / f"{spec.name}_v2.vnnlib.gz", vnnlib2(spec))
     verdict = "sat" if found.broken["mnist_mlp", 1][images[0]] else ""
-    return [*rows, *((f"onnx/mnist_mlp_{form}.onnx", f"vnnlib/{spec.name}_v2.vnnlib.gz", verdict) for form in FORMS)]
+    return [
+        *rows,
+        *(
+            (f"onnx/mnist_mlp_{form}.onnx", f"vnnlib/{spec.name}_v2.vnnlib.gz", verdict)
+            for form in FORMS
+        ),
+    ]
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
@@ -515,12 +603,19 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train, quantize and specify the example networks of this folder.")
-    parser.add_argument("--data", type=Path, required=True, help="mnist.npz with x_train, y_train, x_test, y_test")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where to write (default: here)")
+    parser = argparse.ArgumentParser(
+        description="Train, quantize and specify the example networks of this folder."
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="mnist.npz with x_train, y_train, x_test, y_test"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="where to write (default: here)"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    logging.disable(logging.WARNING)  # the quantizer's advice about pre-processing does not concern these networks
+    # The quantizer's advice about pre-processing does not concern these networks.
+    logging.disable(logging.WARNING)
     for folder in ("onnx", "vnnlib"):
         (arguments.out / folder).mkdir(parents=True, exist_ok=True)
     rows = make_tiny(arguments.out) + make_mnist(arguments.data, arguments.out)

@@ -1,4 +1,5 @@
-"""The dual over whole networks: its bounds hold and are tighter, and outputs really are what regions take them for."""
+"""The dual over whole networks: its bounds hold and are tighter, and outputs really are what
+regions take them for."""
 
 from __future__ import annotations
 
@@ -9,14 +10,14 @@ import numpy as np
 import pytest
 
 from qverify import Options, Verdict, verify
-from qverify.bounds.cover import make_cover
+from qverify.boundary.outputs import described_outputs, make_decoder
 from qverify.bounds.dual import Dual
-from qverify.bounds.inner import tightened
+from qverify.bounds.intermediate import crown_bounds
+from qverify.bounds.unsafe_regions import make_unsafe_regions
 from qverify.deadline import Deadline
-from qverify.frontend.boundary import make_encoder
+from qverify.frontend.encoder import make_encoder
 from qverify.frontend.lower import codes_of
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import described_outputs, make_decoder
 from qverify.kernels import open_kernels
 from qverify.property import Row
 
@@ -32,7 +33,9 @@ def lowered(request: pytest.FixtureRequest):
 
 def random_box(size: int, radius: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     centre = np.random.default_rng(seed).integers(0, 255, size=(1, size), endpoint=True)
-    return np.maximum(centre - radius, 0).astype(np.int32), np.minimum(centre + radius, 255).astype(np.int32)
+    return np.maximum(centre - radius, 0).astype(np.int32), np.minimum(centre + radius, 255).astype(
+        np.int32
+    )
 
 
 @pytest.mark.parametrize("radius", [0, 1, 4, 30])
@@ -40,7 +43,7 @@ def test_inner_bounds_hold_and_are_no_looser(lowered, radius: int) -> None:
     network = lowered.network
     dual = Dual.make(network, CPU)
     lower, upper = random_box(network.input_type.size, radius, radius)
-    clamps = tightened(dual, lower, upper, len(network.nodes), Deadline.after(None)).clamps
+    clamps = crown_bounds(dual, lower, upper, len(network.nodes), Deadline.after(None)).clamps
     rng = np.random.default_rng(1)
     x = rng.integers(lower[0], upper[0], size=(300, lower.shape[1]), endpoint=True, dtype=np.int32)
     x[:100] = np.where(rng.random((100, lower.shape[1])) < 0.5, lower, upper)
@@ -67,7 +70,9 @@ def test_outputs_are_the_lines_they_are_taken_for(lowered) -> None:
         v = values[line.value].reshape(len(x), -1)
         for i in range(size):
             for n in range(0, len(x), 7):
-                rest = Fraction(y[n, start + i]) / Fraction(2) ** line.unit - int(line.slope[i]) * int(v[n, i])
+                rest = Fraction(y[n, start + i]) / Fraction(2) ** line.unit - int(
+                    line.slope[i]
+                ) * int(v[n, i])
                 assert line.lower[i] <= rest <= line.upper[i]
         if levels is not None:
             codes = values[levels.value].reshape(len(x), -1)[:, levels.index]
@@ -76,7 +81,8 @@ def test_outputs_are_the_lines_they_are_taken_for(lowered) -> None:
 
 
 def test_a_refuted_row_never_holds(lowered) -> None:
-    """Rows with thresholds around what outputs reach: whatever is refuted holds at no sampled point, ties included."""
+    """Rows with thresholds around what outputs reach: whatever is refuted holds at no sampled
+    point, ties included."""
     network, decoder = lowered.network, make_decoder(lowered)
     dual = Dual.make(network, CPU)
     lower, upper = random_box(network.input_type.size, 3, 9)
@@ -85,26 +91,38 @@ def test_a_refuted_row_never_holds(lowered) -> None:
     y = decoder.decode(network.run(CPU, x))
     rows = []
     for _ in range(60):
-        c = [Fraction(int(v), int(rng.integers(1, 4))) for v in rng.integers(-3, 4, size=decoder.size)]
+        c = [
+            Fraction(int(v), int(rng.integers(1, 4)))
+            for v in rng.integers(-3, 4, size=decoder.size)
+        ]
         terms = tuple((i, v) for i, v in enumerate(c) if v)
         if terms:
             least = min(sum((v * Fraction(point[i]) for i, v in terms), Fraction(0)) for point in y)
             shift = Fraction(int(rng.integers(-3, 2)), int(rng.integers(1, 5)))
             rows.append(Row((), terms, least + shift, bool(rng.integers(2))))
     boxes, _ = network.boxes(CPU, lower, upper)
-    cover = make_cover(network, dual, described_outputs(lowered), [(row,) for row in rows], boxes)
+    cover = make_unsafe_regions(
+        network, dual, described_outputs(lowered), [(row,) for row in rows], boxes
+    )
     assert all(own is not None for own in cover.cases)
-    clamps = tightened(dual, lower, upper, cover.last, Deadline.after(None)).clamps
+    clamps = crown_bounds(dual, lower, upper, cover.last, Deadline.after(None)).clamps
     refuted = cover.refuted(dual, network.boxes(CPU, lower, upper, clamps)[0])[0]
-    twice = make_cover(network, dual, described_outputs(lowered), [(row, row) for row in rows], boxes)
+    twice = make_unsafe_regions(
+        network, dual, described_outputs(lowered), [(row, row) for row in rows], boxes
+    )
     assert (twice.refuted(dual, network.boxes(CPU, lower, upper, clamps)[0])[0] >= refuted).all()
     for row in np.flatnonzero(refuted):
-        value = min(sum((v * Fraction(point[i]) for i, v in rows[row].y), Fraction(0)) for point in y)
+        value = min(
+            sum((v * Fraction(point[i]) for i, v in rows[row].y), Fraction(0)) for point in y
+        )
         assert value >= rows[row].rhs if rows[row].strict else value > rows[row].rhs
 
 
 def test_backward_bounds_prove_what_intervals_leave_open() -> None:
-    model, spec = EXAMPLES / "onnx" / "mnist_mlp_qop.onnx", EXAMPLES / "vnnlib" / "mnist_2_eps_8.vnnlib"
+    model, spec = (
+        EXAMPLES / "onnx" / "mnist_mlp_qop.onnx",
+        EXAMPLES / "vnnlib" / "mnist_2_eps_8.vnnlib",
+    )
     with_them = verify(model, spec, Options(timeout=30, attack=False))
     without = verify(model, spec, Options(timeout=1, attack=False, backward=False))
     assert (with_them.verdict, without.verdict) == (Verdict.UNSAT, Verdict.TIMEOUT)

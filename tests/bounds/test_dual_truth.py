@@ -1,5 +1,5 @@
-"""The dual on networks small enough to be enumerated: for every multiplier, box and cut, its exact bound is at least the
-largest value over all points that are there."""
+"""The dual on networks small enough to be enumerated: for every multiplier, box and cut, its exact
+bound is at least the largest value over all points that are there."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from qverify.bounds.cover import proved
-from qverify.bounds.dual import Dual, Multipliers, Scene
+from qverify.bounds.dual import Dual, Multipliers, Relaxations
 from qverify.bounds.improve import Objective, Point, improve, rounded
-from qverify.bounds.inner import sharpened, tightened
+from qverify.bounds.intermediate import crown_bounds, optimized_bounds
+from qverify.bounds.unsafe_regions import proved
 from qverify.deadline import Deadline
 from qverify.ops import Interval
-from qverify.ops.relax import GUIDE, Nonlinear
+from qverify.ops.relax import GUIDE, NonlinearRelaxation
 from tests.graphs import ROUNDS
 from tests.networks import CPU, all_points, random_network
 
@@ -25,7 +25,8 @@ Rng = np.random.Generator
 
 @dataclass
 class Part:
-    """A part of a network's inputs: a box and cuts, its intervals, and every value at all points that lie in it."""
+    """A part of a network's inputs: a box and cuts, its intervals, and every value at all points
+    that lie in it."""
 
     dual: Dual
     boxes: list[Interval]  # of 1 subproblem
@@ -35,7 +36,11 @@ class Part:
         """The largest of sum weights[v] [1, R, *shape] . value v over all points: [R]."""
         total: Any = 0
         for value, own in weights.items():
-            total = total + self.values[value].reshape(len(self.values[0]), -1).astype(np.int64) @ flat(own)[0].T
+            total = (
+                total
+                + self.values[value].reshape(len(self.values[0]), -1).astype(np.int64)
+                @ flat(own)[0].T
+            )
         return total.max(axis=0)
 
 
@@ -62,7 +67,9 @@ def parts(seed: int, cuts: bool = True) -> Iterator[tuple[Rng, Part]]:
                 share = rng.random(low.shape) < 0.5
                 own = values[k][kept][None]
                 low = np.where(share, rng.integers(low, own + 1), low).astype(np.int32)
-                high = np.where(rng.random(low.shape) < 0.5, rng.integers(own, high + 1), high).astype(np.int32)
+                high = np.where(
+                    rng.random(low.shape) < 0.5, rng.integers(own, high + 1), high
+                ).astype(np.int32)
                 clamps[int(k)] = (low, high)
         boxes, possible = network.boxes(CPU, lower[None], upper[None], clamps)
         assert possible.all()
@@ -102,12 +109,12 @@ def test_an_exact_bound_is_never_below_the_truth() -> None:
         for rng, part in parts(seed):
             weights = functions(rng, part, 5, int(rng.choice([1, 30, 2**18])))
             true = part.best(weights)
-            edges = part.dual.upper(Scene(part.boxes, {}), weights)[0]
+            edges = part.dual.upper(Relaxations(part.boxes, {}), weights)[0]
             assert (edges >= true).all()
-            assert (part.dual.nearest(Scene(part.boxes, {}), weights)[0] >= true).all()
-            scene = part.dual.scene(part.boxes, len(part.dual.network.nodes))
-            for m in disturbed(rng, part.dual.edge_multipliers(part.boxes, weights)):
-                bound = part.dual.upper(scene, weights, m)[0]
+            assert (part.dual.last_layer(Relaxations(part.boxes, {}), weights)[0] >= true).all()
+            relaxations = part.dual.relaxations(part.boxes, len(part.dual.network.nodes))
+            for m in disturbed(rng, part.dual.crown_multipliers(part.boxes, weights)):
+                bound = part.dual.upper(relaxations, weights, m)[0]
                 assert (bound >= true).all()
                 bounds, tight = bounds + bound.size, tight + int((bound == true).sum())
     assert bounds > 4_000 * ROUNDS and tight > bounds // 20  # not only wide of the mark
@@ -117,11 +124,11 @@ def test_the_guide_is_close_to_the_exact_bound() -> None:
     for seed in range(NETWORKS // 2):
         for rng, part in parts(seed):
             weights = functions(rng, part, 3, 30)
-            scene = part.dual.scene(part.boxes, len(part.dual.network.nodes))
-            for m in disturbed(rng, part.dual.edge_multipliers(part.boxes, weights)):
-                exact = part.dual.upper(scene, weights, m)[0]
+            relaxations = part.dual.relaxations(part.boxes, len(part.dual.network.nodes))
+            for m in disturbed(rng, part.dual.crown_multipliers(part.boxes, weights)):
+                exact = part.dual.upper(relaxations, weights, m)[0]
                 floats, primal = part.dual.guide(
-                    scene.as_guide(CPU),
+                    relaxations.as_guide(CPU),
                     {v: w.astype(GUIDE) for v, w in weights.items()},
                     {k: a.astype(GUIDE) for k, a in m.items()},
                 )
@@ -130,21 +137,27 @@ def test_the_guide_is_close_to_the_exact_bound() -> None:
                 assert (np.abs(floats[0] - exact) <= 1e-5 * reach).all()
                 assert (
                     primal.codes is None
-                    or ((part.boxes[0][0] <= primal.codes) & (primal.codes <= part.boxes[0][1])).all()
+                    or (
+                        (part.boxes[0][0] <= primal.codes) & (primal.codes <= part.boxes[0][1])
+                    ).all()
                 )
 
 
 def regions(rng: Rng, part: Part, count: int) -> Objective:
-    """Three inequalities for each of `count` subproblems (all on the same part): random functions, with constants at
-    which they hold at some points, just not any more, or are out of reach."""
+    """Three inequalities for each of `count` subproblems (all on the same part): random functions,
+    with constants at which they hold at some points, just not any more, or are out of reach."""
     rows = [functions(rng, part, 3, 9) for _ in range(count)]
     values = sorted({v for row in rows for v in row})
     network = part.dual.network
     terms = {
-        v: np.concatenate([r.get(v, np.zeros((1, 3, *network.type_of(v).shape), np.int64)) for r in rows])
+        v: np.concatenate(
+            [r.get(v, np.zeros((1, 3, *network.type_of(v).shape), np.int64)) for r in rows]
+        )
         for v in values
     }
-    best = np.stack([part.best({v: own[n : n + 1] for v, own in terms.items()}) for n in range(count)])
+    best = np.stack(
+        [part.best({v: own[n : n + 1] for v, own in terms.items()}) for n in range(count)]
+    )
     return Objective(terms, -best + rng.choice([-2, -1, 0, 1, 5], best.shape))
 
 
@@ -159,29 +172,36 @@ def test_no_improved_point_is_below_the_truth_and_no_region_with_a_point_is_refu
             count = 6
             objective = regions(rng, part, count)
             boxes = repeated(part, count)
-            scene, guide = part.dual.scene(boxes, max(objective.terms)), objective.as_guide()
-            mix = np.zeros((count, 3), GUIDE)
-            mix[:, 0] = 1
-            start = Point(mix, part.dual.edge_multipliers(boxes, guide.weights(mix)), mix[:, 0])
-            point = improve(part.dual, scene.as_guide(CPU), guide, start, 24, 0.5, Deadline.after(None))
+            relaxations, guide = (
+                part.dual.relaxations(boxes, max(objective.terms)),
+                objective.as_guide(),
+            )
+            mu = np.zeros((count, 3), GUIDE)
+            mu[:, 0] = 1
+            start = Point(mu, part.dual.crown_multipliers(boxes, guide.weights(mu)), mu[:, 0])
+            point = improve(
+                part.dual, relaxations.as_guide(CPU), guide, start, 24, 0.5, Deadline.after(None)
+            )
+            # [count, P, 3].
             values: Any = np.stack(
                 [
                     sum(
-                        part.values[v].reshape(len(part.values[0]), -1).astype(np.int64) @ flat(own)[n].T
+                        part.values[v].reshape(len(part.values[0]), -1).astype(np.int64)
+                        @ flat(own)[n].T
                         for v, own in objective.terms.items()
                     )
                     + objective.constants[n]
                     for n in range(count)
                 ]
-            )  # [count, P, 3]
+            )
             for tried in (start, point):
                 for precision in (18, 6):
                     own, multipliers = rounded(part.dual, tried, precision)
                     assert (own >= 0).all()
-                    bound = part.dual.upper(scene, objective.weights(own), multipliers)[:, 0]
+                    bound = part.dual.upper(relaxations, objective.weights(own), multipliers)[:, 0]
                     bound = bound + (own * objective.constants).sum(axis=1)
                     assert (bound >= (values * own[:, None]).sum(axis=2).max(axis=1)).all()
-                done, _ = proved(part.dual, scene, objective, tried, 18)
+                done, _ = proved(part.dual, relaxations, objective, tried, 18)
                 holds = (values >= 0).all(axis=2).any(axis=1)
                 assert not (done & holds).any()
                 refuted += int(done.sum())
@@ -196,15 +216,16 @@ def test_inner_bounds_hold_at_all_points() -> None:
             network = part.dual.network
             last, forever = len(network.nodes), Deadline.after(None)
             lower, upper = part.boxes[0]
-            inner = tightened(part.dual, lower, upper, last, forever)
-            better = sharpened(part.dual, lower, upper, last, inner, forever)
+            inner = crown_bounds(part.dual, lower, upper, last, forever)
+            better = optimized_bounds(part.dual, lower, upper, last, inner, forever)
             for clamps in (inner.clamps, better.clamps):
                 boxes, possible = network.boxes(CPU, lower, upper, clamps)
                 assert possible.all()
                 for k, (low, high) in enumerate(boxes):
                     assert ((low <= part.values[k]) & (part.values[k] <= high)).all()
                 narrowed += sum(
-                    int((high - low < b - a).any()) for (low, high), (a, b) in zip(boxes, part.boxes, strict=True)
+                    int((high - low < b - a).any())
+                    for (low, high), (a, b) in zip(boxes, part.boxes, strict=True)
                 )
     assert narrowed > 10 * ROUNDS
 
@@ -214,6 +235,6 @@ def test_every_kind_of_nonlinear_node_came_by() -> None:
         rule.name
         for seed in range(NETWORKS)
         for rule in Dual.make(random_network(np.random.default_rng([7, seed]), inputs=2), CPU).rules
-        if isinstance(rule, Nonlinear)
+        if isinstance(rule, NonlinearRelaxation)
     }
     assert names == {"staircase", "scan", "sum", "max"}

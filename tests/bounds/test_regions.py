@@ -1,5 +1,5 @@
-"""Regions against the truth: for every pair of accumulators for which a row holds, some region of it holds, and where steps
-allow it no other pair lies in one."""
+"""Regions against the truth: for every pair of accumulators for which a row holds, some region of
+it holds, and where steps allow it no other pair lies in one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from qverify.bounds import regions as regions_module
 from qverify.bounds.regions import Compiler, Levels, Line, Output, Region
 from qverify.ops import Type
-from qverify.ops.relax import Staircase, make_staircase
+from qverify.ops.relax import StaircaseRelaxation, make_staircase
 from qverify.property import Row
 from tests.graphs import ROUNDS
 
@@ -30,9 +30,10 @@ NOTHING = np.zeros(0, np.int64)
 
 @dataclass
 class World:
-    """Output elements, each a monotone function of the code of an accumulator of its own; root bounds of the codes."""
+    """Output elements, each a monotone function of the code of an accumulator of its own; root
+    bounds of the codes."""
 
-    rules: list[Staircase]
+    rules: list[StaircaseRelaxation]
     codes: list[Any]  # per element: the code for each accumulator in SPAN
     levels: Any  # of all codes: the output value, monotone
     low: int  # the least code
@@ -44,16 +45,20 @@ class World:
 
     def allowed(self, element: int) -> Any:
         """Which accumulators the root box leaves."""
-        return (self.ends[0][element] <= self.codes[element]) & (self.codes[element] <= self.ends[1][element])
+        return (self.ends[0][element] <= self.codes[element]) & (
+            self.codes[element] <= self.ends[1][element]
+        )
 
     def compiler(self) -> Compiler:
         count = len(self.rules)
         thresholds = np.concatenate([rule.thresholds for rule in self.rules])
         slack = np.concatenate([rule.slack for rule in self.rules])
-        joint = Staircase(thresholds, np.arange(count), slack, self.low)
+        joint = StaircaseRelaxation(thresholds, np.arange(count), slack, self.low)
         one = np.ones(count, np.int64)
         worst = self.levels.astype(np.float64) - np.arange(self.low, self.low + len(self.levels))
-        line = Line(CODES, one, one * int(np.floor(worst.min())), one * int(np.ceil(worst.max())), 0)
+        line = Line(
+            CODES, one, one * int(np.floor(worst.min())), one * int(np.ceil(worst.max())), 0
+        )
         output = Output(count, line, Levels(CODES, np.arange(count), self.low, self.levels))
         return Compiler(
             [output],
@@ -68,7 +73,8 @@ def _entries(table: Any, v: Any) -> Any:
 
 
 def world(rng: Rng, count: int, even: bool = False) -> World:
-    """Staircases of all kinds: even, uneven, with jumps, constant; levels rising or falling, with plateaus or not."""
+    """Staircases of all kinds: even, uneven, with jumps, constant; levels rising or falling, with
+    plateaus or not."""
     high = int(rng.integers(2, 9))
     low = int(rng.integers(-4, 3))
     rules, codes = [], []
@@ -77,33 +83,50 @@ def world(rng: Rng, count: int, even: bool = False) -> World:
         if even:
             table = np.clip(np.arange(X.count) + int(rng.integers(-20, 3)), 0, high)
         elif kind == 0:
-            table = np.clip((np.arange(X.count) + rng.integers(-9, 9)) // rng.integers(1, 6), 0, high)
+            table = np.clip(
+                (np.arange(X.count) + rng.integers(-9, 9)) // rng.integers(1, 6), 0, high
+            )
         elif kind == 1:
             table = np.minimum(np.cumsum(rng.random(X.count) < 0.4), high)
         elif kind == 2:
             table = np.sort(rng.integers(0, high + 1, X.count))
         else:
-            table = np.clip(np.rint(np.arange(X.count) * rng.uniform(0.05, 2) + rng.uniform(-9, 2)), 0, high)
+            table = np.clip(
+                np.rint(np.arange(X.count) * rng.uniform(0.05, 2) + rng.uniform(-9, 2)), 0, high
+            )
         table = table.astype(np.int64) + low
         rule = make_staircase(
-            partial(_entries, table), 1, np.zeros(1, np.int64), Type((1,), X.low, X.high), low, low + high
+            partial(_entries, table),
+            1,
+            np.zeros(1, np.int64),
+            Type((1,), X.low, X.high),
+            low,
+            low + high,
         )
-        assert isinstance(rule, Staircase)
+        assert isinstance(rule, StaircaseRelaxation)
         rules.append(rule)
         codes.append(table)
     steps = rng.integers(0, 3, high) if not even and rng.random() < 0.4 else np.ones(high, np.int64)
-    levels = np.concatenate([[0], np.cumsum(steps)]) * float(rng.choice([1, 0.5, 0.25])) + int(rng.integers(-3, 4))
+    levels = np.concatenate([[0], np.cumsum(steps)]) * float(rng.choice([1, 0.5, 0.25])) + int(
+        rng.integers(-3, 4)
+    )
     if rng.random() < 0.4:
         levels = levels[::-1]
     first, last = (np.array([c[i] for c in codes]) for i in (0, -1))
     if rng.random() < 0.5:  # a root box that leaves fewer codes
-        first, last = np.sort(np.stack([rng.integers(first, last + 1), rng.integers(first, last + 1)]), axis=0)
+        first, last = np.sort(
+            np.stack([rng.integers(first, last + 1), rng.integers(first, last + 1)]), axis=0
+        )
     return World(rules, codes, levels.copy(), low, (first, last))
 
 
 def row(rng: Rng, own: World, elements: Sequence[int], plain: bool = False) -> Row:
     """A row about some outputs; its right-hand side is often a value that it takes: a tie."""
-    choice = [Fraction(1), Fraction(-1)] if plain else [Fraction(n, d) for n in (-7, -3, -1, 1, 2, 5) for d in (1, 3)]
+    choice = (
+        [Fraction(1), Fraction(-1)]
+        if plain
+        else [Fraction(n, d) for n in (-7, -3, -1, 1, 2, 5) for d in (1, 3)]
+    )
     terms = tuple((e, choice[rng.integers(len(choice))]) for e in elements)
     if plain and len(elements) == 2:
         terms = ((elements[0], terms[0][1]), (elements[1], -terms[0][1]))
@@ -115,7 +138,8 @@ def row(rng: Rng, own: World, elements: Sequence[int], plain: bool = False) -> R
 
 
 def holds(own: World, rows: Sequence[Row], elements: int) -> Any:
-    """Whether all rows hold at each tuple of accumulators: bool [X.count] * elements. In integers: everything times 12."""
+    """Whether all rows hold at each tuple of accumulators: bool [X.count] * elements. In integers:
+    everything times 12."""
     result = np.ones((X.count,) * elements, np.bool_)
     values = [np.array([int(4 * v) for v in own.y(e)], np.int64) for e in range(elements)]
     grids = np.meshgrid(*values, indexing="ij")
@@ -143,7 +167,9 @@ def covered(own: World, found: list[Region], elements: int) -> Any:
 
 
 def inside(own: World, elements: int) -> Any:
-    return np.logical_and.reduce(np.meshgrid(*(own.allowed(e) for e in range(elements)), indexing="ij"))
+    return np.logical_and.reduce(
+        np.meshgrid(*(own.allowed(e) for e in range(elements)), indexing="ij")
+    )
 
 
 def test_one_output_is_exact() -> None:
@@ -182,21 +208,32 @@ def test_two_outputs_are_covered() -> None:
 
 @pytest.mark.parametrize("power", [0, -20, 60, 300])
 def test_needs_are_the_same_in_integers_and_in_fractions(power: int) -> None:
-    """The least step of the first output at which a row holds, for every step of the second; values and coefficients of all
-    sizes, so that either way is taken."""
+    """The least step of the first output at which a row holds, for every step of the second; values
+    and coefficients of all sizes, so that either way is taken."""
     factors = [Fraction(n, d) for n in (-(2**70), -7, -1, 1, 3, 2**40) for d in (1, 3)]
     for seed in range(200 * ROUNDS):
         rng = np.random.default_rng([9, seed])
         first, second = (
-            regions_module._Steps(0, 0, 1, values.astype(np.float32).astype(np.float64), np.zeros(0, np.int64))
-            for values in np.sort(rng.integers(-40, 40, (2, 12)) * np.ldexp(1.0, rng.integers(-9, 9, (2, 1))))
+            regions_module._Steps(
+                0, 0, 1, values.astype(np.float32).astype(np.float64), np.zeros(0, np.int64)
+            )
+            for values in np.sort(
+                rng.integers(-40, 40, (2, 12)) * np.ldexp(1.0, rng.integers(-9, 9, (2, 1)))
+            )
         )
         c1, c2 = (factors[rng.integers(len(factors))] for _ in "ab")
-        ends = [replace(s, values=s.values[:: -1 if c > 0 else 1]) for s, c in ((first, c1), (second, c2))]
-        rhs = c1 * Fraction(float(rng.choice(first.values))) + c2 * Fraction(float(rng.choice(second.values)))
+        ends = [
+            replace(s, values=s.values[:: -1 if c > 0 else 1])
+            for s, c in ((first, c1), (second, c2))
+        ]
+        rhs = c1 * Fraction(float(rng.choice(first.values))) + c2 * Fraction(
+            float(rng.choice(second.values))
+        )
         rhs = rhs * Fraction(2) ** power + Fraction(int(rng.integers(-2, 3)), 6)
         own = Row((), ((0, c1), (1, c2)), rhs, bool(rng.random() < 0.5))
-        expected = [regions_module._least(own, c1, ends[0], c2 * Fraction(float(y))) for y in ends[1].values]
+        expected = [
+            regions_module._least(own, c1, ends[0], c2 * Fraction(float(y))) for y in ends[1].values
+        ]
         assert regions_module._needs(own, *ends).tolist() == expected
 
 
@@ -219,7 +256,12 @@ def test_a_case_of_several_rows_is_covered() -> None:
         rng = np.random.default_rng([4, seed])
         own = world(rng, 2)
         rows = tuple(
-            row(rng, own, rng.permutation(2)[: rng.integers(1, 3)].tolist(), plain=bool(rng.random() < 0.5))
+            row(
+                rng,
+                own,
+                rng.permutation(2)[: rng.integers(1, 3)].tolist(),
+                plain=bool(rng.random() < 0.5),
+            )
             for _ in range(int(rng.integers(2, 4)))
         )
         found = own.compiler().regions(rows)
@@ -262,8 +304,9 @@ def test_three_outputs_are_a_line() -> None:
 
 @pytest.mark.parametrize("unit", [0, -20, 5])
 def test_lines_with_remainders_cover(unit: int) -> None:
-    """Y = (slope v + e) 2^unit with any e within its ends, over one to three elements and every v in a range. A row that
-    holds everywhere has one region without inequalities, one that holds nowhere has none."""
+    """Y = (slope v + e) 2^unit with any e within its ends, over one to three elements and every v
+    in a range. A row that holds everywhere has one region without inequalities, one that holds
+    nowhere has none."""
     kinds = set()
     for seed in range(60 * ROUNDS):
         rng = np.random.default_rng([7, seed])
@@ -279,7 +322,10 @@ def test_lines_with_remainders_cover(unit: int) -> None:
         ends = rng.integers(0, 3, v.shape)
         e = np.where(ends == 0, lower.astype(object), np.where(ends == 1, upper.astype(object), e))
         y = (slope.astype(object) * v + e) * (Fraction(2) ** unit)
-        terms = tuple((i, Fraction(int(rng.choice([-5, -1, 1, 3])), int(rng.choice([1, 2, 7])))) for i in range(count))
+        terms = tuple(
+            (i, Fraction(int(rng.choice([-5, -1, 1, 3])), int(rng.choice([1, 2, 7]))))
+            for i in range(count)
+        )
         total = sum((c * y[:, i] for i, c in terms), np.zeros(len(y), object))
         r = Row((), terms, total[rng.integers(len(total))], bool(rng.random() < 0.5))
         found = compiler.regions((r,))
@@ -290,7 +336,10 @@ def test_lines_with_remainders_cover(unit: int) -> None:
             assert not any(true) if not found else len(found) == 1
             continue
         ((inequality,),) = found
-        left = sum((c * v[:, i] for _, i, c in inequality.terms), np.zeros(len(v), object)) + inequality.constant
+        left = (
+            sum((c * v[:, i] for _, i, c in inequality.terms), np.zeros(len(v), object))
+            + inequality.constant
+        )
         assert all(q >= 0 for q, t in zip(left, true, strict=True) if t)
         assert abs(inequality.constant) <= 6 * sum(abs(c) for _, _, c in inequality.terms)
         assert all(abs(c) <= 2**21 for _, _, c in inequality.terms)
@@ -300,15 +349,26 @@ def test_lines_with_remainders_cover(unit: int) -> None:
 @pytest.mark.parametrize("rhs", [10**8, 2**62, 10**40, -(10**40)])
 def test_rows_far_from_every_value_leave_no_constant(rhs: int) -> None:
     """A row with "no limit", or an absurd one: its constant would leave int64."""
-    output = Output(2, Line(ACCUMULATORS, np.ones(2, np.int64), np.zeros(2, np.int64), np.zeros(2, np.int64), 0), None)
+    output = Output(
+        2,
+        Line(ACCUMULATORS, np.ones(2, np.int64), np.zeros(2, np.int64), np.zeros(2, np.int64), 0),
+        None,
+    )
     compiler = Compiler([output], lambda v: None, lambda v: (NOTHING, NOTHING), lambda v: 1000)
-    near, far = Row((), ((0, Fraction(1)),), Fraction(3), False), Row((), ((1, Fraction(1)),), Fraction(rhs), False)
+    near, far = (
+        Row((), ((0, Fraction(1)),), Fraction(3), False),
+        Row((), ((1, Fraction(1)),), Fraction(rhs), False),
+    )
     alone, both = compiler.regions((far,)), compiler.regions((near, far))
     assert (alone, both) == (([()], compiler.regions((near,))) if rhs > 0 else ([], []))
 
 
 def test_lines_beyond_all_types_are_not_taken() -> None:
-    output = Output(1, Line(ACCUMULATORS, np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64), 0), None)
+    output = Output(
+        1,
+        Line(ACCUMULATORS, np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64), 0),
+        None,
+    )
     compiler = Compiler([output], lambda v: None, lambda v: (NOTHING, NOTHING), lambda v: 2**61)
     assert compiler.regions((Row((), ((0, Fraction(1)),), Fraction(3), False),)) is None
 
@@ -333,7 +393,10 @@ def test_a_slope_one_too_steep_is_caught_here(monkeypatch: pytest.MonkeyPatch) -
 
     def wrong(*args: Any) -> list[Region]:
         found = right(*args)
-        return [(regions_module.Inequality(r[0].terms, r[0].constant - 1), *r[1:]) if r else r for r in found]
+        return [
+            (regions_module.Inequality(r[0].terms, r[0].constant - 1), *r[1:]) if r else r
+            for r in found
+        ]
 
     monkeypatch.setattr(regions_module, "_two", wrong)
     with pytest.raises(AssertionError):

@@ -1,4 +1,5 @@
-"""Linear inequalities in exact rationals, against Fourier-Motzkin elimination, which decides small ones."""
+"""Linear inequalities in exact rationals, against Fourier-Motzkin elimination, which decides small
+ones."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from fractions import Fraction as F
 
 import pytest
 
-from qverify.bounds.simplex import Inequality, combined, common_point
+from qverify.bounds.simplex import RationalInequality, combined, common_point
 from qverify.deadline import Deadline, TimeUp
 from qverify.errors import SoundnessError
 from tests.graphs import ROUNDS
@@ -16,7 +17,7 @@ from tests.graphs import ROUNDS
 Ends = dict[int, tuple[F, F]]
 
 
-def eliminated(rows: Sequence[Inequality], ends: Ends) -> bool:
+def eliminated(rows: Sequence[RationalInequality], ends: Ends) -> bool:
     """Whether the rows have a common point in the box: one variable after another is eliminated."""
     left: list[tuple[Mapping[int, F], F, bool]] = [(row.terms, row.rhs, row.strict) for row in rows]
     for j, (low, high) in ends.items():
@@ -27,7 +28,9 @@ def eliminated(rows: Sequence[Inequality], ends: Ends) -> bool:
         for p in (row for row in left if row[0].get(j, 0) > 0):
             for q in (row for row in left if row[0].get(j, 0) < 0):
                 a, b = p[0][j], -q[0][j]
-                terms = {k: b * p[0].get(k, F(0)) + a * q[0].get(k, F(0)) for k in {*p[0], *q[0]} - {j}}
+                terms = {
+                    k: b * p[0].get(k, F(0)) + a * q[0].get(k, F(0)) for k in {*p[0], *q[0]} - {j}
+                }
                 rest.append((terms, b * p[1] + a * q[1], p[2] or q[2]))
         for terms_, rhs, strict in rest:
             key = tuple(sorted((k, c) for k, c in terms_.items() if c))
@@ -37,7 +40,7 @@ def eliminated(rows: Sequence[Inequality], ends: Ends) -> bool:
     return all(rhs > 0 or (rhs == 0 and not strict) for _, rhs, strict in left)
 
 
-def random_system(rng: random.Random) -> tuple[list[Inequality], Ends]:
+def random_system(rng: random.Random) -> tuple[list[RationalInequality], Ends]:
     """Rows through points of the box or close by, equalities among them."""
     ends = {}
     for j in range(rng.randint(1, 3)):
@@ -51,9 +54,11 @@ def random_system(rng: random.Random) -> tuple[list[Inequality], Ends]:
         rhs = sum((c * at[j] for j, c in terms.items()), F(0)) + rng.choice(
             [F(0), F(0), F(0), F(-1, 2), F(-1, 10**9), F(1)]
         )
-        rows.append(Inequality(terms, rhs, rng.random() < 0.4))
+        rows.append(RationalInequality(terms, rhs, rng.random() < 0.4))
         if rng.random() < 0.2:
-            rows.append(Inequality({j: -c for j, c in terms.items()}, -rhs, rng.random() < 0.2))
+            rows.append(
+                RationalInequality({j: -c for j, c in terms.items()}, -rhs, rng.random() < 0.2)
+            )
     return rows, ends
 
 
@@ -62,7 +67,7 @@ def test_it_decides_what_elimination_decides() -> None:
     for _ in range(400 * ROUNDS):
         rows, ends = random_system(rng)
         found = common_point(rows, ends)
-        if isinstance(found, Inequality):
+        if isinstance(found, RationalInequality):
             assert found.fails_on(ends) and not eliminated(rows, ends)
         else:
             assert found is not None and eliminated(rows, ends)
@@ -72,10 +77,10 @@ def test_it_decides_what_elimination_decides() -> None:
     assert 100 * ROUNDS < feasible < 300 * ROUNDS
 
 
-def chain(count: int, gap: F) -> list[Inequality]:
+def chain(count: int, gap: F) -> list[RationalInequality]:
     """x_0 <= x_1 <= ... <= x_n <= x_0 - gap."""
-    rows = [Inequality({j: F(1), j + 1: F(-1)}, F(0)) for j in range(count)]
-    return [*rows, Inequality({count: F(1), 0: F(-1)}, -gap)]
+    rows = [RationalInequality({j: F(1), j + 1: F(-1)}, F(0)) for j in range(count)]
+    return [*rows, RationalInequality({count: F(1), 0: F(-1)}, -gap)]
 
 
 @pytest.mark.parametrize("count", [2, 10, 40])
@@ -83,26 +88,31 @@ def test_a_circle_of_inequalities(count: int) -> None:
     ends = {j: (F(-1), F(1)) for j in range(count + 1)}
     assert isinstance(common_point(chain(count, F(0)), ends), dict)
     found = common_point(chain(count, F(1, 10**30)), ends)
-    assert found == Inequality({}, F(-1, 10**30))
+    assert found == RationalInequality({}, F(-1, 10**30))
 
 
 def test_many_variables_and_few_rows() -> None:
     rng = random.Random(1)
     terms = [{j: F(rng.randint(-1000, 1000), 1000) for j in range(300)} for _ in range(3)]
     at = [F(rng.randint(0, 1000), 1000) for _ in range(300)]
-    for nudge, kind in ((0, dict), (F(-1, 10**6), Inequality)):
+    for nudge, kind in ((0, dict), (F(-1, 10**6), RationalInequality)):
         rows = []
         for own in terms:
             value = sum((c * at[j] for j, c in own.items()), F(0))
-            rows += [Inequality(own, value + nudge), Inequality({j: -c for j, c in own.items()}, -value + nudge)]
+            rows += [
+                RationalInequality(own, value + nudge),
+                RationalInequality({j: -c for j, c in own.items()}, -value + nudge),
+            ]
         assert isinstance(common_point(rows, {j: (F(0), F(1)) for j in range(300)}), kind)
 
 
 def test_it_starts_where_it_is_told() -> None:
     ends = {0: (F(0), F(9)), 1: (F(0), F(9))}
-    rows = [Inequality({0: F(1), 1: F(1)}, F(7))]
+    rows = [RationalInequality({0: F(1), 1: F(1)}, F(7))]
     assert common_point(rows, ends, {0: F(2), 1: F(3)}) == {0: F(2), 1: F(3)}
-    assert common_point([], {}) == {} and common_point([Inequality({}, F(0), True)], {}) == Inequality({}, F(0), True)
+    assert common_point([], {}) == {} and common_point(
+        [RationalInequality({}, F(0), True)], {}
+    ) == RationalInequality({}, F(0), True)
 
 
 def test_it_ends_in_time() -> None:
@@ -114,6 +124,6 @@ def test_it_ends_in_time() -> None:
 
 def test_a_combination_needs_multipliers_that_are_not_negative() -> None:
     rows = chain(1, F(1))
-    assert combined(rows, {0: F(1), 1: F(1)}) == Inequality({}, F(-1))
+    assert combined(rows, {0: F(1), 1: F(1)}) == RationalInequality({}, F(-1))
     with pytest.raises(SoundnessError):
         combined(rows, {0: F(1), 1: F(-1)})

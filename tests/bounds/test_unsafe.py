@@ -22,7 +22,8 @@ Pair = tuple[Float64Array, Float64Array]
 F = Fraction
 NOWHERE = Box((), ())  # the box of inputs plays no part here
 
-# Dyadic and not; with more bits than float64 holds; beyond its range on either side (decimals may be 1e1000).
+# Dyadic and not; with more bits than float64 holds; beyond its range on either side (decimals may
+# be 1e1000).
 COEFFICIENTS = [F(n) for n in (1, -1, 2, -3, 7)] + [
     *(
         F(1, 2),
@@ -35,7 +36,15 @@ COEFFICIENTS = [F(n) for n in (1, -1, 2, -3, 7)] + [
         F(3, 2**200),
         F(-1, 2**950),
     ),
-    *(F(10**30), F(-(10**40)), F(10) ** 320, -(F(10) ** 999), F(1, 10**30), F(-7, 10**320), F(1, 10**999)),
+    *(
+        F(10**30),
+        F(-(10**40)),
+        F(10) ** 320,
+        -(F(10) ** 999),
+        F(1, 10**30),
+        F(-7, 10**320),
+        F(1, 10**999),
+    ),
     *(F(3, 2**1074), F(-1, 2**1100), F(2) ** 1100),
 ]
 NUDGES = [F(0), F(1, 2**1200), F(1, 10**20), F(1, 2**60), F(1, 3)]
@@ -43,7 +52,9 @@ NUDGES = [F(0), F(1, 2**1200), F(1, 10**20), F(1, 2**60), F(1, 3)]
 
 def examples(count: int) -> settings:
     """How many random scenarios; a busy computer is no reason to fail."""
-    return settings(max_examples=count * ROUNDS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    return settings(
+        max_examples=count * ROUNDS, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
 
 
 @dataclass(frozen=True)
@@ -88,12 +99,23 @@ def exact_status(scenario: Scenario) -> npt.NDArray[np.int8]:
     return result
 
 
-# -- random scenarios ----------------------------------------------------------------------------------------------------
+# -- random scenarios ------------------------------------------------------------------------------
 
 float32 = st.one_of(
     st.floats(width=32, allow_nan=False, allow_infinity=False),
     st.floats(-8, 8, width=32),
-    st.sampled_from([0.0, 1.0, -1.0, 0.1, float(np.float32(0.1)), 2.0**-149, -(2.0**-149), 3.4028234663852886e38]),
+    st.sampled_from(
+        [
+            0.0,
+            1.0,
+            -1.0,
+            0.1,
+            float(np.float32(0.1)),
+            2.0**-149,
+            -(2.0**-149),
+            3.4028234663852886e38,
+        ]
+    ),
 )
 
 
@@ -102,14 +124,20 @@ def gridded(unit: int, most: int) -> st.SearchStrategy[float]:
 
 
 @st.composite
-def boxes(draw: st.DrawFn, values: list[st.SearchStrategy[float]], count: int, points: bool) -> Pair:
+def boxes(
+    draw: st.DrawFn, values: list[st.SearchStrategy[float]], count: int, points: bool
+) -> Pair:
     """`count` boxes, one strategy for each coordinate."""
-    first, second = (np.array([[draw(v) for v in values] for _ in range(count)]).reshape(count, -1) for _ in "ab")
+    first, second = (
+        np.array([[draw(v) for v in values] for _ in range(count)]).reshape(count, -1) for _ in "ab"
+    )
     return (first, first) if points else (np.minimum(first, second), np.maximum(first, second))
 
 
 @st.composite
-def terms(draw: st.DrawFn, size: int, coefficients: list[Fraction]) -> tuple[tuple[int, Fraction], ...]:
+def terms(
+    draw: st.DrawFn, size: int, coefficients: list[Fraction]
+) -> tuple[tuple[int, Fraction], ...]:
     chosen = sorted(draw(st.sets(st.integers(0, size - 1), max_size=size))) if size else []
     return tuple((i, draw(st.sampled_from(coefficients))) for i in chosen)
 
@@ -144,9 +172,13 @@ def scenarios(draw: st.DrawFn, points: bool = False, mixed: bool = False) -> Sce
     coefficients = draw(st.sampled_from([COEFFICIENTS[:2], COEFFICIENTS[:9], COEFFICIENTS]))
     rows = []
     for _ in range(draw(st.integers(1, 4))):
-        bare = Row(draw(terms(2 if mixed else 0, coefficients)), draw(terms(outputs, coefficients)), F(0))
+        bare = Row(
+            draw(terms(2 if mixed else 0, coefficients)), draw(terms(outputs, coefficients)), F(0)
+        )
         rows.append(Row(bare.x, bare.y, draw(right_sides(bare, y, x)), draw(st.booleans())))
-    cases = draw(st.lists(st.lists(st.sampled_from(rows), max_size=3).map(tuple), min_size=1, max_size=3))
+    cases = draw(
+        st.lists(st.lists(st.sampled_from(rows), max_size=3).map(tuple), min_size=1, max_size=3)
+    )
     mentioned = x if any(row.x for case in cases for row in case) else None
     return Scenario(Query(NOWHERE, tuple(cases)), Grid(tuple(units), tuple(largest)), y, mentioned)
 
@@ -186,7 +218,7 @@ def test_a_status_holds_for_every_point_of_its_box(scenario: Scenario, data: st.
     assert (inner[status == CERTAIN] == CERTAIN).all()
 
 
-# -- chosen scenarios ----------------------------------------------------------------------------------------------------
+# -- chosen scenarios ------------------------------------------------------------------------------
 
 
 def ends(*pairs: tuple[float, float]) -> Pair:
@@ -198,11 +230,15 @@ def at(*values: float) -> Pair:
     return ends(*((v, v) for v in values))
 
 
-def row(rhs: Fraction | int | str, *coefficients: Fraction | int | str, strict: bool = False) -> Row:
+def row(
+    rhs: Fraction | int | str, *coefficients: Fraction | int | str, strict: bool = False
+) -> Row:
     return Row((), tuple((i, F(c)) for i, c in enumerate(coefficients) if F(c)), F(rhs), strict)
 
 
-def unsafe_of(*cases: Case, unit: int | None = None, largest: float = 0.0, outputs: int = 2, inputs: int = 0) -> Unsafe:
+def unsafe_of(
+    *cases: Case, unit: int | None = None, largest: float = 0.0, outputs: int = 2, inputs: int = 0
+) -> Unsafe:
     return make_unsafe(Query(NOWHERE, cases), inputs, Grid((unit,) * outputs, (largest,) * outputs))
 
 
@@ -232,7 +268,8 @@ def test_a_threshold_just_off_a_value(step: Fraction, unit: int | None, largest:
 
 
 def test_a_decimal_coefficient_is_not_its_double() -> None:
-    """0.1 as a rational times 3 is 0.3 exactly; in float64 the product lies above the nearest double of 0.3."""
+    """0.1 as a rational times 3 is 0.3 exactly; in float64 the product lies above the nearest
+    double of 0.3."""
     assert 0.1 * 3.0 > 0.3
     assert one(unsafe_of((row("0.3", "0.1"),)), at(3.0, 0.0)) == CERTAIN
     assert one(unsafe_of((row("0.3", "0.1", strict=True),)), at(3.0, 0.0)) == REFUTED
@@ -249,17 +286,25 @@ def test_known_grids_are_compared_without_fractions(monkeypatch: pytest.MonkeyPa
     assert one(unsafe, at(1.25, 31.0)) == REFUTED
 
 
-@pytest.mark.parametrize(("rhs", "status"), [("1e999", CERTAIN), ("-1e999", REFUTED), ("1e309", CERTAIN)])
+@pytest.mark.parametrize(
+    ("rhs", "status"), [("1e999", CERTAIN), ("-1e999", REFUTED), ("1e309", CERTAIN)]
+)
 @pytest.mark.parametrize(("unit", "largest"), KNOWN)
-def test_a_right_side_beyond_float64(rhs: str, status: int, unit: int | None, largest: float) -> None:
+def test_a_right_side_beyond_float64(
+    rhs: str, status: int, unit: int | None, largest: float
+) -> None:
     assert one(unsafe_of((row(rhs, 1, -1),), unit=unit, largest=largest), at(200.0, 3.0)) == status
 
 
 @pytest.mark.parametrize("coefficient", [F("1e400"), F("1e-400"), F(2) ** 1100, F(1, 2**1100)])
 @pytest.mark.parametrize(("unit", "largest"), KNOWN)
-def test_coefficients_beyond_float64(coefficient: Fraction, unit: int | None, largest: float) -> None:
+def test_coefficients_beyond_float64(
+    coefficient: Fraction, unit: int | None, largest: float
+) -> None:
     """c Y_0 - c Y_1 < 0 is Y_0 < Y_1, whatever c is."""
-    unsafe = unsafe_of((row(0, coefficient, -coefficient, strict=True),), unit=unit, largest=largest)
+    unsafe = unsafe_of(
+        (row(0, coefficient, -coefficient, strict=True),), unit=unit, largest=largest
+    )
     assert [one(unsafe, at(3.0, v)) for v in (2.0, 3.0, 4.0)] == [REFUTED, REFUTED, CERTAIN]
     assert one(unsafe, ends((3.0, 3.0), (3.0, 4.0))) == OPEN
 
@@ -283,9 +328,12 @@ def test_a_tiny_dyadic_coefficient_on_a_known_grid() -> None:
 
 
 def test_a_tiny_coefficient_beside_an_output_that_is_always_zero() -> None:
-    """The first term keeps the row's scale at one and adds nothing; the second's products are below float64."""
+    """The first term keeps the row's scale at one and adds nothing; the second's products are below
+    float64."""
     tiny = F(1, 2**1100)
-    unsafe = make_unsafe(Query(NOWHERE, ((row(-2 * tiny, 1, -tiny),),)), 0, Grid((0, 0), (0.0, 255.0)))
+    unsafe = make_unsafe(
+        Query(NOWHERE, ((row(-2 * tiny, 1, -tiny),),)), 0, Grid((0, 0), (0.0, 255.0))
+    )
     assert [one(unsafe, at(0.0, v)) for v in (1.0, 2.0, 3.0)] == [REFUTED, CERTAIN, CERTAIN]
 
 
@@ -313,7 +361,11 @@ def test_the_empty_case_is_certain_and_no_case_is_none() -> None:
 
 
 def test_a_row_without_terms_is_its_right_side() -> None:
-    assert [one(unsafe_of((row(rhs),)), at(1.0, 2.0)) for rhs in (1, 0, -1)] == [CERTAIN, CERTAIN, REFUTED]
+    assert [one(unsafe_of((row(rhs),)), at(1.0, 2.0)) for rhs in (1, 0, -1)] == [
+        CERTAIN,
+        CERTAIN,
+        REFUTED,
+    ]
     assert one(unsafe_of((row(0, strict=True),)), at(1.0, 2.0)) == REFUTED
 
 

@@ -1,5 +1,6 @@
-"""The checker's bounds, op by op and through networks: never below what occurs, for whatever weights and multipliers; and
-no looser than the solver's where a certificate needs them to be as tight."""
+"""The checker's bounds, op by op and through networks: never below what occurs, for whatever
+weights and multipliers; and no looser than the solver's where a certificate needs them to be as
+tight."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from qverify.errors import Rejected
 from qverify.frontend.model import read_model
 from qverify.kernels import open_kernels
 from qverify.ops import Type
-from qverify.ops.relax import Nonlinear
+from qverify.ops.relax import NonlinearRelaxation
 from tests.ops.cases import CASES, Case
 
 CPU = open_kernels("cpu")
@@ -31,7 +32,9 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 def run(case: Case, *xs: Ints) -> Ints:
     """The op on flat inputs."""
-    shaped = [x.astype(np.int32).reshape(-1, *t.shape) for x, t in zip(xs, case.inputs, strict=True)]
+    shaped = [
+        x.astype(np.int32).reshape(-1, *t.shape) for x, t in zip(xs, case.inputs, strict=True)
+    ]
     result: Ints = case.op.run(CPU, *shaped).reshape(len(xs[0]), -1).astype(np.int64)
     return result
 
@@ -69,7 +72,7 @@ def dot(weights: Ints, x: Ints) -> npt.NDArray[Any]:
     return total
 
 
-# -- intervals and linear ops ------------------------------------------------------------------------------------------
+# -- intervals and linear ops ----------------------------------------------------------------------
 
 
 @every_case
@@ -80,7 +83,10 @@ def test_ends_hold_and_are_those_of_the_solver(case: Case) -> None:
     for k in range(40):
         y = run(case, *(points(b, rng, k % 2 == 0) for b in box))
         assert (low <= y).all() and (y <= high).all()
-    shaped = [tuple(e.astype(np.int32).reshape(-1, *t.shape) for e in b) for b, t in zip(box, case.inputs, strict=True)]
+    shaped = [
+        tuple(e.astype(np.int32).reshape(-1, *t.shape) for e in b)
+        for b, t in zip(box, case.inputs, strict=True)
+    ]
     own = case.op.interval(CPU, *shaped)  # type: ignore[arg-type]
     assert (low == own[0].reshape(16, -1)).all() and (high == own[1].reshape(16, -1)).all()
     x = [b[0] for b in box]
@@ -97,11 +103,13 @@ def test_a_linear_op_s_weights_are_exact(case: Case) -> None:
         w = rng.integers(-size, size, (5, 3, result_type(case).size), endpoint=True)
         parts, constant = op.back(w)
         xs = [rng.integers(t.low, t.high, (5, t.size), endpoint=True) for t in case.inputs]
-        total = sum((dot(part, x) for part, x in zip(parts, xs, strict=True)), constant.astype(object))
+        total = sum(
+            (dot(part, x) for part, x in zip(parts, xs, strict=True)), constant.astype(object)
+        )
         assert (total == dot(w, run(case, *xs))).all()
 
 
-# -- rules -------------------------------------------------------------------------------------------------------------
+# -- rules -----------------------------------------------------------------------------------------
 
 
 def rules(case: Case) -> list[tuple[str, Rule, Any]]:
@@ -132,22 +140,26 @@ RULED = [case for case in CASES if rules(case)]
 
 def narrowed(ends: Ends, rng: Rng) -> Ends:
     """Ends inside others, of some boxes."""
-    first, last = np.sort(rng.integers(ends[0], ends[1], size=(2, *ends[0].shape), endpoint=True), axis=0)
+    first, last = np.sort(
+        rng.integers(ends[0], ends[1], size=(2, *ends[0].shape), endpoint=True), axis=0
+    )
     some = rng.random((len(first), 1)) < 0.7
     return np.where(some, first, ends[0]), np.where(some, last, ends[1])
 
 
 def multipliers(rng: Rng, w: Ints, size: int, scale: int) -> Ints:
     each = size // w.shape[2]
-    own = np.rint(np.repeat(w, each, axis=2) * rng.choice([0, 0.01, 0.3, 1, 3, -0.5], (*w.shape[:2], 1)))
+    own = np.rint(
+        np.repeat(w, each, axis=2) * rng.choice([0, 0.01, 0.3, 1, 3, -0.5], (*w.shape[:2], 1))
+    )
     result: Ints = own.astype(np.int64) + rng.integers(-scale, scale, own.shape, endpoint=True)
     return result
 
 
 @pytest.mark.parametrize("case", RULED, ids=str)
 def test_no_point_is_above_a_hull(case: Case) -> None:
-    """Random weights and multipliers, boxes with narrowed results: where inputs and result lie inside, w y - m z is at most
-    what the hull says."""
+    """Random weights and multipliers, boxes with narrowed results: where inputs and result lie
+    inside, w y - m z is at most what the hull says."""
     rng = np.random.default_rng(3)
     for name, rule, argument in rules(case):
         for scale in (1, 1000, 2**18):
@@ -172,18 +184,28 @@ def test_no_point_is_above_a_hull(case: Case) -> None:
                     assert (np.sum(parts, axis=0) == dot(m, z)).all()
 
 
-SMALL = [c for c in RULED if sum(t.size for t in c.inputs) <= 3 and all(t.count <= 40 for t in c.inputs)]
+SMALL = [
+    c for c in RULED if sum(t.size for t in c.inputs) <= 3 and all(t.count <= 40 for t in c.inputs)
+]
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_hulls_exhaustively(case: Case) -> None:
-    """Every point of boxes over small ranges; for a table and a maximum, the bound is one that a point takes."""
+    """Every point of boxes over small ranges; for a table and a maximum, the bound is one that a
+    point takes."""
     rng = np.random.default_rng(4)
     for name, rule, argument in rules(case):
         for _ in range(40):
-            box = [(low[-1:], high[-1:]) for low, high in boxes(case, rng, 2 if rng.random() < 0.9 else 1)]
+            box = [
+                (low[-1:], high[-1:])
+                for low, high in boxes(case, rng, 2 if rng.random() < 0.9 else 1)
+            ]
             own = narrowed(ends_of(case, box), rng)
-            axes = [np.arange(a, b + 1) for low, high in box for a, b in zip(low[0], high[0], strict=True)]
+            axes = [
+                np.arange(a, b + 1)
+                for low, high in box
+                for a, b in zip(low[0], high[0], strict=True)
+            ]
             every = np.array(list(product(*axes)))
             xs = np.split(every, np.cumsum([t.size for t in case.inputs])[:-1], axis=1)
             y, z = run(case, *xs), argument(*xs)
@@ -209,7 +231,7 @@ def test_hulls_exhaustively(case: Case) -> None:
 def test_hulls_are_no_looser_than_the_solver_s(case: Case) -> None:
     rng = np.random.default_rng(5)
     relaxed = case.op.relaxation(CPU, *case.inputs)
-    if not isinstance(relaxed, Nonlinear):
+    if not isinstance(relaxed, NonlinearRelaxation):
         return
     slopes = list(relaxed.slope) if relaxed.name == "sum" else None  # type: ignore[attr-defined]
     rule = make_rule(relaxed.name, slopes, case.op, case.inputs, result_type(case))
@@ -239,7 +261,9 @@ def test_the_slack_of_a_row_of_thresholds() -> None:
         slack, inside = bounds.slack_of(row, 3, 900), [int(t) for t in row if 3 < t <= 900]
         for i, j in product(range(len(inside)), repeat=2):
             for k in range(i + 1, j):
-                assert abs((j - i) * (inside[k] - inside[i]) - (k - i) * (inside[j] - inside[i])) <= slack * (j - i)
+                assert abs(
+                    (j - i) * (inside[k] - inside[i]) - (k - i) * (inside[j] - inside[i])
+                ) <= slack * (j - i)
 
 
 def test_what_is_no_staircase_is_refused() -> None:
@@ -271,7 +295,7 @@ def test_numbers_that_could_leave_64_bits_are_rejected() -> None:
                 hull.most(w // 2**61, np.full((1, 1, rule.size), 2**62))
 
 
-# -- networks ----------------------------------------------------------------------------------------------------------
+# -- networks --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", sorted((EXAMPLES / "onnx").glob("*.onnx")), ids=lambda p: p.stem)
@@ -279,7 +303,11 @@ def test_numbers_that_could_leave_64_bits_are_rejected() -> None:
 def test_no_output_is_above_a_network_s_bound(model: Path, radius: int) -> None:
     network = read_model(model).lowered.network
     kinds = {"Requantize": "staircase", "Table": "scan"}
-    named = {k: kinds[type(n.op).__name__] for k, n in enumerate(network.nodes, 1) if type(n.op).__name__ in kinds}
+    named = {
+        k: kinds[type(n.op).__name__]
+        for k, n in enumerate(network.nodes, 1)
+        if type(n.op).__name__ in kinds
+    }
     net = Net(network, {k: (name, None) for k, name in named.items() if k < len(network.nodes)})
     rng = np.random.default_rng(radius)
     centre = rng.integers(0, 255, (1, network.input_type.size), endpoint=True)
@@ -288,13 +316,19 @@ def test_no_output_is_above_a_network_s_bound(model: Path, radius: int) -> None:
     assert possible.all()
     x = rng.integers(box[0], box[1], size=(200, centre.shape[1]), endpoint=True)
     x[:100] = np.where(rng.random((100, x.shape[1])) < 0.5, *box)
-    values = [v.reshape(len(x), -1).astype(np.int64) for v in network.values(CPU, x.astype(np.int32))]
+    values = [
+        v.reshape(len(x), -1).astype(np.int64) for v in network.values(CPU, x.astype(np.int32))
+    ]
     for (low, high), value in zip(part.ends, values, strict=True):
         assert (low <= value).all() and (value <= high).all()
     last = len(network.nodes) - 1
     for scale in (1, 2**16):
         w = rng.integers(-scale, scale, (1, 6, net.types[last].size), endpoint=True)
-        given = {k: rng.integers(-scale, scale, (1, 6, net.rules[k].size)) for k in net.rules if rng.random() < 0.5}
+        given = {
+            k: rng.integers(-scale, scale, (1, 6, net.rules[k].size))
+            for k in net.rules
+            if rng.random() < 0.5
+        }
         for own in ({}, given):
             bound = net.upper(part, {last: w}, own)
             assert (np.einsum("rk,nk->nr", w[0], values[last]) <= bound).all()
@@ -317,28 +351,48 @@ def test_a_box_inside_another_one_has_the_ends_that_it_has_by_itself() -> None:
         )
     _, possible = net.part(
         2,
-        {2: (np.full((2, 8 * 14 * 14), -(2**40)), np.array([[-(2**39)], [2**39]]) + np.zeros((2, 1568), np.int64))},
+        {
+            2: (
+                np.full((2, 8 * 14 * 14), -(2**40)),
+                np.array([[-(2**39)], [2**39]]) + np.zeros((2, 1568), np.int64),
+            )
+        },
         list(root.ends),
     )
     assert possible.tolist() == [False, True]
 
 
-# -- independence ------------------------------------------------------------------------------------------------------
+# -- independence ----------------------------------------------------------------------------------
 
 ALLOWED = {
-    *("qverify.checker", "qverify.errors", "qverify.frontend", "qverify.kernels", "qverify.network", "qverify.ops"),
-    *("qverify.property", "qverify.files"),
+    *(
+        "qverify.checker",
+        "qverify.errors",
+        "qverify.frontend",
+        "qverify.kernels",
+        "qverify.network",
+        "qverify.ops",
+    ),
+    *("qverify.boundary", "qverify.vnnlib", "qverify.property", "qverify.files"),
 }
 FORBIDDEN = {"interval", "relaxation", "gradient", "intervals", "boxes"}
 
 
-def test_the_checker_shares_only_the_frontend_and_the_meaning_of_ops() -> None:
+def test_the_checker_shares_only_what_reads_files_and_the_meaning_of_ops() -> None:
     folder = Path(bounds.__file__).parent
     for path in folder.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qverify"):
                 assert node.module is not None
-                assert ".".join(node.module.split(".")[:2]) in ALLOWED, f"{path.name} imports {node.module}"
+                assert ".".join(node.module.split(".")[:2]) in ALLOWED, (
+                    f"{path.name} imports {node.module}"
+                )
                 assert node.module.split(".")[1] != "ops" or node.module == "qverify.ops"
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in FORBIDDEN:
-                assert ast.unparse(node.func) == "self.interval", f"{path.name}:{node.lineno} asks an op for its bounds"
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in FORBIDDEN
+            ):
+                assert ast.unparse(node.func) == "self.interval", (
+                    f"{path.name}:{node.lineno} asks an op for its bounds"
+                )

@@ -33,7 +33,9 @@ def npy(array: Any) -> bytes:
 def packed(header: Any, entries: dict[str, bytes] | None = None) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", ZIP) as new:
-        new.writestr("header.json", header if isinstance(header, str | bytes) else json.dumps(header))
+        new.writestr(
+            "header.json", header if isinstance(header, str | bytes) else json.dumps(header)
+        )
         for name, data in (entries or {}).items():
             new.writestr(name, data)
     return buffer.getvalue()
@@ -54,7 +56,8 @@ def chain(own: Certificate, depth: int) -> Certificate:
 
 
 def bombs(own: Certificate) -> Iterator[tuple[str, bytes]]:
-    """Small files that hold much: arrays, headers of objects, headers of spaces, and sizes that are lies."""
+    """Small files that hold much: arrays, headers of objects, headers of spaces, and sizes that are
+    lies."""
     arrays = {f"{n}.npy": npy(a) for n, a in own.arrays.items()}
     large = npy(np.zeros(2**22, np.int8))
     yield "arrays", packed(own.header, arrays | {n: large for n in arrays})
@@ -68,15 +71,19 @@ def bombs(own: Certificate) -> Iterator[tuple[str, bytes]]:
         (b"q0.kind.npy", npy(np.zeros(2**25, np.int8))),
     ):
         data = bytearray(
-            packed(what, arrays) if wanted == b"header.json" else packed(text, arrays | {"q0.kind.npy": what})
+            packed(what, arrays)
+            if wanted == b"header.json"
+            else packed(text, arrays | {"q0.kind.npy": what})
         )
         at = data.rindex(b"PK\x01\x02", 0, data.rindex(wanted))
-        data[at + 24 : at + 28] = (1000).to_bytes(4, "little")  # the directory's size of the content
+        # The directory's size of the content.
+        data[at + 24 : at + 28] = (1000).to_bytes(4, "little")
         yield f"a lie about {wanted.decode()}", bytes(data)
 
 
 def test_a_small_file_costs_little_memory(tmp_path: Path) -> None:
-    """Whatever it holds is counted before it is kept. (What a lie about a size cuts short cannot be read.)"""
+    """Whatever it holds is counted before it is kept. (What a lie about a size cuts short cannot be
+    read.)"""
     own, path = genuine("splits"), tmp_path / "proof"
     for name, data in bombs(own):
         assert len(data) < 2**18, name
@@ -89,7 +96,8 @@ def test_a_small_file_costs_little_memory(tmp_path: Path) -> None:
 
 
 def test_work_is_linear_in_the_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However deep the tree: every leaf's box is made once, and a step of the walk changes one end."""
+    """However deep the tree: every leaf's box is made once, and a step of the walk changes one
+    end."""
     boxes = []
     genuine_part = Net.part
 
@@ -107,7 +115,12 @@ def test_work_is_linear_in_the_entries(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_dense_certificate_is_written_so_that_it_can_be_read(tmp_path: Path) -> None:
     """The limits are known to the writer, which then does not pack."""
-    assert (certificate.VERSION, certificate.CONTENT, certificate.RATIO, certificate.HEADER_COST) == (
+    assert (
+        certificate.VERSION,
+        certificate.CONTENT,
+        certificate.RATIO,
+        certificate.HEADER_COST,
+    ) == (
         archive.VERSION,
         archive.CONTENT,
         archive.RATIO,
@@ -128,22 +141,43 @@ def test_a_dense_certificate_is_written_so_that_it_can_be_read(tmp_path: Path) -
             read.array(name, *array.shape)
 
 
-HOSTILE = ("\naccepted unsat\n", "\ud800", "\x1b[2J", "\u202eqvak", "\x00", "é" * 20_000, "\r\n\u2028accepted unsat")
+HOSTILE = (
+    "\naccepted unsat\n",
+    "\ud800",
+    "\x1b[2J",
+    "\u202eqvak",
+    "\x00",
+    "é" * 20_000,
+    "\r\n\u2028accepted unsat",
+)
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_what_a_file_says_is_one_printable_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing in a rejected certificate can print a line of its own, or break the terminal or the program."""
+def test_what_a_file_says_is_one_printable_line(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing in a rejected certificate can print a line of its own, or break the terminal or the
+    program."""
     own, path = genuine("splits"), tmp_path / "proof"
     queries = own.header["queries"][0]
     changes: list[dict[str, Any]] = [
-        {key: text} for key in ("format", "version", "verdict", "model_sha256", "spec_sha256", "queries")
+        {key: text}
+        for key in ("format", "version", "verdict", "model_sha256", "spec_sha256", "queries")
     ]
     changes += [
         {"queries": [queries | change]}
         for change in (
-            *({"rules": {"1": text}}, {"rules": {"2": text}}, {"rules": {text: "staircase"}}, {"slopes": {text: text}}),
-            *({"inner": [{"node": text}]}, {"inner": [{"node": 1, "columns": text}]}, {"columns": [[text, text]]}),
+            *(
+                {"rules": {"1": text}},
+                {"rules": {"2": text}},
+                {"rules": {text: "staircase"}},
+                {"slopes": {text: text}},
+            ),
+            *(
+                {"inner": [{"node": text}]},
+                {"inner": [{"node": 1, "columns": text}]},
+                {"columns": [[text, text]]},
+            ),
         )
     ]
     for change in changes:
@@ -154,13 +188,19 @@ def test_what_a_file_says_is_one_printable_line(text: str, tmp_path: Path, capsy
         out, err = capsys.readouterr()
         assert code in (0, 1, 2) and (code == 0) == (out == "accepted unsat\n")
         lines = (out + err).splitlines()
-        assert len(lines) == 1 + (code == 0) and all(line.isprintable() for line in lines), (change, lines)
+        assert len(lines) == 1 + (code == 0) and all(line.isprintable() for line in lines), (
+            change,
+            lines,
+        )
 
 
 def test_one_line() -> None:
     assert one_line("as it is: é, '漢'") == "as it is: é, '漢'"
     assert one_line(" a\n\tb  c\u2028d ") == "a b c d"
-    assert one_line("\x1b[2J\ud800\u202e\x00") == "\N{REPLACEMENT CHARACTER}[2J" + 3 * "\N{REPLACEMENT CHARACTER}"
+    assert (
+        one_line("\x1b[2J\ud800\u202e\x00")
+        == "\N{REPLACEMENT CHARACTER}[2J" + 3 * "\N{REPLACEMENT CHARACTER}"
+    )
     assert len(one_line("x" * 10**6)) < 11_000
     assert str(QverifyError("a\nb")) == "a b"
 
@@ -171,7 +211,9 @@ def test_paths_are_strings_or_paths(tmp_path: Path) -> None:
     assert check(str(own.model), str(own.spec), str(path)).verdict == "unsat"
 
 
-def test_names_in_a_model_cannot_print_lines_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_in_a_model_cannot_print_lines_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = genuine("splits")
     model = onnx.load(own.model)
     for k, node in enumerate(model.graph.node):

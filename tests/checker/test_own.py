@@ -1,5 +1,5 @@
-"""The checker accepts every certificate that the solver writes: random networks and queries, all options, also where floats
-guide the search badly."""
+"""The checker accepts every certificate that the solver writes: random networks and queries, all
+options, also where floats guide the search badly."""
 
 from __future__ import annotations
 
@@ -27,11 +27,16 @@ from tests.search.queries import Asked, asked, shortcut
 from tests.search.test_cuts import hobble
 
 CHUNKS, EACH = 6, 60
-ABOUT = {key: "" for key in ("model_sha256", "spec_sha256", "reading", "semantics", "read_by", "shapes")}
+ABOUT = {
+    key: "" for key in ("model_sha256", "spec_sha256", "reading", "semantics", "read_by", "shapes")
+}
 
 
-def proofs_of(queries: list[Asked], rng: np.random.Generator, kernels: Kernels = CPU) -> dict[int, Proof]:
-    """A search of each query, with options drawn by lot: its proof. (At a tie of the rows' readings there may be none.)"""
+def proofs_of(
+    queries: list[Asked], rng: np.random.Generator, kernels: Kernels = CPU
+) -> dict[int, Proof]:
+    """A search of each query, with options drawn by lot: its proof. (At a tie of the rows' readings
+    there may be none.)"""
     found = {}
     backward, attack = bool(rng.random() < 0.75), bool(rng.random() < 0.5)
     batch = None if rng.random() < 0.5 else int(rng.integers(1, 6))
@@ -63,7 +68,9 @@ def _same(network: Network, _: np.random.Generator) -> Network:
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS * ROUNDS))
-def test_own_certificates_are_accepted(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_certificates_are_accepted(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng, met = np.random.default_rng([77, chunk]), Counter[str]()
     if chunk % 3:
         hobble(monkeypatch, (1.0, 0.4, 0.0)[chunk % 3])

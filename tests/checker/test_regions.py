@@ -1,5 +1,5 @@
-"""The checker's regions and refutations by intervals: whatever satisfies a case lies in one of its regions, ties included;
-and they are those of the solver, since certificates number them."""
+"""The checker's regions and refutations by intervals: whatever satisfies a case lies in one of its
+regions, ties included; and they are those of the solver, since certificates number them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qverify.bounds.cover import make_cover
+from qverify.boundary.outputs import described_outputs, make_decoder
 from qverify.bounds.dual import Dual
+from qverify.bounds.unsafe_regions import make_unsafe_regions
 from qverify.checker.bounds import Net
 from qverify.checker.regions import Compiler, Cover, Inequality, refuted
 from qverify.frontend.lower import Lowered
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import described_outputs, make_decoder
 from qverify.kernels import open_kernels
 from qverify.property import Case, Row
 from tests.graphs import Graph, write
@@ -30,7 +30,10 @@ def graph(outputs: str) -> Graph:
     """Two inputs and two layers; the last one has channels of its own scales."""
     rng, g = np.random.default_rng(0), Graph()
     x = g.quantize(g.input((1, 2)), 0.05, np.asarray(128, np.uint8))
-    zero, ends = g.const(np.asarray(128, np.uint8)), (g.f32(0.05), g.const(np.asarray(100, np.uint8)))
+    zero, ends = (
+        g.const(np.asarray(128, np.uint8)),
+        (g.f32(0.05), g.const(np.asarray(100, np.uint8))),
+    )
     w = g.const(rng.integers(-128, 128, (2, 3)).astype(np.int8))
     x = g.node("QGemm", x, g.f32(0.05), zero, w, g.f32(0.01), g.const(np.int8(0)), "", *ends)
     w = g.const(rng.integers(-128, 128, (3, 3)).astype(np.int8))
@@ -60,11 +63,16 @@ def lowered(request: pytest.FixtureRequest, tmp_path: Path) -> Lowered:
 
 
 def random_rows(rng: Rng, y: Any, count: int) -> list[Row]:
-    """Rows of one to three terms whose right-hand sides are values that occur, or lie beside one."""
+    """Rows of one to three terms whose right-hand sides are values that occur, or lie beside
+    one."""
     rows = []
     for _ in range(count):
         chosen = np.sort(rng.permutation(y.shape[1])[: rng.choice([1, 2, 2, 3])])
-        pool = [Fraction(1), Fraction(-1)] if rng.random() < 0.5 else [Fraction(7, 10), Fraction(-3), Fraction(1, 3)]
+        pool = (
+            [Fraction(1), Fraction(-1)]
+            if rng.random() < 0.5
+            else [Fraction(7, 10), Fraction(-3), Fraction(1, 3)]
+        )
         terms = tuple((int(j), pool[rng.integers(len(pool))]) for j in chosen)
         at = y[rng.integers(len(y))]
         rhs = sum((c * Fraction(float(at[j])) for j, c in terms), Fraction(0))
@@ -79,11 +87,17 @@ def holds(row: Row, y: Any) -> bool:
 
 
 def at(inequality: Inequality, values: list[Any], n: int) -> int:
-    return sum(c * int(values[v][n].reshape(-1)[e]) for v, e, c in inequality.terms) + inequality.constant
+    return (
+        sum(c * int(values[v][n].reshape(-1)[e]) for v, e, c in inequality.terms)
+        + inequality.constant
+    )
 
 
-def covers(lowered: Lowered, rng: Rng, radius: int) -> tuple[Cover, Any, list[Case], Any, list[Any]]:
-    """Random cases over a random box: their regions, the solver's, the cases, sampled outputs and values."""
+def covers(
+    lowered: Lowered, rng: Rng, radius: int
+) -> tuple[Cover, Any, list[Case], Any, list[Any]]:
+    """Random cases over a random box: their regions, the solver's, the cases, sampled outputs and
+    values."""
     network, decoder = lowered.network, make_decoder(lowered)
     centre = rng.integers(0, 255, (1, network.input_type.size), endpoint=True)
     low, high = np.maximum(centre - radius, 0), np.minimum(centre + radius, 255)
@@ -92,13 +106,17 @@ def covers(lowered: Lowered, rng: Rng, radius: int) -> tuple[Cover, Any, list[Ca
     values = network.values(CPU, x)
     y = decoder.decode(network.flat_outputs(CPU, values))
     rows = random_rows(rng, y, 40)
-    cases: list[Case] = [*((row,) for row in rows[:24]), *zip(rows[24:32], rows[32:], strict=True), tuple(rows[:9])]
+    cases: list[Case] = [
+        *((row,) for row in rows[:24]),
+        *zip(rows[24:32], rows[32:], strict=True),
+        tuple(rows[:9]),
+    ]
     root, _ = Net(network, {}).part(1, {}, [(low, high), *([None] * len(network.nodes))])
     dual, outputs = Dual.make(network, CPU), described_outputs(lowered)
     tables = {k for k, rule in enumerate(dual.rules, 1) if getattr(rule, "name", "") == "staircase"}
     cover = Compiler(network, outputs, root.ends, tables).cover(cases)
     boxes, _ = network.boxes(CPU, low.astype(np.int32), high.astype(np.int32))
-    return cover, make_cover(network, dual, outputs, cases, boxes), cases, y, values
+    return cover, make_unsafe_regions(network, dual, outputs, cases, boxes), cases, y, values
 
 
 @pytest.mark.parametrize("radius", [2, 60])
@@ -109,7 +127,9 @@ def test_what_satisfies_a_case_lies_in_one_of_its_regions(lowered: Lowered, radi
         for n in range(0, len(y), 3):
             if numbers is not None and all(holds(row, y[n]) for row in case):
                 met += 1
-                assert any(all(at(own, values, n) >= 0 for own in cover.regions[r]) for r in numbers)
+                assert any(
+                    all(at(own, values, n) >= 0 for own in cover.regions[r]) for r in numbers
+                )
     assert met > 50
 
 
@@ -143,19 +163,33 @@ def test_intervals_refute_what_no_output_satisfies() -> None:
     rng = np.random.default_rng(9)
     low = rng.choice([0.1, 0.25, -3.0, 7e30, 1e-40], (60, 3)).astype(np.float32).astype(np.float64)
     high = low + rng.choice([0.0, 0.5, 1e-3], (60, 3)).astype(np.float32)
-    numbers = [Fraction(1), Fraction(-1), Fraction(1, 3), Fraction(10) ** 300, Fraction(-1, 10**320), Fraction(22, 7)]
+    numbers = [
+        Fraction(1),
+        Fraction(-1),
+        Fraction(1, 3),
+        Fraction(10) ** 300,
+        Fraction(-1, 10**320),
+        Fraction(22, 7),
+    ]
     cases: list[Case] = []
     for _ in range(60):
-        terms = tuple((j, numbers[rng.integers(len(numbers))]) for j in np.flatnonzero(rng.random(3) < 0.6).tolist())
+        terms = tuple(
+            (j, numbers[rng.integers(len(numbers))])
+            for j in np.flatnonzero(rng.random(3) < 0.6).tolist()
+        )
         ends = (low if rng.random() < 0.5 else high)[rng.integers(60)]
-        rhs = sum((c * Fraction(float(ends[j])) for j, c in terms), Fraction(int(rng.integers(2)), 10**30))
+        rhs = sum(
+            (c * Fraction(float(ends[j])) for j, c in terms), Fraction(int(rng.integers(2)), 10**30)
+        )
         cases.append((Row((), terms, rhs, bool(rng.integers(2))),))
     cases += [cases[0] + cases[1], ()]
     found = refuted(cases, low, high)
     for n in range(60):
         for k, case in enumerate(cases):
             fails = [
-                not holds(row, [low[n, j] if dict(row.y).get(j, 0) > 0 else high[n, j] for j in range(3)])
+                not holds(
+                    row, [low[n, j] if dict(row.y).get(j, 0) > 0 else high[n, j] for j in range(3)]
+                )
                 for row in case
             ]
             assert found[n, k] == any(fails)

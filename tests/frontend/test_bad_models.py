@@ -1,4 +1,5 @@
-"""Files that cannot be read: each is refused with the right error, in one line that names the file and the node."""
+"""Files that cannot be read: each is refused with the right error, in one line that names the file
+and the node."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def small(form: str = "QOperator") -> onnx.ModelProto:
         v = g.dequantize(x, 0.1, np.array(7, U8))
         w = g.dequantize(g.const(rng.integers(-60, 60, (2, 1, 3, 3)), S8), 0.02, np.zeros((), S8))
         b = g.dequantize(g.const([100, -200], np.int32), 0.002, np.zeros((), np.int32))
-        v = g.dequantize(g.quantize(g.node("Relu", g.node("Conv", v, w, b)), 0.05, ZERO), 0.05, ZERO)
+        v = g.dequantize(
+            g.quantize(g.node("Relu", g.node("Conv", v, w, b)), 0.05, ZERO), 0.05, ZERO
+        )
         v = g.node("Tanh", v)
         v = g.dequantize(g.quantize(v, 0.01, np.array(3, U8)), 0.01, np.array(3, U8))
         return g.model(g.node("Reshape", v, g.const(np.array([0, -1]))))
@@ -55,7 +58,15 @@ def small(form: str = "QOperator") -> onnx.ModelProto:
     x = g.node("QLinearLeakyRelu", x, one, zero, one, zero, alpha=0.5)
     w = g.const(rng.integers(0, 256, (2, 3)), U8)
     y = g.node(
-        "QGemm", x, one, zero, w, g.f32(0.01), g.const(np.array(128, U8)), g.const([1, 2, 3], np.int32), alpha=0.5
+        "QGemm",
+        x,
+        one,
+        zero,
+        w,
+        g.f32(0.01),
+        g.const(np.array(128, U8)),
+        g.const([1, 2, 3], np.int32),
+        alpha=0.5,
     )
     return g.model(y, g.dequantize(x, 0.5, ZERO))
 
@@ -83,7 +94,7 @@ def test_the_small_model_is_read(form: str, path: Path) -> None:
     assert [shape for _, shape, _ in lowered.inputs] == [(1, 1, 4, 4)]
 
 
-# -- files -------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
@@ -96,14 +107,18 @@ def test_a_directory_is_a_usage_error(tmp_path: Path) -> None:
         read_model(tmp_path)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file"
+)
 def test_an_unreadable_file_is_a_usage_error(path: Path) -> None:
     write(small(), path).chmod(0)
     with pytest.raises(UsageError, match=r"cannot read the model '.*': Permission denied"):
         read_model(path)
 
 
-@pytest.mark.parametrize("data", [b"", b"\x00", b"hello", bytes(range(256)), b"\xff" * 999, b"PK\x03\x04" + bytes(99)])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x00", b"hello", bytes(range(256)), b"\xff" * 999, b"PK\x03\x04" + bytes(99)]
+)
 def test_other_files_are_no_models(data: bytes, path: Path) -> None:
     assert refusal(data, path, ModelError).startswith("not an ONNX file")
 
@@ -121,7 +136,7 @@ def test_a_truncated_file_is_no_model(form: str, path: Path) -> None:
         refusal(data[:-cut], path, ModelError)
 
 
-# -- graphs ------------------------------------------------------------------------------------------------------------
+# -- graphs ----------------------------------------------------------------------------------------
 
 
 def model_of(build: Callable[[Graph], str], opset: int = 21) -> onnx.ModelProto:
@@ -130,7 +145,9 @@ def model_of(build: Callable[[Graph], str], opset: int = 21) -> onnx.ModelProto:
 
 
 def test_a_float_network_is_named_as_such(path: Path) -> None:
-    model = model_of(lambda g: g.node("Relu", g.node("MatMul", g.input((1, 2)), g.f32(np.ones((2, 2))))))
+    model = model_of(
+        lambda g: g.node("Relu", g.node("MatMul", g.input((1, 2)), g.f32(np.ones((2, 2)))))
+    )
     assert "a float network" in refusal(model, path, UnsupportedModel)
 
 
@@ -144,7 +161,10 @@ def test_a_float_output_is_named(path: Path) -> None:
 def test_a_constant_output_is_named(path: Path) -> None:
     g = Graph()
     codes, constant = g.quantize(g.input((1, 2)), 1.0, ZERO), g.const(np.ones((1, 2), U8))
-    assert refusal(g.model(codes, constant), path, UnsupportedModel) == f"the output '{constant}' is a constant"
+    assert (
+        refusal(g.model(codes, constant), path, UnsupportedModel)
+        == f"the output '{constant}' is a constant"
+    )
 
 
 def test_names_that_nothing_computes(path: Path) -> None:
@@ -152,7 +172,9 @@ def test_names_that_nothing_computes(path: Path) -> None:
     node = model.graph.node[1]
     node.input[0] = "ghost"
     message = refusal(model, path, ModelError)
-    assert message.startswith(f"node '{node.name}' (QuantizeLinear) reads 'ghost', which is neither an input")
+    assert message.startswith(
+        f"node '{node.name}' (QuantizeLinear) reads 'ghost', which is neither an input"
+    )
     model = small()
     del model.graph.initializer[0]
     assert f"reads '{small().graph.initializer[0].name}'" in refusal(model, path, ModelError)
@@ -174,7 +196,10 @@ def test_no_input_and_no_output(path: Path) -> None:
     del model.graph.output[:]
     assert refusal(model, path, ModelError) == "not an ONNX file, or its graph is empty"
     g = Graph()
-    assert refusal(g.model(g.quantize(g.f32([1.0]), 1.0, ZERO)), path, ModelError) == "the graph has no input"
+    assert (
+        refusal(g.model(g.quantize(g.f32([1.0]), 1.0, ZERO)), path, ModelError)
+        == "the graph has no input"
+    )
 
 
 def test_a_damaged_initializer(path: Path) -> None:
@@ -210,9 +235,14 @@ def test_external_data_belongs_to_the_model(path: Path) -> None:
     """Weights in a file of their own are read, and a change of them is a change of the model."""
     onnx.save(small(), path)
     whole = read_model(path)
-    onnx.save_model(small(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save_model(
+        small(), path, save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
     own, weights = read_model(path), path.parent / "weights.bin"
-    x = np.zeros((3, whole.lowered.network.input_type.size), np.int32) + np.arange(3, dtype=np.int32)[:, None]
+    x = (
+        np.zeros((3, whole.lowered.network.input_type.size), np.int32)
+        + np.arange(3, dtype=np.int32)[:, None]
+    )
     for a, b in zip(*(m.lowered.network.values(CPU, x) for m in (whole, own)), strict=True):
         assert np.array_equal(a, b)
     weights.write_bytes(bytes([weights.read_bytes()[0] ^ 1]) + weights.read_bytes()[1:])
@@ -262,13 +292,18 @@ def test_external_data_cut_otherwise_is_another_model(path: Path) -> None:
 
 
 def test_what_folding_makes_is_no_input(path: Path) -> None:
-    """Files of IR version 3 list initializers as inputs; onnxruntime's graph then lists folded constants, too."""
+    """Files of IR version 3 list initializers as inputs; onnxruntime's graph then lists folded
+    constants, too."""
     g = Graph(13)
     scale = g.node("Constant", value=onnx.numpy_helper.from_array(np.array(0.5, np.float32)))
-    model = g.model(g.node("QuantizeLinear", g.input((1, 2)), g.node("Mul", scale, scale), g.const(ZERO)))
+    model = g.model(
+        g.node("QuantizeLinear", g.input((1, 2)), g.node("Mul", scale, scale), g.const(ZERO))
+    )
     model.ir_version = 3
     for tensor in model.graph.initializer:
-        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+        model.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
     path.write_bytes(model.SerializeToString())
     assert [name for name, _, _ in read_model(path).lowered.inputs] == ["x0"]
 
@@ -303,7 +338,11 @@ INPUTS: dict[str, tuple[Callable[[onnx.ValueInfoProto], object], type[QverifyErr
         lambda item: item.type.tensor_type.ClearField("shape"),
         *(UnsupportedModel, "the input 'x0' has no tensor shape"),
     ),
-    "no type": (lambda item: item.ClearField("type"), ModelError, "Model input (x0) does not have type information"),
+    "no type": (
+        lambda item: item.ClearField("type"),
+        ModelError,
+        "Model input (x0) does not have type information",
+    ),
     "float64": (
         lambda item: setattr(item.type.tensor_type, "elem_type", onnx.TensorProto.DOUBLE),
         *(ModelError, "bound to different types (tensor(double) and tensor(float)"),
@@ -338,9 +377,16 @@ def test_inputs_of_two_kinds_are_refused(path: Path) -> None:
     assert "int8 and to uint8 in one network" in refusal(model, path, UnsupportedModel)
 
 
-# -- scales ------------------------------------------------------------------------------------------------------------
+# -- scales ----------------------------------------------------------------------------------------
 
-SCALES = {"NaN": np.nan, "inf": np.inf, "-inf": -np.inf, "zero": 0.0, "minus zero": -0.0, "negative": -0.5}
+SCALES = {
+    "NaN": np.nan,
+    "inf": np.inf,
+    "-inf": -np.inf,
+    "zero": 0.0,
+    "minus zero": -0.0,
+    "negative": -0.5,
+}
 
 
 def _nodes(bad: float) -> dict[str, Callable[[Graph], str]]:
@@ -348,7 +394,9 @@ def _nodes(bad: float) -> dict[str, Callable[[Graph], str]]:
     codes = np.ones((2, 2), U8)
     graphs: dict[str, Callable[[Graph], str]] = {}
 
-    def add(name: str, ends: str, shape: tuple[int, ...] = (1, 2), w: Array = codes, **attributes: Any) -> None:
+    def add(
+        name: str, ends: str, shape: tuple[int, ...] = (1, 2), w: Array = codes, **attributes: Any
+    ) -> None:
         """`ends` are the node's inputs: x codes, w weights, s a scale, z a zero point."""
         for k in [i for i, kind in enumerate(ends) if kind == "s"]:
 
@@ -365,7 +413,9 @@ def _nodes(bad: float) -> dict[str, Callable[[Graph], str]]:
             graphs[f"{name} input {k}"] = build
 
     graphs["QuantizeLinear"] = lambda g: g.quantize(g.input((1, 2)), bad, ZERO)
-    graphs["QuantizeLinear per channel"] = lambda g: g.quantize(g.input((1, 2)), [1.0, bad], np.zeros(2, U8))
+    graphs["QuantizeLinear per channel"] = lambda g: g.quantize(
+        g.input((1, 2)), [1.0, bad], np.zeros(2, U8)
+    )
     graphs["DequantizeLinear"] = lambda g: g.dequantize(g.input((1, 2), U8), bad, ZERO)
     add("QLinearConv", "xszwszsz", (1, 1, 3), np.ones((2, 1, 2), U8))
     add("QLinearMatMul", "xszwszsz")
@@ -386,25 +436,40 @@ def _nodes(bad: float) -> dict[str, Callable[[Graph], str]]:
 @pytest.mark.parametrize("where", _nodes(1.0))
 def test_scales_must_be_finite_and_positive(where: str, bad: str, path: Path) -> None:
     message = refusal(model_of(_nodes(SCALES[bad])[where]), path, UnsupportedModel)
-    assert re.match(rf"node '{where.split()[0]}_n\d+' \((com\.microsoft\.)?{where.split()[0]} of ", message)
+    assert re.match(
+        rf"node '{where.split()[0]}_n\d+' \((com\.microsoft\.)?{where.split()[0]} of ", message
+    )
     assert ("is NaN or infinite" if bad in ("NaN", "inf", "-inf") else "is not positive") in message
 
 
-# -- ops ---------------------------------------------------------------------------------------------------------------
+# -- ops -------------------------------------------------------------------------------------------
 
 
 def _weights(g: Graph, *shape: int, value: int = 1) -> str:
     return g.const(np.full(shape, value), U8)
 
 
-def _conv(g: Graph, w_zero: Array, shape: tuple[int, ...] = (1, 2, 5), scales: int = 0, **attributes: Any) -> str:
+def _conv(
+    g: Graph, w_zero: Array, shape: tuple[int, ...] = (1, 2, 5), scales: int = 0, **attributes: Any
+) -> str:
     one, zero = g.f32(1.0), g.const(ZERO)
     w_scale = g.f32(np.ones(scales or w_zero.shape))
-    ends = (g.input(shape, U8), one, zero, _weights(g, 3, 2, 3), w_scale, g.const(w_zero), one, zero)
+    ends = (
+        g.input(shape, U8),
+        one,
+        zero,
+        _weights(g, 3, 2, 3),
+        w_scale,
+        g.const(w_zero),
+        one,
+        zero,
+    )
     return g.node("QLinearConv", *ends, **attributes)
 
 
-def _matmul(g: Graph, x: tuple[int, ...], w: tuple[int, ...], value: int = 1, w_zero: Array = ZERO) -> str:
+def _matmul(
+    g: Graph, x: tuple[int, ...], w: tuple[int, ...], value: int = 1, w_zero: Array = ZERO
+) -> str:
     one, zero = g.f32(1.0), g.const(ZERO)
     w_scale = one
     weights = _weights(g, *w, value=value), w_scale, g.const(w_zero)
@@ -415,20 +480,31 @@ OPS: dict[str, tuple[Callable[[Graph], str], str]] = {
     # what: (graph, words of the message)
     "dynamic quantization": (
         lambda g: g.node("DynamicQuantizeLinear", g.input((1, 2)), outputs=3),
-        "(DynamicQuantizeLinear of float32[1, 2]): dynamic quantization depends on each input's range",
+        "(DynamicQuantizeLinear of float32[1, 2]): dynamic quantization depends on each input's "
+        "range",
     ),
-    "uint16": (lambda g: g.quantize(g.input((1, 2)), 1.0, np.zeros((), np.uint16)), "quantization to uint16"),
-    "int16": (lambda g: g.quantize(g.input((1, 2)), 1.0, np.zeros((), np.int16)), "quantization to int16"),
+    "uint16": (
+        lambda g: g.quantize(g.input((1, 2)), 1.0, np.zeros((), np.uint16)),
+        "quantization to uint16",
+    ),
+    "int16": (
+        lambda g: g.quantize(g.input((1, 2)), 1.0, np.zeros((), np.int16)),
+        "quantization to int16",
+    ),
     "int32 activations": (
         lambda g: g.dequantize(
-            g.node("MatMulInteger", g.input((1, 2), U8), _weights(g, 2, 2)), 1.0, np.array(3, np.int32)
+            g.node("MatMulInteger", g.input((1, 2), U8), _weights(g, 2, 2)),
+            1.0,
+            np.array(3, np.int32),
         ),
         "dequantizing int32 codes is not supported",
     ),
     "an int32 bias for every position": (
         lambda g: g.node(
             "Add",
-            g.node("ConvInteger", g.input((1, 1, 3, 3), U8), g.const(np.ones((1, 1, 2, 2), np.int8))),
+            g.node(
+                "ConvInteger", g.input((1, 1, 3, 3), U8), g.const(np.ones((1, 1, 2, 2), np.int8))
+            ),
             g.const(np.arange(4, dtype=np.int32).reshape(2, 2)),
         ),
         "integer arithmetic on codes is not supported",
@@ -442,18 +518,23 @@ OPS: dict[str, tuple[Callable[[Graph], str], str]] = {
         "int32",
     ),
     "no rule": (
-        lambda g: g.node("CumSum", g.dequantize(g.input((1, 2), U8), 1.0, ZERO), g.const(np.array([1]))),
+        lambda g: g.node(
+            "CumSum", g.dequantize(g.input((1, 2), U8), 1.0, ZERO), g.const(np.array([1]))
+        ),
         "(CumSum of float32[1, 2], constant int64[1]): no exact integer rule exists for this op",
     ),
     "a float op between codes": (
         lambda g: g.quantize(
-            g.node("Softmax", g.dequantize(g.input((1, 2), U8), [1.0, 2.0], np.zeros(2, U8))), 1.0, ZERO
+            g.node("Softmax", g.dequantize(g.input((1, 2), U8), [1.0, 2.0], np.zeros(2, U8))),
+            1.0,
+            ZERO,
         ),
         "compare the scores before it",
     ),
     "the largest scores": (
         lambda g: g.node("TopK", g.input((1, 2), U8), g.const(np.array([1])), outputs=2),
-        "(TopK of uint8[1, 2], constant int64[1]): it picks by the order of its input: end the model there",
+        "(TopK of uint8[1, 2], constant int64[1]): it picks by the order of its input: end the "
+        "model there",
     ),
     "scales that do not fit": (
         lambda g: _conv(g, np.zeros((), U8), scales=2),
@@ -465,24 +546,41 @@ OPS: dict[str, tuple[Callable[[Graph], str], str]] = {
     ),
     "a bias that does not fit": (
         lambda g: g.node(
-            *("QGemm", g.input((1, 2), U8), g.f32(1.0), g.const(ZERO), _weights(g, 2, 3), g.f32(1.0), g.const(ZERO)),
+            *(
+                "QGemm",
+                g.input((1, 2), U8),
+                g.f32(1.0),
+                g.const(ZERO),
+                _weights(g, 2, 3),
+                g.f32(1.0),
+                g.const(ZERO),
+            ),
             g.const(np.ones((1, 2), np.int32)),
         ),
         "the shapes [1, 2] and [3] do not fit each other",
     ),
-    "weights without an element": (lambda g: _matmul(g, (1, 3), (3, 0)), "a weight [3, 0] without an element"),
+    "weights without an element": (
+        lambda g: _matmul(g, (1, 3), (3, 0)),
+        "a weight [3, 0] without an element",
+    ),
     "a weight zero point for each row": (
         lambda g: _matmul(g, (1, 3), (3, 2), w_zero=np.zeros(3, U8)),
         "3 zero points do not fit 2 columns",
     ),
-    "weight zero points per channel": (lambda g: _conv(g, np.arange(3).astype(U8)), "different weight zero points"),
+    "weight zero points per channel": (
+        lambda g: _conv(g, np.arange(3).astype(U8)),
+        "different weight zero points",
+    ),
     "an overflow": (
         lambda g: _matmul(g, (1, 40_000), (40_000, 2), 255),
         "outside int32: the runtime would wrap around",
     ),
     "a product of vectors": (lambda g: _matmul(g, (2,), (2,)), "QLinearMatMul of uint8[2]"),
     "channels that do not fit": (lambda g: _conv(g, ZERO, (1, 3, 5)), "1 groups do not fit"),
-    "a kernel that does not fit": (lambda g: _conv(g, ZERO, (1, 2, 2)), "a window of 3 does not fit 2 elements"),
+    "a kernel that does not fit": (
+        lambda g: _conv(g, ZERO, (1, 2, 2)),
+        "a window of 3 does not fit 2 elements",
+    ),
     "no groups": (lambda g: _conv(g, ZERO, group=0), "0 groups do not fit"),
     "scales that depend on the input": (
         lambda g: g.node("QuantizeLinear", g.input((1, 2)), g.input((1,)), g.const(ZERO)),
@@ -514,10 +612,18 @@ IMPOSSIBLE: dict[str, tuple[Callable[[Graph], str], str]] = {
         lambda g: _matmul(g, (1, 3), (2, 2)),
         "Incompatible dimensions for matrix multiplication",
     ),
-    "weights of another rank": (lambda g: _conv(g, ZERO, (1, 2, 5, 5)), "Number of spatial dimensions"),
+    "weights of another rank": (
+        lambda g: _conv(g, ZERO, (1, 2, 5, 5)),
+        "Number of spatial dimensions",
+    ),
     "zero points of another type": (
         lambda g: g.node(
-            "QLinearLeakyRelu", g.input((1, 2), U8), g.f32(1.0), g.const(np.zeros((), S8)), g.f32(1.0), ""
+            "QLinearLeakyRelu",
+            g.input((1, 2), U8),
+            g.f32(1.0),
+            g.const(np.zeros((), S8)),
+            g.f32(1.0),
+            "",
         ),
         "bound to different types (tensor(uint8) and tensor(int8)",
     ),
@@ -536,7 +642,9 @@ IMPOSSIBLE: dict[str, tuple[Callable[[Graph], str], str]] = {
 def test_nodes_that_the_runtime_refuses(what: str, path: Path) -> None:
     build, words = IMPOSSIBLE[what]
     message = refusal(model_of(build), path, ModelError)
-    assert message.startswith("onnxruntime ") and "cannot load" in message and words in message, message
+    assert message.startswith("onnxruntime ") and "cannot load" in message and words in message, (
+        message
+    )
 
 
 def test_an_output_that_turns_is_refused(path: Path) -> None:
@@ -544,7 +652,9 @@ def test_an_output_that_turns_is_refused(path: Path) -> None:
     g = Graph()
     both = g.node("Add", *(g.dequantize(g.input((1, 2), U8), 1.0, np.array(9, U8)) for _ in "ab"))
     y = g.node("LeakyRelu", both, alpha=-1.0)
-    assert refusal(g.model(y), path, UnsupportedModel).startswith(f"the output '{y}': a function of two codes must be")
+    assert refusal(g.model(y), path, UnsupportedModel).startswith(
+        f"the output '{y}': a function of two codes must be"
+    )
 
 
 DOMAINS = {
@@ -564,7 +674,9 @@ DOMAINS = {
 
 
 @pytest.mark.parametrize(("domain", "op"), DOMAINS)
-def test_other_formats_are_recognised(domain: str, op: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_formats_are_recognised(
+    domain: str, op: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All nodes of the format at once, and without asking the runtime."""
     monkeypatch.setattr(runtime, "optimised_graph", None)
     g = Graph()
@@ -577,22 +689,38 @@ def test_other_formats_are_recognised(domain: str, op: str, path: Path, monkeypa
 
 @pytest.mark.parametrize("which", [2, 3, 5, 6, 7, 8])
 def test_a_node_that_would_crash_is_not_given_to_the_runtime(which: int, path: Path) -> None:
-    """A QLinearWhere whose parameters are computed ends the process, also where they are computed from constants."""
+    """A QLinearWhere whose parameters are computed ends the process, also where they are computed
+    from constants."""
     g = Graph()
     x, one, zero = g.input((1, 2), U8), g.f32(1.0), g.const(ZERO)
     inputs = [g.const(np.array([[True, False]])), x, one, zero, x, one, zero, one, zero]
     inputs[which] = g.node("Identity", inputs[which])
     message = refusal(g.model(g.node("QLinearWhere", *inputs)), path, UnsupportedModel)
-    assert message.startswith("node 'QLinearWhere_n1' (com.microsoft.QLinearWhere): onnxruntime crashes")
+    assert message.startswith(
+        "node 'QLinearWhere_n1' (com.microsoft.QLinearWhere): onnxruntime crashes"
+    )
 
 
 def test_an_input_that_a_concatenation_lacks(path: Path) -> None:
     """It, too, ends the process."""
     g = Graph()
     one, zero = g.f32(1.0), g.const(ZERO)
-    y = g.node("QLinearConcat", one, zero, g.input((1, 2), U8), one, "", g.input((1, 2), U8), one, zero, axis=1)
+    y = g.node(
+        "QLinearConcat",
+        one,
+        zero,
+        g.input((1, 2), U8),
+        one,
+        "",
+        g.input((1, 2), U8),
+        one,
+        zero,
+        axis=1,
+    )
     message = refusal(g.model(y), path, UnsupportedModel)
-    assert message.startswith("node 'QLinearConcat_n0' (com.microsoft.QLinearConcat): onnxruntime crashes")
+    assert message.startswith(
+        "node 'QLinearConcat_n0' (com.microsoft.QLinearConcat): onnxruntime crashes"
+    )
 
 
 @pytest.mark.parametrize("op", ["QLinearLeakyRelu", "QLinearSigmoid"])
@@ -600,86 +728,155 @@ def test_an_activation_without_its_last_zero_point(op: str, path: Path) -> None:
     """So does this one, which ONNX's schema allows."""
     g = Graph()
     model = g.model(g.node(op, g.input((1, 2), U8), g.f32(1.0), g.const(ZERO), g.f32(1.0)))
-    assert f"node '{op}_n0' (com.microsoft.{op}): onnxruntime crashes" in refusal(model, path, UnsupportedModel)
+    assert f"node '{op}_n0' (com.microsoft.{op}): onnxruntime crashes" in refusal(
+        model, path, UnsupportedModel
+    )
 
 
 def test_a_folded_constant_is_no_input(path: Path) -> None:
-    """IR version 3 lists initializers as inputs; onnxruntime lists constants that it has made there, too."""
+    """IR version 3 lists initializers as inputs; onnxruntime lists constants that it has made
+    there, too."""
     g = Graph(10)
     shape = g.node("Constant", value=onnx.numpy_helper.from_array(np.array([1, 4])))
     x = g.quantize(g.node("Reshape", g.input((1, 2, 2)), g.node("Abs", shape)), 0.1, ZERO)
     model = g.model(g.dequantize(x, 0.1, ZERO))
     model.ir_version = 3
     for tensor in model.graph.initializer:
-        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        model.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
     assert [name for name, _, _ in read_model(write(model, path)).lowered.inputs] == ["x0"]
 
 
 def test_functions_in_the_model_are_refused(path: Path) -> None:
     model = small()
     node = onnx.helper.make_node("Identity", ["a"], ["b"])
-    model.functions.append(onnx.helper.make_function("own", "F", ["a"], ["b"], [node], list(model.opset_import)))
+    model.functions.append(
+        onnx.helper.make_function("own", "F", ["a"], ["b"], [node], list(model.opset_import))
+    )
     assert "model-local functions are not supported" in refusal(model, path, UnsupportedModel)
 
 
 NONSENSE: dict[str, Callable[[Graph], str]] = {
     # attributes and inputs that no runtime would accept either
-    "a permutation with a repeated axis": lambda g: g.node("Transpose", g.input((1, 2), U8), perm=[0, 0]),
-    "a permutation of other axes": lambda g: g.node("Transpose", g.input((1, 2), U8), perm=[0, 1, 2]),
+    "a permutation with a repeated axis": lambda g: g.node(
+        "Transpose", g.input((1, 2), U8), perm=[0, 0]
+    ),
+    "a permutation of other axes": lambda g: g.node(
+        "Transpose", g.input((1, 2), U8), perm=[0, 1, 2]
+    ),
     "a permutation that is a number": lambda g: g.node("Transpose", g.input((1, 2), U8), perm=1.5),
-    "a permutation that is a string": lambda g: g.node("Transpose", g.input((1, 2), U8), perm="backwards"),
+    "a permutation that is a string": lambda g: g.node(
+        "Transpose", g.input((1, 2), U8), perm="backwards"
+    ),
     "no kernel": lambda g: g.node("MaxPool", g.input((1, 1, 4), U8)),
     "a kernel of zeros": lambda g: g.node("MaxPool", g.input((1, 1, 4), U8), kernel_shape=[0]),
-    "a stride of zero": lambda g: g.node("MaxPool", g.input((1, 1, 4), U8), kernel_shape=[2], strides=[0]),
-    "a negative stride": lambda g: g.node("MaxPool", g.input((1, 1, 4), U8), kernel_shape=[2], strides=[-1]),
-    "a dilation of zero": lambda g: g.node("MaxPool", g.input((1, 1, 4), U8), kernel_shape=[2], dilations=[0]),
-    "strides that are a string": lambda g: g.node("MaxPool", g.input((1, 1, 4), U8), kernel_shape=[2], strides="two"),
-    "auto_pad of bytes": lambda g: g.node("MaxPool", g.input((1, 1, 4), U8), kernel_shape=[2], auto_pad=b"\xff\xfe"),
+    "a stride of zero": lambda g: g.node(
+        "MaxPool", g.input((1, 1, 4), U8), kernel_shape=[2], strides=[0]
+    ),
+    "a negative stride": lambda g: g.node(
+        "MaxPool", g.input((1, 1, 4), U8), kernel_shape=[2], strides=[-1]
+    ),
+    "a dilation of zero": lambda g: g.node(
+        "MaxPool", g.input((1, 1, 4), U8), kernel_shape=[2], dilations=[0]
+    ),
+    "strides that are a string": lambda g: g.node(
+        "MaxPool", g.input((1, 1, 4), U8), kernel_shape=[2], strides="two"
+    ),
+    "auto_pad of bytes": lambda g: g.node(
+        "MaxPool", g.input((1, 1, 4), U8), kernel_shape=[2], auto_pad=b"\xff\xfe"
+    ),
     "an axis out of range": lambda g: g.node("Concat", g.input((1, 2), U8), axis=7),
     "no axis": lambda g: g.node("Concat", g.input((1, 2), U8)),
-    "parts of different shapes": lambda g: g.node("Concat", g.input((1, 2), U8), g.input((2, 3), U8), axis=0),
-    "a squeezed axis that is no 1": lambda g: g.node("Squeeze", g.input((1, 2), U8), g.const(np.array([1]))),
-    "an axis that is there twice": lambda g: g.node("Unsqueeze", g.input((1, 2), U8), g.const(np.array([1, 1]))),
+    "parts of different shapes": lambda g: g.node(
+        "Concat", g.input((1, 2), U8), g.input((2, 3), U8), axis=0
+    ),
+    "a squeezed axis that is no 1": lambda g: g.node(
+        "Squeeze", g.input((1, 2), U8), g.const(np.array([1]))
+    ),
+    "an axis that is there twice": lambda g: g.node(
+        "Unsqueeze", g.input((1, 2), U8), g.const(np.array([1, 1]))
+    ),
     "a slice of a missing axis": lambda g: g.node(
-        "Slice", g.input((1, 2), U8), g.const(np.array([0])), g.const(np.array([1])), g.const(np.array([5]))
+        "Slice",
+        g.input((1, 2), U8),
+        g.const(np.array([0])),
+        g.const(np.array([1])),
+        g.const(np.array([5])),
     ),
     "a slice with a step of zero": lambda g: g.node(
-        *("Slice", g.input((1, 2), U8), g.const(np.array([0])), g.const(np.array([1])), g.const(np.array([1]))),
+        *(
+            "Slice",
+            g.input((1, 2), U8),
+            g.const(np.array([0])),
+            g.const(np.array([1])),
+            g.const(np.array([1])),
+        ),
         g.const(np.array([0])),
     ),
     "starts without ends": lambda g: g.node(
         "Slice", g.input((1, 2), U8), g.const(np.array([0, 0])), g.const(np.array([1]))
     ),
-    "a block that does not divide": lambda g: g.node("DepthToSpace", g.input((1, 3, 2, 2), U8), blocksize=2),
+    "a block that does not divide": lambda g: g.node(
+        "DepthToSpace", g.input((1, 3, 2, 2), U8), blocksize=2
+    ),
     "blocks of a matrix": lambda g: g.node("SpaceToDepth", g.input((2, 2), U8), blocksize=2),
     "a block of zero": lambda g: g.node("SpaceToDepth", g.input((1, 1, 2, 2), U8), blocksize=0),
     "a split into nothing": lambda g: g.node("Split", g.input((1, 2), U8), num_outputs=0),
-    "a split of a missing axis": lambda g: g.node("Split", g.input((1, 2), U8), axis=3, num_outputs=2, outputs=2),
-    "a shape that does not broadcast": lambda g: g.node("Expand", g.input((1, 2), U8), g.const(np.array([3, 3]))),
+    "a split of a missing axis": lambda g: g.node(
+        "Split", g.input((1, 2), U8), axis=3, num_outputs=2, outputs=2
+    ),
+    "a shape that does not broadcast": lambda g: g.node(
+        "Expand", g.input((1, 2), U8), g.const(np.array([3, 3]))
+    ),
     "a cast to nothing": lambda g: g.node("Cast", g.input((1, 2), U8)),
     "a cast to an unknown type": lambda g: g.node("Cast", g.input((1, 2), U8), to=99),
-    "too few pads": lambda g: g.node("Pad", g.input((1, 2), U8), g.const(np.array([1])), g.const(ZERO)),
+    "too few pads": lambda g: g.node(
+        "Pad", g.input((1, 2), U8), g.const(np.array([1])), g.const(ZERO)
+    ),
     "a mean of a missing axis": lambda g: g.node(
         "ReduceMean", g.dequantize(g.input((1, 2), U8), 1.0, ZERO), g.const(np.array([2]))
     ),
     "a flattening from a missing axis": lambda g: g.node("Flatten", g.input((1, 2), U8), axis=3),
     "a softmax over a missing axis": lambda g: g.node(
-        *("QLinearSoftmax", g.input((1, 2), U8), g.f32(1), g.const(ZERO), g.f32(1), g.const(ZERO)), axis=2, opset=13
+        *("QLinearSoftmax", g.input((1, 2), U8), g.f32(1), g.const(ZERO), g.f32(1), g.const(ZERO)),
+        axis=2,
+        opset=13,
     ),
     "an unknown approximation": lambda g: g.node(
         "Gelu", g.dequantize(g.input((1, 2), U8), 1.0, ZERO), approximate="roughly"
     ),
     "floats of different shapes": lambda g: g.node(
-        *("Add", g.dequantize(g.input((1, 2), U8), 1.0, ZERO), g.dequantize(g.input((1, 3), U8), 1.0, ZERO))
+        *(
+            "Add",
+            g.dequantize(g.input((1, 2), U8), 1.0, ZERO),
+            g.dequantize(g.input((1, 3), U8), 1.0, ZERO),
+        )
     ),
-    "gigantic pads": lambda g: g.node("Pad", g.input((1, 2), U8), g.const(np.array([0, 2**40, 0, 0])), g.const(ZERO)),
-    "a gigantic expansion": lambda g: g.node("Expand", g.input((1, 2), U8), g.const(np.array([2**40, 2]))),
-    "gigantic repetitions": lambda g: g.node("Tile", g.input((1, 2), U8), g.const(np.array([2**40, 1]))),
-    "a gigantic window": lambda g: g.node("MaxPool", g.input((1, 1, 4), U8), kernel_shape=[9], pads=[2**40, 2**40]),
+    "gigantic pads": lambda g: g.node(
+        "Pad", g.input((1, 2), U8), g.const(np.array([0, 2**40, 0, 0])), g.const(ZERO)
+    ),
+    "a gigantic expansion": lambda g: g.node(
+        "Expand", g.input((1, 2), U8), g.const(np.array([2**40, 2]))
+    ),
+    "gigantic repetitions": lambda g: g.node(
+        "Tile", g.input((1, 2), U8), g.const(np.array([2**40, 1]))
+    ),
+    "a gigantic window": lambda g: g.node(
+        "MaxPool", g.input((1, 1, 4), U8), kernel_shape=[9], pads=[2**40, 2**40]
+    ),
     "a relu of nothing": lambda g: g.node("Relu"),
     "a quantizer of nothing": lambda g: g.node("QLinearAdd", g.input((1, 2), U8)),
     "shapes that do not broadcast": lambda g: g.node(
-        *("QLinearAdd", g.input((1, 2), U8), g.f32(1), g.const(ZERO), g.input((1, 3), U8), g.f32(1), g.const(ZERO)),
+        *(
+            "QLinearAdd",
+            g.input((1, 2), U8),
+            g.f32(1),
+            g.const(ZERO),
+            g.input((1, 3), U8),
+            g.f32(1),
+            g.const(ZERO),
+        ),
         *(g.f32(1), g.const(ZERO)),
     ),
     "a zero point of strings": lambda g: g.node(
@@ -697,12 +894,13 @@ def test_nonsense_is_refused_by_name(what: str, path: Path) -> None:
         read_model(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message
-    assert re.search(r"node '?\w+_?n\d+'?|Node \(\w+_n\d+\)|Name:'\w+_n\d+'", message) or "onnxruntime" in message, (
-        message
-    )
+    assert (
+        re.search(r"node '?\w+_?n\d+'?|Node \(\w+_n\d+\)|Name:'\w+_n\d+'", message)
+        or "onnxruntime" in message
+    ), message
 
 
-# -- damaged files -----------------------------------------------------------------------------------------------------
+# -- damaged files ---------------------------------------------------------------------------------
 
 VALID = {form: small(form).SerializeToString() for form in ("QOperator", "QDQ")}
 
@@ -716,7 +914,9 @@ def damaged(draw: Any) -> bytes:
         if kind == "set":
             data[at : at + 1] = bytes([draw(st.integers(0, 255))])
         elif kind == "flip":
-            data[at : at + 1] = bytes(byte ^ 1 << draw(st.integers(0, 7)) for byte in data[at : at + 1])
+            data[at : at + 1] = bytes(
+                byte ^ 1 << draw(st.integers(0, 7)) for byte in data[at : at + 1]
+            )
         elif kind == "delete":
             del data[at : at + draw(st.integers(1, 5))]
         elif kind == "insert":
@@ -731,8 +931,11 @@ def damaged(draw: Any) -> bytes:
 @settings(deadline=None, max_examples=400)
 @given(damaged())
 @example(b"")
-def test_damaged_files_raise_nothing_else(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    """Bytes of a valid model changed at random: it is read, or refused by a QverifyError of one line."""
+def test_damaged_files_raise_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    """Bytes of a valid model changed at random: it is read, or refused by a QverifyError of one
+    line."""
     path = tmp_path_factory.getbasetemp() / "damaged.onnx"
     path.write_bytes(data)
     try:

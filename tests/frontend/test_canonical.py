@@ -1,4 +1,5 @@
-"""The same network has the same numbers, whatever order and names its graph's nodes and quantizers have."""
+"""The same network has the same numbers, whatever order and names its graph's nodes and quantizers
+have."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def codes(value: int) -> Array:
 
 
 def two_branches() -> onnx.ModelProto:
-    """Two inputs, the first of them quantized in three ways, of which two are the same; two outputs."""
+    """Two inputs, the first of them quantized in three ways, of which two are the same; two
+    outputs."""
     g, rng = Graph(), np.random.default_rng(4)
     x, z = g.input((1, 3)), g.input((1, 2))
     doors = [g.quantize(z, 0.2, codes(7)), g.quantize(x, 0.1, codes(3))]
@@ -32,19 +34,34 @@ def two_branches() -> onnx.ModelProto:
 
     def layer(k: int, scale: float, zero: int, width: int) -> str:
         w = g.const(rng.integers(-128, 128, (width, 2)).astype(np.int8))
-        weight = w, g.f32(0.01), g.const(np.int8(0)), g.const(rng.integers(-99, 99, 2).astype(np.int32))
-        return g.node("QGemm", doors[k], g.f32(scale), g.const(codes(zero)), *weight, g.f32(0.05), g.const(codes(100)))
+        weight = (
+            w,
+            g.f32(0.01),
+            g.const(np.int8(0)),
+            g.const(rng.integers(-99, 99, 2).astype(np.int32)),
+        )
+        return g.node(
+            "QGemm",
+            doors[k],
+            g.f32(scale),
+            g.const(codes(zero)),
+            *weight,
+            g.f32(0.05),
+            g.const(codes(100)),
+        )
 
     own = [layer(*k) for k in ((0, 0.2, 7, 2), (1, 0.1, 3, 3), (2, 0.25, 3, 3), (3, 0.1, 3, 3))]
     ends = g.f32(0.05), g.const(codes(100))
     sums = [
-        g.node("QLinearAdd", own[a], *ends, own[b], *ends, g.f32(0.06), g.const(codes(90))) for a, b in ((0, 1), (2, 3))
+        g.node("QLinearAdd", own[a], *ends, own[b], *ends, g.f32(0.06), g.const(codes(90)))
+        for a, b in ((0, 1), (2, 3))
     ]
     return g.model(*(g.dequantize(s, 0.06, codes(90)) for s in sums))
 
 
 def shuffled(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
-    """The same graph: its nodes in another topological order, everything inside it with other names."""
+    """The same graph: its nodes in another topological order, everything inside it with other
+    names."""
     rng, result = random.Random(seed), onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
@@ -52,7 +69,11 @@ def shuffled(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     inner = sorted({name for node in graph.node for name in node.output} - kept)
     names = dict(zip(inner, (f"v{k}" for k in rng.sample(range(1000), len(inner))), strict=True))
     left, nodes = list(graph.node), []
-    known = {"", *kept.difference(v.name for v in graph.output), *(i.name for i in graph.initializer)}
+    known = {
+        "",
+        *kept.difference(v.name for v in graph.output),
+        *(i.name for i in graph.initializer),
+    }
     while left:
         ready = [node for node in left if known.issuperset(node.input)]
         node = rng.choice(ready)
@@ -75,7 +96,12 @@ def same(a: Lowered, b: Lowered) -> bool:
 def test_order_and_names_do_not_matter(tmp_path: Path) -> None:
     model = two_branches()
     first = read_model(write(model, tmp_path / "m.onnx")).lowered
-    assert [part.source.tolist() for part in first.encoders] == [[0, 1, 2], [0, 1, 2], [3, 4]]  # equal ones once
+    # Equal ones once.
+    assert [part.source.tolist() for part in first.encoders] == [
+        [0, 1, 2],
+        [0, 1, 2],
+        [3, 4],
+    ]
     for seed in range(8):
         again = read_model(write(shuffled(model, seed), tmp_path / f"{seed}.onnx")).lowered
         assert same(first, again)
@@ -116,7 +142,9 @@ def test_a_certificate_holds_where_the_same_network_is_read_in_another_order(
     proof = tmp_path / "proof"
     proof.write_bytes(result.certificate)
     for seed in range(4):
-        monkeypatch.setattr(runtime, "optimised_graph", lambda path, shapes, seed=seed: shuffled(model, seed))
+        monkeypatch.setattr(
+            runtime, "optimised_graph", lambda path, shapes, seed=seed: shuffled(model, seed)
+        )
         assert check(path, spec, proof).verdict == "unsat"
     other = onnx.ModelProto()
     other.CopyFrom(model)

@@ -10,9 +10,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from qverify.frontend.boundary import make_encoder
+from qverify.boundary.outputs import make_decoder
+from qverify.frontend.encoder import make_encoder
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import make_decoder
 from qverify.kernels import open_kernels
 from tests.graphs import Graph, write
 
@@ -20,7 +20,20 @@ CPU = open_kernels("cpu")
 ZERO = np.array(0, np.uint8)
 COUNT = 512
 
-UNARY = ("Tanh", "Exp", "Sigmoid", "Erf", "Softplus", "Sqrt", "Log", "Sin", "Atan", "Reciprocal", "Softsign", "Elu")
+UNARY = (
+    "Tanh",
+    "Exp",
+    "Sigmoid",
+    "Erf",
+    "Softplus",
+    "Sqrt",
+    "Log",
+    "Sin",
+    "Atan",
+    "Reciprocal",
+    "Softsign",
+    "Elu",
+)
 
 
 def some(g: Graph) -> str:
@@ -36,19 +49,27 @@ def quantized(g: Graph, x: str) -> str:
 CONSTANTS: dict[str, Callable[[Graph], str]] = {
     **{op: lambda g, op=op: g.node(op, some(g)) for op in UNARY},  # type: ignore[misc]
     "a chain": lambda g: g.node("Exp", g.node("Tanh", g.node("Exp", g.node("Sigmoid", some(g))))),
-    "a quantized branch": lambda g: quantized(g, g.node("Mul", quantized(g, some(g)), g.node("Tanh", some(g)))),
+    "a quantized branch": lambda g: quantized(
+        g, g.node("Mul", quantized(g, some(g)), g.node("Tanh", some(g)))
+    ),
     "Microsoft's ops": lambda g: g.dequantize(
         g.node(
             "QLinearAdd",
             *(g.const(np.arange(COUNT, dtype=np.uint8)[None]), g.f32(0.013), g.const(ZERO)),
-            *(g.const(np.arange(COUNT, dtype=np.uint8)[None][:, ::-1]), g.f32(0.017), g.const(ZERO)),
+            *(
+                g.const(np.arange(COUNT, dtype=np.uint8)[None][:, ::-1]),
+                g.f32(0.017),
+                g.const(ZERO),
+            ),
             *(g.f32(0.0231), g.const(ZERO)),
         ),
         0.0231,
         ZERO,
     ),
     "a float product": lambda g: g.node(
-        "MatMul", some(g), g.node("Tanh", g.node("Reshape", _square(g), g.const([COUNT, COUNT], np.int64)))
+        "MatMul",
+        some(g),
+        g.node("Tanh", g.node("Reshape", _square(g), g.const([COUNT, COUNT], np.int64))),
     ),
     "a softmax": lambda g: g.node("Softmax", some(g)),
 }
@@ -75,15 +96,21 @@ def test_constants_are_the_runtime_s(what: str, tmp_path: Path) -> None:
 
 
 FORMS: dict[str, Callable[[Graph], str]] = {
-    "value": lambda g: g.node("Constant", value=onnx.numpy_helper.from_array(np.array([[0.25, 0.5]], np.float32))),
-    "value_floats": lambda g: g.node("Unsqueeze", g.node("Constant", value_floats=[0.25, 0.5]), g.const([0], np.int64)),
+    "value": lambda g: g.node(
+        "Constant", value=onnx.numpy_helper.from_array(np.array([[0.25, 0.5]], np.float32))
+    ),
+    "value_floats": lambda g: g.node(
+        "Unsqueeze", g.node("Constant", value_floats=[0.25, 0.5]), g.const([0], np.int64)
+    ),
     "value_float": lambda g: g.node("Constant", value_float=0.25),
     "ConstantOfShape": lambda g: g.node(
         "ConstantOfShape",
         g.node("Constant", value_ints=[1, 2]),
         value=onnx.numpy_helper.from_array(np.array([0.25], np.float32)),
     ),
-    "a shape": lambda g: g.node("Cast", g.node("Shape", g.const(np.zeros((3, 7), np.float32))), to=1),
+    "a shape": lambda g: g.node(
+        "Cast", g.node("Shape", g.const(np.zeros((3, 7), np.float32))), to=1
+    ),
 }
 
 

@@ -21,17 +21,31 @@ from tests.graphs import Graph, write
 
 ZERO = np.array(0, np.uint8)
 OPSETS = range(10, 26)
-SAMPLES = {"INT": 7, "FLOAT": 7.5, "STRING": "other", "INTS": [7], "FLOATS": [7.5], "STRINGS": ["other"]}
-SOURCES = "".join(path.read_text(encoding="utf-8") for path in Path(rules.__file__).parent.glob("*.py"))
+SAMPLES = {
+    "INT": 7,
+    "FLOAT": 7.5,
+    "STRING": "other",
+    "INTS": [7],
+    "FLOATS": [7.5],
+    "STRINGS": ["other"],
+}
+SOURCES = "".join(
+    path.read_text(encoding="utf-8") for path in Path(rules.__file__).parent.glob("*.py")
+)
 
 
 def standard() -> Iterator[tuple[str, int, dict[str, str]]]:
-    """Op, opset, and the types of its attributes, for every op with a rule in every opset that is read."""
+    """Op, opset, and the types of its attributes, for every op with a rule in every opset that is
+    read."""
     for domain, op in RULES:
         for opset in OPSETS if domain == "" else ():
             if onnx.defs.has(op, opset, ""):
                 schema = onnx.defs.get_schema(op, opset, "")
-                yield op, opset, {name: str(a.type).rsplit(".", 1)[-1] for name, a in schema.attributes.items()}
+                yield (
+                    op,
+                    opset,
+                    {name: str(a.type).rsplit(".", 1)[-1] for name, a in schema.attributes.items()},
+                )
 
 
 def microsoft() -> Iterator[tuple[str, int, dict[str, str]]]:
@@ -67,12 +81,13 @@ def test_every_attribute_of_every_schema_is_declared_or_refused() -> None:
 
 def test_every_declared_attribute_exists_and_is_read() -> None:
     known = {name for *_, attributes in every() for name in attributes}
+    # Of Dropout for inference; of nodes that onnxruntime itself runs.
     untouched = {
         "ratio",
         "seed",
         "epsilon",
         "momentum",
-    }  # of Dropout for inference; of nodes that onnxruntime itself runs
+    }
     for key, rule in RULES.items():
         extra = (rule.attributes or frozenset()) - known
         assert not extra, f"{key}: no schema has {extra}"
@@ -84,7 +99,9 @@ def test_an_attribute_that_spells_out_the_default_says_nothing() -> None:
     rule = RULES["", "QuantizeLinear"]
     refuse_unknown(helper.make_node("QuantizeLinear", ["x", "s"], ["y"], saturate=1), rule, "", 21)
     with pytest.raises(Refusal, match=r"its attribute 'saturate' is not supported \(0\)"):
-        refuse_unknown(helper.make_node("QuantizeLinear", ["x", "s"], ["y"], saturate=0), rule, "", 21)
+        refuse_unknown(
+            helper.make_node("QuantizeLinear", ["x", "s"], ["y"], saturate=0), rule, "", 21
+        )
 
 
 def test_every_input_of_every_schema_is_declared_or_refused() -> None:
@@ -93,14 +110,28 @@ def test_every_input_of_every_schema_is_declared_or_refused() -> None:
         if rule.inputs == ANY:
             continue
         node = helper.make_node(op, ["x"] * rule.inputs + ["", "further"], ["y"], domain=domain)
-        with pytest.raises(Refusal, match=f"its input {rule.inputs + 1} \\('further'\\) is not supported"):
+        with pytest.raises(
+            Refusal, match=f"its input {rule.inputs + 1} \\('further'\\) is not supported"
+        ):
             refuse_unknown(node, rule, domain, 21)
 
 
 def test_random_ops_are_those_that_onnx_calls_so() -> None:
-    """ONNX calls ops that only contain others, and two that move elements, not deterministic; those are no draws."""
-    loose = {s.name for s in onnx.defs.get_all_schemas_with_history() if getattr(s, "non_deterministic", False)}
-    moves = {"DepthToSpace", "SpaceToDepth", "AffineGrid", "CausalConvWithState", "LinearAttention", "Dropout"}
+    """ONNX calls ops that only contain others, and two that move elements, not deterministic; those
+    are no draws."""
+    loose = {
+        s.name
+        for s in onnx.defs.get_all_schemas_with_history()
+        if getattr(s, "non_deterministic", False)
+    }
+    moves = {
+        "DepthToSpace",
+        "SpaceToDepth",
+        "AffineGrid",
+        "CausalConvWithState",
+        "LinearAttention",
+        "Dropout",
+    }
     assert loose - moves - CONTROL_FLOW <= RANDOM
 
 
@@ -110,7 +141,8 @@ DRAWS = ("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike")
 @pytest.mark.parametrize("op", [*DRAWS, "RandomNormal", "RandomUniform"])
 @pytest.mark.parametrize("seeded", [True, False])
 def test_a_node_that_draws_is_refused_by_name(op: str, seeded: bool, tmp_path: Path) -> None:
-    """Also where its inputs are constants: onnxruntime may fold them into other constants every time."""
+    """Also where its inputs are constants: onnxruntime may fold them into other constants every
+    time."""
     g = Graph()
     attributes: dict[str, Any] = {"seed": 3.0} if seeded else {}
     attributes |= {} if op in DRAWS else {"shape": [1, 2]}
@@ -118,7 +150,9 @@ def test_a_node_that_draws_is_refused_by_name(op: str, seeded: bool, tmp_path: P
     drawn = g.node("Cast", drawn, to=1) if op == "Multinomial" else drawn
     y = g.quantize(g.node("Add", g.input((1, 2)), drawn), 0.1, ZERO)
     path = write(g.model(y), tmp_path / "model.onnx")
-    with pytest.raises(UnsupportedModel, match=rf"node '{op}_n0' \({op}\): it draws random numbers"):
+    with pytest.raises(
+        UnsupportedModel, match=rf"node '{op}_n0' \({op}\): it draws random numbers"
+    ):
         read_model(path)
 
 

@@ -1,8 +1,10 @@
-"""An attribute that is left out has onnxruntime's own default: every rule, every attribute it declares, opsets 10 to 25.
+"""An attribute that is left out has onnxruntime's own default: every rule, every attribute it
+declares, opsets 10 to 25.
 
-What a rule takes for a missing attribute is recorded while random graphs of its op are read. Each of these graphs is run
-by onnxruntime as it stands and with that value written out: the results must be equal, and for every attribute some other
-value must change them in some graph, or be rejected, so that a wrong default would be seen.
+What a rule takes for a missing attribute is recorded while random graphs of its op are read. Each
+of these graphs is run by onnxruntime as it stands and with that value written out: the results must
+be equal, and for every attribute some other value must change them in some graph, or be rejected,
+so that a wrong default would be seen.
 """
 
 from __future__ import annotations
@@ -27,18 +29,39 @@ from tests.graphs import Array, Graph
 GRAPHS = 40  # of each generator
 Attribute = tuple[str, str]  # op, name
 
-# Attributes without a default: they must be there (or stand in an input), or mean no bound, no change, all of the axis.
-WITHOUT = {"axes", "blocksize", "end", "ends", "kernel_shape", "max", "min", "perm", "shape", "split", "starts", "to"}
+# Attributes without a default: they must be there (or stand in an input), or mean no bound, no
+# change, all of the axis.
+WITHOUT = {
+    "axes",
+    "blocksize",
+    "end",
+    "ends",
+    "kernel_shape",
+    "max",
+    "min",
+    "perm",
+    "shape",
+    "split",
+    "starts",
+    "to",
+}
 WITHOUT |= {"num_outputs", "opset"}
+# Declared; the runtime uses them, or inference has no use for them.
 NEVER_READ = {
     "epsilon",
     "momentum",
     "ratio",
     "seed",
-}  # declared; the runtime uses them, or inference has no use for them
-# Of these ops: the attribute is none of theirs (a rule for two ops), has no default, or no other value is accepted.
+}
+# Of these ops: the attribute is none of theirs (a rule for two ops), has no default, or no other
+# value is accepted.
 EXCEPT = {
-    *(("Concat", "axis"), ("QLinearConcat", "axis"), ("Pad", "pads"), ("QLinearAveragePool", "dilations")),
+    *(
+        ("Concat", "axis"),
+        ("QLinearConcat", "axis"),
+        ("Pad", "pads"),
+        ("QLinearAveragePool", "dilations"),
+    ),
 }
 
 
@@ -58,7 +81,8 @@ def run(model: onnx.ModelProto, inputs: list[Array]) -> list[Array] | None:
 
 def equal(a: list[Array], b: list[Array]) -> bool:
     return all(
-        x.shape == y.shape and x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True)
+        x.shape == y.shape and x.dtype == y.dtype and x.tobytes() == y.tobytes()
+        for x, y in zip(a, b, strict=True)
     )
 
 
@@ -107,7 +131,12 @@ def plain() -> Iterator[Case]:
             ("MaxPool", (1, 2, 7), (), 1),
             ("Shape", (3, 4, 5), (), 1),
             ("Reshape", (3, 4, 5), (np.array([0, 5, 4]),), 1),
-            ("DequantizeLinear", (3, 3, 3), (np.array([1, 2, 3], np.float32), np.array([5, 6, 7], np.uint8)), 1),
+            (
+                "DequantizeLinear",
+                (3, 3, 3),
+                (np.array([1, 2, 3], np.float32), np.array([5, 6, 7], np.uint8)),
+                1,
+            ),
             ("QuantizeLinear", (3, 3), (np.float32(2),), 1),
             ("Pad", (3, 3), (), 1),
         ):
@@ -158,7 +187,9 @@ def test_defaults_are_the_runtimes(asked: list[tuple[View, str, Any]]) -> None:
             got = run(with_attribute(case.model, name, k, default), inputs)
             if got is None:
                 continue  # an attribute that this opset does not have
-            assert equal(want, got), f"{key} of opset {view.opset}: the default is not {default!r}\n{view.node}"
+            assert equal(want, got), (
+                f"{key} of opset {view.opset}: the default is not {default!r}\n{view.node}"
+            )
             equals.add(key)
             if key in felt:
                 continue

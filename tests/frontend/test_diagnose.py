@@ -1,4 +1,5 @@
-"""What is said of a product that onnxruntime leaves in float: what it misses, at the node of the user's file."""
+"""What is said of a product that onnxruntime leaves in float: what it misses, at the node of the
+user's file."""
 
 from __future__ import annotations
 
@@ -42,14 +43,17 @@ def gemm(g: Graph, w: str) -> str:
     return quantized(g, g.node("Gemm", quantized(g, g.input((1, 4))), w))
 
 
-# -- graphs that the runtime does not fuse (`bad`), and what is right instead ---------------------------------------------
+# -- graphs that the runtime does not fuse (`bad`), and what is right instead ----------------------
 
 
 def zero_point(g: Graph, bad: bool) -> str:
     return gemm(
         g,
         g.node(
-            "DequantizeLinear", g.const(np.ones((4, 3), S8)), g.f32(0.02), *["" if bad else g.const(np.array(0, S8))]
+            "DequantizeLinear",
+            g.const(np.ones((4, 3), S8)),
+            g.f32(0.02),
+            *["" if bad else g.const(np.array(0, S8))],
         ),
     )
 
@@ -64,14 +68,19 @@ def zero_point_of_the_input(g: Graph, bad: bool) -> str:
 
 def bits(g: Graph, bad: bool) -> str:
     kind = onnx.TensorProto.INT4 if bad else onnx.TensorProto.INT8
-    g.initializers += [helper.make_tensor("w", kind, [4, 3], [1] * 12), helper.make_tensor("z", kind, [], [0])]
+    g.initializers += [
+        helper.make_tensor("w", kind, [4, 3], [1] * 12),
+        helper.make_tensor("z", kind, [], [0]),
+    ]
     w = g.node("DequantizeLinear", "w", g.f32(0.02), "z")
     return quantized(g, g.node("MatMul", quantized(g, g.input((1, 4))), w))
 
 
 def blocks(g: Graph, bad: bool) -> str:
     scale = np.full((2, 3), 0.1) if bad else np.full(3, 0.1)
-    return gemm(g, weights(g, 4, 3, scale=scale, **({"block_size": 2, "axis": 0} if bad else {"axis": 1})))
+    return gemm(
+        g, weights(g, 4, 3, scale=scale, **({"block_size": 2, "axis": 0} if bad else {"axis": 1}))
+    )
 
 
 def stack(g: Graph, bad: bool) -> str:
@@ -126,7 +135,11 @@ def shared_codes(g: Graph, bad: bool) -> str:
 
 FLOAT: dict[str, tuple[Callable[[Graph, bool], str], str, str]] = {
     # what: (graph, the node of the file, words of the message)
-    "no zero point of the weights": (zero_point, "Gemm_n3", "the DequantizeLinear of its weights has no zero point"),
+    "no zero point of the weights": (
+        zero_point,
+        "Gemm_n3",
+        "the DequantizeLinear of its weights has no zero point",
+    ),
     "no zero point of the input": (
         zero_point_of_the_input,
         "MatMul_n3",
@@ -134,7 +147,11 @@ FLOAT: dict[str, tuple[Callable[[Graph, bool], str], str, str]] = {
     ),
     "4-bit weights": (bits, "MatMul_n3", "its weights are int4"),
     "blocked weights": (blocks, "Gemm_n3", "is blocked (scale [2, 3])"),
-    "a stack per channel": (stack, "MatMul_n3", "a stack of matrices [2, 4, 3] with one scale per channel"),
+    "a stack per channel": (
+        stack,
+        "MatMul_n3",
+        "a stack of matrices [2, 4, 3] with one scale per channel",
+    ),
     "a kept Relu": (
         relu,
         "Conv_n3",
@@ -145,9 +162,21 @@ FLOAT: dict[str, tuple[Callable[[Graph, bool], str], str, str]] = {
         "Conv_n3",
         "'Clip_n6' behind it stays, since it cuts the range of",
     ),
-    "a Clip that cuts": (clip, "Conv_n3", "it cuts the range of 'QuantizeLinear_n5', 0 to 12.75, at 0 and 6"),
-    "a Flatten in between": (flatten, "Gemm_n4", "its input comes from Flatten 'Flatten_n2' without"),
-    "an unquantized input": (float_input, "Conv_n1", "its input is not quantized: put a QuantizeLinear"),
+    "a Clip that cuts": (
+        clip,
+        "Conv_n3",
+        "it cuts the range of 'QuantizeLinear_n5', 0 to 12.75, at 0 and 6",
+    ),
+    "a Flatten in between": (
+        flatten,
+        "Gemm_n4",
+        "its input comes from Flatten 'Flatten_n2' without",
+    ),
+    "an unquantized input": (
+        float_input,
+        "Conv_n1",
+        "its input is not quantized: put a QuantizeLinear",
+    ),
     "a float op before": (behind_relu, "Conv_n4", "its input comes from Abs 'Abs_n2' without"),
     "a float op behind": (
         before_sigmoid,
@@ -173,7 +202,10 @@ def test_a_product_in_float_is_explained(what: str, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedModel) as caught:
             read_model(path)
         message = str(caught.value)
-        assert message.startswith(f"{path}: node '{node}' ({node.split('_')[0]} of ") and words in message, message
+        assert (
+            message.startswith(f"{path}: node '{node}' ({node.split('_')[0]} of ")
+            and words in message
+        ), message
         assert "uantize its inputs" not in message
 
 
@@ -184,7 +216,9 @@ def test_sixteen_bits_are_told_at_every_node(tmp_path: Path) -> None:
         read_model(write(g.model(y), tmp_path / "m.onnx"))
     first, second, rest = caught.value.blockers
     assert "quantization to uint16 is not supported" in first
-    assert second.startswith("node 'Conv_n3' (Conv): its input is uint16, and onnxruntime fuses 8-bit activations only")
+    assert second.startswith(
+        "node 'Conv_n3' (Conv): its input is uint16, and onnxruntime fuses 8-bit activations only"
+    )
     assert rest == "3 nodes were not looked at, for want of what these would give"
 
 
@@ -196,13 +230,26 @@ def test_all_that_stops_a_model_is_told_at_once(tmp_path: Path) -> None:
         x = g.node("Conv", x, weights(g, 2, 2, 3, 3), pads=[1, 1, 1, 1])
         x = quantized(g, g.node("Relu", x))
     y = g.node("Softmax", g.node("CumSum", g.node("Tanh", x), g.const(np.array(1))))
-    path = write(g.model(y, g.node("TopK", g.node("Tanh", x), g.const(np.array([1])), outputs=2)), tmp_path / "m.onnx")
+    path = write(
+        g.model(y, g.node("TopK", g.node("Tanh", x), g.const(np.array([1])), outputs=2)),
+        tmp_path / "m.onnx",
+    )
     with pytest.raises(UnsupportedModel) as caught:
         read_model(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}: node 'Conv_n3' (Conv of float32[1, 2, 5, 5], ") and "\n" not in message
-    assert "and 5 more Conv nodes: the Relu 'Relu_n4' behind it stays" in message and message.count("Conv_n") == 1
-    assert "; node 'CumSum_n" in message and "; node 'Softmax_n" in message and "; node 'TopK_n" in message
+    assert (
+        message.startswith(f"{path}: node 'Conv_n3' (Conv of float32[1, 2, 5, 5], ")
+        and "\n" not in message
+    )
+    assert (
+        "and 5 more Conv nodes: the Relu 'Relu_n4' behind it stays" in message
+        and message.count("Conv_n") == 1
+    )
+    assert (
+        "; node 'CumSum_n" in message
+        and "; node 'Softmax_n" in message
+        and "; node 'TopK_n" in message
+    )
     *lines, rest = caught.value.blockers
     ops = sorted(line.split("_")[0] for line in lines)
     assert ops == ["node 'Conv"] * 6 + ["node 'CumSum", "node 'Softmax", "node 'TopK"]
@@ -241,12 +288,15 @@ def test_heads_that_keep_the_order(name: str, tmp_path: Path) -> None:
     g = Graph(21)
     y = g.node("Gemm", quantized(g, g.input((1, 4))), weights(g, 4, 3))
     with pytest.raises(
-        UnsupportedModel, match=rf"'{name}_n4' \({name} of .*the order of its results is that of the scores"
+        UnsupportedModel,
+        match=rf"'{name}_n4' \({name} of .*the order of its results is that of the scores",
     ):
         read_model(write(g.model(g.node(name, y)), tmp_path / "m.onnx"))
 
 
-def test_a_fault_of_ours_is_not_blamed_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_is_not_blamed_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A rule that trips is an internal error, whose traceback says at which node."""
     monkeypatch.setattr("qverify.frontend.builder.quantize_linear", lambda *_: [][0])
     g = Graph(21)

@@ -1,4 +1,5 @@
-"""The ends of float arithmetic: infinities, NaN, roundings that leave int32, nothing at all. Read exactly or refused."""
+"""The ends of float arithmetic: infinities, NaN, roundings that leave int32, nothing at all. Read
+exactly or refused."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ EVERY = np.arange(256, dtype=np.uint8)[None]
 def test_one_op_at_a_time(op: str, tmp_path: Path) -> None:
     """A few graphs of every op; benchmarks/hostile/one_op.py makes as many as you like."""
     results = list(all_graphs(op, 8 * ROUNDS, 99, tmp_path / "one.onnx"))
-    assert not [text for outcome, _, different, text in results if different or outcome == "crashed"]
+    assert not [
+        text for outcome, _, different, text in results if different or outcome == "crashed"
+    ]
     assert any(outcome == "ran" for outcome, *_ in results)
 
 
@@ -49,19 +52,28 @@ def test_an_infinite_factor_is_refused(tmp_path: Path) -> None:
 def test_a_program_names_constants_that_make_nan() -> None:
     codes = Type((2,), -5, 5)
     for kind, operand in (("mul", np.inf), ("add", np.nan), ("div", 0.0)):
-        op = Requantize(FloatProgram().then(kind, np.float32(operand)), np.zeros((), np.int32), 0, 255)
+        op = Requantize(
+            FloatProgram().then(kind, np.float32(operand)), np.zeros((), np.int32), 0, 255
+        )
         with pytest.raises(ValueError, match=r"NaN or infinite|by zero"):
             op.output_type(codes)
-    assert Requantize(FloatProgram().then("max", -np.inf), np.zeros((), np.int32), 0, 255).output_type(codes)
+    assert Requantize(
+        FloatProgram().then("max", -np.inf), np.zeros((), np.int32), 0, 255
+    ).output_type(codes)
 
 
 def test_scales_of_a_stack_are_multiplied_one_after_the_other(tmp_path: Path) -> None:
     """Unless they are given for every column of each matrix, so that one rounding is not two."""
     rng = np.random.default_rng(3)
-    w, scales = rng.integers(-128, 128, (2, 5, 7)).astype(np.int8), rng.uniform(0.1, 0.9, 7).astype(np.float32)
+    w, scales = (
+        rng.integers(-128, 128, (2, 5, 7)).astype(np.int8),
+        rng.uniform(0.1, 0.9, 7).astype(np.float32),
+    )
     feed = rng.integers(0, 256, (2, 40, 5)).astype(np.uint8)
     g = Graph()
-    y = g.node("MatMulIntegerToFloat", g.input(feed.shape, U8), g.const(w), g.f32(0.3), g.f32(scales))
+    y = g.node(
+        "MatMulIntegerToFloat", g.input(feed.shape, U8), g.const(w), g.f32(0.3), g.f32(scales)
+    )
     assert "scales [7] for a weight [2, 5, 7]" in refusal(g, y, tmp_path)
     g = Graph()
     each = np.broadcast_to(scales, (2, 1, 7))
@@ -98,7 +110,10 @@ def test_an_output_may_be_infinite_but_not_nan(tmp_path: Path) -> None:
 def test_an_empty_output_is_read(tmp_path: Path) -> None:
     g = Graph(21)
     x = g.dequantize(g.input((2, 3), U8), 0.5, ZERO)
-    empty, rest = g.node("Slice", x, g.const([0]), g.const([0]), g.const([1])), g.node("Identity", x)
+    empty, rest = (
+        g.node("Slice", x, g.const([0]), g.const([0]), g.const([1])),
+        g.node("Identity", x),
+    )
     feed = np.arange(6, dtype=np.uint8).reshape(2, 3)
     assert compare(Case(g.model(empty, g.node("Neg", rest)), (feed,)), tmp_path / "model.onnx") == 6
 

@@ -1,6 +1,8 @@
-"""The order of additions in a float mean, for every pattern of axes, ones among their sizes: k kept or r reduced.
+"""The order of additions in a float mean, for every pattern of axes, ones among their sizes: k kept
+or r reduced.
 
-A mean that qverify reads must be onnxruntime's to the last bit; which patterns it reads is written down here as well.
+A mean that qverify reads must be onnxruntime's to the last bit; which patterns it reads is written
+down here as well.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ def case(shape: tuple[int, ...], axes: list[int], opset: int) -> Case:
     g = Graph(opset)
     x = g.dequantize(g.input(shape, U8), np.float32(0.123456), np.array(77, np.uint8))
     more: dict[str, Any] = {"keepdims": 0}
-    y = g.node("ReduceMean", x, axes=axes, **more) if opset < 18 else g.node("ReduceMean", x, g.const(axes), **more)
+    y = (
+        g.node("ReduceMean", x, axes=axes, **more)
+        if opset < 18
+        else g.node("ReduceMean", x, g.const(axes), **more)
+    )
     return Case(g.model(y), (np.random.default_rng(3).integers(0, 256, shape).astype(np.uint8),))
 
 

@@ -1,8 +1,10 @@
-"""Every op that is read, against onnxruntime, bit for bit: the file is read, run as integers, and run by onnxruntime.
+"""Every op that is read, against onnxruntime, bit for bit: the file is read, run as integers, and
+run by onnxruntime.
 
-Each entry of OPS makes random graphs of one op in its forms (QOperator, QDQ, types, zero points at the ends, scales over
-orders of magnitude and scales that make ties). At least VALUES output values are compared for each, and no difference is
-allowed. `QVERIFY_TEST_ROUNDS=10 pytest tests/frontend/test_onnxruntime_ops.py` makes ten times as many.
+Each entry of OPS makes random graphs of one op in its forms (QOperator, QDQ, types, zero points at
+the ends, scales over orders of magnitude and scales that make ties). At least VALUES output values
+are compared for each, and no difference is allowed. `QVERIFY_TEST_ROUNDS=10 pytest
+tests/frontend/test_onnxruntime_ops.py` makes ten times as many.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 
 from qverify import runtime
+from qverify.boundary.outputs import make_decoder
 from qverify.errors import UnsupportedModel
-from qverify.frontend.boundary import make_encoder
+from qverify.frontend.encoder import make_encoder
 from qverify.frontend.model import read_model
-from qverify.frontend.outputs import make_decoder
 from qverify.frontend.rules import softmax
 from qverify.kernels import open_kernels
 from tests.graphs import ROUNDS, Array, Graph, exact_products, write
@@ -43,9 +45,11 @@ EIGHT = (U8, S8)
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A graph and its inputs, and what it is about. With a batch axis "n" every input holds as many samples.
+    """A graph and its inputs, and what it is about. With a batch axis "n" every input holds as many
+    samples.
 
-    `kernel` is False where onnxruntime 1.32 has no kernel: then the case is left out, unless a later version has one.
+    `kernel` is False where onnxruntime 1.32 has no kernel: then the case is left out, unless a
+    later version has one.
     """
 
     model: onnx.ModelProto
@@ -58,8 +62,11 @@ OPS: dict[str, Callable[[Rng], Iterator[Case]]] = {}
 TARGET: dict[str, int] = {}  # values to compare: VALUES, fewer where a graph gives few
 
 
-def op(name: str, values: int = VALUES) -> Callable[[Callable[[Rng], Iterator[Case]]], Callable[[Rng], Iterator[Case]]]:
-    """Register one round of graphs; it is repeated with fresh random numbers until enough values were compared."""
+def op(
+    name: str, values: int = VALUES
+) -> Callable[[Callable[[Rng], Iterator[Case]]], Callable[[Rng], Iterator[Case]]]:
+    """Register one round of graphs; it is repeated with fresh random numbers until enough values
+    were compared."""
 
     def register(cases: Callable[[Rng], Iterator[Case]]) -> Callable[[Rng], Iterator[Case]]:
         OPS[name] = cases
@@ -69,7 +76,7 @@ def op(name: str, values: int = VALUES) -> Callable[[Callable[[Rng], Iterator[Ca
     return register
 
 
-# -- random parameters -------------------------------------------------------------------------------------------------
+# -- random parameters -----------------------------------------------------------------------------
 
 
 def codes(rng: Rng, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
@@ -82,19 +89,27 @@ def codes(rng: Rng, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
 
 
 def weights(rng: Rng, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-    """Codes; small ones where the CPU's uint8 x int8 products saturate (what it computes then is not what we verify)."""
+    """Codes; small ones where the CPU's uint8 x int8 products saturate (what it computes then is
+    not what we verify)."""
     w = codes(rng, shape, dtype)
     return w if exact_products() or np.dtype(dtype) == U8 else w // 2
 
 
 def zero_point(rng: Rng, dtype: npt.DTypeLike, shape: tuple[int, ...] = ()) -> Array:
     info = np.iinfo(np.dtype(dtype))
-    usual = [info.min, info.max, 0, (info.min + info.max + 1) // 2, *rng.integers(info.min, info.max + 1, 2)]
+    usual = [
+        info.min,
+        info.max,
+        0,
+        (info.min + info.max + 1) // 2,
+        *rng.integers(info.min, info.max + 1, 2),
+    ]
     return rng.choice(usual, shape).astype(dtype)
 
 
 def scale(rng: Rng, shape: tuple[int, ...] = (), size: float = 1.0) -> Array:
-    """About `size`: powers of two and small multiples of them (many ties), k / 255, and anything, over two decades."""
+    """About `size`: powers of two and small multiples of them (many ties), k / 255, and anything,
+    over two decades."""
     kind = rng.integers(4)
     if kind == 0:
         value = 2.0 ** rng.integers(-3, 4, shape)
@@ -108,7 +123,8 @@ def scale(rng: Rng, shape: tuple[int, ...] = (), size: float = 1.0) -> Array:
 
 
 def magnitude(rng: Rng) -> float:
-    """Anything between very small and very large; a power of two half of the time, which keeps ties."""
+    """Anything between very small and very large; a power of two half of the time, which keeps
+    ties."""
     return float(2.0 ** rng.integers(-30, 30) if rng.random() < 0.5 else 10 ** rng.uniform(-9, 9))
 
 
@@ -126,7 +142,7 @@ def floats(rng: Rng, shape: tuple[int, ...], step: float) -> Array:
     return np.clip(x, -3.4e38, 3.4e38).astype(np.float32)
 
 
-# -- comparing ---------------------------------------------------------------------------------------------------------
+# -- comparing -------------------------------------------------------------------------------------
 
 
 def session(path: Path) -> Any:
@@ -160,12 +176,13 @@ def compare(case: Case, path: Path) -> int:
         about = [f"{n.op_type} {n.name}" for n in case.model.graph.node]
         raise AssertionError(
             f"{case.what}: {len(wrong)} of {got.size} values differ, first sample {i} output {j}: "
-            f"{got[i, j]!r} instead of {want[i, j]!r}; input {x[i, :8]}...; nodes {about}; kept as {path}"
+            f"{got[i, j]!r} instead of {want[i, j]!r}; input {x[i, :8]}...; nodes {about}; kept "
+            f"as {path}"
         )
     return int(got.size)
 
 
-# -- quantizers --------------------------------------------------------------------------------------------------------
+# -- quantizers ------------------------------------------------------------------------------------
 
 
 @op("QuantizeLinear")
@@ -184,9 +201,15 @@ def quantize_linear(rng: Rng) -> Iterator[Case]:
             shape[axis] = 6
             x = g.input(tuple(shape))
             model = g.model(g.quantize(x, steps, zero_point(rng, dtype, (6,)), axis=axis))
-            yield Case(model, (floats(rng, tuple(shape), float(steps[0])),), f"opset {opset} {dtype} axis {axis}")
+            yield Case(
+                model,
+                (floats(rng, tuple(shape), float(steps[0])),),
+                f"opset {opset} {dtype} axis {axis}",
+            )
     g, step = Graph(21), scale(rng)
-    y = g.node("QuantizeLinear", g.input((1, 9_999)), g.f32(step), output_dtype=int(onnx.TensorProto.INT8))
+    y = g.node(
+        "QuantizeLinear", g.input((1, 9_999)), g.f32(step), output_dtype=int(onnx.TensorProto.INT8)
+    )
     yield Case(g.model(y), (floats(rng, (1, 9_999), float(step)),), "output_dtype")
     g = Graph(21)
     y = g.node("QuantizeLinear", g.input((1, 9_999)), g.f32(step))
@@ -207,8 +230,12 @@ def dequantize_linear(rng: Rng) -> Iterator[Case]:
             if opset >= 13:
                 g = Graph(opset)
                 x = g.input((50, 5, 90), dtype)
-                y = g.dequantize(x, scale(rng, (5,), magnitude(rng)), zero_point(rng, dtype, (5,)), axis=1)
-                yield Case(g.model(y), (codes(rng, (50, 5, 90), dtype),), f"opset {opset} {dtype} per axis")
+                y = g.dequantize(
+                    x, scale(rng, (5,), magnitude(rng)), zero_point(rng, dtype, (5,)), axis=1
+                )
+                yield Case(
+                    g.model(y), (codes(rng, (50, 5, 90), dtype),), f"opset {opset} {dtype} per axis"
+                )
     for dtype in EIGHT:
         g = Graph(21)
         y = g.node("DequantizeLinear", g.input((1, 9_999), dtype), g.f32(scale(rng)))
@@ -223,7 +250,7 @@ def dequantize_linear(rng: Rng) -> Iterator[Case]:
         )
 
 
-# -- weighted sums -----------------------------------------------------------------------------------------------------
+# -- weighted sums ---------------------------------------------------------------------------------
 
 PAIRS = ((U8, U8), (U8, S8), (S8, S8), (S8, U8))  # activations, weights
 NO_KERNEL = (S8, U8)  # for QLinearConv, QLinearMatMul, QGemm, MatMulIntegerToFloat
@@ -231,7 +258,8 @@ NO_KERNEL = (S8, U8)  # for QLinearConv, QLinearMatMul, QGemm, MatMulIntegerToFl
 
 @dataclass(frozen=True)
 class Shape:
-    """A convolution's geometry: input [channels, *spatial], weight [filters, channels / group, *kernel]."""
+    """A convolution's geometry: input [channels, *spatial], weight [filters, channels / group,
+    *kernel]."""
 
     spatial: tuple[int, ...]
     kernel: tuple[int, ...]
@@ -280,7 +308,9 @@ def _conv_case(rng: Rng, shape: Shape, act: np.dtype[Any], wt: np.dtype[Any], la
     dims = (*shape.spatial, shape.channels) if last else (shape.channels, *shape.spatial)
     per_channel = (shape.filters,) if rng.random() < 0.5 else ()
     x_scale, w_scale = scale(rng, (), magnitude(rng)), scale(rng, per_channel, magnitude(rng))
-    y_scale = scale(rng, (), float(x_scale * w_scale.mean()) * 40 * np.sqrt(np.prod(shape.weight[1:])))
+    y_scale = scale(
+        rng, (), float(x_scale * w_scale.mean()) * 40 * np.sqrt(np.prod(shape.weight[1:]))
+    )
     # ONNX wants one weight zero point per channel or one for all; onnxruntime takes equal ones only
     w_zero = np.full(per_channel, zero_point(rng, wt), wt)
     inputs = [
@@ -307,8 +337,13 @@ def conv_qdq(rng: Rng) -> Iterator[Case]:
             g = Graph(int(rng.choice([13, 19, 21])))
             x = g.input(("n", shape.channels, *shape.spatial))
             per_channel = (shape.filters,) if wt == S8 and rng.random() < 0.5 else ()
-            x_scale, w_scale = scale(rng, (), magnitude(rng)), scale(rng, per_channel, magnitude(rng))
-            y_scale = scale(rng, (), float(x_scale * w_scale.mean()) * 40 * np.sqrt(np.prod(shape.weight[1:])))
+            x_scale, w_scale = (
+                scale(rng, (), magnitude(rng)),
+                scale(rng, per_channel, magnitude(rng)),
+            )
+            y_scale = scale(
+                rng, (), float(x_scale * w_scale.mean()) * 40 * np.sqrt(np.prod(shape.weight[1:]))
+            )
             x_zero, w_zero = zero_point(rng, act), np.zeros(per_channel, wt)
             if wt == U8:
                 w_zero = zero_point(rng, wt)
@@ -318,7 +353,8 @@ def conv_qdq(rng: Rng) -> Iterator[Case]:
             w = g.dequantize(g.const(weights(rng, shape.weight, wt)), w_scale, w_zero, axis=0)
             b = g.dequantize(g.const(bias), bias_scale, np.zeros(per_channel, np.int32), axis=0)
             if rng.random() < 0.3:
-                b = g.f32(bias * bias_scale * rng.uniform(0.9, 1.1))  # onnxruntime quantizes it itself
+                # Onnxruntime quantizes it itself.
+                b = g.f32(bias * bias_scale * rng.uniform(0.9, 1.1))
             y = g.node("Conv", q, w, *([b] if rng.random() < 0.7 else []), **shape.attributes)
             if rng.random() < 0.3:
                 y = g.node("Relu", y)
@@ -345,26 +381,49 @@ def qlinear_matmul(rng: Rng) -> Iterator[Case]:
                     a, b, y = _product_scales(rng, depth, columns)
                     z = g.node(
                         "QLinearMatMul",
-                        *(g.input(("n", *stack, depth), act), g.f32(a), g.const(zero_point(rng, act))),
-                        *(g.const(weights(rng, (depth, width), wt)), g.f32(b), g.const(zero_point(rng, wt, columns))),
+                        *(
+                            g.input(("n", *stack, depth), act),
+                            g.f32(a),
+                            g.const(zero_point(rng, act)),
+                        ),
+                        *(
+                            g.const(weights(rng, (depth, width), wt)),
+                            g.f32(b),
+                            g.const(zero_point(rng, wt, columns)),
+                        ),
                         *(g.f32(y), g.const(zero_point(rng, act))),
                     )
                     feed = codes(rng, (400, *stack, depth), act)
                     yield Case(
-                        g.model(z), (feed,), f"{act} {wt} {stack} {depth} {width} {columns}", (act, wt) != NO_KERNEL
+                        g.model(z),
+                        (feed,),
+                        f"{act} {wt} {stack} {depth} {width} {columns}",
+                        (act, wt) != NO_KERNEL,
                     )
-        for rows, stack in (((4, 90), (4,)), ((90,), (4,)), ((1, 90), (4,)), ((2, 90), (3, 1)), ((3, 90), (1,))):
+        for rows, stack in (
+            ((4, 90), (4,)),
+            ((90,), (4,)),
+            ((1, 90), (4,)),
+            ((2, 90), (3, 1)),
+            ((3, 90), (1,)),
+        ):
             g = Graph(21)  # a stack of weights, with parameters for all or for every column of each
             columns = (*stack, 1, 50) if rng.random() < 0.5 else ()
             a, b, y = _product_scales(rng, 6, columns)
             z = g.node(
                 "QLinearMatMul",
                 *(g.input((*rows, 6), act), g.f32(a), g.const(zero_point(rng, act))),
-                *(g.const(weights(rng, (*stack, 6, 50), wt)), g.f32(b), g.const(zero_point(rng, wt, columns))),
+                *(
+                    g.const(weights(rng, (*stack, 6, 50), wt)),
+                    g.f32(b),
+                    g.const(zero_point(rng, wt, columns)),
+                ),
                 *(g.f32(y), g.const(zero_point(rng, act))),
             )
             feed = codes(rng, (*rows, 6), act)
-            yield Case(g.model(z), (feed,), f"{act} {wt} {rows} times {stack}", (act, wt) != NO_KERNEL)
+            yield Case(
+                g.model(z), (feed,), f"{act} {wt} {rows} times {stack}", (act, wt) != NO_KERNEL
+            )
         g = Graph(21)  # the constant on the left
         a, b, y = _product_scales(rng, 20, ())
         z = g.node(
@@ -373,7 +432,12 @@ def qlinear_matmul(rng: Rng) -> Iterator[Case]:
             *(g.input((20, 300), act), g.f32(b), g.const(zero_point(rng, act))),
             *(g.f32(y), g.const(zero_point(rng, wt))),
         )
-        yield Case(g.model(z), (codes(rng, (20, 300), act),), f"{act} {wt} constant left", (wt, act) != NO_KERNEL)
+        yield Case(
+            g.model(z),
+            (codes(rng, (20, 300), act),),
+            f"{act} {wt} constant left",
+            (wt, act) != NO_KERNEL,
+        )
 
 
 @op("QLinearMatMul and MatMulInteger of vectors")
@@ -392,15 +456,35 @@ def vectors(rng: Rng) -> Iterator[Case]:
                 g.const(zero_point(rng, act)),
             )
             if not left:
-                ends = (x, g.f32(a), x_zero, w, g.f32(b), w_zero, g.f32(y), g.const(zero_point(rng, act)))
+                ends = (
+                    x,
+                    g.f32(a),
+                    x_zero,
+                    w,
+                    g.f32(b),
+                    w_zero,
+                    g.f32(y),
+                    g.const(zero_point(rng, act)),
+                )
                 yield Case(g.model(g.node("QLinearMatMul", *ends)), (feed,), f"{act} {wt}")
             elif wt == U8 or act == S8:
-                ends = (w, g.f32(b), w_zero, x, g.f32(a), x_zero, g.f32(y), g.const(zero_point(rng, wt)))
+                ends = (
+                    w,
+                    g.f32(b),
+                    w_zero,
+                    x,
+                    g.f32(a),
+                    x_zero,
+                    g.f32(y),
+                    g.const(zero_point(rng, wt)),
+                )
                 yield Case(g.model(g.node("QLinearMatMul", *ends)), (feed,), f"{wt} {act} left")
             g = Graph(21)
             x, w = g.input((depth,), act), g.const(weights(rng, shape, wt))
             yield Case(
-                g.model(g.node("MatMulInteger", *((w, x) if left else (x, w)))), (feed,), f"integer {act} {wt} {left}"
+                g.model(g.node("MatMulInteger", *((w, x) if left else (x, w)))),
+                (feed,),
+                f"integer {act} {wt} {left}",
             )
 
 
@@ -430,7 +514,15 @@ def qgemm(rng: Rng) -> Iterator[Case]:
                     a, b, y = _product_scales(rng, depth, columns)
                     turn_a, turn_b = bool(rng.integers(2)), bool(rng.integers(2))
                     alpha = float(np.float32(rng.choice([1.0, 0.5, 0.37, 3.0])))
-                    bias_shape: Any = [None, (width,), (1, width), (rows, width), (rows, 1), (1,), ()][rng.integers(7)]
+                    bias_shape: Any = [
+                        None,
+                        (width,),
+                        (1, width),
+                        (rows, width),
+                        (rows, 1),
+                        (1,),
+                        (),
+                    ][rng.integers(7)]
                     x_shape = (depth, rows) if turn_a else (rows, depth)
                     w = weights(rng, (depth, width), wt)
                     inputs = [
@@ -442,9 +534,15 @@ def qgemm(rng: Rng) -> Iterator[Case]:
                         inputs[6] = g.const(rng.integers(-9_000, 9_000, bias_shape), np.int32)
                     if not float_output:
                         inputs += [g.f32(y * np.float32(alpha)), g.const(zero_point(rng, act))]
-                    z = g.node("QGemm", *inputs, alpha=alpha, transA=int(turn_a), transB=int(turn_b))
-                    what = f"{act} {wt} {depth} {width} {columns} bias {bias_shape} {turn_a} {turn_b}"
-                    yield Case(g.model(z), (codes(rng, x_shape, act),), what, (act, wt) != NO_KERNEL)
+                    z = g.node(
+                        "QGemm", *inputs, alpha=alpha, transA=int(turn_a), transB=int(turn_b)
+                    )
+                    what = (
+                        f"{act} {wt} {depth} {width} {columns} bias {bias_shape} {turn_a} {turn_b}"
+                    )
+                    yield Case(
+                        g.model(z), (codes(rng, x_shape, act),), what, (act, wt) != NO_KERNEL
+                    )
 
 
 @op("Gemm in QDQ form")
@@ -460,14 +558,23 @@ def gemm_qdq(rng: Rng) -> Iterator[Case]:
                 w_zero = zero_point(rng, wt) if wt == U8 else np.zeros(columns, S8)
                 w = g.dequantize(g.const(weights(rng, (width, depth), wt)), b, w_zero, axis=0)
                 bias = rng.integers(-9_000, 9_000, width).astype(np.int32)
-                c = g.dequantize(g.const(bias), np.broadcast_to(a * b, columns), np.zeros(columns, np.int32), axis=0)
+                c = g.dequantize(
+                    g.const(bias),
+                    np.broadcast_to(a * b, columns),
+                    np.zeros(columns, np.int32),
+                    axis=0,
+                )
                 if not float_output and rng.random() < 0.3:
                     c = g.f32(bias * np.broadcast_to(a * b, columns) * rng.uniform(0.9, 1.1))
                 z = g.node("Gemm", x, w, c, transB=1)
                 if not float_output:
                     z = g.dequantize(g.quantize(z, y, y_zero), y, y_zero)
                 feed = floats(rng, (3_000, depth), float(a))
-                yield Case(g.model(z), (feed,), f"{act} {wt} {depth} {width} {columns} float {float_output}")
+                yield Case(
+                    g.model(z),
+                    (feed,),
+                    f"{act} {wt} {depth} {width} {columns} float {float_output}",
+                )
 
 
 @op("MatMulIntegerToFloat")
@@ -479,19 +586,32 @@ def matmul_integer_to_float(rng: Rng) -> Iterator[Case]:
                     g = Graph()
                     a, b, _ = _product_scales(rng, depth, columns)
                     inputs = [
-                        *(g.input(("n", *stack, depth), act), g.const(weights(rng, (depth, width), wt))),
-                        *(g.f32(a), g.f32(b), g.const(zero_point(rng, act)), g.const(zero_point(rng, wt, columns))),
+                        *(
+                            g.input(("n", *stack, depth), act),
+                            g.const(weights(rng, (depth, width), wt)),
+                        ),
+                        *(
+                            g.f32(a),
+                            g.f32(b),
+                            g.const(zero_point(rng, act)),
+                            g.const(zero_point(rng, wt, columns)),
+                        ),
                     ]
                     if rng.random() < 0.5:
                         inputs.append(g.f32(rng.normal(size=width) * float(a * b.mean()) * 1_000))
                     z = g.node("MatMulIntegerToFloat", *inputs)
                     feed = codes(rng, (600, *stack, depth), act)
                     yield Case(
-                        g.model(z), (feed,), f"{act} {wt} {stack} {depth} {width} {columns}", (act, wt) != NO_KERNEL
+                        g.model(z),
+                        (feed,),
+                        f"{act} {wt} {stack} {depth} {width} {columns}",
+                        (act, wt) != NO_KERNEL,
                     )
 
 
-def _tail(g: Graph, rng: Rng, acc: str, size: float, columns: Array | None, channel_shape: tuple[int, ...]) -> str:
+def _tail(
+    g: Graph, rng: Rng, acc: str, size: float, columns: Array | None, channel_shape: tuple[int, ...]
+) -> str:
     """int32 -> Cast -> Mul (-> Add (-> Relu)) (-> QuantizeLinear)."""
     factor = scale(rng, channel_shape if columns is not None else (), size)
     y = g.node("Mul", g.node("Cast", acc, to=int(onnx.TensorProto.FLOAT)), g.f32(factor))
@@ -513,10 +633,17 @@ def matmul_integer(rng: Rng) -> Iterator[Case]:
                 inputs = [g.input(("n", depth), act), g.const(weights(rng, (depth, width), wt))]
                 form = rng.integers(3)
                 if form:
-                    inputs += [g.const(zero_point(rng, act)), g.const(zero_point(rng, wt, (width,) * int(form - 1)))]
+                    inputs += [
+                        g.const(zero_point(rng, act)),
+                        g.const(zero_point(rng, wt, (width,) * int(form - 1))),
+                    ]
                 acc = g.node("MatMulInteger", *inputs)
                 y = _tail(g, rng, acc, 1 / (40 * np.sqrt(depth)), columns, (width,))
-                yield Case(g.model(y), (codes(rng, (3_000, depth), act),), f"{act} {wt} {depth} {width} form {form}")
+                yield Case(
+                    g.model(y),
+                    (codes(rng, (3_000, depth), act),),
+                    f"{act} {wt} {depth} {width} form {form}",
+                )
 
 
 @op("ConvInteger, Cast, Mul, ...")
@@ -524,15 +651,22 @@ def conv_integer(rng: Rng) -> Iterator[Case]:
     for shape in CONVOLUTIONS:
         for act, wt in PAIRS:
             g = Graph()
-            inputs = [g.input(("n", shape.channels, *shape.spatial), act), g.const(weights(rng, shape.weight, wt))]
+            inputs = [
+                g.input(("n", shape.channels, *shape.spatial), act),
+                g.const(weights(rng, shape.weight, wt)),
+            ]
             form = rng.integers(3)
             if form:
                 inputs += [g.const(zero_point(rng, act)), g.const(zero_point(rng, wt))][:form]
             acc = g.node("ConvInteger", *inputs, **shape.attributes)
             channel = (shape.filters, *([1] * len(shape.spatial)))
-            y = _tail(g, rng, acc, 1 / (40 * np.sqrt(np.prod(shape.weight[1:]))), np.zeros(1), channel)
+            y = _tail(
+                g, rng, acc, 1 / (40 * np.sqrt(np.prod(shape.weight[1:]))), np.zeros(1), channel
+            )
             feed = codes(rng, (256, shape.channels, *shape.spatial), act)
-            yield Case(g.model(y), (feed,), f"{act} {wt} {shape.kernel} {shape.attributes} form {form}")
+            yield Case(
+                g.model(y), (feed,), f"{act} {wt} {shape.kernel} {shape.attributes} form {form}"
+            )
 
 
 @op("int32 biases")
@@ -540,20 +674,31 @@ def integer_bias(rng: Rng) -> Iterator[Case]:
     for act, wt in PAIRS:
         for shape in ((), (300,), (1, 300), (40, 1), (40, 300)):
             g = Graph()
-            acc = g.node("MatMulInteger", g.input((40, 256), act), g.const(weights(rng, (256, 300), wt)))
+            acc = g.node(
+                "MatMulInteger", g.input((40, 256), act), g.const(weights(rng, (256, 300), wt))
+            )
             bias = g.const(rng.integers(-(2**20), 2**20, shape).astype(np.int32))
             y = g.node("Add", *((acc, bias) if len(shape) == 1 else (bias, acc)))
             yield Case(g.model(y), (codes(rng, (40, 256), act),), f"{act} {wt} {shape}")
         for channel in ((), (1, 9, 1, 1), (9, 1, 1)):
             g = Graph()
-            acc = g.node("ConvInteger", g.input(("n", 4, 7, 6), act), g.const(weights(rng, (9, 4, 3, 2), wt)))
+            acc = g.node(
+                "ConvInteger", g.input(("n", 4, 7, 6), act), g.const(weights(rng, (9, 4, 3, 2), wt))
+            )
             y = g.node("Add", acc, g.const(rng.integers(-(2**20), 2**20, channel).astype(np.int32)))
-            yield Case(g.model(y), (codes(rng, (256, 4, 7, 6), act),), f"{act} {wt} {channel} after a convolution")
+            yield Case(
+                g.model(y),
+                (codes(rng, (256, 4, 7, 6), act),),
+                f"{act} {wt} {channel} after a convolution",
+            )
 
 
-# -- two inputs --------------------------------------------------------------------------------------------------------
+# -- two inputs ------------------------------------------------------------------------------------
 
-EVERY_A, EVERY_B = (np.arange(65_536) // 256).astype(np.uint8), (np.arange(65_536) % 256).astype(np.uint8)
+EVERY_A, EVERY_B = (
+    (np.arange(65_536) // 256).astype(np.uint8),
+    (np.arange(65_536) % 256).astype(np.uint8),
+)
 BROADCASTS = (
     ((40, 60), (40, 60)),
     ((40, 60), (60,)),
@@ -593,13 +738,20 @@ def _two_inputs(rng: Rng, name: str) -> Iterator[Case]:
                 yield _binary(name, parameters, feeds, constant)
 
 
-def _binary(name: str, parameters: list[list[Array]], feeds: tuple[Array, Array], constant: int | None) -> Case:
+def _binary(
+    name: str, parameters: list[list[Array]], feeds: tuple[Array, Array], constant: int | None
+) -> Case:
     g = Graph()
-    ends = [g.const(feed) if k == constant else g.input(feed.shape, feed.dtype) for k, feed in enumerate(feeds)]
+    ends = [
+        g.const(feed) if k == constant else g.input(feed.shape, feed.dtype)
+        for k, feed in enumerate(feeds)
+    ]
     (a, az), (b, bz), (c, cz) = ((g.f32(s), g.const(z)) for s, z in parameters)
     y = g.node(name, ends[0], a, az, ends[1], b, bz, c, cz)
     used = tuple(feed for k, feed in enumerate(feeds) if k != constant)
-    return Case(g.model(y), used, f"{feeds[0].dtype} {feeds[0].shape} {feeds[1].shape} constant {constant}")
+    return Case(
+        g.model(y), used, f"{feeds[0].dtype} {feeds[0].shape} {feeds[1].shape} constant {constant}"
+    )
 
 
 @op("QLinearAdd")
@@ -631,7 +783,7 @@ def two_inputs_qdq(rng: Rng) -> Iterator[Case]:
                 yield Case(g.model(y), feeds, f"{name} {dtype} {shapes}")
 
 
-# -- concatenation, pools, activations, softmax, where -----------------------------------------------------------------
+# -- concatenation, pools, activations, softmax, where ---------------------------------------------
 
 
 @op("QLinearConcat")
@@ -647,18 +799,26 @@ def qlinear_concat(rng: Rng) -> Iterator[Case]:
                     shape[axis] += k
                     feed = codes(rng, tuple(shape), dtype)
                     same = rng.random() < 0.3
-                    s, z = (y, y_zero) if same else (scale(rng, (), float(y)), zero_point(rng, dtype))
+                    s, z = (
+                        (y, y_zero) if same else (scale(rng, (), float(y)), zero_point(rng, dtype))
+                    )
                     if constant and k == 1:
                         inputs += [g.const(feed), g.f32(s), g.const(z)]
                     else:
                         inputs += [g.input(tuple(shape), dtype), g.f32(s), g.const(z)]
                         feeds.append(feed)
-                yield Case(g.model(g.node("QLinearConcat", *inputs, axis=axis)), tuple(feeds), f"{dtype} axis {axis}")
+                yield Case(
+                    g.model(g.node("QLinearConcat", *inputs, axis=axis)),
+                    tuple(feeds),
+                    f"{dtype} axis {axis}",
+                )
                 if constant:
                     continue
                 g = Graph()
                 parts = [
-                    g.dequantize(g.input(feed.shape, dtype), scale(rng, (), float(y)), zero_point(rng, dtype))
+                    g.dequantize(
+                        g.input(feed.shape, dtype), scale(rng, (), float(y)), zero_point(rng, dtype)
+                    )
                     for feed in feeds
                 ]
                 z_ = g.quantize(g.node("Concat", *parts, axis=axis), y, y_zero)
@@ -676,7 +836,10 @@ POOLS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
     ((9, 8), {"kernel_shape": [4, 3], "auto_pad": "VALID"}),
     ((30,), {"kernel_shape": [5], "strides": [3], "pads": [2, 1]}),
     ((5, 6, 4), {"kernel_shape": [2, 3, 2], "strides": [1, 2, 1], "pads": [1, 0, 1, 0, 1, 0]}),
-    ((4, 3), {"kernel_shape": [4, 3]}),  # the whole input: onnxruntime's QLinearAveragePool turns into the global one
+    (
+        (4, 3),
+        {"kernel_shape": [4, 3]},
+    ),  # the whole input: onnxruntime's QLinearAveragePool turns into the global one
     ((5,), {"kernel_shape": [5], "strides": [2], "count_include_pad": 1}),
     ((4, 3), {"kernel_shape": [4, 3], "auto_pad": "SAME_LOWER", "strides": [2, 4]}),
     ((1, 1), {"kernel_shape": [1, 1]}),
@@ -689,7 +852,11 @@ def qlinear_average_pool(rng: Rng) -> Iterator[Case]:
         for dtype in EIGHT:
             for form in ("QOperator", "channels_last", "QDQ"):
                 x_scale = scale(rng, (), magnitude(rng))
-                x_zero, y_scale, y_zero = zero_point(rng, dtype), scale(rng, (), float(x_scale)), zero_point(rng, dtype)
+                x_zero, y_scale, y_zero = (
+                    zero_point(rng, dtype),
+                    scale(rng, (), float(x_scale)),
+                    zero_point(rng, dtype),
+                )
                 g = Graph(int(rng.choice([13, 19, 21])))
                 dims = (*spatial, 3) if form == "channels_last" else (3, *spatial)
                 x = g.input(("n", *dims), dtype)
@@ -700,7 +867,11 @@ def qlinear_average_pool(rng: Rng) -> Iterator[Case]:
                     more = {"channels_last": 1} if form == "channels_last" else {}
                     inputs = (x, g.f32(x_scale), g.const(x_zero), g.f32(y_scale), g.const(y_zero))
                     y = g.node("QLinearAveragePool", *inputs, **attributes, **more)
-                yield Case(g.model(y), (codes(rng, (300, *dims), dtype),), f"{form} {dtype} {spatial} {attributes}")
+                yield Case(
+                    g.model(y),
+                    (codes(rng, (300, *dims), dtype),),
+                    f"{form} {dtype} {spatial} {attributes}",
+                )
 
 
 @op("QLinearGlobalAveragePool")
@@ -719,9 +890,15 @@ def qlinear_global_average_pool(rng: Rng) -> Iterator[Case]:
                     y = g.quantize(y, y_scale, y_zero)
                 else:
                     inputs = (x, g.f32(x_scale), g.const(x_zero), g.f32(y_scale), g.const(y_zero))
-                    y = g.node("QLinearGlobalAveragePool", *inputs, channels_last=int(form == "channels_last"))
+                    y = g.node(
+                        "QLinearGlobalAveragePool",
+                        *inputs,
+                        channels_last=int(form == "channels_last"),
+                    )
                 samples = max(100, 300_000 // int(np.prod(dims)))
-                yield Case(g.model(y), (codes(rng, (samples, *dims), dtype),), f"{form} {dtype} {spatial}")
+                yield Case(
+                    g.model(y), (codes(rng, (samples, *dims), dtype),), f"{form} {dtype} {spatial}"
+                )
 
 
 @op("QLinearLeakyRelu")
@@ -737,14 +914,18 @@ def qlinear_sigmoid(rng: Rng) -> Iterator[Case]:
         yield from _activation(rng, dtype, "Sigmoid", 0.02)
 
 
-def _activation(rng: Rng, dtype: np.dtype[Any], name: str, y_size: float, **attributes: Any) -> Iterator[Case]:
+def _activation(
+    rng: Rng, dtype: np.dtype[Any], name: str, y_size: float, **attributes: Any
+) -> Iterator[Case]:
     for form in ("QOperator", "QDQ"):
         g = Graph()
         x = g.input((1, 30_001), dtype)
         x_scale, x_zero = scale(rng, (), 0.05 if name == "Sigmoid" else 1.0), zero_point(rng, dtype)
         y_scale, y_zero = scale(rng, (), y_size), zero_point(rng, dtype)
         if form == "QDQ":
-            y = g.quantize(g.node(name, g.dequantize(x, x_scale, x_zero), **attributes), y_scale, y_zero)
+            y = g.quantize(
+                g.node(name, g.dequantize(x, x_scale, x_zero), **attributes), y_scale, y_zero
+            )
         else:
             inputs = (x, g.f32(x_scale), g.const(x_zero), g.f32(y_scale), g.const(y_zero))
             y = g.node("QLinear" + name, *inputs, **attributes)
@@ -762,8 +943,12 @@ def qlinear_softmax(rng: Rng) -> Iterator[Case]:
         for length in (1, 2, 3, 10, 37, 100, 1_000):
             g = Graph()
             x = g.input(("n", length), dtype)
-            x_scale = np.float32(10 ** rng.uniform(-3, 1)) if rng.random() < 0.7 else scale(rng, (), 0.1)
-            y_scale = np.float32(rng.choice([1 / 256, 1 / 255, 1 / 128, 1 / 200, 0.01, rng.uniform(0.001, 0.02)]))
+            x_scale = (
+                np.float32(10 ** rng.uniform(-3, 1)) if rng.random() < 0.7 else scale(rng, (), 0.1)
+            )
+            y_scale = np.float32(
+                rng.choice([1 / 256, 1 / 255, 1 / 128, 1 / 200, 0.01, rng.uniform(0.001, 0.02)])
+            )
             inputs = (
                 x,
                 g.f32(x_scale),
@@ -772,7 +957,9 @@ def qlinear_softmax(rng: Rng) -> Iterator[Case]:
                 g.const(zero_point(rng, dtype)),
             )
             y = g.node("QLinearSoftmax", *inputs, axis=-1, opset=13)
-            yield Case(g.model(y), (codes(rng, (60_000 // length, length), dtype),), f"{dtype} {length}")
+            yield Case(
+                g.model(y), (codes(rng, (60_000 // length, length), dtype),), f"{dtype} {length}"
+            )
             g = Graph()
             shape = (30, 5, 4)
             x = g.input(shape, dtype)
@@ -785,7 +972,11 @@ def qlinear_softmax(rng: Rng) -> Iterator[Case]:
             )
             axis, opset = int(rng.integers(-3, 3)), int(rng.choice([11, 13]))
             y = g.node("QLinearSoftmax", *inputs, axis=axis, opset=opset)
-            yield Case(g.model(y), (codes(rng, shape, dtype),), f"{dtype} {shape} axis {axis} opset {opset}")
+            yield Case(
+                g.model(y),
+                (codes(rng, shape, dtype),),
+                f"{dtype} {shape} axis {axis} opset {opset}",
+            )
 
 
 @op("Softmax in QDQ form")
@@ -796,7 +987,9 @@ def softmax_qdq(rng: Rng) -> Iterator[Case]:
             x = g.dequantize(g.input(("n", length), dtype), x_scale, zero_point(rng, dtype))
             y_scale = np.float32(rng.choice([1 / 256, 1 / 255, 1 / 128]))
             y = g.quantize(g.node("Softmax", x, axis=-1), y_scale, zero_point(rng, dtype))
-            yield Case(g.model(y), (codes(rng, (200_000 // length, length), dtype),), f"{dtype} {length}")
+            yield Case(
+                g.model(y), (codes(rng, (200_000 // length, length), dtype),), f"{dtype} {length}"
+            )
 
 
 @op("QLinearWhere")
@@ -812,22 +1005,35 @@ def qlinear_where(rng: Rng) -> Iterator[Case]:
             for constant in (None, 0, 1):
                 g, size = Graph(), magnitude(rng)
                 feeds = (codes(rng, one, dtype), codes(rng, other, dtype))
-                x, y = (g.const(f) if k == constant else g.input(f.shape, dtype) for k, f in enumerate(feeds))
+                x, y = (
+                    g.const(f) if k == constant else g.input(f.shape, dtype)
+                    for k, f in enumerate(feeds)
+                )
                 inputs = [g.const(rng.random(pick) < 0.5)]
                 for end in (x, y):
                     inputs += [end, g.f32(scale(rng, (), size)), g.const(zero_point(rng, dtype))]
-                z = g.node("QLinearWhere", *inputs, g.f32(scale(rng, (), size)), g.const(zero_point(rng, dtype)))
+                z = g.node(
+                    "QLinearWhere",
+                    *inputs,
+                    g.f32(scale(rng, (), size)),
+                    g.const(zero_point(rng, dtype)),
+                )
                 used = tuple(f for k, f in enumerate(feeds) if k != constant)
                 yield Case(g.model(z), used, f"{dtype} {pick} {one} {other} constant {constant}")
             g, size = Graph(), magnitude(rng)
-            ends = [g.dequantize(g.input(f.shape, dtype), scale(rng, (), size), zero_point(rng, dtype)) for f in feeds]
+            ends = [
+                g.dequantize(g.input(f.shape, dtype), scale(rng, (), size), zero_point(rng, dtype))
+                for f in feeds
+            ]
             y = g.quantize(
-                g.node("Where", g.const(rng.random(pick) < 0.5), *ends), scale(rng, (), size), feeds[0].flat[0]
+                g.node("Where", g.const(rng.random(pick) < 0.5), *ends),
+                scale(rng, (), size),
+                feeds[0].flat[0],
             )
             yield Case(g.model(y), feeds, f"QDQ {dtype} {pick} {one} {other}")
 
 
-# -- codes to codes ----------------------------------------------------------------------------------------------------
+# -- codes to codes --------------------------------------------------------------------------------
 
 
 @op("MaxPool")
@@ -857,7 +1063,9 @@ def global_max_pool(rng: Rng) -> Iterator[Case]:
         for spatial in ((1, 1), (3, 5), (11,)):
             g, s, z = Graph(13), scale(rng), zero_point(rng, dtype)
             x = g.dequantize(g.input(("n", 9, *spatial), dtype), s, z)
-            y = g.quantize(g.node("GlobalMaxPool", x), scale(rng, (), float(s)), zero_point(rng, dtype))
+            y = g.quantize(
+                g.node("GlobalMaxPool", x), scale(rng, (), float(s)), zero_point(rng, dtype)
+            )
             yield Case(g.model(y), (codes(rng, (3_000, 9, *spatial), dtype),), f"{dtype} {spatial}")
 
 
@@ -870,7 +1078,11 @@ def clip(rng: Rng) -> Iterator[Case]:
             g = Graph(21)
             x = g.input(feed.shape, dtype)
             ends = [g.const(low) if form != "high" else "", g.const(high) if form != "low" else ""]
-            yield Case(g.model(g.node("Clip", x, *(ends if ends[1] else ends[:1]))), (feed,), f"Clip {dtype} {form}")
+            yield Case(
+                g.model(g.node("Clip", x, *(ends if ends[1] else ends[:1]))),
+                (feed,),
+                f"Clip {dtype} {form}",
+            )
         for name in ("Min", "Max"):
             for other in (low, codes(rng, feed.shape, dtype)):
                 g = Graph(21)
@@ -878,12 +1090,18 @@ def clip(rng: Rng) -> Iterator[Case]:
                 yield Case(g.model(g.node(name, x, g.const(other))), (feed,), f"{name} {dtype}")
         if dtype == S8:  # ONNX has no Relu of uint8
             g = Graph(21)
-            yield Case(g.model(g.node("Relu", g.input(feed.shape, dtype))), (feed,), f"Relu {dtype}")
+            yield Case(
+                g.model(g.node("Relu", g.input(feed.shape, dtype))), (feed,), f"Relu {dtype}"
+            )
         for name in ("Relu", "Clip"):
             g, s, z = Graph(21), scale(rng), zero_point(rng, dtype)
             y = g.dequantize(g.input(feed.shape, dtype), s, z)
             y = g.node(name, y, *([g.f32(-s * 3), g.f32(s * 20)] if name == "Clip" else []))
-            yield Case(g.model(g.quantize(y, scale(rng, (), float(s)), zero_point(rng, dtype))), (feed,), f"QDQ {name}")
+            yield Case(
+                g.model(g.quantize(y, scale(rng, (), float(s)), zero_point(rng, dtype))),
+                (feed,),
+                f"QDQ {name}",
+            )
 
 
 LAYOUTS: tuple[tuple[str, int, tuple[int, ...], list[Any], dict[str, Any], int], ...] = (
@@ -894,9 +1112,30 @@ LAYOUTS: tuple[tuple[str, int, tuple[int, ...], list[Any], dict[str, Any], int],
     ("Pad", 21, (4, 6, 20, 20), [np.array([0, 0, 1, 2, 0, 0, 3, 4])], {"mode": "edge"}, 1),
     ("Pad", 21, (4, 6, 20, 20), [np.array([0, 0, 1, 2, 0, 0, 3, 4])], {"mode": "reflect"}, 1),
     ("Pad", 21, (4, 6, 20, 20), [np.array([0, 0, 1, 2, 0, 0, 3, 4])], {"mode": "wrap"}, 1),
-    ("Slice", 21, (30, 20, 20), [np.array([2, -9]), np.array([25, 2**62]), np.array([0, 2])], {}, 1),
-    ("Slice", 21, (30, 20, 20), [np.array([2**40]), np.array([-(2**60)]), np.array([1]), np.array([-3])], {}, 1),
-    ("Slice", 21, (30, 20, 20), [np.array([-1, 1]), np.array([3, 19]), np.array([0, -1]), np.array([-2, 4])], {}, 1),
+    (
+        "Slice",
+        21,
+        (30, 20, 20),
+        [np.array([2, -9]), np.array([25, 2**62]), np.array([0, 2])],
+        {},
+        1,
+    ),
+    (
+        "Slice",
+        21,
+        (30, 20, 20),
+        [np.array([2**40]), np.array([-(2**60)]), np.array([1]), np.array([-3])],
+        {},
+        1,
+    ),
+    (
+        "Slice",
+        21,
+        (30, 20, 20),
+        [np.array([-1, 1]), np.array([3, 19]), np.array([0, -1]), np.array([-2, 4])],
+        {},
+        1,
+    ),
     ("Slice", 21, (30, 20, 20), [np.array([-99, 0]), np.array([-3, 99])], {}, 1),
     ("Gather", 21, (30, 20, 20), [np.array([[1, 0, -1], [19, -20, 3]])], {"axis": 1}, 1),
     ("Gather", 21, (30, 20, 20), [np.array(7)], {"axis": -1}, 1),
@@ -938,12 +1177,20 @@ def layouts(rng: Rng) -> Iterator[Case]:
                     constants.append(g.const(value))
                 x = g.input(shape, dtype)
                 y = g.node(
-                    name, g.dequantize(x, s, z) if form == "QDQ" else x, *constants, outputs=outputs, **attributes
+                    name,
+                    g.dequantize(x, s, z) if form == "QDQ" else x,
+                    *constants,
+                    outputs=outputs,
+                    **attributes,
                 )
                 names = [y, *(f"{y}_{k}" for k in range(1, outputs))]
                 if form == "QDQ":
                     names = [g.quantize(part, s, z) for part in names]
-                yield Case(g.model(*names), (codes(rng, shape, dtype),), f"{form} {name} {dtype} {attributes}")
+                yield Case(
+                    g.model(*names),
+                    (codes(rng, shape, dtype),),
+                    f"{form} {name} {dtype} {attributes}",
+                )
 
 
 @op("Concat of floats from other codes")
@@ -955,7 +1202,9 @@ def concat_of_other_codes(rng: Rng) -> Iterator[Case]:
         x, (feed,) = g.input(("n", *shape), U8), (codes(rng, (300, *shape), U8),)
         low, high = np.sort(rng.integers(0, 256, 2)).astype(np.uint8)
         cut = g.node("Clip", x, g.const(low), g.const(high))  # codes that use a part of their range
-        signed = g.quantize(g.dequantize(x, 0.1, zero_point(rng, U8)), scale(rng, (), 0.1), zero_point(rng, S8))
+        signed = g.quantize(
+            g.dequantize(x, 0.1, zero_point(rng, U8)), scale(rng, (), 0.1), zero_point(rng, S8)
+        )
         parts = [
             g.dequantize(x, scale(rng), zero_point(rng, U8)),
             g.dequantize(cut, scale(rng), zero_point(rng, U8)),
@@ -972,12 +1221,22 @@ def concat(rng: Rng) -> Iterator[Case]:
     for dtype in EIGHT:
         for axis in (0, 1, -1):
             g, shape = Graph(21), (30, 20, 20)
-            x, y, c = g.input(shape, dtype), g.input(shape, dtype), g.const(codes(rng, shape, dtype))
+            x, y, c = (
+                g.input(shape, dtype),
+                g.input(shape, dtype),
+                g.const(codes(rng, shape, dtype)),
+            )
             feeds = (codes(rng, shape, dtype), codes(rng, shape, dtype))
-            yield Case(g.model(g.node("Concat", c, x, y, c, x, axis=axis)), feeds, f"{dtype} {axis}")
+            yield Case(
+                g.model(g.node("Concat", c, x, y, c, x, axis=axis)), feeds, f"{dtype} {axis}"
+            )
             g, s, z = Graph(21), scale(rng), zero_point(rng, dtype)
             parts = [g.dequantize(g.input(shape, dtype), s, z) for _ in feeds]
-            y = g.quantize(g.node("Concat", *parts, axis=axis), scale(rng, (), float(s)), zero_point(rng, dtype))
+            y = g.quantize(
+                g.node("Concat", *parts, axis=axis),
+                scale(rng, (), float(s)),
+                zero_point(rng, dtype),
+            )
             yield Case(g.model(y), feeds, f"QDQ {dtype} {axis}")
 
 
@@ -996,11 +1255,36 @@ def integers(rng: Rng) -> Iterator[Case]:
             yield Case(g.model(*y), feeds, f"{dtype} {steps}")
 
 
-# -- float islands between codes ---------------------------------------------------------------------------------------
+# -- float islands between codes -------------------------------------------------------------------
 
 UNARY: dict[str, dict[str, Any]] = {
-    **{name: {} for name in ("Abs", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "Erf", "Softsign", "Exp", "Neg")},
-    **{name: {} for name in ("Floor", "Ceil", "Round", "Sign", "ThresholdedRelu", "LeakyRelu", "Gelu", "QuickGelu")},
+    **{
+        name: {}
+        for name in (
+            "Abs",
+            "Tanh",
+            "Sigmoid",
+            "HardSigmoid",
+            "HardSwish",
+            "Erf",
+            "Softsign",
+            "Exp",
+            "Neg",
+        )
+    },
+    **{
+        name: {}
+        for name in (
+            "Floor",
+            "Ceil",
+            "Round",
+            "Sign",
+            "ThresholdedRelu",
+            "LeakyRelu",
+            "Gelu",
+            "QuickGelu",
+        )
+    },
     "FastGelu": {},
     "Gelu tanh": {"approximate": "tanh"},
     "LeakyRelu 0.3": {"alpha": 0.3},
@@ -1016,7 +1300,11 @@ def unary(rng: Rng) -> Iterator[Case]:
         x = g.input(("n", 509), dtype)
         s = scale(rng, (), 0.04)
         y = g.node(key.split()[0], g.dequantize(x, s, zero_point(rng, dtype)), **attributes)
-        reach = max(np.exp(float(s) * 255) / 300, 1e-3) if key == "Exp" else float(rng.choice([1.0, 0.01, float(s)]))
+        reach = (
+            max(np.exp(float(s) * 255) / 300, 1e-3)
+            if key == "Exp"
+            else float(rng.choice([1.0, 0.01, float(s)]))
+        )
         y = g.quantize(y, scale(rng, (), reach), zero_point(rng, dtype))
         yield Case(g.model(y), (codes(rng, (97, 509), dtype),), f"{key} {dtype}")
 
@@ -1042,21 +1330,39 @@ def float_arithmetic(rng: Rng) -> Iterator[Case]:
                         y = g.node(name, c, x) if turned else g.node(name, x, c)
                     if rng.random() < 0.7:
                         y = g.quantize(y, scale(rng, (), float(s)), zero_point(rng, dtype))
-                    yield Case(g.model(y), (codes(rng, shape, dtype),), f"{name} {dtype} {constant_shape} {swapped}")
+                    yield Case(
+                        g.model(y),
+                        (codes(rng, shape, dtype),),
+                        f"{name} {dtype} {constant_shape} {swapped}",
+                    )
 
 
 @op("float tail")
 def float_tail(rng: Rng) -> Iterator[Case]:
     for dtype in EIGHT:
         for axis in (None, 1):
-            for tail in (("Mul",), ("Mul", "Add"), ("Mul", "Sigmoid"), ("Add", "Tanh", "Mul"), ("Sub", "Relu", "Div")):
+            for tail in (
+                ("Mul",),
+                ("Mul", "Add"),
+                ("Mul", "Sigmoid"),
+                ("Add", "Tanh", "Mul"),
+                ("Sub", "Relu", "Div"),
+            ):
                 g = Graph(21)
                 size = () if axis is None else (23,)
                 x = g.input(("n", 23), dtype)
                 y = g.dequantize(x, scale(rng, size, 0.05), zero_point(rng, dtype, size), axis=1)
                 for name in tail:
                     unary_op = name in ("Sigmoid", "Tanh", "Relu")
-                    y = g.node(name, y, *([] if unary_op else [g.f32(scale(rng, (23,) if rng.random() < 0.5 else ()))]))
+                    y = g.node(
+                        name,
+                        y,
+                        *(
+                            []
+                            if unary_op
+                            else [g.f32(scale(rng, (23,) if rng.random() < 0.5 else ()))]
+                        ),
+                    )
                 yield Case(g.model(y), (codes(rng, (4_000, 23), dtype),), f"{dtype} {axis} {tail}")
 
 
@@ -1084,7 +1390,8 @@ def reduce_mean(rng: Rng) -> Iterator[Case]:
 
 @op("ReduceMean over leading axes")
 def reduce_mean_leading(rng: Rng) -> Iterator[Case]:
-    """Over the axes before channels that come last, as layouts at the default level make of a mean over an image."""
+    """Over the axes before channels that come last, as layouts at the default level make of a mean
+    over an image."""
     for k, shape in enumerate(
         [(1, 4, 4, 40_001), (1, 7, 7, 6_400), (1, 1, 130, 3_333), (1, 16, 17, 24), (1, 30, 31, 5)]
     ):
@@ -1094,27 +1401,44 @@ def reduce_mean_leading(rng: Rng) -> Iterator[Case]:
         y = g.node("ReduceMean", x, axes=[1, 2], keepdims=int(rng.integers(2)))
         if rng.random() < 0.5:
             y = g.quantize(y, scale(rng, (), float(s)), zero_point(rng, dtype))
-        yield Case(g.model(y), tuple(codes(rng, shape, dtype) for _ in range(1)), f"{dtype} {shape}")
+        yield Case(
+            g.model(y), tuple(codes(rng, shape, dtype) for _ in range(1)), f"{dtype} {shape}"
+        )
 
 
 @op("ReduceMean after a convolution", values=3_000)
 def reduce_mean_after_conv(rng: Rng) -> Iterator[Case]:
-    """At the default level the convolution's NHWC layout reaches the mean, whose order of additions changes with it."""
+    """At the default level the convolution's NHWC layout reaches the mean, whose order of additions
+    changes with it."""
     for k in range(6):
         size, channels = int(rng.integers(3, 9)), 8
         g = Graph(17)
         x = g.quantize(
-            g.node("Transpose", g.input((1, size, size, channels)), perm=[0, 3, 1, 2]), 0.02, np.array(128, np.uint8)
+            g.node("Transpose", g.input((1, size, size, channels)), perm=[0, 3, 1, 2]),
+            0.02,
+            np.array(128, np.uint8),
         )
         w = g.const(rng.integers(-60, 61, (channels, channels, 3, 3)), np.int8)
         c = g.node(
-            *("QLinearConv", x, g.f32(0.02), g.const(np.uint8(128)), w, g.f32(0.01), g.const(np.int8(0))),
+            *(
+                "QLinearConv",
+                x,
+                g.f32(0.02),
+                g.const(np.uint8(128)),
+                w,
+                g.f32(0.01),
+                g.const(np.int8(0)),
+            ),
             *(g.f32(0.05), g.const(np.uint8(128))),
             pads=[1] * 4,
         )
-        m = g.node("ReduceMean", g.dequantize(c, 0.0371, np.array(128, np.uint8)), axes=[2, 3], keepdims=1)
+        m = g.node(
+            "ReduceMean", g.dequantize(c, 0.0371, np.array(128, np.uint8)), axes=[2, 3], keepdims=1
+        )
         y = g.node("Transpose", m, perm=[0, 2, 3, 1]) if k % 2 else m
-        inputs = tuple(rng.uniform(-2.6, 2.6, (1, size, size, channels)).astype(np.float32) for _ in range(1))
+        inputs = tuple(
+            rng.uniform(-2.6, 2.6, (1, size, size, channels)).astype(np.float32) for _ in range(1)
+        )
         yield Case(g.model(y), inputs, f"{size} {k}")
 
 
@@ -1129,7 +1453,7 @@ def batch_normalization(rng: Rng) -> Iterator[Case]:
         yield Case(g.model(y), (codes(rng, (700, 5, 24), dtype),), f"{dtype}")
 
 
-# -- float prefixes ----------------------------------------------------------------------------------------------------
+# -- float prefixes --------------------------------------------------------------------------------
 
 
 @op("float prefix before the quantizer")
@@ -1137,7 +1461,16 @@ def float_prefix(rng: Rng) -> Iterator[Case]:
     channels = (4, 1, 1)  # of [50, 4, 6, 20]
     for dtype in EIGHT:
         for steps in (
-            *("Sub Div", "Mul Add", "Sub Mul", "Div Sub", "Add Clip", "Mul Relu", "Pad Mul", "Sub Div Pad"),
+            *(
+                "Sub Div",
+                "Mul Add",
+                "Sub Mul",
+                "Div Sub",
+                "Add Clip",
+                "Mul Relu",
+                "Pad Mul",
+                "Sub Div Pad",
+            ),
             *(
                 "Transpose Sub",
                 "Flatten Div",
@@ -1168,7 +1501,7 @@ def float_prefix(rng: Rng) -> Iterator[Case]:
             yield Case(model, (floats(rng, (50, 4, 6, 20), float(step)),), f"{dtype} {steps}")
 
 
-# -- the tests ---------------------------------------------------------------------------------------------------------
+# -- the tests -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -1190,7 +1523,10 @@ def test_a_float_product_lies_within_its_proved_error(tmp_path: Path) -> None:
         depth, width = int(rng.choice([1, 3, 17, 200, 900])), int(rng.integers(1, 40))
         s = scale(rng, (), magnitude(rng))
         x = g.dequantize(g.input(("n", depth), dtype), s, zero_point(rng, dtype))
-        w, bias = rng.normal(size=(depth, width)), rng.normal(size=width) * rng.choice([0.1, 1e4]) * s
+        w, bias = (
+            rng.normal(size=(depth, width)),
+            rng.normal(size=width) * rng.choice([0.1, 1e4]) * s,
+        )
         y = g.node("Gemm", x, g.f32(w), g.f32(bias)) if k % 3 else g.node("MatMul", x, g.f32(w))
         feed, path = codes(rng, (500, depth), dtype), tmp_path / "model.onnx"
         write(g.model(y), path)
@@ -1204,12 +1540,14 @@ def test_a_float_product_lies_within_its_proved_error(tmp_path: Path) -> None:
     assert compared > 100_000
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 ZERO = np.zeros((), U8)
 
 
-def _floats(g: Graph, shape: tuple[int, ...] = (1, 4, 6), dtype: np.dtype[Any] = U8, size: Any = 0.05) -> str:
+def _floats(
+    g: Graph, shape: tuple[int, ...] = (1, 4, 6), dtype: np.dtype[Any] = U8, size: Any = 0.05
+) -> str:
     """Dequantized codes; `size` may hold a scale for each channel."""
     return g.dequantize(g.input(shape, dtype), size, np.zeros(np.shape(size), dtype), axis=1)
 
@@ -1225,7 +1563,9 @@ def _unary(name: str) -> Callable[[Graph], str]:
 def _conv(g: Graph) -> str:
     one, zero = g.f32(1.0), g.const(ZERO)
     w, w_zero = g.const(np.ones((3, 2, 3, 3), U8)), g.const(np.arange(3, dtype=np.uint8))
-    return g.node("QLinearConv", g.input((1, 2, 5, 5), U8), one, zero, w, g.f32(np.ones(3)), w_zero, one, zero)
+    return g.node(
+        "QLinearConv", g.input((1, 2, 5, 5), U8), one, zero, w, g.f32(np.ones(3)), w_zero, one, zero
+    )
 
 
 def _pool(g: Graph) -> str:
@@ -1236,7 +1576,9 @@ def _pool(g: Graph) -> str:
 
 def _two_codes(g: Graph) -> str:
     one, zero = g.f32(1.0), g.const(ZERO)
-    return g.node("QLinearMatMul", g.input((3, 4), U8), one, zero, g.input((4, 5), U8), one, zero, one, zero)
+    return g.node(
+        "QLinearMatMul", g.input((3, 4), U8), one, zero, g.input((4, 5), U8), one, zero, one, zero
+    )
 
 
 def _float_conv(g: Graph) -> str:
@@ -1246,7 +1588,9 @@ def _float_conv(g: Graph) -> str:
 
 def _huge_sum(g: Graph) -> str:
     one, zero = g.f32(1.0), g.const(ZERO)
-    return g.node("QLinearAdd", g.input((9,), U8), g.f32(1e9), zero, g.input((9,), U8), one, zero, one, zero)
+    return g.node(
+        "QLinearAdd", g.input((9,), U8), g.f32(1e9), zero, g.input((9,), U8), one, zero, one, zero
+    )
 
 
 def _softmax(g: Graph) -> str:
@@ -1256,8 +1600,15 @@ def _softmax(g: Graph) -> str:
 
 REFUSALS: dict[str, tuple[Callable[[Graph], str], str, str]] = {
     # what: (graph, op of the node that is named, words of the message)
-    **{name: (_unary(name), name, "not one finite number") for name in (*UNEVEN, "Reciprocal", "Sqrt", "Log")},
-    "zero points per channel": (_conv, "com.microsoft.QLinearConv", "different weight zero points per channel"),
+    **{
+        name: (_unary(name), name, "not one finite number")
+        for name in (*UNEVEN, "Reciprocal", "Sqrt", "Log")
+    },
+    "zero points per channel": (
+        _conv,
+        "com.microsoft.QLinearConv",
+        "different weight zero points per channel",
+    ),
     "pads counted and ceil_mode": (
         _pool,
         "com.microsoft.QLinearAveragePool",
@@ -1268,7 +1619,9 @@ REFUSALS: dict[str, tuple[Callable[[Graph], str], str, str]] = {
         *("ReduceMean", "neither the trailing nor the leading ones"),
     ),
     "mean of channels": (
-        lambda g: _codes(g, g.node("ReduceMean", _floats(g, size=np.full(4, 0.1)), g.const(np.array([-1])))),
+        lambda g: _codes(
+            g, g.node("ReduceMean", _floats(g, size=np.full(4, 0.1)), g.const(np.array([-1])))
+        ),
         *("ReduceMean", "with one scale only"),
     ),
     "product of two codes": (_two_codes, "QLinearMatMul", "both depend on the input"),
@@ -1281,11 +1634,15 @@ REFUSALS: dict[str, tuple[Callable[[Graph], str], str, str]] = {
         *("QuantizeLinear", "quantization to uint16 is not supported"),
     ),
     "blocks in": (
-        lambda g: g.quantize(g.input((4, 6)), np.ones((2, 6)), np.zeros((2, 6), U8), axis=0, block_size=2),
+        lambda g: g.quantize(
+            g.input((4, 6)), np.ones((2, 6)), np.zeros((2, 6), U8), axis=0, block_size=2
+        ),
         *("QuantizeLinear", "its attribute 'block_size' is not supported (2)"),
     ),
     "blocks out": (
-        lambda g: g.dequantize(g.input((4, 6), U8), np.ones((2, 6)), np.zeros((2, 6), U8), axis=0, block_size=2),
+        lambda g: g.dequantize(
+            g.input((4, 6), U8), np.ones((2, 6)), np.zeros((2, 6), U8), axis=0, block_size=2
+        ),
         *("DequantizeLinear", "its attribute 'block_size' is not supported (2)"),
     ),
     "indices of a maximum": (
@@ -1297,25 +1654,45 @@ REFUSALS: dict[str, tuple[Callable[[Graph], str], str, str]] = {
         *("MaxPool", "do not increase with their codes"),
     ),
     "float padding": (
-        lambda g: _codes(g, g.node("Pad", _floats(g), g.const(np.array([0, 0, 1, 0, 0, 0])), g.f32(0.07))),
+        lambda g: _codes(
+            g, g.node("Pad", _floats(g), g.const(np.array([0, 0, 1, 0, 0, 0])), g.f32(0.07))
+        ),
         *("Pad", "is not the value of any code"),
     ),
-    "float softmax": (lambda g: g.node("Softmax", _floats(g)), "Softmax", "compare the scores before it"),
+    "float softmax": (
+        lambda g: g.node("Softmax", _floats(g)),
+        "Softmax",
+        "compare the scores before it",
+    ),
     "dynamic quantization": (
         lambda g: g.node("DynamicQuantizeLinear", g.input((1, 9)), outputs=3),
         *("DynamicQuantizeLinear", "quantize statically"),
     ),
     "float convolution": (_float_conv, "Conv", "QuantType.QUInt8"),
-    "cast of floats": (lambda g: g.node("Cast", _floats(g), to=3), "Cast", "a cast from float32 to int8"),
-    "saturating conversion": (_huge_sum, "com.microsoft.QLinearAdd", "conversion to int32 overflows"),
+    "cast of floats": (
+        lambda g: g.node("Cast", _floats(g), to=3),
+        "Cast",
+        "a cast from float32 to int8",
+    ),
+    "saturating conversion": (
+        _huge_sum,
+        "com.microsoft.QLinearAdd",
+        "conversion to int32 overflows",
+    ),
     "function of a sum": (
         lambda g: _codes(g, g.node("Tanh", g.node("Add", _floats(g), _floats(g)))),
         *("Tanh", "between 8-bit codes only"),
     ),
     "a tiny output scale": (_softmax, "com.microsoft.QLinearSoftmax", "is not supported"),
-    "no rule": (lambda g: g.node("CumSum", _floats(g), g.const(np.array(1))), "CumSum", "no exact integer rule"),
+    "no rule": (
+        lambda g: g.node("CumSum", _floats(g), g.const(np.array(1))),
+        "CumSum",
+        "no exact integer rule",
+    ),
     "overflow": (
-        lambda g: g.node("MatMulInteger", g.input((1, 40_000), U8), g.const(np.full((40_000, 1), 255, U8))),
+        lambda g: g.node(
+            "MatMulInteger", g.input((1, 40_000), U8), g.const(np.full((40_000, 1), 255, U8))
+        ),
         *("MatMulInteger", "outside int32"),
     ),
     "constants in a float concatenation": (
@@ -1327,7 +1704,8 @@ REFUSALS: dict[str, tuple[Callable[[Graph], str], str, str]] = {
 
 @pytest.mark.parametrize("what", REFUSALS)
 def test_refuses_by_name(what: str, tmp_path: Path) -> None:
-    """Files that onnxruntime runs and that have no exact rule: one line that names file, node and op."""
+    """Files that onnxruntime runs and that have no exact rule: one line that names file, node and
+    op."""
     if what == "a tiny output scale":
         needs_its_softmax()
     graph, name, words = REFUSALS[what]
@@ -1337,14 +1715,20 @@ def test_refuses_by_name(what: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel) as caught:
         read_model(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}: node '") and f"' ({name} of " in message and words in message
+    assert (
+        message.startswith(f"{path}: node '") and f"' ({name} of " in message and words in message
+    )
     assert "\n" not in message
 
 
-def test_a_softmax_that_the_runtime_rounds_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_softmax_that_the_runtime_rounds_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only this op asks for more than the oldest onnxruntime that is supported."""
     monkeypatch.setattr(softmax, "OLDEST", (9, 0))
     g = Graph(21)
     path = write(g.model(_softmax(g)), tmp_path / "model.onnx")
-    with pytest.raises(UnsupportedModel, match=r"QLinearSoftmax of .*: onnxruntime .* install 9\.0 or newer$"):
+    with pytest.raises(
+        UnsupportedModel, match=r"QLinearSoftmax of .*: onnxruntime .* install 9\.0 or newer$"
+    ):
         read_model(path)

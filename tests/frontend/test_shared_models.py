@@ -1,4 +1,5 @@
-"""Real model files: all static 8-bit ones load and equal onnxruntime; the committed table says the same of all files."""
+"""Real model files: all static 8-bit ones load and equal onnxruntime; the committed table says the
+same of all files."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def _static(form: str, activation: str) -> list[Path]:
 @pytest.mark.parametrize("form,activation", [("qop", "u8"), ("qop", "s8"), ("qdq", "u8")])
 def test_static_8_bit_files_load_and_equal_onnxruntime(form: str, activation: str) -> None:
     if runtime.release() < OLDEST_SOFTMAX:
-        pytest.skip("some of the files end in a QLinearSoftmax, which this onnxruntime rounds otherwise")
+        pytest.skip(
+            "some of the files end in a QLinearSoftmax, which this onnxruntime rounds otherwise"
+        )
     table = _model_table()
     files = _static(form, activation)
     assert len(files) >= 20

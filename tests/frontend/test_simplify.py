@@ -1,4 +1,5 @@
-"""The simplified network gives the same output integers, for every input; and it is simplified where that is right only."""
+"""The simplified network gives the same output integers, for every input; and it is simplified
+where that is right only."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ Rng = np.random.Generator
 
 
 def same(network: Network, rng: Rng, most: int = 4096) -> Network:
-    """The simplified network, after a comparison of all outputs on all inputs (or on `most` of them)."""
+    """The simplified network, after a comparison of all outputs on all inputs (or on `most` of
+    them)."""
     result, number = simplified(network)
     result.validate()
     size, high = network.input_type.size, network.input_type.high
@@ -29,11 +31,15 @@ def same(network: Network, rng: Rng, most: int = 4096) -> Network:
     np.testing.assert_array_equal(result.run(CPU, x), network.run(CPU, x))
     assert len(number) == len(network.nodes) + 1
     assert tuple(number[i] for i in network.outputs) == result.outputs
-    assert [result.type_of(i).shape for i in result.outputs] == [network.type_of(i).shape for i in network.outputs]
+    assert [result.type_of(i).shape for i in result.outputs] == [
+        network.type_of(i).shape for i in network.outputs
+    ]
     values = result.values(CPU, x)
     for k, value in enumerate(values):  # a narrower range is still the value's own
         assert result.type_of(k).low <= value.min() and value.max() <= result.type_of(k).high
-    assert len(result.nodes) <= len(network.nodes) + 2 * sum(isinstance(n.op, Conv) for n in network.nodes)
+    assert len(result.nodes) <= len(network.nodes) + 2 * sum(
+        isinstance(n.op, Conv) for n in network.nodes
+    )
     return result
 
 
@@ -65,13 +71,20 @@ def test_a_convolution_of_one_position_is_dense() -> None:
     changed = 0
     for seed in range(200 * ROUNDS):
         rng = np.random.default_rng([2, seed])
-        rank, channels, batch = int(rng.integers(1, 4)), int(rng.integers(1, 4)), int(rng.choice([1, 1, 2]))
+        rank, channels, batch = (
+            int(rng.integers(1, 4)),
+            int(rng.integers(1, 4)),
+            int(rng.choice([1, 1, 2])),
+        )
         spatial = tuple(int(v) for v in rng.integers(1, 4, rank))
         kernel = tuple(int(v) for v in rng.integers(1, 4, rank))
         dilations = tuple(int(v) for v in rng.integers(1, 4, rank))
         reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
         before = [int(rng.integers(0, 3)) for _ in range(rank)]
-        after = [max(0, r - n - p) + int(rng.integers(0, 2)) for r, n, p in zip(reach, spatial, before, strict=True)]
+        after = [
+            max(0, r - n - p) + int(rng.integers(0, 2))
+            for r, n, p in zip(reach, spatial, before, strict=True)
+        ]
         strides = [n + p + q for n, p, q in zip(spatial, before, after, strict=True)]
         if rng.random() < 0.3:
             strides = [int(rng.integers(1, 3)) for _ in range(rank)]
@@ -93,12 +106,19 @@ def test_a_convolution_of_one_position_is_dense() -> None:
     assert 80 * ROUNDS < changed < 190 * ROUNDS
 
 
-def clipped(rng: Rng, table: Any, moved: bool = True, signed: bool = False, uses: str = "one") -> Network:
+def clipped(
+    rng: Rng, table: Any, moved: bool = True, signed: bool = False, uses: str = "one"
+) -> Network:
     """Dense, requantization to 3 bits, perhaps moves, and a table of it; used as `uses` says."""
     maker = Maker(rng, 3, 7)
     low = -4 if signed else 0
     scale = rng.uniform(0.05, 0.3)
-    op = Requantize(FloatProgram().then("mul", scale), np.asarray(rng.integers(low, low + 8), np.int32), low, low + 7)
+    op = Requantize(
+        FloatProgram().then("mul", scale),
+        np.asarray(rng.integers(low, low + 8), np.int32),
+        low,
+        low + 7,
+    )
     q = x = maker.add(op, maker.dense(0, 4))
     if moved:
         x = maker.move(maker.shuffle(maker.move(x, (2, 2))), (2, 2))
@@ -193,7 +213,9 @@ def test_nodes_without_use_go() -> None:
     assert [type(node.op) for node in same(maker.network(x), rng).nodes] == [Dense]
 
 
-def test_merging_a_clip_of_codes_with_other_uses_is_caught_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_a_clip_of_codes_with_other_uses_is_caught_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     right = simplify._clipped
 
     def wrong(network: Network, k: int, uses: Any) -> Any:

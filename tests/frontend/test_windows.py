@@ -1,6 +1,8 @@
-"""Windows of pools and convolutions against onnxruntime: every small size, kernel, stride, dilation and way of padding.
+"""Windows of pools and convolutions against onnxruntime: every small size, kernel, stride, dilation
+and way of padding.
 
-The axes of a window do not know of each other, so that one axis is walked through in full, and two are sampled.
+The axes of a window do not know of each other, so that one axis is walked through in full, and two
+are sampled.
 """
 
 from __future__ import annotations
@@ -40,20 +42,33 @@ def runtime(graph: Graph, output: str, feed: Array) -> Array | None:
         return None
 
 
-def taps(op: str, shape: tuple[int, ...], kernel: tuple[int, ...], attributes: dict[str, Any], pool: bool) -> Array:
+def taps(
+    op: str, shape: tuple[int, ...], kernel: tuple[int, ...], attributes: dict[str, Any], pool: bool
+) -> Array:
     """[1, channels, *output, taps]: the flat index of each tap, -1 in the padding."""
     node = helper.make_node(op, ["x"], ["y"], **attributes)
     x = Codes(0, Type(shape, 0, 255), U8)
-    return window_index(x, read_window(View(node, [x], Builder(), 13, [], None), shape[2:], kernel, pool))
+    return window_index(
+        x, read_window(View(node, [x], Builder(), 13, [], None), shape[2:], kernel, pool)
+    )
 
 
-def differs(pool: bool, spatial: tuple[int, ...], kernel: tuple[int, ...], attributes: dict[str, Any]) -> str | None:
+def differs(
+    pool: bool, spatial: tuple[int, ...], kernel: tuple[int, ...], attributes: dict[str, Any]
+) -> str | None:
     """What is wrong with the windows of a MaxPool or of a ConvInteger; None if nothing is."""
     shape, g = (1, 1, *spatial), Graph(13)
-    feed = np.random.default_rng(1).permutation(256)[: np.prod(spatial)].reshape(shape).astype(np.uint8)
+    feed = (
+        np.random.default_rng(1)
+        .permutation(256)[: np.prod(spatial)]
+        .reshape(shape)
+        .astype(np.uint8)
+    )
     weight = (2 ** np.arange(np.prod(kernel)) % 127 + 1).astype(np.uint8)
     if pool:
-        want = runtime(g, g.node("MaxPool", g.input(shape, U8), kernel_shape=list(kernel), **attributes), feed)
+        want = runtime(
+            g, g.node("MaxPool", g.input(shape, U8), kernel_shape=list(kernel), **attributes), feed
+        )
     else:
         w = g.const(weight.reshape(1, 1, *kernel))
         want = runtime(g, g.node("ConvInteger", g.input(shape, U8), w, **attributes), feed)
@@ -72,7 +87,9 @@ def differs(pool: bool, spatial: tuple[int, ...], kernel: tuple[int, ...], attri
 @pytest.mark.parametrize("pool", [True, False], ids=["pool", "convolution"])
 @pytest.mark.parametrize("padding", PADDINGS, ids=str)
 def test_windows_of_one_axis(pool: bool, padding: dict[str, Any]) -> None:
-    for size, kernel, stride, dilation in itertools.product(range(1, 8), (1, 2, 3), (1, 2, 3, 4, 5), (1, 2)):
+    for size, kernel, stride, dilation in itertools.product(
+        range(1, 8), (1, 2, 3), (1, 2, 3, 4, 5), (1, 2)
+    ):
         for ceil_mode in (0, 1) if pool else (0,):
             attributes = {"strides": [stride], "dilations": [dilation], **padding}
             if ceil_mode:
@@ -85,7 +102,10 @@ def test_windows_of_one_axis(pool: bool, padding: dict[str, Any]) -> None:
 def test_windows_of_two_axes(pool: bool) -> None:
     rng = np.random.default_rng(7)
     for _ in range(400):
-        spatial, kernel = tuple(rng.integers(1, 10, 2).tolist()), tuple(rng.integers(1, 5, 2).tolist())
+        spatial, kernel = (
+            tuple(rng.integers(1, 10, 2).tolist()),
+            tuple(rng.integers(1, 5, 2).tolist()),
+        )
         attributes: dict[str, Any] = {"strides": rng.integers(1, 6, 2).tolist()}
         attributes["auto_pad"] = str(rng.choice(["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"]))
         if pool and rng.random() < 0.5:

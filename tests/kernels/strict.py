@@ -1,11 +1,13 @@
 """A machine that is NumPy underneath, but whose arrays do no more than CuPy's (13.6 and 14.2) do.
 
-It finds, on a computer without a GPU, what a GPU would refuse or compute differently: host arrays in device arithmetic,
-device arrays in NumPy functions, functions, methods, keywords and types that CuPy lacks or does badly, conversions to
-integers that are out of range (x86 and CUDA give different ones), and float32 arithmetic that a verdict rests on but
-that is not `Kernels.ieee`'s: as CuPy's kernels do, arithmetic here flushes subnormals to zero.
+It finds, on a computer without a GPU, what a GPU would refuse or compute differently: host arrays
+in device arithmetic, device arrays in NumPy functions, functions, methods, keywords and types that
+CuPy lacks or does badly, conversions to integers that are out of range (x86 and CUDA give different
+ones), and float32 arithmetic that a verdict rests on but that is not `Kernels.ieee`'s: as CuPy's
+kernels do, arithmetic here flushes subnormals to zero.
 
-To use a function that is not listed, read its CuPy source (types, keywords, whether it synchronises) and list it.
+To use a function that is not listed, read its CuPy source (types, keywords, whether it
+synchronises) and list it.
 """
 
 from __future__ import annotations
@@ -21,11 +23,23 @@ from tests.kernels import elementwise
 
 TINY = np.finfo(np.float32).tiny
 
-# name -> keywords that may be given; the functions in ARITHMETIC compute with floats, the others move them
+# name -> keywords that may be given; the functions in ARITHMETIC compute with floats, the others
+# move them
 ARITHMETIC: dict[str, set[str]] = {
     **{
         name: set()
-        for name in ("abs", "clip", "exp", "fmin", "maximum", "minimum", "nan_to_num", "rint", "sign", "sqrt")
+        for name in (
+            "abs",
+            "clip",
+            "exp",
+            "fmin",
+            "maximum",
+            "minimum",
+            "nan_to_num",
+            "rint",
+            "sign",
+            "sqrt",
+        )
     },
     "add": set(),
     "matmul": set(),  # through cuBLAS; of integers by a slow kernel: refused here
@@ -52,10 +66,21 @@ MOVES: dict[str, set[str]] = {
     "as_strided": {"shape", "strides"},
 }
 VIEWS = {"as_strided", "broadcast_to", "empty", "moveaxis", "swapaxes"}  # no launch
-TYPES = {"bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"}
-REDUCTIONS = {
-    name: {"axis", "keepdims"} for name in ("all", "any", "sum", "max", "min", "mean")
-}  # no initial, no where
+TYPES = {
+    "bool_",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float32",
+    "float64",
+}
+# No initial, no where.
+REDUCTIONS = {name: {"axis", "keepdims"} for name in ("all", "any", "sum", "max", "min", "mean")}
 METHODS: dict[str, set[str]] = {
     **REDUCTIONS,
     "argmax": {"axis"},  # one axis or none
@@ -108,7 +133,9 @@ def converted(value: Any, dtype: Any) -> Any:
     if dtype.kind in "iu" and getattr(value, "dtype", dtype).kind == "f" and value.size:
         ends = np.iinfo(dtype)
         if not (np.trunc(value).min() >= ends.min and np.trunc(value).max() <= ends.max):
-            raise OverflowError(f"{value.dtype} values in [{value.min()}, {value.max()}] as {dtype}")
+            raise OverflowError(
+                f"{value.dtype} values in [{value.min()}, {value.max()}] as {dtype}"
+            )
     return np.asarray(value).astype(dtype)
 
 
@@ -119,8 +146,8 @@ def check_options(name: str, options: dict[str, Any], allowed: set[str]) -> None
 
 
 class Count:
-    """What a GPU would be asked for: launches of kernels, and waits of the host for a result. What CuPy does in several
-    launches counts as one."""
+    """What a GPU would be asked for: launches of kernels, and waits of the host for a result. What
+    CuPy does in several launches counts as one."""
 
     launches = 0
     waits = 0
@@ -141,7 +168,12 @@ class Function:
     """A NumPy function on device arrays."""
 
     def __init__(self, name: str, function: Any, options: set[str], computes: bool) -> None:
-        self._name, self._function, self._options, self._computes = name, function, options, computes
+        self._name, self._function, self._options, self._computes = (
+            name,
+            function,
+            options,
+            computes,
+        )
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         check_options(self._name, options, self._options)
@@ -207,7 +239,9 @@ class StrictArray:
 
     def __getitem__(self, key: Any) -> StrictArray:
         own = inside(key)
-        chosen = [k for k in (own if isinstance(own, tuple) else (own,)) if isinstance(k, np.ndarray)]
+        chosen = [
+            k for k in (own if isinstance(own, tuple) else (own,)) if isinstance(k, np.ndarray)
+        ]
         Count.launches += bool(chosen)
         Count.waits += any(k.dtype == np.bool_ for k in chosen)
         return StrictArray(np.asarray(self.held[own]))
@@ -215,7 +249,9 @@ class StrictArray:
     def __setitem__(self, key: Any, value: Any) -> None:
         own = inside(value)
         Count.launches += 1
-        self.held[inside(key)] = converted(own, self.held.dtype) if isinstance(own, np.ndarray) else own
+        self.held[inside(key)] = (
+            converted(own, self.held.dtype) if isinstance(own, np.ndarray) else own
+        )
 
     def __iter__(self) -> Iterator[StrictArray]:
         return (self[i] for i in range(len(self.held)))
@@ -249,14 +285,32 @@ def _operators() -> None:
         def method(self: StrictArray, other: Any) -> StrictArray:
             Count.launches += 1
             result = flushed(function(flushed(self.held), flushed(inside(other))))
-            if result.shape != self.held.shape or not np.can_cast(result.dtype, self.held.dtype, "same_kind"):
-                raise TypeError(f"{self.held.dtype}{list(self.held.shape)} becomes {result.dtype}{list(result.shape)}")
+            if result.shape != self.held.shape or not np.can_cast(
+                result.dtype, self.held.dtype, "same_kind"
+            ):
+                raise TypeError(
+                    f"{self.held.dtype}{list(self.held.shape)} becomes "
+                    f"{result.dtype}{list(result.shape)}"
+                )
             self.held[...] = result
             return self
 
         return method
 
-    binary = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "or", "xor")
+    binary = (
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "lshift",
+        "rshift",
+        "and",
+        "or",
+        "xor",
+    )
     for name in (*binary, "lt", "le", "gt", "ge", "eq", "ne", "neg", "invert", "abs"):
         function = getattr(operator, f"__{name}__")
         setattr(StrictArray, f"__{name}__", forward(function, turned=False))
@@ -290,7 +344,9 @@ class Module:
     def asarray(values: Any, dtype: Any = None) -> StrictArray:
         """The way in: host or device values."""
         Count.launches += not isinstance(values, StrictArray)
-        return StrictArray(np.asarray(values.held if isinstance(values, StrictArray) else values, dtype=dtype))
+        return StrictArray(
+            np.asarray(values.held if isinstance(values, StrictArray) else values, dtype=dtype)
+        )
 
     @staticmethod
     def asnumpy(values: Any) -> Any:

@@ -92,7 +92,9 @@ def sliced(x: Any, y: Any) -> Any:
     return np.matmul(x if kept is None else kept.view(np.float64), y)
 
 
-def test_a_gpu_that_rounds_the_products_of_stacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_rounds_the_products_of_stacks_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     module = fake_cupy(lambda: 1)
     module.__dict__["matmul"] = sliced
     monkeypatch.setitem(sys.modules, "cupy", module)
@@ -123,18 +125,28 @@ def test_an_unknown_device_is_named() -> None:
         open_kernels("abacus")
 
 
-def test_the_command_says_it_in_one_line(no_gpu: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_it_in_one_line(
+    no_gpu: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     g = Graph()
-    model = write(g.model(g.quantize(g.input((1, 1)), 1.0, np.array(0, np.uint8))), tmp_path / "m.onnx")
+    model = write(
+        g.model(g.quantize(g.input((1, 1)), 1.0, np.array(0, np.uint8))), tmp_path / "m.onnx"
+    )
     spec = tmp_path / "p.vnnlib"
-    spec.write_text("(declare-const X_0 Real)(declare-const Y_0 Real)(assert (>= X_0 0))(assert (<= X_0 1))")
+    spec.write_text(
+        "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (>= X_0 0))(assert (<= X_0 1))"
+    )
     assert cli.main([str(model), str(spec), "--device", "cuda"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("qverify: error: --device cuda needs ") and err.count("\n") == 1 and no_gpu in err
+    assert (
+        err.startswith("qverify: error: --device cuda needs ")
+        and err.count("\n") == 1
+        and no_gpu in err
+    )
 
 
-# -- the CPU's kernels ---------------------------------------------------------------------------------------------------
+# -- the CPU's kernels -----------------------------------------------------------------------------
 
 
 def test_windows_are_all_windows() -> None:
@@ -149,7 +161,9 @@ def test_windows_are_all_windows() -> None:
 
 def test_scatter_add_adds_up_repeated_indices() -> None:
     target = np.zeros((2, 3), np.float32)
-    open_kernels("cpu").scatter_add(target, np.array([0, 2, 0]), np.array([[1, 2, 3], [4, 5, 6]], np.float32))
+    open_kernels("cpu").scatter_add(
+        target, np.array([0, 2, 0]), np.array([[1, 2, 3], [4, 5, 6]], np.float32)
+    )
     assert target.tolist() == [[4, 0, 2], [10, 0, 5]]
 
 
@@ -160,9 +174,15 @@ def test_integers_become_the_nearest_float_with_ties_to_even() -> None:
 
 
 def test_products_of_stacks_with_one_matrix_are_those_of_matrices() -> None:
-    cpu, x, weight = open_kernels("cpu"), np.arange(24, dtype=np.int64).reshape(2, 3, 4), np.ones((4, 5), np.float64)
+    cpu, x, weight = (
+        open_kernels("cpu"),
+        np.arange(24, dtype=np.int64).reshape(2, 3, 4),
+        np.ones((4, 5), np.float64),
+    )
     assert np.array_equal(cpu.matmul(x, weight), np.matmul(x.astype(np.float64), weight))
-    assert np.array_equal(cpu.matmul(x[:, :, 1:3], weight[:2]), np.matmul(x[:, :, 1:3].astype(np.float64), weight[:2]))
+    assert np.array_equal(
+        cpu.matmul(x[:, :, 1:3], weight[:2]), np.matmul(x[:, :, 1:3].astype(np.float64), weight[:2])
+    )
 
 
 def test_whole_numbers_are_the_same_on_every_machine() -> None:
@@ -172,7 +192,7 @@ def test_whole_numbers_are_the_same_on_every_machine() -> None:
         assert machine.to_host(machine.whole(machine.asarray(values))).tolist() == expected
 
 
-# -- the strict machine of tests/test_gpu.py -----------------------------------------------------------------------------
+# -- the strict machine of tests/test_gpu.py -------------------------------------------------------
 
 
 def test_the_strict_machine_keeps_host_and_device_apart() -> None:
@@ -195,7 +215,11 @@ def test_the_strict_machine_keeps_host_and_device_apart() -> None:
 
 def test_the_strict_machine_refuses_what_cupy_lacks_or_does_otherwise() -> None:
     machine = open_strict()
-    xp, x, far = machine.xp, machine.asarray(np.arange(6).reshape(2, 3)), machine.asarray(np.array([1e30, 0.5]))
+    xp, x, far = (
+        machine.xp,
+        machine.asarray(np.arange(6).reshape(2, 3)),
+        machine.asarray(np.array([1e30, 0.5])),
+    )
     for refused in (
         lambda: xp.searchsorted(x, x),
         lambda: xp.maximum.accumulate(x),
@@ -219,14 +243,22 @@ def test_the_strict_machine_refuses_what_cupy_lacks_or_does_otherwise() -> None:
 def test_the_strict_machine_flushes_subnormals_unless_asked_for_ieee() -> None:
     machine = open_strict()
     small = machine.asarray(np.array([1e-30, 1e-40], np.float32))
-    for flushing in (lambda: small * np.float32(1e-10), lambda: np.float32(1e-10) * small, lambda: abs(small[1:])):
+    for flushing in (
+        lambda: small * np.float32(1e-10),
+        lambda: np.float32(1e-10) * small,
+        lambda: abs(small[1:]),
+    ):
         assert machine.to_host(flushing())[-1] == 0
     kept = machine.ieee.multiply(small, machine.asarray(np.float32(1e-5)))
-    assert machine.to_host(kept).tolist() == (np.array([1e-30, 1e-40], np.float32) * np.float32(1e-5)).tolist()
-    assert machine.to_host(machine.xp.take(small, machine.asarray(np.array([1]))))[0] > 0  # moved, not computed
+    assert (
+        machine.to_host(kept).tolist()
+        == (np.array([1e-30, 1e-40], np.float32) * np.float32(1e-5)).tolist()
+    )
+    # Moved, not computed.
+    assert machine.to_host(machine.xp.take(small, machine.asarray(np.array([1]))))[0] > 0
 
 
-# -- what the code asks of an array module -------------------------------------------------------------------------------
+# -- what the code asks of an array module ---------------------------------------------------------
 
 
 def chain(node: ast.AST) -> list[str]:
@@ -241,10 +273,10 @@ def array_names() -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = chain(node) if isinstance(node, ast.Attribute) else []
-            if "xp" in names[:-1]:
+            if isinstance(node, ast.Attribute) and "xp" in (names := chain(node))[:-1]:
                 rest = names[names.index("xp") + 1 :]
-                found.setdefault(".".join(rest), f"{path.relative_to(PACKAGE.parent)}:{node.lineno}")  # type: ignore[attr-defined]
+                place = f"{path.relative_to(PACKAGE.parent)}:{node.lineno}"
+                found.setdefault(".".join(rest), place)
     return found
 
 

@@ -1,7 +1,9 @@
-"""Every CUDA kernel compiles for every architecture that its variant supports, without spills or a stack frame.
+"""Every CUDA kernel compiles for every architecture that its variant supports, without spills or a
+stack frame.
 
-NVRTC, NVIDIA's compiler as a library, needs no GPU and no driver: it comes with the wheel nvidia-cuda-nvrtc-cu12, which is
-a pin of requirements-dev.txt. The compiler's own report is read (`--ptxas-options=-v`).
+NVRTC, NVIDIA's compiler as a library, needs no GPU and no driver: it comes with the wheel
+nvidia-cuda-nvrtc-cu12, which is a pin of requirements-dev.txt. The compiler's own report is read
+(`--ptxas-options=-v`).
 """
 
 from __future__ import annotations
@@ -23,13 +25,16 @@ from qverify.kernels.packing import Variant
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # SMALL is meant for sm_75; later architectures compile it too, but have better ones.
 BUILDS = [
-    pytest.param(v, a, id=f"{v.name}-sm_{a}", marks=[pytest.mark.slow] * (v is Variant.SMALL and a > 75))
+    pytest.param(
+        v, a, id=f"{v.name}-sm_{a}", marks=[pytest.mark.slow] * (v is Variant.SMALL and a > 75)
+    )
     for v in Variant
     for a in ARCHITECTURES
     if a >= CAPABILITY[v]
 ]
 PROPERTIES = re.compile(
-    r"Function properties for (\w+)\n\D*(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n"
+    r"Function properties for (\w+)\n\D*(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) "
+    r"bytes spill loads\n"
     r".*Used (\d+) registers"
 )
 REGISTERS = 65536  # of a multiprocessor
@@ -38,11 +43,17 @@ REGISTERS = 65536  # of a multiprocessor
 @functools.cache
 def nvrtc() -> Any:
     """The library, from the wheel or the system; without it the test is skipped."""
-    names = ["nvrtc64_120_0.dll"] if sys.platform == "win32" else ["libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"]
+    names = (
+        ["nvrtc64_120_0.dll"]
+        if sys.platform == "win32"
+        else ["libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"]
+    )
     folders = []
     for package in ("nvidia", "nvidia.cuda_nvrtc"):
         spec = importlib.util.find_spec(package) if importlib.util.find_spec("nvidia") else None
-        folders += [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+        folders += (
+            [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+        )
     wheels = [path for folder in folders for name in names for path in sorted(folder.rglob(name))]
     for candidate in (*map(str, wheels), *names):
         try:
@@ -51,7 +62,8 @@ def nvrtc() -> Any:
             continue
     if Path(sys.prefix) == Path(__file__).parents[2] / ".venv" and sys.platform != "darwin":
         pytest.fail(
-            "NVRTC is a pin of requirements-dev.txt, but cannot be loaded from the environment that `make` made"
+            "NVRTC is a pin of requirements-dev.txt, but cannot be loaded from the environment "
+            "that `make` made"
         )
     pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12")
 
@@ -73,7 +85,12 @@ def compiled(variant: Variant, architecture: int, more: tuple[str, ...] = ()) ->
 def built(text: str, architecture: int, more: tuple[str, ...]) -> tuple[str, bytes]:
     """The same for any source."""
     library, program = nvrtc(), ctypes.c_void_p()
-    assert library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"source.cu", 0, None, None) == 0
+    assert (
+        library.nvrtcCreateProgram(
+            ctypes.byref(program), text.encode(), b"source.cu", 0, None, None
+        )
+        == 0
+    )
     words = [*more, f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"]
     array = (ctypes.c_char_p * len(words))(*(word.encode() for word in words))
     try:
@@ -88,13 +105,21 @@ def built(text: str, architecture: int, more: tuple[str, ...]) -> tuple[str, byt
 @pytest.mark.parametrize(("variant", "architecture"), BUILDS)
 def test_it_compiles_without_spills(variant: Variant, architecture: int) -> None:
     report, cubin = compiled(variant, architecture)
-    kernels = re.findall(r'extern "C" __global__ void __launch_bounds__\((\d+)[^)]*\)\s+(\w+)', source())
-    wanted = {name: int(threads) for threads, name in kernels if name.endswith("_plain") == (variant is Variant.PLAIN)}
+    kernels = re.findall(
+        r'extern "C" __global__ void __launch_bounds__\((\d+)[^)]*\)\s+(\w+)', source()
+    )
+    wanted = {
+        name: int(threads)
+        for threads, name in kernels
+        if name.endswith("_plain") == (variant is Variant.PLAIN)
+    }
     found = PROPERTIES.findall(report)
     assert {name for name, *_ in found} == set(wanted)
     assert "warning" not in report
     for name, *bytes_of, registers in found:
-        assert bytes_of == ["0", "0", "0"], f"{name} on sm_{architecture}: {bytes_of} bytes of stack and spills"
+        assert bytes_of == ["0", "0", "0"], (
+            f"{name} on sm_{architecture}: {bytes_of} bytes of stack and spills"
+        )
         assert int(registers) * wanted[name] <= REGISTERS, name
     assert cubin.startswith(b"\x7fELF")
 
@@ -105,8 +130,12 @@ def test_it_compiles_with_the_options_that_cupy_adds() -> None:
     assert "warning" not in report
 
 
-@pytest.mark.parametrize(("kind", "architecture"), [(k, a) for k in KINDS for a in ARCHITECTURES if a >= SINCE[k]])
+@pytest.mark.parametrize(
+    ("kind", "architecture"), [(k, a) for k in KINDS for a in ARCHITECTURES if a >= SINCE[k]]
+)
 def test_the_benchmark_s_kernel_compiles(kind: int, architecture: int) -> None:
     """That of the tensor cores' rates: it has no memory to wait for."""
     report, _ = built(PEAK, architecture, peak_options(kind))
-    assert [own[:4] for own in PROPERTIES.findall(report)] == [("peak", "0", "0", "0")] and "warning" not in report
+    assert [own[:4] for own in PROPERTIES.findall(report)] == [
+        ("peak", "0", "0", "0")
+    ] and "warning" not in report

@@ -1,4 +1,5 @@
-"""The kernels of the dual's steps: the C++ text for one element, compiled, against NumPy; and what NVRTC makes of it."""
+"""The kernels of the dual's steps: the C++ text for one element, compiled, against NumPy; and what
+NVRTC makes of it."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ NORMAL = np.finfo(np.float32).tiny
 
 
 def numbers(rng: Rng, kind: Any, shape: tuple[int, ...], largest: float) -> Any:
-    """Random numbers of all sizes, many of them equal or 0; no subnormal floats, which only CPUs keep."""
+    """Random numbers of all sizes, many of them equal or 0; no subnormal floats, which only CPUs
+    keep."""
     size = np.exp(rng.uniform(0, np.log(largest), shape)) * rng.choice([-1, 1], shape)
     result = np.where(rng.random(shape) < 0.3, rng.integers(-2, 3, shape), size)
     if kind is np.int64:
@@ -50,7 +52,8 @@ def there(*arrays: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_best_corner_is_numpy_s(kind: Any) -> None:
-    """In all shapes of hulls: one box for all or one each, one set of corners for both signs or two, slack or none."""
+    """In all shapes of hulls: one box for all or one each, one set of corners for both signs or
+    two, slack or none."""
     rng = np.random.default_rng(20)
     for seed in range(60):
         n, r, corners = (int(v) for v in rng.integers(1, 5, 3))
@@ -58,7 +61,10 @@ def test_the_best_corner_is_numpy_s(kind: Any) -> None:
         boxes = n if seed % 3 else 1
         largest = 2.0**29 if kind is np.int64 else [1e3, 1e20, 1e38][seed % 3]
         w, m = (numbers(rng, kind, (n, r, *shape), largest) for _ in range(2))
-        z, y = (numbers(rng, kind, (int(rng.integers(1, 3)), corners, boxes, 1, *shape), largest) for _ in range(2))
+        z, y = (
+            numbers(rng, kind, (int(rng.integers(1, 3)), corners, boxes, 1, *shape), largest)
+            for _ in range(2)
+        )
         slack = np.abs(numbers(rng, kind, (boxes, 1, *shape), largest)) if seed % 2 else None
         if seed % 5 == 4 and kind is np.float32:
             w.reshape(-1)[::3], m.reshape(-1)[1::3] = np.nan, np.inf
@@ -81,18 +87,29 @@ def test_the_first_of_equal_corners_is_taken() -> None:
         steps.best_corner(CPU, w, w, z, y, None),
         map(STRICT.to_host, steps.best_corner(STRICT, *there(w, w, z, y, None))),
     ):
-        assert (value.tolist(), best_y.tolist(), best_z.tolist()) == ([[[0, 0]]], [[[0, 1]]], [[[0, 1]]])
+        assert (value.tolist(), best_y.tolist(), best_z.tolist()) == (
+            [[[0, 0]]],
+            [[[0, 1]]],
+            [[[0, 1]]],
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sums_and_ends_are_numpy_s(kind: Any) -> None:
     rng = np.random.default_rng(21)
     for shape in ((), (7,), (2, 3, 4)):
-        w, low = numbers(rng, kind, (5, 3, *shape), 2.0**20), numbers(rng, kind, (5, 1, *shape), 2.0**20)
+        w, low = (
+            numbers(rng, kind, (5, 3, *shape), 2.0**20),
+            numbers(rng, kind, (5, 1, *shape), 2.0**20),
+        )
         same(steps.furthest(CPU, w, low, low + 9), steps.furthest(STRICT, *there(w, low, low + 9)))
         ours, theirs = steps.dot(CPU, w, low), STRICT.to_host(steps.dot(STRICT, *there(w, low)))
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-        assert np.array_equal(ours, theirs) if kind is np.int64 else np.allclose(ours, theirs, rtol=1e-4, atol=1e7)
+        assert (
+            np.array_equal(ours, theirs)
+            if kind is np.int64
+            else np.allclose(ours, theirs, rtol=1e-4, atol=1e7)
+        )
 
 
 @pytest.mark.parametrize("averaged", [True, False])
@@ -102,18 +119,31 @@ def test_a_step_is_numpy_s(averaged: bool) -> None:
     m, z = (numbers(rng, np.float32, (4, 1, 3, 5), 1e4) for _ in range(2))
     size = np.abs(numbers(rng, np.float32, (4, 1, 1, 1), 1e3))
     state = [np.zeros_like(m) for _ in range(3)]
-    far, m_far, z_far, size_far = [STRICT.asarray(a.copy()) for a in state], *there(m.copy(), z, size)
+    far, m_far, z_far, size_far = (
+        [STRICT.asarray(a.copy()) for a in state],
+        *there(m.copy(), z, size),
+    )
     for t in range(8):
         argument = numbers(rng, np.float32, m.shape, 1e4)
         more: dict[str, Any] = {"share": 1 / (t + 1)} if averaged else {"least": 0.0}
         with np.errstate(all="ignore"):
             before = m.copy()
             after = steps.descend(
-                CPU, m, argument, z, size, (state[0], state[1]), 0.3, mean=state[2] if averaged else None, **more
+                CPU,
+                m,
+                argument,
+                z,
+                size,
+                (state[0], state[1]),
+                0.3,
+                mean=state[2] if averaged else None,
+                **more,
             )
         mean = far[2] if averaged else None
         (on,) = there(argument)
-        m_far = steps.descend(STRICT, m_far, on, z_far, size_far, (far[0], far[1]), 0.3, mean=mean, **more)
+        m_far = steps.descend(
+            STRICT, m_far, on, z_far, size_far, (far[0], far[1]), 0.3, mean=mean, **more
+        )
         assert np.array_equal(before, m)
         for a, b in zip((after, *state), (m_far, *far), strict=True):
             assert np.allclose(a, STRICT.to_host(b), rtol=1e-5, atol=1e-6)
@@ -127,12 +157,17 @@ def test_folded_columns_and_sums_are_numpy_s(kind: Any) -> None:
     rng = np.random.default_rng(24)
     for seed in range(30):
         rank = 1 + seed % 3
-        output, kernel, strides, dilations = (tuple(int(v) for v in rng.integers(1, 4, rank)) for _ in range(4))
+        output, kernel, strides, dilations = (
+            tuple(int(v) for v in rng.integers(1, 4, rank)) for _ in range(4)
+        )
         more = rng.integers(0, 3, rank)
         sides = zip(output, kernel, strides, dilations, more, strict=True)
         padded = tuple((o - 1) * s + (k - 1) * d + 1 + int(m) for o, k, s, d, m in sides)
         columns = rng.normal(size=(2, 3, *output, 4, *kernel)).astype(kind)
-        ours, theirs = (steps.fold(k, k.asarray(columns), output, padded, strides, dilations) for k in (CPU, STRICT))
+        ours, theirs = (
+            steps.fold(k, k.asarray(columns), output, padded, strides, dilations)
+            for k in (CPU, STRICT)
+        )
         same(ours, theirs)
     for count in range(1, 6):
         parts = [rng.normal(size=(4, 1 + k % 2)).astype(kind) for k in range(count)]
@@ -141,18 +176,32 @@ def test_folded_columns_and_sums_are_numpy_s(kind: Any) -> None:
 
 def test_the_largest_magnitudes_are_known_at_one_wait() -> None:
     ends = np.array([[-(2**63), 5], [2**63 - 1, 0]], np.int64)
-    arrays = [ends, ends[1:], np.array([-7, 3], np.int32), np.zeros((0, 2), np.int64), np.array(-4), ends[:, 1:]]
+    arrays = [
+        ends,
+        ends[1:],
+        np.array([-7, 3], np.int32),
+        np.zeros((0, 2), np.int64),
+        np.array(-4),
+        ends[:, 1:],
+    ]
     Count.waits = 0
     theirs = steps.largest(STRICT, *map(STRICT.asarray, arrays))
-    assert steps.largest(CPU, *arrays) == theirs == [2.0**63, 2.0**63, 7, 0, 4, 5] and Count.waits == 1
+    assert (
+        steps.largest(CPU, *arrays) == theirs == [2.0**63, 2.0**63, 7, 0, 4, 5] and Count.waits == 1
+    )
 
 
 def test_what_is_better_is_kept() -> None:
     rng = np.random.default_rng(23)
-    new, old = ([rng.normal(size=s).astype(np.float32) for s in ((6,), (6, 2), (6, 1, 3))] for _ in range(2))
+    new, old = (
+        [rng.normal(size=s).astype(np.float32) for s in ((6,), (6, 2), (6, 1, 3))] for _ in range(2)
+    )
     copies = [a.copy() for a in (*new, *old)]
     for better in (np.ones(6, bool), np.zeros(6, bool), np.arange(6) % 2 == 0):
-        expected = [np.where(better.reshape(-1, *([1] * (a.ndim - 1))), a, b) for a, b in zip(new, old, strict=True)]
+        expected = [
+            np.where(better.reshape(-1, *([1] * (a.ndim - 1))), a, b)
+            for a, b in zip(new, old, strict=True)
+        ]
         ours = steps.kept(CPU, better, new, old)
         theirs = steps.kept(STRICT, STRICT.asarray(better), list(there(*new)), list(there(*old)))
         for a, b, c in zip(expected, ours, theirs, strict=True):
@@ -163,19 +212,25 @@ def test_what_is_better_is_kept() -> None:
 
 @pytest.mark.parametrize(("name", "most"), [("mnist_mlp_qop", 36), ("mnist_cnn_qop", 60)])
 def test_a_step_takes_few_launches_and_no_wait(name: str, most: int) -> None:
-    """Steps 10 to 17 of an improvement, on the strict machine: one look at the bounds for all of them."""
+    """Steps 10 to 17 of an improvement, on the strict machine: one look at the bounds for all of
+    them."""
     network = read_model(EXAMPLES / f"{name}.onnx").lowered.network
     dual, rng, last = Dual.make(network, STRICT), np.random.default_rng(25), len(network.nodes)
     lower = rng.integers(0, 250, (1, network.input_type.size), dtype=np.int32)
     boxes, _ = dual.network.boxes(STRICT, STRICT.asarray(lower), STRICT.asarray(lower + 5))
     weights = rng.normal(size=(1, 2, *network.type_of(last).shape)).astype(GUIDE)
     objective = Objective({last: STRICT.asarray(weights)}, STRICT.asarray(np.ones((1, 2), GUIDE)))
-    scene, mix = dual.scene(boxes, last).as_guide(STRICT), STRICT.asarray(np.ones((1, 2), GUIDE))
-    start = Point(mix, dual.edge_multipliers(boxes, objective.weights(mix)), mix[:, 0])
+    relaxations, mu = (
+        dual.relaxations(boxes, last).as_guide(STRICT),
+        STRICT.asarray(np.ones((1, 2), GUIDE)),
+    )
+    start = Point(mu, dual.crown_multipliers(boxes, objective.weights(mu)), mu[:, 0])
     counts = []
     for rounds in (9, 17):
         Count.launches = Count.waits = 0
-        improve(dual, scene, objective, start, rounds, 0.1, Deadline.after(None), enough=-np.inf)
+        improve(
+            dual, relaxations, objective, start, rounds, 0.1, Deadline.after(None), enough=-np.inf
+        )
         counts.append((Count.launches, Count.waits))
     assert (counts[1][0] - counts[0][0]) / 8 <= most
     assert counts[1][1] - counts[0][1] == 1
@@ -190,7 +245,10 @@ def test_cupy_reads_every_kernel() -> None:
     for inputs, outputs, text in steps.KERNELS.values():
         made = cupy.ElementwiseKernel(inputs, outputs, text, "qverify_some")
         assert made.nin == len(Parameter.read(inputs)) and made.nout == len(Parameter.read(outputs))
-    assert all(make(cupy) is not None for make in (steps._dot, steps._largest)) and steps._total(cupy, 5).nin == 5
+    assert (
+        all(make(cupy) is not None for make in (steps._dot, steps._largest))
+        and steps._total(cupy, 5).nin == 5
+    )
 
 
 def cuda_source(name: str, kind: str) -> str:
@@ -200,7 +258,9 @@ def cuda_source(name: str, kind: str) -> str:
     for k, p in enumerate([*Parameter.read(inputs), *Parameter.read(outputs)]):
         kind_of = NAMES.get(p.type, p.type)
         scalar = p.type == "int64" or p.name in ("rate", "least", "share")
-        arguments.append(f"{kind_of} {p.name}" if scalar else f"{kind_of} *{p.name if p.raw else f'held{k}'}")
+        arguments.append(
+            f"{kind_of} {p.name}" if scalar else f"{kind_of} *{p.name if p.raw else f'held{k}'}"
+        )
         if not (scalar or p.raw):
             own = "" if k >= len(Parameter.read(inputs)) else "const "
             each.append(f"{own}{kind_of} &{p.name} = held{k}[i];")
@@ -222,7 +282,12 @@ def test_nvrtc_compiles_it(name: str, kind: str) -> None:
     library, program = nvrtc(), ctypes.c_void_p()
     held = ("typedef signed long ptrdiff_t;" + cuda_source(name, kind)).encode()
     assert library.nvrtcCreateProgram(ctypes.byref(program), held, b"step.cu", 0, None, None) == 0
-    words = [b"--std=c++17", b"-ftz=true", b"--device-as-default-execution-space", b"--gpu-architecture=sm_80"]
+    words = [
+        b"--std=c++17",
+        b"-ftz=true",
+        b"--device-as-default-execution-space",
+        b"--gpu-architecture=sm_80",
+    ]
     code = library.nvrtcCompileProgram(program, len(words), (ctypes.c_char_p * len(words))(*words))
     report = text_of(library, program, "ProgramLog").rstrip(b"\0").decode()
     assert code == 0, report

@@ -1,7 +1,8 @@
-"""The laws that every op obeys, tested on all cases without naming an op: see `qverify.ops.AbstractOp`.
+"""The laws that every op obeys, tested on all cases without naming an op: see
+`qverify.ops.AbstractOp`.
 
-On small inputs (a few elements of 3 or 4 bits) every box and every point in it; on others, boxes of all widths, among them
-single points, whole ranges, and ends at the type's ends and at zero.
+On small inputs (a few elements of 3 or 4 bits) every box and every point in it; on others, boxes of
+all widths, among them single points, whole ranges, and ends at the type's ends and at zero.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def parts(case: Case, flat: Ints) -> tuple[Ints, ...]:
     )
 
 
-# -- all boxes ---------------------------------------------------------------------------------------------------------
+# -- all boxes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", EVERY, ids=str)
@@ -109,7 +110,9 @@ def test_laws_on_all_boxes(case: Case) -> None:
     np.testing.assert_array_equal(lower[single], y)
     np.testing.assert_array_equal(upper[single], y)
 
-    for k in range(len(elements)):  # monotone: one code less at one end, hence, step by step, for every smaller box
+    for k in range(
+        len(elements)
+    ):  # monotone: one code less at one end, hence, step by step, for every smaller box
         wide = a[:, k] < b[:, k]
         for rise, fall in ((1, 0), (0, 1)) if wide.any() else ():
             less_a, less_b = a[wide].copy(), b[wide].copy()
@@ -119,11 +122,12 @@ def test_laws_on_all_boxes(case: Case) -> None:
             assert (less[0] >= lower[wide]).all() and (less[1] <= upper[wide]).all()
 
 
-# -- some boxes --------------------------------------------------------------------------------------------------------
+# -- some boxes ------------------------------------------------------------------------------------
 
 
 def ends(rng: np.random.Generator, lower: Ints, upper: Ints) -> tuple[Ints, Ints]:
-    """Random boxes inside the given ones [N, elements]: anything, points, whole, from an end, from zero, narrow."""
+    """Random boxes inside the given ones [N, elements]: anything, points, whole, from an end, from
+    zero, narrow."""
     low, high = lower.astype(np.int64), upper.astype(np.int64)
     first, second = (rng.integers(low, high, endpoint=True) for _ in range(2))
     kind = rng.integers(0, 7, (len(low), 1))
@@ -131,14 +135,18 @@ def ends(rng: np.random.Generator, lower: Ints, upper: Ints) -> tuple[Ints, Ints
     zero = np.clip(0, low, high)
     first = np.where(kind == 1, zero, np.where(kind == 2, low, np.where(kind == 3, high, first)))
     first, second = np.where(kind == 4, low, first), np.where(kind == 4, high, second)
-    second = np.where(kind == 5, np.clip(first + rng.integers(-3, 4, first.shape), low, high), second)
+    second = np.where(
+        kind == 5, np.clip(first + rng.integers(-3, 4, first.shape), low, high), second
+    )
     return np.minimum(first, second).astype(np.int32), np.maximum(first, second).astype(np.int32)
 
 
 def whole(case: Case, count: int) -> tuple[Ints, Ints]:
     low = [t.low for t in case.inputs for _ in range(t.size)]
     high = [t.high for t in case.inputs for _ in range(t.size)]
-    return np.tile(np.array(low, np.int32), (count, 1)), np.tile(np.array(high, np.int32), (count, 1))
+    return np.tile(np.array(low, np.int32), (count, 1)), np.tile(
+        np.array(high, np.int32), (count, 1)
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -146,7 +154,12 @@ def test_laws_on_some_boxes(case: Case) -> None:
     rng = np.random.default_rng(0)
     a, b = ends(rng, *whole(case, SAMPLES))
     lower, upper = interval(case, parts(case, a), parts(case, b))
-    for x in (a, b, np.where(rng.random(a.shape) < 0.5, a, b), *(rng.integers(a, b, endpoint=True) for _ in range(4))):
+    for x in (
+        a,
+        b,
+        np.where(rng.random(a.shape) < 0.5, a, b),
+        *(rng.integers(a, b, endpoint=True) for _ in range(4)),
+    ):
         x = x.astype(np.int32)
         y = run(case, parts(case, x))
         assert (lower <= y).all() and (y <= upper).all()
@@ -168,7 +181,9 @@ def test_samples_are_independent(case: Case) -> None:
     for k in range(3):
         one, other = a[k : k + 1], b[k : k + 1]
         np.testing.assert_array_equal(run(case, parts(case, one)), y[k : k + 1])
-        for end, ends_ in zip(interval(case, parts(case, one), parts(case, other)), box, strict=True):
+        for end, ends_ in zip(
+            interval(case, parts(case, one), parts(case, other)), box, strict=True
+        ):
             np.testing.assert_array_equal(end, ends_[k : k + 1])
 
 
@@ -189,7 +204,7 @@ def test_on_the_same_machine_an_op_stays_itself(case: Case) -> None:
     assert case.op.on(CPU) is case.op
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 ONE = np.ones((2, 3), np.int64)
 HALF = FloatProgram().then("mul", np.ones(3))
@@ -199,8 +214,19 @@ SUM = np.arange(256)[:, None].astype(np.int32) + np.arange(256)[None].astype(np.
 
 def conv(**changes: Any) -> Conv:
     fields: dict[str, Any] = {
-        **{"weight": np.ones((2, 3, 2, 2), np.int64), "bias": np.zeros(2, np.int64), "strides": (1, 1)},
-        **{"pads": (0,) * 4, "dilations": (1, 1), "groups": 1, "pad_value": 0, "x_low": 0, "x_high": 255},
+        **{
+            "weight": np.ones((2, 3, 2, 2), np.int64),
+            "bias": np.zeros(2, np.int64),
+            "strides": (1, 1),
+        },
+        **{
+            "pads": (0,) * 4,
+            "dilations": (1, 1),
+            "groups": 1,
+            "pad_value": 0,
+            "x_low": 0,
+            "x_high": 255,
+        },
     }
     return Conv(**{**fields, **changes})
 
@@ -220,35 +246,74 @@ MISFITS: dict[str, tuple[Callable[[], AbstractOp], tuple[Type, ...]]] = {
         lambda: Dense(np.ones((3, 2, 3), np.int64), np.zeros(3, np.int64), 0, 255),
         (u8(2, 4, 2),),
     ),
-    "a vector by a stack": (lambda: Dense(np.ones((3, 2, 3), np.int64), np.zeros(3, np.int64), 0, 255), (u8(2),)),
+    "a vector by a stack": (
+        lambda: Dense(np.ones((3, 2, 3), np.int64), np.zeros(3, np.int64), 0, 255),
+        (u8(2),),
+    ),
     "a conv input of other channels": (lambda: conv(), (u8(1, 2, 4, 4),)),
     "a conv input of another rank": (lambda: conv(), (u8(1, 3, 4),)),
     "a kernel that is too large": (lambda: conv(), (u8(1, 3, 1, 4),)),
     "a conv input out of range": (lambda: conv(), (s8(1, 3, 4, 4),)),
     "a padding value out of range": (lambda: conv(pad_value=-1), (u8(1, 3, 4, 4),)),
-    "a factor that does not fit": (lambda: Requantize(HALF, np.zeros((), np.int32), 0, 255), (u8(2),)),
-    "a factor of a larger shape": (lambda: Requantize(HALF, np.zeros((), np.int32), 0, 255), (u8(1),)),
-    "a zero point that does not fit": (lambda: Requantize(FloatProgram(), np.zeros(3, np.int32), 0, 255), (u8(2),)),
+    "a factor that does not fit": (
+        lambda: Requantize(HALF, np.zeros((), np.int32), 0, 255),
+        (u8(2),),
+    ),
+    "a factor of a larger shape": (
+        lambda: Requantize(HALF, np.zeros((), np.int32), 0, 255),
+        (u8(1),),
+    ),
+    "a zero point that does not fit": (
+        lambda: Requantize(FloatProgram(), np.zeros(3, np.int32), 0, 255),
+        (u8(2),),
+    ),
     "a table that is too short": (lambda: Table(np.zeros((1, 100), np.int32), 0), (u8(2),)),
     "a table that begins too late": (lambda: Table(np.zeros((1, 300), np.int32), 0), (s8(2),)),
     "rows without a choice": (lambda: Table(np.zeros((2, 256), np.int32), 0), (u8(2),)),
-    "a choice that does not fit": (lambda: Table(np.zeros((2, 256), np.int32), 0, np.zeros(3, np.int64)), (u8(2),)),
+    "a choice that does not fit": (
+        lambda: Table(np.zeros((2, 256), np.int32), 0, np.zeros(3, np.int64)),
+        (u8(2),),
+    ),
     "a pair out of range": (lambda: Pairwise(SUM, 0, 0), (u8(2), s8(2))),
     "a pair that does not broadcast": (lambda: Pairwise(SUM, 0, 0), (u8(2), u8(3))),
     "the maximum of nothing": (lambda: Max(), (u8(2, 0),)),
     "the maximum of a scalar": (lambda: Max(), (u8(),)),
     "a mean out of range": (lambda: Mean(VALUES, 0, np.ones((), np.float32), "eigen"), (s8(3),)),
-    "a mean of falling values": (lambda: Mean(-VALUES, 0, np.ones((), np.float32), "eigen"), (u8(3),)),
+    "a mean of falling values": (
+        lambda: Mean(-VALUES, 0, np.ones((), np.float32), "eigen"),
+        (u8(3),),
+    ),
     "a mean over zero": (lambda: Mean(VALUES, 0, np.zeros((), np.float32), "eigen"), (u8(3),)),
-    "a mean that overflows": (lambda: Mean(1e36 * VALUES, 0, np.ones((), np.float32), "eigen"), (u8(3),)),
+    "a mean that overflows": (
+        lambda: Mean(1e36 * VALUES, 0, np.ones((), np.float32), "eigen"),
+        (u8(3),),
+    ),
     "a mean in no order": (lambda: Mean(VALUES, 0, np.ones((), np.float32), "pairwise"), (u8(3),)),
     "a mean of a scalar": (lambda: Mean(VALUES, 0, np.ones((), np.float32), "eigen"), (u8(),)),
-    "a mean whose divisor does not fit": (lambda: Mean(VALUES, 0, np.ones(2, np.float32), "eigen"), (u8(4, 3),)),
-    "a softmax of another length": (lambda: Softmax(np.float32(1), np.float32(0.01), 0, 255, 0, 4), (u8(3),)),
-    "a softmax of a scalar": (lambda: Softmax(np.float32(1), np.float32(0.01), 0, 255, 0, 1), (u8(),)),
-    "a softmax of other codes": (lambda: Softmax(np.float32(1), np.float32(0.01), 0, 255, 0, 3), (s8(3),)),
-    "a softmax of 4 bits": (lambda: Softmax(np.float32(1), np.float32(0.01), 0, 15, 0, 3), (Type((3,), 0, 15),)),
-    "a softmax with a tiny scale": (lambda: Softmax(np.float32(1), np.float32(1e-39), 0, 255, 0, 3), (u8(3),)),
+    "a mean whose divisor does not fit": (
+        lambda: Mean(VALUES, 0, np.ones(2, np.float32), "eigen"),
+        (u8(4, 3),),
+    ),
+    "a softmax of another length": (
+        lambda: Softmax(np.float32(1), np.float32(0.01), 0, 255, 0, 4),
+        (u8(3),),
+    ),
+    "a softmax of a scalar": (
+        lambda: Softmax(np.float32(1), np.float32(0.01), 0, 255, 0, 1),
+        (u8(),),
+    ),
+    "a softmax of other codes": (
+        lambda: Softmax(np.float32(1), np.float32(0.01), 0, 255, 0, 3),
+        (s8(3),),
+    ),
+    "a softmax of 4 bits": (
+        lambda: Softmax(np.float32(1), np.float32(0.01), 0, 15, 0, 3),
+        (Type((3,), 0, 15),),
+    ),
+    "a softmax with a tiny scale": (
+        lambda: Softmax(np.float32(1), np.float32(1e-39), 0, 255, 0, 3),
+        (u8(3),),
+    ),
 }
 
 
@@ -263,7 +328,10 @@ OVERFLOWS: dict[str, tuple[AbstractOp, Type]] = {
     "dense, above": (Dense(np.full((1, 1), 8_421_505), np.zeros(1, np.int64), 0, 255), u8(1)),
     "dense, below": (Dense(np.full((1, 1), 16_777_217), np.zeros(1, np.int64), -128, 127), s8(1)),
     "dense, by its bias": (Dense(ONE, np.full(3, 2**31 - 510), 0, 255), u8(2)),
-    "conv, above": (conv(weight=np.full((1, 1, 1, 1), 8_421_505), bias=np.zeros(1, np.int64)), u8(1, 1, 1, 1)),
+    "conv, above": (
+        conv(weight=np.full((1, 1, 1, 1), 8_421_505), bias=np.zeros(1, np.int64)),
+        u8(1, 1, 1, 1),
+    ),
     "conv, by its bias": (conv(bias=np.full(2, -(2**31) - 1)), u8(1, 3, 2, 2)),
 }
 

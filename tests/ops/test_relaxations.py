@@ -1,6 +1,7 @@
 """The law of backward rules (L4), for every case without naming an op: for every x in its box,
 
-sum weights * run(x)  <=  sum multipliers * x + constant     (in exact integers)."""
+sum weights * run(x)  <=  sum multipliers * x + constant     (in exact integers).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from qverify.kernels import open_kernels
-from qverify.ops.relax import Concretized, Staircase, TooLarge, concretize
+from qverify.ops.relax import IntervalRelaxation, StaircaseRelaxation, TooLarge, concretize
 from tests.ops.cases import CASES, Case
 
 CPU = open_kernels("cpu")
@@ -20,7 +21,10 @@ def boxes(case: Case, rng: np.random.Generator, count: int) -> list[tuple[Any, A
     """`count` boxes of all widths for each input, points and whole ranges among them."""
     result = []
     for t in case.inputs:
-        ends = np.sort(rng.integers(t.low, t.high, size=(2, count, *t.shape), endpoint=True, dtype=np.int64), axis=0)
+        ends = np.sort(
+            rng.integers(t.low, t.high, size=(2, count, *t.shape), endpoint=True, dtype=np.int64),
+            axis=0,
+        )
         width = rng.integers(0, 6, size=(count, *([1] * len(t.shape))))
         upper = np.where(width == 5, ends[1], np.minimum(ends[0] + width**3, t.high))
         lower, upper = ends[0].copy(), upper.copy()
@@ -86,8 +90,11 @@ def test_on_points_a_backward_bound_is_exact(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_thresholds_are_the_least_inputs_that_reach_a_code(case: Case) -> None:
     rule = case.op.relaxation(CPU, *case.inputs)
-    if not isinstance(rule, Staircase):
-        assert isinstance(rule, Concretized) or case.op.relaxation(CPU, *case.inputs) is not None
+    if not isinstance(rule, StaircaseRelaxation):
+        assert (
+            isinstance(rule, IntervalRelaxation)
+            or case.op.relaxation(CPU, *case.inputs) is not None
+        )
         return
     (t,) = case.inputs
     out = case.op.output_type(t)
@@ -104,7 +111,7 @@ def test_thresholds_are_the_least_inputs_that_reach_a_code(case: Case) -> None:
 def test_a_chord_is_never_further_than_the_slack() -> None:
     for case in CASES:
         rule = case.op.relaxation(CPU, *case.inputs)
-        if isinstance(rule, Staircase):
+        if isinstance(rule, StaircaseRelaxation):
             (t,) = case.inputs
             for row, slack in zip(rule.thresholds[:4], rule.slack[:4], strict=False):
                 inside = np.flatnonzero((row > t.low) & (row <= t.high))

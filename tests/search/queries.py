@@ -1,4 +1,5 @@
-"""Random queries over small integer networks, without any ONNX file, and what running every code vector says of them."""
+"""Random queries over small integer networks, without any ONNX file, and what running every code
+vector says of them."""
 
 from __future__ import annotations
 
@@ -10,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from qverify.boundary.domain import make_domain
+from qverify.boundary.outputs import described_outputs, make_decoder
+from qverify.boundary.readings import make_readings
 from qverify.bounds.dual import Dual
 from qverify.bounds.unsafe import make_unsafe
 from qverify.deadline import Deadline
-from qverify.frontend.boundary import Encoder, make_domain
 from qverify.frontend.builder import Identity
+from qverify.frontend.encoder import Encoder
 from qverify.frontend.lower import Lowered
-from qverify.frontend.outputs import described_outputs, make_decoder
-from qverify.frontend.readings import make_readings
 from qverify.frontend.tensors import Codes
 from qverify.kernels import Kernels
 from qverify.network import Network
@@ -60,12 +62,17 @@ class Asked:
         types = [self.network.type_of(v) for v in self.network.outputs]
         kind = np.dtype(np.int32)
         outputs = tuple(
-            (f"y{i}", Codes(v, t, kind)) for i, (v, t) in enumerate(zip(self.network.outputs, types, strict=True))
+            (f"y{i}", Codes(v, t, kind))
+            for i, (v, t) in enumerate(zip(self.network.outputs, types, strict=True))
         )
         return Lowered(self.network, (("x", (size,), np.dtype(np.uint8)),), encoders, outputs, ())
 
     def problem(
-        self, watch: Any = None, kernels: Kernels = CPU, backward: bool = True, readings: bool = False
+        self,
+        watch: Any = None,
+        kernels: Kernels = CPU,
+        backward: bool = True,
+        readings: bool = False,
     ) -> Problem:
         lowered, size = self.lowered, self.network.input_type.size
         decoder = make_decoder(lowered)
@@ -77,7 +84,10 @@ class Asked:
             read = make_readings(self.query, domain, decoder)
             problem.unsafe = make_unsafe(read.possible, size, decoder.grid)
             if read.certain is not read.possible:
-                problem.certain, problem.readings = make_unsafe(read.certain, size, decoder.grid), read
+                problem.certain, problem.readings = (
+                    make_unsafe(read.certain, size, decoder.grid),
+                    read,
+                )
         problem.dual = Dual.make(self.network, kernels) if backward else None
         problem.described = described_outputs(lowered)
         if watch is not None:
@@ -88,11 +98,20 @@ class Asked:
             assert problem.watch.holds.any() == self.unsafe[(self.points == watch).all(axis=1)][0]
         return problem
 
-    def searched(self, watch: Any = None, proof: Proof | None = None, kernels: Kernels = CPU) -> Outcome:
-        """How the search ends, without the attack; SoundnessError where the watched point is lost."""
+    def searched(
+        self, watch: Any = None, proof: Proof | None = None, kernels: Kernels = CPU
+    ) -> Outcome:
+        """How the search ends, without the attack; SoundnessError where the watched point is
+        lost."""
         problem, stats = self.problem(watch, kernels), Stats()
         outcome = search(
-            problem, Options(attack=False), Deadline.after(60), np.random.default_rng(0), stats, None, proof
+            problem,
+            Options(attack=False),
+            Deadline.after(60),
+            np.random.default_rng(0),
+            stats,
+            None,
+            proof,
         )
         if problem.watch is not None and outcome.verdict is Verdict.UNSAT:
             problem.watch.unsat()
@@ -100,9 +119,12 @@ class Asked:
 
 
 def shortcut(rng: Rng) -> Network:
-    """One input code, a staircase of it, and what lies between the two: how even the steps are matters to the last unit."""
+    """One input code, a staircase of it, and what lies between the two: how even the steps are
+    matters to the last unit."""
     maker, width = Maker(rng, 1, int(rng.integers(20, 120))), rng.uniform(2, 9)
-    steps = maker.add(Requantize(FloatProgram().then("mul", 1 / width), np.asarray(0, np.int32), 0, 15), 0)
+    steps = maker.add(
+        Requantize(FloatProgram().then("mul", 1 / width), np.asarray(0, np.int32), 0, 15), 0
+    )
     both = maker.add(Layout((2,), np.arange(2)), steps, 0)
     times = rng.choice([-7, -2, -1, 1, 3], 2)
     weight = np.stack([np.rint(times * width).astype(np.int64), -times])
@@ -141,7 +163,9 @@ def case(rng: Rng, y: Any) -> Case:
         chosen = rng.permutation(y.shape[1])[: rng.integers(1, 4)].tolist()
         plain = rng.random() < 0.5
         sizes = [
-            Fraction(int(rng.choice([-1, 1]) if plain else rng.choice([-5, -2, 1, 3])), 1 if plain else 3)
+            Fraction(
+                int(rng.choice([-1, 1]) if plain else rng.choice([-5, -2, 1, 3])), 1 if plain else 3
+            )
             for _ in chosen
         ]
         if plain and len(chosen) == 2:
@@ -149,6 +173,8 @@ def case(rng: Rng, y: Any) -> Case:
         terms = tuple(zip(chosen, sizes, strict=True))
         total = sum((int(c * DENOMINATOR) * y[:, j] for j, c in terms), np.zeros(len(y), np.int64))
         low = int(rng.choice(np.sort(total)[: max(1, len(total) // 20)]))  # few points are as low
-        rhs = Fraction(low, DENOMINATOR) + (Fraction(int(rng.integers(-3, 2)), 6) if rng.random() < 0.4 else 0)
+        rhs = Fraction(low, DENOMINATOR) + (
+            Fraction(int(rng.integers(-3, 2)), 6) if rng.random() < 0.4 else 0
+        )
         rows.append(Row((), terms, rhs, bool(rng.random() < 0.5)))
     return tuple(rows)

@@ -1,5 +1,6 @@
-"""The search by cuts on neurons against brute force: random small networks and properties whose boxes would be split along
-the inputs otherwise; with a watched point, which is a counterexample wherever there is one."""
+"""The search by cuts on neurons against brute force: random small networks and properties whose
+boxes would be split along the inputs otherwise; with a watched point, which is a counterexample
+wherever there is one."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from qverify import Options, Result, Verdict, verify
-from qverify.bounds import cover
+from qverify.bounds import unsafe_regions
 from qverify.bounds.unsafe import OPEN, REFUTED
 from qverify.checker import check
 from qverify.errors import UnsupportedModel
@@ -27,14 +28,22 @@ from qverify.property import Box, Query
 from qverify.property import Row as Condition
 from qverify.search import bab, cuts, watch
 from qverify.search.cuts import CutSearch
-from qverify.search.frontier import Nodes
+from qverify.search.frontier import Subproblems
 from qverify.search.problem import Problem
 from qverify.search.proof import Proof
 from tests.graphs import ROUNDS, Graph, write
 from tests.kernels.strict import open_strict
 from tests.networks import CPU, Maker, all_points
 from tests.search.queries import Asked, asked
-from tests.test_brute_force import Row, check_witness, network, points_of, random_box, random_case, specification
+from tests.test_brute_force import (
+    Row,
+    check_witness,
+    network,
+    points_of,
+    random_box,
+    random_case,
+    specification,
+)
 
 pytestmark = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="the formulas are those of x86-64"
@@ -65,7 +74,11 @@ class Instance:
     def verified(self, **options: Any) -> Result:
         """The result, after the test that it is right."""
         result = verify(self.model, self.spec, Options(device="cpu", **options))
-        assert result.verdict in self.allowed, (result, options, [n.op_type for n in self.net.g.nodes])
+        assert result.verdict in self.allowed, (
+            result,
+            options,
+            [n.op_type for n in self.net.g.nodes],
+        )
         if result.witness is not None:
             check_witness(self.net, result.witness, self.box, self.cases, self.folder / "part.onnx")
         return result
@@ -94,7 +107,9 @@ def instances(seed: Any, count: int, folder: Path, most: int = 40) -> Iterator[I
             k, at = (int(v) for v in rng.permutation(np.argwhere(holds))[0])
             case = cases[k]
         signs = {i: c for row in case for i, c in row.x.items()}
-        point = [(points.last if signs.get(i, 1) < 0 else points.first)[at, i] for i in range(net.size)]
+        point = [
+            (points.last if signs.get(i, 1) < 0 else points.first)[at, i] for i in range(net.size)
+        ]
         write(net.g.model(*net.outputs), model)
         spec.write_text(specification(net, *box, points.y.shape[1], cases))
         try:
@@ -103,7 +118,9 @@ def instances(seed: Any, count: int, folder: Path, most: int = 40) -> Iterator[I
             continue
         verdicts[expected] += 1
         allowed = points.verdicts(cases)
-        yield Instance(net, box, cases, expected, allowed, tuple(float(v) for v in point), model, spec, folder)
+        yield Instance(
+            net, box, cases, expected, allowed, tuple(float(v) for v in point), model, spec, folder
+        )
 
 
 @pytest.fixture
@@ -130,7 +147,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS * ROUNDS))
-def test_the_search_by_cuts_equals_brute_force(chunk: int, tmp_path: Path, seen: Counter[str]) -> None:
+def test_the_search_by_cuts_equals_brute_force(
+    chunk: int, tmp_path: Path, seen: Counter[str]
+) -> None:
     verdicts = Counter[Verdict]()
     for k, own in enumerate(instances([1, chunk], EACH, tmp_path)):
         verdicts[own.expected] += 1
@@ -138,7 +157,9 @@ def test_the_search_by_cuts_equals_brute_force(chunk: int, tmp_path: Path, seen:
         own.verified(certificate=exact, seed=k)
         result = own.verified(attack=False, certificate=exact)
         proved = result.verdict is Verdict.UNSAT
-        assert not exact or not proved or result.certificate is not None or result.details["warnings"]
+        assert (
+            not exact or not proved or result.certificate is not None or result.details["warnings"]
+        )
         own.verified(attack=False, watch=own.point)  # no SoundnessError
     assert min(verdicts[v] for v in (Verdict.SAT, Verdict.UNSAT)) >= EACH // 5
     assert seen["cut_neurons"] and seen["boxes"] >= EACH and seen["cover"]
@@ -159,25 +180,32 @@ def test_an_inequality_of_a_value_without_axes_keeps_its_weight() -> None:
 def test_trees_of_cuts_on_integer_networks(
     share: float, count: int, seen: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also with hardly a step of improvement, and when only some of the proofs are taken, or none: then the cuts themselves
-    have to decide, down to single codes. Every other query does without edges before the cuts."""
+    """Also with hardly a step of improvement, and when only some of the proofs are taken, or none:
+    then the cuts themselves have to decide, down to single codes. Every other query does without
+    edges before the cuts."""
     if share < 1:
         hobble(monkeypatch, share)
     right, verdicts = Problem.refute, Counter[Verdict]()
     for seed in range(count * ROUNDS):
         off = seed % 2 == 0
-        monkeypatch.setattr(Problem, "refute", (lambda self, lower, upper, status: status) if off else right)
+        monkeypatch.setattr(
+            Problem, "refute", (lambda self, lower, upper, status: status) if off else right
+        )
         rng = np.random.default_rng([3, seed])
         own = asked(rng, 600 if share else 60)
         verdicts[own.expected] += 1
         for watched in (None, own.watched(rng), rng.choice(own.points)):
             assert own.searched(watched, Proof()).verdict == own.expected, seed
     assert min(verdicts.values()) >= count // 5
-    assert min(seen[name] for name in ("refuted", "parts", "bounds")) >= count and seen["step"] >= count // 2
+    assert (
+        min(seen[name] for name in ("refuted", "parts", "bounds")) >= count
+        and seen["step"] >= count // 2
+    )
 
 
 def classifier(seed: int) -> Asked:
-    """Three codes, two layers and five scores: is another one as large as the first, less what few points reach?"""
+    """Three codes, two layers and five scores: is another one as large as the first, less what few
+    points reach?"""
     rng = np.random.default_rng([8, seed])
     maker = Maker(rng, 3)
     hidden = maker.requantize(maker.dense(0, 6))
@@ -189,32 +217,45 @@ def classifier(seed: int) -> Asked:
     margin = int(gaps.min()) - int(rng.random() < 0.5)
     one = Fraction(1)
     cases = tuple((Condition((), ((0, one), (j, -one)), Fraction(margin)),) for j in range(1, 5))
-    return Asked(net, Query(Box((Fraction(0),) * 3, (Fraction(7),) * 3), cases), points, (gaps <= margin).any(axis=1))
+    return Asked(
+        net,
+        Query(Box((Fraction(0),) * 3, (Fraction(7),) * 3), cases),
+        points,
+        (gaps <= margin).any(axis=1),
+    )
 
 
 def classifiers(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
-    """Some that bounds of the whole box do not decide; those of several regions have to be taken."""
+    """Some that bounds of the whole box do not decide; those of several regions have to be
+    taken."""
     monkeypatch.setattr(bab, "SPLITTABLE", 0)
     monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status: status)
     return [classifier(seed) for seed in range(8)]
 
 
 @pytest.mark.parametrize("kernels", [CPU, open_strict()], ids=lambda own: own.name)
-def test_regions_in_groups_end_as_one_by_one(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verdict does not depend on how many regions are bounded at once, and every one has its place in the proof."""
+def test_regions_in_groups_end_as_one_by_one(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verdict does not depend on how many regions are bounded at once, and every one has its
+    place in the proof."""
     tried = Counter[Verdict]()
     for own in classifiers(monkeypatch)[: None if kernels is CPU else 2]:
         for most in (1, 2, 256):
             monkeypatch.setattr(CutSearch, "_batch_size", lambda self, most=most: most)
             proof = Proof()
-            assert own.searched(own.watched(np.random.default_rng(0)), proof, kernels).verdict == own.expected
+            assert (
+                own.searched(own.watched(np.random.default_rng(0)), proof, kernels).verdict
+                == own.expected
+            )
             assert own.expected is Verdict.SAT or -1 not in proof.kind
             tried[own.expected] += len(proof.regions) > 2
     assert kernels is not CPU or min(tried.values()) > 2
 
 
 def test_the_worst_region_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups of one: what is left out when the first is not closed are the others, from bad to good."""
+    """Groups of one: what is left out when the first is not closed are the others, from bad to
+    good."""
     queries = classifiers(monkeypatch)
     monkeypatch.setattr(CutSearch, "_batch_size", lambda self: 1)
     monkeypatch.setattr(cuts, "ROOT", ((1, 0.1),))
@@ -222,7 +263,9 @@ def test_the_worst_region_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = CutSearch.root
 
     def root(self: CutSearch, origin: Any, to_the_end: bool = True) -> Any:
-        bounds = dict(zip(origin.region.tolist(), self._at_edges(origin).tolist(), strict=True))
+        bounds = dict(
+            zip(origin.region.tolist(), self._at_crown_slopes(origin).tolist(), strict=True)
+        )
         result = honest(self, origin, to_the_end)
         seen.append([bounds[r] for r in result[1].region.tolist()])
         assert not seen[-1] or max(bounds.values()) >= seen[-1][0]
@@ -236,7 +279,7 @@ def test_the_worst_region_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def hobble(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     """Improve little, and take this share of the proofs only."""
-    right, rng = cover.proved, np.random.default_rng(0)
+    right, rng = unsafe_regions.proved, np.random.default_rng(0)
 
     def sometimes(*args: Any) -> Any:
         done, precision = right(*args)
@@ -247,12 +290,12 @@ def hobble(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     monkeypatch.setattr(cuts, "PHASES", ((1, 0.1),))
 
 
-# -- what once gave a wrong `unsat` ------------------------------------------------------------------------------------
+# -- what once gave a wrong `unsat` ----------------------------------------------------------------
 
 
 def needle(folder: Path, inputs: int, looked_at: int, deep: int) -> tuple[Path, list[float], float]:
-    """A network of 8 bits whose first output is large at one vector of `looked_at` codes only, behind `deep` layers of one
-    steep neuron each; that vector as inputs; and the output there."""
+    """A network of 8 bits whose first output is large at one vector of `looked_at` codes only,
+    behind `deep` layers of one steep neuron each; that vector as inputs; and the output there."""
     g, rng = Graph(), np.random.default_rng(1)
     x = g.quantize(g.input((1, inputs)), 0.05, np.asarray(128, np.uint8))
     at = rng.integers(-15, 15, looked_at)
@@ -299,7 +342,8 @@ def needle_spec(folder: Path, inputs: int, box: float, rows: str) -> Path:
 
 @pytest.mark.parametrize("deep", [0, 12])
 def test_floats_without_a_meaning_prove_nothing(deep: int, tmp_path: Path) -> None:
-    """Behind many steep neurons the multipliers overflow float32: a part whose guides are NaN is no leaf."""
+    """Behind many steep neurons the multipliers overflow float32: a part whose guides are NaN is no
+    leaf."""
     model, point, top = needle(tmp_path, 14, 3, deep)
     spec = needle_spec(tmp_path, 14, 1.0, f"(assert (>= Y_0 {top - 0.1}))")
     options = Options(device="cpu", timeout=10, attack=False, watch=tuple(point))
@@ -313,7 +357,9 @@ def test_a_row_without_a_meaning_changes_nothing(far: str, tmp_path: Path) -> No
     spec = needle_spec(tmp_path, 14, 1.0, f"(assert (>= Y_0 {top - 0.1}))\n(assert (<= Y_1 {far}))")
     options = Options(device="cpu", timeout=10, attack=False, watch=tuple(point))
     assert verify(model, spec, options).verdict in (Verdict.SAT, Verdict.TIMEOUT)
-    hopeless = needle_spec(tmp_path, 14, 1.0, f"(assert (>= Y_0 {top + 1}))\n(assert (<= Y_1 {far}))")
+    hopeless = needle_spec(
+        tmp_path, 14, 1.0, f"(assert (>= Y_0 {top + 1}))\n(assert (<= Y_1 {far}))"
+    )
     found = verify(model, hopeless, Options(device="cpu", timeout=10, certificate=True))
     assert found.verdict is Verdict.UNSAT and found.certificate is not None
     (tmp_path / "proof").write_bytes(found.certificate)
@@ -322,14 +368,23 @@ def test_a_row_without_a_meaning_changes_nothing(far: str, tmp_path: Path) -> No
 
 def test_multipliers_beyond_int64_are_no_multipliers() -> None:
     assert relax.magnitude(CPU, np.array([-(2**63), 5])) == 2.0**63
-    assert CPU.whole(np.array([np.nan, np.inf, -np.inf, 2.0**62, -(2.0**63), -3.5])).tolist() == [0, 0, 0, 0, 0, -4]
+    assert CPU.whole(np.array([np.nan, np.inf, -np.inf, 2.0**62, -(2.0**63), -3.5])).tolist() == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        -4,
+    ]
 
 
 def test_a_batch_follows_the_memory() -> None:
     def batch(machine: str, size: int, free: int | None = None) -> int:
         nodes = [SimpleNamespace(type=Type((size,), 0, 255))]
         search: Any = SimpleNamespace(
-            problem=SimpleNamespace(kernels=Kernels(machine, "", np, np, None if free is None else lambda: free)),
+            problem=SimpleNamespace(
+                kernels=Kernels(machine, "", np, np, None if free is None else lambda: free)
+            ),
             dual=SimpleNamespace(network=SimpleNamespace(nodes=nodes)),
         )
         return cuts.CutSearch._batch_size(search)
@@ -340,9 +395,12 @@ def test_a_batch_follows_the_memory() -> None:
 
 
 def parity(width: int) -> Asked:
-    """An even sum is never one: bounds cannot see it, and the search has to go down to small boxes."""
+    """An even sum is never one: bounds cannot see it, and the search has to go down to small
+    boxes."""
     maker = Maker(np.random.default_rng(0), 3, 255)
-    sum_ = maker.add(Dense(np.full((3, 1), 2, np.int64), np.array([-3 * width], np.int64), 0, 255), 0)
+    sum_ = maker.add(
+        Dense(np.full((3, 1), 2, np.int64), np.array([-3 * width], np.int64), 0, 255), 0
+    )
     points = all_points(np.zeros(3, np.int64), np.full(3, width))
     rows = (row_of(1, 1), row_of(-1, -1))
     box = Box((Fraction(0),) * 3, (Fraction(width),) * 3)
@@ -354,20 +412,21 @@ def row_of(rhs: int, coefficient: int) -> Condition:
 
 
 def test_what_waits_on_the_host_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU without memory to spare, and one with plenty: the same subproblems, the same proof, the same verdict."""
+    """A GPU without memory to spare, and one with plenty: the same subproblems, the same proof, the
+    same verdict."""
     monkeypatch.setattr(bab, "SPLITTABLE", 0)
     monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status: status)
     monkeypatch.setattr(cuts, "ROOT", ((2, 0.1),))
     monkeypatch.setattr(cuts, "PHASES", ((2, 0.1),))
     monkeypatch.setattr(cuts, "BATCH", {"cuda": (0, 1, 8)})
-    original, moved, found = Nodes.moved, 0, []
+    original, moved, found = Subproblems.moved, 0, []
 
-    def counted(self: Nodes, move: Any) -> Nodes:
+    def counted(self: Subproblems, move: Any) -> Subproblems:
         nonlocal moved
         moved += 1
         return original(self, move)
 
-    monkeypatch.setattr(Nodes, "moved", counted)
+    monkeypatch.setattr(Subproblems, "moved", counted)
     for room in (1 << 40, 200, 1):
         monkeypatch.setattr(cuts, "RESIDENT", (room, 1.0))
         before, proof = moved, Proof()

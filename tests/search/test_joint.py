@@ -1,4 +1,5 @@
-"""Conditions that only together leave no input: refuted on boxes, decided by the search, against every code vector."""
+"""Conditions that only together leave no input: refuted on boxes, decided by the search, against
+every code vector."""
 
 from __future__ import annotations
 
@@ -12,7 +13,16 @@ from qverify.options import Options
 from qverify.property import Box, Query, Row
 from qverify.result import Verdict
 from qverify.search.joint import MAX_LEARNED, Joint
-from tests.search.test_search import box_of, check_candidate, int32, points_of, problem_of, random_ops, run, y_row
+from tests.search.test_search import (
+    box_of,
+    check_candidate,
+    int32,
+    points_of,
+    problem_of,
+    random_ops,
+    run,
+    y_row,
+)
 
 GRID = Grid((0, 0), (1000.0, 1000.0))
 
@@ -33,8 +43,11 @@ def test_the_systems_are_what_hangs_together_with_inputs() -> None:
 
 
 def test_what_is_learned_from_one_box_refutes_others() -> None:
-    """A thin band around the diagonal that a second one misses: every box around the diagonal meets both."""
-    joint = joint_of((x_row(F(-2, 10), 1, -1), x_row(F(1, 10), -1, 1)), (x_row(0, 1, -1), x_row(0, -1, 1)))
+    """A thin band around the diagonal that a second one misses: every box around the diagonal meets
+    both."""
+    joint = joint_of(
+        (x_row(F(-2, 10), 1, -1), x_row(F(1, 10), -1, 1)), (x_row(0, 1, -1), x_row(0, -1, 1))
+    )
     low, high = np.zeros((500, 3)), np.ones((500, 3))
     y = np.full((500, 2), -9.0), np.full((500, 2), 9.0)
     status = np.full((500, 2), OPEN, np.int8)
@@ -46,9 +59,15 @@ def test_what_is_learned_from_one_box_refutes_others() -> None:
 
 
 def test_outputs_take_part_with_their_ends() -> None:
-    rows = (x_row(0, 1, y=((0, F(-1)),)), x_row(-1, -1, y=((0, F(1)),), strict=True))  # x <= y and y < x - 1
+    # X <= y and y < x - 1.
+    rows = (
+        x_row(0, 1, y=((0, F(-1)),)),
+        x_row(-1, -1, y=((0, F(1)),), strict=True),
+    )
     joint, status = joint_of(rows), np.full((1, 1), OPEN, np.int8)
-    joint.refine(status, (np.zeros((1, 2)), np.ones((1, 2))), (np.zeros((1, 3)), np.full((1, 3), 5.0)))
+    joint.refine(
+        status, (np.zeros((1, 2)), np.ones((1, 2))), (np.zeros((1, 3)), np.full((1, 3), 5.0))
+    )
     assert status.tolist() == [[REFUTED]]
 
 

@@ -1,5 +1,6 @@
-"""The search: splits that lose no point, rules that make progress, a frontier that keeps its order and its budget, and
-verdicts that are the brute-force ones whatever the options say. Problems are built by hand, without any ONNX file."""
+"""The search: splits that lose no point, rules that make progress, a frontier that keeps its order
+and its budget, and verdicts that are the brute-force ones whatever the options say. Problems are
+built by hand, without any ONNX file."""
 
 from __future__ import annotations
 
@@ -16,12 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qverify.boundary.domain import make_domain
+from qverify.boundary.outputs import Decoder
 from qverify.bounds.unsafe import OPEN, Grid, make_unsafe
 from qverify.deadline import Deadline, TimeUp
-from qverify.errors import SoundnessError
-from qverify.frontend.boundary import Encoder, make_domain
+from qverify.errors import SoundnessError, Undecided
 from qverify.frontend.builder import Identity, Quantizer
-from qverify.frontend.outputs import Decoder
+from qverify.frontend.encoder import Encoder
 from qverify.kernels import Kernels, open_kernels
 from qverify.network import Network, Node
 from qverify.ops import AbstractOp, Dense, FloatProgram, Requantize, Type
@@ -31,8 +33,7 @@ from qverify.result import Progress, Stats, Verdict
 from qverify.search import bab
 from qverify.search.attack import Attack, corners, slack_gradient
 from qverify.search.bab import Outcome, batch_size, search
-from qverify.search.branch import RULES, Scene, split
-from qverify.search.cells import Undecided
+from qverify.search.branch import RULES, BranchingContext, split
 from qverify.search.frontier import Frontier
 from qverify.search.problem import Candidate, Problem
 from tests.graphs import ROUNDS
@@ -48,7 +49,7 @@ def int32(values: Any) -> Int32Array:
     return np.asarray(values, np.int32)
 
 
-# -- splits and rules ----------------------------------------------------------------------------------------------------
+# -- splits and rules ------------------------------------------------------------------------------
 
 
 def points_of(lower: Iterable[int], upper: Iterable[int]) -> list[tuple[int, ...]]:
@@ -86,21 +87,29 @@ GRADIENTS = [0.0, -0.0, 1.0, -1e-3, 1e-45, 1e38, -3e38, np.inf, -np.inf, np.nan]
 def test_every_rule_picks_a_variable_with_codes_left(name: str, data: st.DataObject) -> None:
     """Also where the gradient vanishes, or overflowed."""
     codes = data.draw(st.integers(1, 5))
-    widths = st.lists(st.sampled_from([0, 0, 0, 1, 2, 255]), min_size=codes, max_size=codes).filter(any)
+    widths = st.lists(st.sampled_from([0, 0, 0, 1, 2, 255]), min_size=codes, max_size=codes).filter(
+        any
+    )
     slopes = st.lists(st.sampled_from(GRADIENTS), min_size=codes, max_size=codes)
     width = int32(data.draw(st.lists(widths, min_size=1, max_size=4)))
     gradient = np.array([data.draw(slopes) for _ in width], np.float32)
     lower = int32(np.full(width.shape, -128))
-    variable = RULES[name](Scene(CPU, lower, lower + width, gradient))
+    variable = RULES[name](BranchingContext(CPU, lower, lower + width, gradient))
     assert (width[np.arange(len(width)), variable] > 0).all()
 
 
 def test_influence_prefers_the_steep_and_widest_the_wide() -> None:
-    scene = Scene(CPU, int32([[0, 0, 0]]), int32([[9, 3, 3]]), np.array([[0.1, 0.0, -8.0]], np.float32))
-    assert {name: int(rule(scene)[0]) for name, rule in RULES.items()} == {"influence": 2, "balanced": 2, "widest": 0}
+    context = BranchingContext(
+        CPU, int32([[0, 0, 0]]), int32([[9, 3, 3]]), np.array([[0.1, 0.0, -8.0]], np.float32)
+    )
+    assert {name: int(rule(context)[0]) for name, rule in RULES.items()} == {
+        "influence": 2,
+        "balanced": 2,
+        "widest": 0,
+    }
 
 
-# -- the frontier --------------------------------------------------------------------------------------------------------
+# -- the frontier ----------------------------------------------------------------------------------
 
 
 def numbered(first: int, count: int) -> tuple[Int32Array, Int32Array]:
@@ -144,7 +153,7 @@ def test_batches_shrink_when_the_budget_is_half_used() -> None:
     assert frontier.size == 1222
 
 
-# -- problems, and their brute-force answers -----------------------------------------------------------------------------
+# -- problems, and their brute-force answers -------------------------------------------------------
 
 
 def network_of(ops: Sequence[AbstractOp], inputs: int) -> Network:
@@ -162,9 +171,14 @@ def box_of(*spans: tuple[Fraction | int, Fraction | int]) -> Box:
 
 
 def problem_of(
-    ops: Sequence[AbstractOp], box: Box, cases: Sequence[Case], scale: float | None = None, program: Any = None
+    ops: Sequence[AbstractOp],
+    box: Box,
+    cases: Sequence[Case],
+    scale: float | None = None,
+    program: Any = None,
 ) -> Problem:
-    """Integer inputs, or with `scale` float ones; outputs are the integers, or floats by `program`."""
+    """Integer inputs, or with `scale` float ones; outputs are the integers, or floats by
+    `program`."""
     size = len(box.lower)
     source = np.arange(size)
     whole = np.full(size, scale or 1.0, np.float32)
@@ -178,7 +192,9 @@ def problem_of(
     outputs = network.output_size
     grid = Grid((None if program else 0,) * outputs, (float(2**31),) * outputs)
     types = ((-(2**31), 2**31 - 1),)
-    decoder = Decoder(((program, outputs, (outputs,)),), np.ones(outputs), grid, np.zeros(outputs), types)
+    decoder = Decoder(
+        ((program, outputs, (outputs,)),), np.ones(outputs), grid, np.zeros(outputs), types
+    )
     domain = make_domain(encoder, box)
     lower, upper = domain.code_box()
     unsafe = make_unsafe(Query(box, tuple(cases)), size, grid)
@@ -194,14 +210,23 @@ def random_ops(rng: np.random.Generator, inputs: int, outputs: int) -> list[Abst
     hidden = 4
     first = dense(rng.integers(-60, 61, (inputs, hidden)), rng.integers(-3000, 3000, hidden))
     between = Requantize(FloatProgram().then("mul", 0.02), np.asarray(100, np.int32), 0, 255)
-    return [first, between, dense(rng.integers(-9, 10, (hidden, outputs)), rng.integers(-2000, 2000, outputs))]
+    return [
+        first,
+        between,
+        dense(rng.integers(-9, 10, (hidden, outputs)), rng.integers(-2000, 2000, outputs)),
+    ]
 
 
 def y_row(rhs: Fraction | int, *coefficients: Fraction | int, strict: bool = False) -> Row:
     return Row((), tuple((i, F(c)) for i, c in enumerate(coefficients) if c), F(rhs), strict)
 
 
-def run(problem: Problem, options: Options = Options(), deadline: Deadline = FOREVER) -> tuple[Outcome, Stats]:  # noqa: B008
+DEFAULT = Options()
+
+
+def run(
+    problem: Problem, options: Options = DEFAULT, deadline: Deadline = FOREVER
+) -> tuple[Outcome, Stats]:
     stats = Stats()
     return search(problem, options, deadline, np.random.default_rng(options.seed), stats), stats
 
@@ -246,7 +271,12 @@ def random_problem(seed: int) -> Problem:
         sign = int(rng.choice([-1, 1]))
         value = sign * y @ np.array([1.0, -1.0])
         edge = int(value.min()) - int(rng.integers(0, 2))
-        cases.append((y_row(edge, sign, -sign, strict=bool(rng.integers(2))), y_row(int(y[:, 0].max()) - 1, 1)))
+        cases.append(
+            (
+                y_row(edge, sign, -sign, strict=bool(rng.integers(2))),
+                y_row(int(y[:, 0].max()) - 1, 1),
+            )
+        )
     return problem_of(ops, box_of(*spans), cases)
 
 
@@ -273,7 +303,8 @@ def test_the_random_problems_are_of_both_kinds() -> None:
 
 def parity_problem(inputs: int, width: int) -> Problem:
     """An even sum is never one: bounds cannot see it, so every single code vector must be tried."""
-    ops = [dense(np.full((inputs, 1), 2), [-(inputs * width // 2 * 2)])]  # zero near the middle of the box
+    # Zero near the middle of the box.
+    ops = [dense(np.full((inputs, 1), 2), [-(inputs * width // 2 * 2)])]
     return problem_of(ops, box_of(*[(0, width)] * inputs), [(y_row(1, 1), y_row(-1, -1))])
 
 
@@ -281,16 +312,20 @@ def parity_problem(inputs: int, width: int) -> Problem:
 def test_what_only_single_points_decide_ends(options: Options) -> None:
     outcome, stats = run(parity_problem(2, 15), options)
     assert outcome.verdict is Verdict.UNSAT
-    assert stats.leaves == 0 and stats.proved >= 31  # a sum in (0, 2) is refuted as soon as its box is a point
+    # A sum in (0, 2) is refuted as soon as its box is a point.
+    assert stats.leaves == 0 and stats.proved >= 31
 
 
 def test_coefficients_beyond_float32_still_end() -> None:
-    """Their gradient overflowed once; then a rule picked a variable with a single code, for ever."""
+    """Their gradient overflowed once; then a rule picked a variable with a single code, for
+    ever."""
     huge = F(10) ** 40
     problem = parity_problem(3, 5)
     rows = (y_row(huge, huge), y_row(-huge, -huge))
     unsafe = make_unsafe(Query(problem.domain.box, (rows,)), 3, problem.decoder.grid)
-    problem = Problem(CPU, problem.network, problem.domain, problem.decoder, unsafe, problem.lower, problem.upper)
+    problem = Problem(
+        CPU, problem.network, problem.domain, problem.decoder, unsafe, problem.lower, problem.upper
+    )
     for branch in RULES:
         deadline = Deadline.after(20)
         assert run(problem, Options(branch=branch), deadline)[0].verdict is Verdict.UNSAT
@@ -298,9 +333,14 @@ def test_coefficients_beyond_float32_still_end() -> None:
 
 def test_a_flat_network_ends() -> None:
     """All gradients vanish."""
-    ops = [dense(np.ones((2, 2)), [0, 0]), Requantize(FloatProgram().then("mul", 0.0), int32(7), 0, 255)]
+    ops = [
+        dense(np.ones((2, 2)), [0, 0]),
+        Requantize(FloatProgram().then("mul", 0.0), int32(7), 0, 255),
+    ]
     for rhs, verdict in ((6, Verdict.UNSAT), (7, Verdict.SAT)):
-        assert run(problem_of(ops, box_of((0, 9), (0, 9)), [(y_row(rhs, 1),)]))[0].verdict is verdict
+        assert (
+            run(problem_of(ops, box_of((0, 9), (0, 9)), [(y_row(rhs, 1),)]))[0].verdict is verdict
+        )
 
 
 def test_a_single_point_needs_one_evaluation() -> None:
@@ -320,7 +360,8 @@ def test_a_query_without_cases_is_unsat_and_an_empty_case_is_sat() -> None:
 
 
 def test_an_infinite_output_is_not_decided() -> None:
-    """The rows say nothing about an infinity, and infinity times zero would compare as false: that once meant unsat."""
+    """The rows say nothing about an infinity, and infinity times zero would compare as false: that
+    once meant unsat."""
     ops = [dense([[1000, 0], [1000, 1]], [0, 0])]
     program = FloatProgram().then("mul", np.float32(1e34))
     cases = [(y_row(F(10) ** 34 * 5, 0, 1),)]
@@ -330,19 +371,26 @@ def test_an_infinite_output_is_not_decided() -> None:
     assert outcome.verdict is Verdict.SAT
 
 
-# -- outputs known up to an error: the runtime decides -------------------------------------------------------------------
+# -- outputs known up to an error: the runtime decides ---------------------------------------------
 
 
-def blurred(problem: Problem, ask: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]) -> Problem:
+def blurred(
+    problem: Problem, ask: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+) -> Problem:
     """The problem with outputs that the runtime gives within 0.75 of the decoded ones."""
     decoder = replace(problem.decoder, grid=Grid((None,), (0.0,)), error=np.array([0.75]))
     unsafe = make_unsafe(Query(problem.domain.box, (problem.unsafe.case_rows[0],)), 1, decoder.grid)
-    return Problem(CPU, problem.network, problem.domain, decoder, unsafe, problem.lower, problem.upper, ask)
+    return Problem(
+        CPU, problem.network, problem.domain, decoder, unsafe, problem.lower, problem.upper, ask
+    )
 
 
 def test_a_float_sum_is_decided_by_the_runtime() -> None:
-    """The network says 3 x; the runtime 3 x + 0.5 at x = 7 alone. Unsafe is an output in [21.4, 21.6]."""
-    exact = problem_of([dense([[3]], [0])], box_of((0, 20)), [(y_row(F(216, 10), 1), y_row(F(-214, 10), -1))])
+    """The network says 3 x; the runtime 3 x + 0.5 at x = 7 alone. Unsafe is an output in [21.4,
+    21.6]."""
+    exact = problem_of(
+        [dense([[3]], [0])], box_of((0, 20)), [(y_row(F(216, 10), 1), y_row(F(-214, 10), -1))]
+    )
     asked: list[float] = []
 
     def ask(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -359,7 +407,7 @@ def test_a_float_sum_is_decided_by_the_runtime() -> None:
         run(blurred(exact, lambda x: 3 * x + 1))
 
 
-# -- limits and reports --------------------------------------------------------------------------------------------------
+# -- limits and reports ----------------------------------------------------------------------------
 
 
 def test_no_time_is_a_timeout_before_any_work() -> None:
@@ -375,7 +423,8 @@ def test_a_timeout_is_prompt(batch: int | None) -> None:
     outcome, stats = run(parity_problem(40, 255), Options(batch=batch), Deadline.after(0.3))
     assert outcome.verdict is Verdict.TIMEOUT
     assert time.monotonic() - started >= 0.3
-    assert time.process_time() - busy < 2.0  # of this process alone: others may keep the machine busy
+    # Of this process alone: others may keep the machine busy.
+    assert time.process_time() - busy < 2.0
     assert stats.subproblems > 10
 
 
@@ -429,36 +478,39 @@ def test_a_small_gpu_splits_the_same_boxes(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(counts) == 1 and max(counts)[2] > 16
 
 
-# -- the attack ----------------------------------------------------------------------------------------------------------
+# -- the attack ------------------------------------------------------------------------------------
 
 
-def strike(problem: Problem, rounds: int = 1) -> Candidate | None:
+def attack_round(problem: Problem, rounds: int = 1) -> Candidate | None:
     """What some rounds of the attack find."""
     attack = Attack(problem, np.random.default_rng(0), Stats(), 4096)
-    return next((found for _ in range(rounds) if (found := attack.strike()) is not None), None)
+    return next(
+        (found for _ in range(rounds) if (found := attack.attack_round()) is not None), None
+    )
 
 
 def test_the_attack_walks_downhill_to_a_corner() -> None:
     ops = [dense([[3], [-2], [1]], [0])]
     box = box_of((10, 200), (10, 200), (5, 5))
-    problem = problem_of(ops, box, [(y_row(3 * 10 - 2 * 200 + 5, 1),)])  # reached at one corner only
-    found = strike(problem)
+    # Reached at one corner only.
+    problem = problem_of(ops, box, [(y_row(3 * 10 - 2 * 200 + 5, 1),)])
+    found = attack_round(problem)
     assert found is not None
     assert found.codes.tolist() == [10, 200, 5]
 
 
 def test_the_attack_gives_up() -> None:
     with Deadline.after(0).limits(), pytest.raises(TimeUp):
-        strike(random_problem(1))
-    assert strike(parity_problem(2, 15), rounds=3) is None
-    assert strike(problem_of([dense([[1]], [0])], box_of((0, 9)), []), rounds=3) is None
+        attack_round(random_problem(1))
+    assert attack_round(parity_problem(2, 15), rounds=3) is None
+    assert attack_round(problem_of([dense([[1]], [0])], box_of((0, 9)), []), rounds=3) is None
 
 
 def test_the_attack_tries_every_case_of_many() -> None:
     """More cases than one group holds; only the last can hold, at one code."""
     ops = [dense([[1]], [0])]
     cases = [*((y_row(-1 - k, 1),) for k in range(1500)), (y_row(-255, -1),)]
-    found = strike(problem_of(ops, box_of((0, 255)), cases))
+    found = attack_round(problem_of(ops, box_of((0, 255)), cases))
     assert found is not None and found.codes.tolist() == [255]
 
 
@@ -468,14 +520,16 @@ def test_the_attack_takes_its_share_of_the_work(before: int) -> None:
     problem, stats = parity_problem(2, 15), Stats(subproblems=before)
     attack = Attack(problem, np.random.default_rng(0), stats, 4096)
     assert attack.due()
-    attack.strike()
+    attack.attack_round()
     assert stats.attack_points > 0 and not attack.due()
     stats.subproblems += 100 * stats.attack_points
     assert attack.due()
 
 
 @pytest.mark.parametrize("batch", [1, 16, 64])
-def test_the_attack_keeps_to_what_fits_the_memory(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_attack_keeps_to_what_fits_the_memory(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
     honest = Network.values
 
@@ -484,20 +538,24 @@ def test_the_attack_keeps_to_what_fits_the_memory(batch: int, monkeypatch: pytes
         return honest(self, kernels, x)
 
     monkeypatch.setattr(Network, "values", values)
-    problem = problem_of([dense([[1]], [0])], box_of((0, 255)), [(y_row(-1 - k, 1),) for k in range(30)])
-    assert Attack(problem, np.random.default_rng(0), Stats(), batch).strike() is None
+    problem = problem_of(
+        [dense([[1]], [0])], box_of((0, 255)), [(y_row(-1 - k, 1),) for k in range(30)]
+    )
+    assert Attack(problem, np.random.default_rng(0), Stats(), batch).attack_round() is None
     assert max(sizes) <= max(batch, 4)
 
 
 def test_gradient_and_corner_point_downhill() -> None:
-    problem = problem_of([dense([[3, 0], [-2, 1]], [0, 0])], box_of((0, 9), (0, 9)), [(y_row(0, 1, -1),)])
+    problem = problem_of(
+        [dense([[3, 0], [-2, 1]], [0, 0])], box_of((0, 9), (0, 9)), [(y_row(0, 1, -1),)]
+    )
     lower, upper = problem.lower[None], problem.upper[None]
     gradient = slack_gradient(problem, problem.network.values(CPU, lower), np.array([0]))
     assert np.sign(gradient).tolist() == [[1, -1]]
     assert corners(problem, lower, upper, gradient).tolist() == [[0, 9]]
 
 
-# -- rows over inputs inside a cell --------------------------------------------------------------------------------------
+# -- rows over inputs inside a cell ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -511,10 +569,14 @@ def test_rows_over_inputs_and_outputs_are_brute_force_s(seed: int) -> None:
     points = int32(points_of(bare.lower, bare.upper))
     y = bare.decoder.decode(bare.network.run(CPU, points))[:, 0]
     sign = int(rng.choice([-1, 1]))
-    row = Row(((int(rng.integers(2)), F(sign * 400)),), ((0, F(sign)),), F(0), bool(rng.integers(2)))
+    row = Row(
+        ((int(rng.integers(2)), F(sign * 400)),), ((0, F(sign)),), F(0), bool(rng.integers(2))
+    )
     cells = [bare.domain.cells(p, p) for p in points]
     index = row.x[0][0]
-    ends = [(F(float(c[sign < 0][index])), F(v)) for c, v in zip(cells, y, strict=True) if c is not None]
+    ends = [
+        (F(float(c[sign < 0][index])), F(v)) for c, v in zip(cells, y, strict=True) if c is not None
+    ]
     least = min(sign * (400 * x + v) for x, v in ends)
     for nudge in (F(0), F(-1, 10**40), F(1, 10**40), F(-1, 100), F(1, 100)):
         exact = Row(row.x, row.y, least + nudge, row.strict)

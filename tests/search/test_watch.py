@@ -1,5 +1,5 @@
-"""The watched point: it is never lost by the search as it is, whatever the point; and bugs planted all over the search lose
-it, or give a wrong verdict."""
+"""The watched point: it is never lost by the search as it is, whatever the point; and bugs planted
+all over the search lose it, or give a wrong verdict."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from qverify import Options, Verdict, cli, verify
-from qverify.bounds import cover, dual, inner, regions
+from qverify.bounds import dual, intermediate, regions, unsafe_regions
 from qverify.errors import SoundnessError, UsageError
 from qverify.network import Network
 from qverify.ops import Requantize, relax, table
 from qverify.ops.pool import MaxHull
-from qverify.ops.relax import Staircase
+from qverify.ops.relax import StaircaseRelaxation
 from qverify.search import bab, frontier
 from qverify.search.problem import Problem
 from tests.graphs import ROUNDS
@@ -30,12 +30,15 @@ TINY = (EXAMPLES / "onnx" / "tiny_mlp_qop.onnx", EXAMPLES / "vnnlib" / "tiny_uns
 SHARED = Path(__file__).parents[3] / "shared" / "benchmarks" / "aaai21-mnist"
 WITNESS = (0.74803925, 0.7558824)
 
-# -- the option and the command ------------------------------------------------------------------------------------------
+# -- the option and the command --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", ["", "_v2"])
 def test_the_command_reads_what_it_printed(
-    version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    version: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, spec = str(TINY[0]), str(EXAMPLES / "vnnlib" / f"tiny_unsafe{version}.vnnlib")
     found = tmp_path / "found.txt"
@@ -51,15 +54,21 @@ def test_the_command_reads_what_it_printed(
 
     monkeypatch.setattr(cli, "_decide", decide)
     for file in (found, short):
-        assert cli.main([model, spec, "--device", "cpu", "--no-attack", "--watch-point", str(file)]) == 1
+        assert (
+            cli.main([model, spec, "--device", "cpu", "--no-attack", "--watch-point", str(file)])
+            == 1
+        )
     assert asked_for == [WITNESS, WITNESS]
     assert capsys.readouterr().out.count("sat\n") == 3
 
 
 @pytest.mark.parametrize(
-    "text", ["", "sat\n", "unsat\n", "((X_0 1))", "((X_0 1)\n (X_1 2)\n (X_2 3))", "((X_0 1) (X_1 a))"]
+    "text",
+    ["", "sat\n", "unsat\n", "((X_0 1))", "((X_0 1)\n (X_1 2)\n (X_2 3))", "((X_0 1) (X_1 a))"],
 )
-def test_a_file_that_does_not_fit_is_an_error(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_does_not_fit_is_an_error(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "point.txt"
     file.write_text(text)
     assert cli.main([str(TINY[0]), str(TINY[1]), "--watch-point", str(file)]) == 2
@@ -67,7 +76,9 @@ def test_a_file_that_does_not_fit_is_an_error(text: str, tmp_path: Path, capsys:
     assert cli.main([str(TINY[0]), str(TINY[1]), "--watch-point", str(tmp_path / "none.txt")]) == 2
 
 
-@pytest.mark.parametrize("point", [(), (0.5,), (0.5, 0.5, 0.5), (0.5, float("nan")), (float("inf"), 0.5)])
+@pytest.mark.parametrize(
+    "point", [(), (0.5,), (0.5, 0.5, 0.5), (0.5, float("nan")), (float("inf"), 0.5)]
+)
 def test_a_point_that_no_input_can_be_is_an_error(point: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="point to watch"):
         verify(*TINY, Options(device="cpu", watch=point))
@@ -86,12 +97,15 @@ def test_a_point_that_tests_nothing_is_a_warning() -> None:
 
 def test_a_point_outside_the_box_is_never_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Problem, "find_unsafe", lambda *args: None)  # loses every counterexample
-    assert verify(*TINY, Options(device="cpu", attack=False, watch=(99.0, -99.0))).verdict is Verdict.UNSAT
+    assert (
+        verify(*TINY, Options(device="cpu", attack=False, watch=(99.0, -99.0))).verdict
+        is Verdict.UNSAT
+    )
     with pytest.raises(SoundnessError, match="the watched point is lost"):
         verify(*TINY, Options(device="cpu", attack=False, watch=WITNESS))
 
 
-# -- planted bugs --------------------------------------------------------------------------------------------------------
+# -- planted bugs ----------------------------------------------------------------------------------
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -118,7 +132,9 @@ def hull_without(row: int) -> Callable[..., Any]:
 
 def less(name: str = "constant", by: int = 1) -> Callable[..., Any]:
     """One of a result's fields is too small; nothing where there is no result."""
-    return lambda found, *args: found and dataclasses.replace(found, **{name: getattr(found, name) - by})
+    return lambda found, *args: (
+        found and dataclasses.replace(found, **{name: getattr(found, name) - by})
+    )
 
 
 def without_lowest(nodes: Any, *args: Any) -> Any:
@@ -127,26 +143,38 @@ def without_lowest(nodes: Any, *args: Any) -> Any:
 
 
 BUGS: dict[str, Plant] = {
-    "thresholds too high": changed(Staircase, "begin", lambda t, *args: t + 1),
-    "thresholds too low": changed(Staircase, "begin", lambda t, *args: t - 1),
-    "a region dropped": changed(regions.Compiler, "regions", lambda found, *args: found and found[1:]),
+    "thresholds too high": changed(StaircaseRelaxation, "begin", lambda t, *args: t + 1),
+    "thresholds too low": changed(StaircaseRelaxation, "begin", lambda t, *args: t - 1),
+    "a region dropped": changed(
+        regions.Compiler, "regions", lambda found, *args: found and found[1:]
+    ),
     "steps that begin late": changed(regions._Steps, "at_least", less()),
     "ties of lines lost": changed(regions.Compiler, "_line", less()),
-    "regions refuted at zero": changed(cover.Cover, "objective", less("constants")),
+    "regions refuted at zero": changed(
+        unsafe_regions.UnsafeRegions, "objective", less("constants")
+    ),
     "bounds too low": changed(dual.Dual, "upper", lambda total, *args: total - (1 << 18)),
     "no slack": changed(relax, "slack_of", lambda slack, *args: slack * 0),
-    "a staircase's hull without a corner": changed(Staircase, "hull", hull_without(1)),
-    "a table's hull without an entry": changed(table.Scanned, "hull", hull_without(-1)),
-    "a sum's hull too low": changed(table.Sandwiched, "hull", less("y")),
-    "a maximum's bound too low": changed(MaxHull, "best", lambda found, *args: (found[0] - (1 << 17), *found[1:])),
-    "inner bounds too tight": changed(relax.Nonlinear, "narrowed", lambda r, *args: (r[0], (r[1][0] + 1, r[1][1]))),
-    "bounds by edges too tight": changed(inner, "_by_edges", lambda r, *args: ((r[0][0] + 3, r[0][1] - 3), r[1])),
+    "a staircase's hull without a corner": changed(StaircaseRelaxation, "hull", hull_without(1)),
+    "a table's hull without an entry": changed(table.TableRelaxation, "hull", hull_without(-1)),
+    "a sum's hull too low": changed(table.PairwiseRelaxation, "hull", less("y")),
+    "a maximum's bound too low": changed(
+        MaxHull, "best", lambda found, *args: (found[0] - (1 << 17), *found[1:])
+    ),
+    "inner bounds too tight": changed(
+        relax.NonlinearRelaxation, "narrowed", lambda r, *args: (r[0], (r[1][0] + 1, r[1][1]))
+    ),
+    "bounds by edges too tight": changed(
+        intermediate, "_by_crown", lambda r, *args: ((r[0][0] + 3, r[0][1] - 3), r[1])
+    ),
     "an interval too short": changed(
         Requantize, "interval", lambda box, *args: (box[0], np.maximum(box[0], box[1] - 1))
     ),
     "everything refuted": changed(Problem, "bound", lambda found, *args: (found[0] * 0, found[1])),
     "single code vectors not looked at": changed(Problem, "find_unsafe", lambda found, *args: None),
-    "halves that leave a gap": changed(bab, "split", lambda h, *args: (np.minimum(h[0] + 1, h[1]), h[1])),
+    "halves that leave a gap": changed(
+        bab, "split", lambda h, *args: (np.minimum(h[0] + 1, h[1]), h[1])
+    ),
     "parts that leave a gap": changed(frontier.Waiting, "pop", without_lowest),
 }
 
@@ -158,7 +186,13 @@ def with_rules(name: str, count: int) -> Callable[[Any], Network]:
         while True:
             network = random_network(rng)
             rules = dual.Dual.make(network, CPU).rules
-            if sum(isinstance(rule, relax.Nonlinear) and rule.name == name for rule in rules) >= count:
+            if (
+                sum(
+                    isinstance(rule, relax.NonlinearRelaxation) and rule.name == name
+                    for rule in rules
+                )
+                >= count
+            ):
                 return network
 
     return make
@@ -199,15 +233,18 @@ def test_a_planted_bug_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     pytest.fail("nothing noticed it")
 
 
-# -- with the falsifier off ----------------------------------------------------------------------------------------------
+# -- with the falsifier off ------------------------------------------------------------------------
 
 
 def falsified(model: Path, spec: Path, seconds: float) -> Verdict:
-    """The verdict without the attack, while the counterexample that the attack has found is watched."""
+    """The verdict without the attack, while the counterexample that the attack has found is
+    watched."""
     found = verify(model, spec, Options(device="cpu", timeout=60))
     assert found.verdict is Verdict.SAT and found.witness is not None
     point = tuple(float(v) for array in found.witness.inputs for v in array.reshape(-1))
-    return verify(model, spec, Options(device="cpu", timeout=seconds, attack=False, watch=point)).verdict
+    return verify(
+        model, spec, Options(device="cpu", timeout=seconds, attack=False, watch=point)
+    ).verdict
 
 
 def known_to_be_unsafe() -> list[tuple[str, str]]:
@@ -218,12 +255,17 @@ def known_to_be_unsafe() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("onnx,vnnlib", known_to_be_unsafe())
 def test_without_the_attack_an_unsafe_example_is_never_unsat(onnx: str, vnnlib: str) -> None:
-    assert falsified(EXAMPLES / onnx, EXAMPLES / vnnlib, 5 if ROUNDS > 1 else 2) in (Verdict.SAT, Verdict.TIMEOUT)
+    assert falsified(EXAMPLES / onnx, EXAMPLES / vnnlib, 5 if ROUNDS > 1 else 2) in (
+        Verdict.SAT,
+        Verdict.TIMEOUT,
+    )
 
 
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the folder ../shared/benchmarks is not here")
 @pytest.mark.parametrize("name", ["0104_eps2", "0158_eps2", "0233_eps3", "0282_eps3", "0300_eps4"])
 def test_without_the_attack_an_unsafe_instance_is_never_unsat(name: str) -> None:
-    verdict = falsified(SHARED / "mnist_784-64-32_6bit.onnx", SHARED / "vnnlib" / f"sample{name}.vnnlib", 5)
+    verdict = falsified(
+        SHARED / "mnist_784-64-32_6bit.onnx", SHARED / "vnnlib" / f"sample{name}.vnnlib", 5
+    )
     assert verdict in (Verdict.SAT, Verdict.TIMEOUT)

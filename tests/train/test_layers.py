@@ -1,4 +1,5 @@
-"""The training graph: what it computes is what the exported file computes, and its gradients are the smooth graph's."""
+"""The training graph: what it computes is what the exported file computes, and its gradients are
+the smooth graph's."""
 
 from __future__ import annotations
 
@@ -18,12 +19,13 @@ from qverify.frontend.model import read_model  # noqa: E402
 from qverify.kernels import open_kernels  # noqa: E402
 from qverify.ops import Dense, Requantize  # noqa: E402
 from qverify.train import export  # noqa: E402
-from qverify.train.codes import SCALE_KINDS, Codes, Quantizer, exact, unrounded  # noqa: E402
+from qverify.train.codes import SCALE_KINDS, ActivationCodes, ActivationQuantizer, exact, unrounded  # noqa: E402
 from qverify.train.config import FORMATS  # noqa: E402
 from qverify.train.layers import (  # noqa: E402
     Affine,
     AveragePool,
-    Conv,
+    ConvLayer,
+    DenseLayer,
     Flatten,
     Input,
     Logits,
@@ -31,7 +33,6 @@ from qverify.train.layers import (  # noqa: E402
     QuantizedNetwork,
     Residual,
 )
-from qverify.train.layers import Dense as DenseLayer  # noqa: E402
 from qverify.train.models import MODELS, Precision, make_model  # noqa: E402
 from qverify.train.recipes import box  # noqa: E402
 
@@ -39,13 +40,13 @@ CPU = open_kernels("cpu")
 
 
 def plain(bits: int, **options: Any) -> QuantizedNetwork:
-    def q() -> Quantizer:
-        return Quantizer(bits, scale=options.get("scale", "learned"))
+    def q() -> ActivationQuantizer:
+        return ActivationQuantizer(bits, scale=options.get("scale", "learned"))
 
     return QuantizedNetwork(
         Input(bits),
-        Conv(2, 6, 3, stride=2, padding=1, quantizer=q(), norm=True, weight_bits=bits),
-        Conv(6, 8, 3, padding=1, groups=2, quantizer=q(), per_channel=False),
+        ConvLayer(2, 6, 3, stride=2, padding=1, quantizer=q(), norm=True, weight_bits=bits),
+        ConvLayer(6, 8, 3, padding=1, groups=2, quantizer=q(), per_channel=False),
         MaxPool(2),
         Flatten(),
         DenseLayer(32, 12, quantizer=q(), norm=True, weight_bits=bits),
@@ -58,16 +59,19 @@ def plain(bits: int, **options: Any) -> QuantizedNetwork:
 def residual(bits: int, **options: Any) -> QuantizedNetwork:
     scale = options.get("scale", "learned")
 
-    def q(relu: bool = False, symmetric: bool = True) -> Quantizer:
-        return Quantizer(bits, relu, scale, symmetric)
+    def q(relu: bool = False, symmetric: bool = True) -> ActivationQuantizer:
+        return ActivationQuantizer(bits, relu, scale, symmetric)
 
-    first = nn.Sequential(Conv(5, 5, 3, padding=1, quantizer=q(True)), Conv(5, 5, 3, padding=1, quantizer=q()))
-    second = nn.Sequential(Conv(5, 6, 3, stride=2, padding=1, quantizer=q(symmetric=False)))
+    first = nn.Sequential(
+        ConvLayer(5, 5, 3, padding=1, quantizer=q(True)),
+        ConvLayer(5, 5, 3, padding=1, quantizer=q()),
+    )
+    second = nn.Sequential(ConvLayer(5, 6, 3, stride=2, padding=1, quantizer=q(symmetric=False)))
     return QuantizedNetwork(
         Input(8),
-        Conv(2, 5, 3, padding=1, quantizer=q(symmetric=False)),
+        ConvLayer(2, 5, 3, padding=1, quantizer=q(symmetric=False)),
         Residual(first, None, q(True)),
-        Residual(second, Conv(5, 6, 1, stride=2, quantizer=q()), q(True)),
+        Residual(second, ConvLayer(5, 6, 1, stride=2, quantizer=q()), q(True)),
         AveragePool(2),
         Flatten(),
         Logits(24, 4),
@@ -101,23 +105,27 @@ def made(name: str, bits: int, seed: int = 0, **options: Any) -> Any:
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_file_equals_the_training_graph(name: str, bits: int, form: Any, tmp_path: Path) -> None:
-    """In onnxruntime, bit for bit, and in the verifier's reading: points, intervals of every layer, and margins."""
+def test_the_file_equals_the_training_graph(
+    name: str, bits: int, form: Any, tmp_path: Path
+) -> None:
+    """In onnxruntime, bit for bit, and in the verifier's reading: points, intervals of every layer,
+    and margins."""
     network = made(name, bits)
     path = tmp_path / "model.onnx"
     export.export(network, path, form, {"made by": "a test"})
     images = pixels(300, 7)
     assert export.check(network, path, images) == 300
-    assert (
-        len(np.unique(export.evaluate(network, images))) > (50, 10, 2)[(8, 4, 2).index(bits)]
-    )  # not a constant function
+    # Not a constant function.
+    assert len(np.unique(export.evaluate(network, images))) > (50, 10, 2)[(8, 4, 2).index(bits)]
 
     integers = read_model(path).lowered.network
     x = torch.from_numpy(images[:50]).float()
     labels = torch.arange(50) % 4
     trace: list[Any] = []
     with torch.no_grad(), exact():
-        codes = [network.layers[0].codes(end).flatten(1).numpy().astype(np.int32) for end in box(x, 20.0)]
+        codes = [
+            network.layers[0].codes(end).flatten(1).numpy().astype(np.int32) for end in box(x, 20.0)
+        ]
         body = network.body(None, *box(x, 20.0), trace)
         margins, _ = network.head.margins(body, labels)
     boxes, _ = integers.boxes(CPU, *codes)
@@ -131,7 +139,9 @@ def test_the_file_equals_the_training_graph(name: str, bits: int, form: Any, tmp
     for image in range(50):
         apart = op.weight[:, [int(labels[image])]] - op.weight
         constant = op.bias.reshape(-1)[int(labels[image])] - op.bias.reshape(-1)
-        least = np.maximum(apart, 0).T @ lower[image] + np.minimum(apart, 0).T @ upper[image] + constant
+        least = (
+            np.maximum(apart, 0).T @ lower[image] + np.minimum(apart, 0).T @ upper[image] + constant
+        )
         assert np.array_equal(least, margins[image].numpy())
     assert float((body.upper - body.lower).mean()) > 0
 
@@ -159,7 +169,7 @@ def test_training_computes_the_same_bounds(bits: int) -> None:
 def test_statistics_follow_the_batches() -> None:
     """A norm's running mean and variance approach the batches' own, and `frozen` uses them."""
     torch.manual_seed(0)
-    layer = Conv(1, 3, 3, norm=True)
+    layer = ConvLayer(1, 3, 3, norm=True)
     network = QuantizedNetwork(Input(), layer, Flatten(), Logits(3 * 36, 2), shape=(1, 8, 8))
     x = torch.from_numpy(pixels(64, 1)[:, :1]).float()
     for _ in range(80):
@@ -180,7 +190,9 @@ def test_statistics_follow_the_batches() -> None:
     assert point is None  # only a batch's statistics need the sums
     assert torch.allclose(biases * scale, 1.0 - layer.mean * factor, atol=1e-4)
     real = layer.weight.detach() * factor[:, None, None, None]
-    assert torch.allclose(weight * step[:, None, None, None], real, atol=float(real.abs().max()) / 250)
+    assert torch.allclose(
+        weight * step[:, None, None, None], real, atol=float(real.abs().max()) / 250
+    )
 
 
 @pytest.mark.parametrize("inside_exact", [False, True])
@@ -190,7 +202,9 @@ def test_the_sums_that_are_normalised_are_those_of_the_integer_network(inside_ex
     layer = network.layers[1]
     with torch.no_grad(), exact() if inside_exact else contextlib.nullcontext():
         weight, bias, _, scale, point = layer.quantized(x)
-        assert point is not None and torch.equal(point, layer.sums(x.point - x.zero_point, weight, bias))
+        assert point is not None and torch.equal(
+            point, layer.sums(x.point - x.zero_point, weight, bias)
+        )
         real = (point * scale[:, None, None]).transpose(0, 1).flatten(1).float()
     assert torch.allclose(real.mean(1), layer.bias, atol=0.02)
     assert torch.allclose(real.std(1), layer.gain.abs(), rtol=0.02)
@@ -199,41 +213,50 @@ def test_the_sums_that_are_normalised_are_those_of_the_integer_network(inside_ex
 def test_normalisation_needs_a_step_for_each_channel() -> None:
     for options in ({"per_channel": False}, {"weight_scale": "power-of-two"}):
         with pytest.raises(ValueError, match="normalisation needs a weight scale per channel"):
-            Conv(1, 3, 3, norm=True, **options)
+            ConvLayer(1, 3, 3, norm=True, **options)
 
 
 def test_ranges_are_averages_and_zero_points_follow() -> None:
-    quantizer = Quantizer(8, relu=False, scale="range", symmetric=False)
+    quantizer = ActivationQuantizer(8, relu=False, scale="range", symmetric=False)
     quantizer.observe(torch.tensor([0.0, 1.0]))
     assert int(quantizer.zero) == 0 and float(quantizer.scale().detach()) == pytest.approx(1 / 255)
     for _ in range(200):
         quantizer.observe(torch.tensor([-1.0, 1.0]))
-    assert int(quantizer.zero) in (127, 128) and float(quantizer.scale()) == pytest.approx(2 / 255, rel=1e-3)
-    relu = Quantizer(8, scale="range")
+    assert int(quantizer.zero) in (127, 128) and float(quantizer.scale()) == pytest.approx(
+        2 / 255, rel=1e-3
+    )
+    relu = ActivationQuantizer(8, scale="range")
     for most in (1.0, 2.0):
         relu.observe(torch.tensor([-3.0, most]))
     assert 1 / 255 < float(relu.scale()) < 1.1 / 255
-    learned = Quantizer(8)
-    learned.observe(torch.linspace(-1.0, 1.0, 2001), torch.tensor([50.0]))  # the highest twentieth is clipped
+    learned = ActivationQuantizer(8)
+    # The highest twentieth is clipped.
+    learned.observe(torch.linspace(-1.0, 1.0, 2001), torch.tensor([50.0]))
     assert float(learned.scale().detach()) == pytest.approx(0.9 / 255, rel=0.01)
-    rare = Quantizer(8)
-    rare.observe(
-        torch.cat([torch.full((97,), -10.0), torch.tensor([0.1, 0.5, 0.2])])
-    )  # less than a twentieth is active
+    rare = ActivationQuantizer(8)
+    # Less than a twentieth is active.
+    rare.observe(torch.cat([torch.full((97,), -10.0), torch.tensor([0.1, 0.5, 0.2])]))
     assert float(rare.scale().detach()) == pytest.approx(0.5 / 255)
-    dead = Quantizer(8)
+    dead = ActivationQuantizer(8)
     dead.observe(torch.tensor([-0.5, -3.0]))
-    assert float(dead.scale().detach()) == pytest.approx(3 / 255)  # not a step that nothing could leave
+    # Not a step that nothing could leave.
+    assert float(dead.scale().detach()) == pytest.approx(3 / 255)
 
 
 def test_fixed_point_biases_are_rounded() -> None:
     torch.manual_seed(0)
-    layer = DenseLayer(6, 5, weight_scale="fixed", weight_step=2.0**-7, per_channel=False, bias_bits=8)
+    layer = DenseLayer(
+        6, 5, weight_scale="fixed", weight_step=2.0**-7, per_channel=False, bias_bits=8
+    )
     with torch.no_grad():
         layer.bias.copy_(torch.tensor([0.9, -0.31, 0.007, 0.0, 0.123]))
-    _, bias, _, scale, _ = layer.quantized(Codes(None, None, None, torch.tensor(1 / 255), 0, 255))
+    _, bias, _, scale, _ = layer.quantized(
+        ActivationCodes(None, None, None, torch.tensor(1 / 255), 0, 255)
+    )
     real = bias * scale
-    assert (real / 2.0**-7 - torch.round(real / 2.0**-7)).abs().max() < 0.02  # 0.9 fits 127 steps of 2**-7
+    assert (
+        real / 2.0**-7 - torch.round(real / 2.0**-7)
+    ).abs().max() < 0.02  # 0.9 fits 127 steps of 2**-7
     assert (real - layer.bias).abs().max() <= 2.0**-8 + 1e-3
 
 
@@ -250,8 +273,10 @@ def test_sums_that_leave_int32_are_refused(tmp_path: Path) -> None:
 
 def test_a_residual_sum_of_dense_layers(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    body = DenseLayer(12, 12, Quantizer(relu=False))
-    network = QuantizedNetwork(Input(), Flatten(), DenseLayer(16, 12), Residual(body), Logits(12, 3), shape=(1, 4, 4))
+    body = DenseLayer(12, 12, ActivationQuantizer(relu=False))
+    network = QuantizedNetwork(
+        Input(), Flatten(), DenseLayer(16, 12), Residual(body), Logits(12, 3), shape=(1, 4, 4)
+    )
     images = np.random.default_rng(0).integers(0, 256, (50, 1, 4, 4)).astype(np.uint8)
     network(torch.from_numpy(images).float())
     for form in FORMATS:
@@ -302,7 +327,8 @@ def test_bounds_hold(name: str, bits: int) -> None:
 @pytest.mark.parametrize("scale", SCALE_KINDS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_those_of_the_unrounded_graph(name: str, scale: Any) -> None:
-    """Straight-through gradients of every parameter, by central differences of the graph without rounding."""
+    """Straight-through gradients of every parameter, by central differences of the graph without
+    rounding."""
     network = made(name, 8, scale=scale).double()
     x = torch.from_numpy(pixels(6, 11)).double()
     labels = torch.arange(6) % 4
@@ -331,7 +357,8 @@ def test_gradients_are_those_of_the_unrounded_graph(name: str, scale: Any) -> No
                 if abs(slope - wider) > tolerance / 10:
                     continue  # a clip, a pooling tie or a weight's sign lies in between
                 if covers(network, parameter, flat):
-                    continue  # the step size follows the largest weight, as a constant for the gradient
+                    # the step size follows the largest weight, as a constant for the gradient
+                    continue
                 assert float(gradient.view(-1)[flat]) == pytest.approx(slope, abs=tolerance)
                 checked += 1
         assert checked > 20
@@ -355,7 +382,9 @@ def test_every_model_is_built_exported_and_read(model: str, norm: bool, tmp_path
     network: Any = make_model(model, shape, 10, Precision(), norm)
     if sum(p.numel() for p in network.parameters()) > 1_000_000:
         pytest.skip("as the others, but large")
-    network(torch.zeros(2, *shape), *box(torch.zeros(2, *shape), 1.0), torch.zeros(2, dtype=torch.long))
+    network(
+        torch.zeros(2, *shape), *box(torch.zeros(2, *shape), 1.0), torch.zeros(2, dtype=torch.long)
+    )
     path = tmp_path / "model.onnx"
     export.export(network, path)
     images = np.random.default_rng(0).integers(0, 256, (4, *shape)).astype(np.uint8)

@@ -1,4 +1,5 @@
-"""Training runs: they learn, they are reproducible, they survive being killed, and they say what is wrong."""
+"""Training runs: they learn, they are reproducible, they survive being killed, and they say what is
+wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from qverify import cli  # noqa: E402
 from qverify.data import load_images  # noqa: E402
 from qverify.errors import QverifyError, UsageError  # noqa: E402
 from qverify.train import loop  # noqa: E402
-from qverify.train.codes import Quantizer  # noqa: E402
+from qverify.train.codes import ActivationQuantizer  # noqa: E402
 from qverify.train.config import Config, read_config  # noqa: E402
 from qverify.train.loop import augmented, held_out, train, training_images  # noqa: E402
 from qverify.train.precision import Goal, search_bits  # noqa: E402
@@ -50,8 +51,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(data: Path, **options: Any) -> Config:
-    base: dict[str, Any] = {"data": str(data), "model": "mlp", "epochs": 4, "batch": 32, "held_out": 80, "threads": 1}
-    return Config(**(base | {"augment": "none", "rate": 3e-3, "mix": 0.5, "attack_steps": 0} | options))
+    base: dict[str, Any] = {
+        "data": str(data),
+        "model": "mlp",
+        "epochs": 4,
+        "batch": 32,
+        "held_out": 80,
+        "threads": 1,
+    }
+    return Config(
+        **(base | {"augment": "none", "rate": 3e-3, "mix": 0.5, "attack_steps": 0} | options)
+    )
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -91,8 +101,12 @@ def test_it_learns_and_exports(options: dict[str, Any], data: Path, tmp_path: Pa
     assert about["qverify.eps"] == "4.0" and not any("thirds" in value for value in about.values())
 
 
-@pytest.mark.parametrize("options", [{"norm": False}, {"shrink": 0.5, "attack_steps": 1, "augment": "shift-flip"}])
-def test_a_run_cut_off_anywhere_ends_in_the_same_weights(options: dict[str, Any], data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [{"norm": False}, {"shrink": 0.5, "attack_steps": 1, "augment": "shift-flip"}]
+)
+def test_a_run_cut_off_anywhere_ends_in_the_same_weights(
+    options: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
     chosen = config(data, **options)
     train(chosen, tmp_path / "whole")
 
@@ -123,12 +137,17 @@ def test_images_sorted_by_class_are_shuffled(data: Path, tmp_path: Path) -> None
         order = np.argsort(file["y_train"], kind="stable")
         (tmp_path / "s").mkdir()
         sorted_data = tmp_path / "s" / "sorted.npz"
-        np.savez(sorted_data, **(dict(file) | {"x_train": file["x_train"][order], "y_train": file["y_train"][order]}))
+        np.savez(
+            sorted_data,
+            **(dict(file) | {"x_train": file["x_train"][order], "y_train": file["y_train"][order]}),
+        )
     images = training_images(config(sorted_data))
     assert set(images.labels[-80:].tolist()) == {0, 1, 2} and len(images) == 400
     plain = load_images(data, "train")
     assert np.array_equal(training_images(config(data)).labels, plain.labels)  # left as they are
-    assert sorted(row.tobytes() for row in images.pixels) == sorted(row.tobytes() for row in plain.pixels)
+    assert sorted(row.tobytes() for row in images.pixels) == sorted(
+        row.tobytes() for row in plain.pixels
+    )
     assert held_out(config(data, held_out=0), images) == 40
 
 
@@ -161,7 +180,9 @@ def test_another_run_is_not_touched(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "config.toml").read_text() == config(data, epochs=1).text()
 
 
-def test_a_long_run_on_one_thread_is_told_of_more(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_run_on_one_thread_is_told_of_more(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert Config("d").threads == 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
@@ -186,14 +207,17 @@ def test_a_run_goes_on_with_other_threads(data: Path, tmp_path: Path) -> None:
     said: list[tuple[str, int]] = []
     before = torch.get_num_threads()
     train(
-        config(data, epochs=2, threads=2, device="cpu"), tmp_path, lambda s: said.append((s, torch.get_num_threads()))
+        config(data, epochs=2, threads=2, device="cpu"),
+        tmp_path,
+        lambda s: said.append((s, torch.get_num_threads())),
     )
     assert said[0][0] == "going on after epoch 1 of 2" and said[2][1] == 2
     assert said[1][0] == "with threads = 2, not 1 as before: the weights will differ slightly"
     assert torch.get_num_threads() == before
     finished = (tmp_path / "config.toml").read_text()
     assert "threads = 2" in finished
-    train(config(data, epochs=2, threads=1), tmp_path)  # the finished run's settings stay what they were
+    # The finished run's settings stay what they were.
+    train(config(data, epochs=2, threads=1), tmp_path)
     assert (tmp_path / "config.toml").read_text() == finished and 'device = "cpu"' in finished
 
 
@@ -207,7 +231,9 @@ def test_a_configuration_in_the_folder_is_not_overwritten(data: Path, tmp_path: 
 
 def test_another_model_is_another_setting(data: Path, tmp_path: Path) -> None:
     train(config(data, epochs=1), tmp_path)
-    with pytest.raises(UsageError, match=r"other settings \(model = \"mlp\" there, \"resnet\" here\)"):
+    with pytest.raises(
+        UsageError, match=r"other settings \(model = \"mlp\" there, \"resnet\" here\)"
+    ):
         train(config(data, epochs=1, model="resnet"), tmp_path)
 
 
@@ -273,7 +299,9 @@ def test_a_log_that_was_lost_is_written_again(data: Path, tmp_path: Path) -> Non
     assert (tmp_path / "log.csv").read_text() == whole
 
 
-def test_the_held_out_images_are_not_trained_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_held_out_images_are_not_trained_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And every other is, in every epoch, in another order."""
     seen: list[Any] = []
     loss = Qverify.loss
@@ -319,7 +347,9 @@ def test_augmented_images() -> None:
 
 def test_configuration(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
-    path.write_text('data = "x.npz"\neps = 2\nweight_bits = [8, 4]\nactivation_bits = 6\nnorm = true\n')
+    path.write_text(
+        'data = "x.npz"\neps = 2\nweight_bits = [8, 4]\nactivation_bits = 6\nnorm = true\n'
+    )
     read = read_config(path, {"seed": 3})
     assert (read.data, read.eps) == (os.path.abspath("x.npz"), 2.0)
     assert (read.weight_bits, read.activation_bits) == ((8, 4), (6,))
@@ -331,15 +361,25 @@ def test_configuration(tmp_path: Path) -> None:
 def test_a_run_that_starts_from_another(data: Path, tmp_path: Path) -> None:
     train(config(data, epochs=6), tmp_path / "first")
     start = str(tmp_path / "first" / "checkpoint.pt")
-    train(config(data, epochs=1, rate=1e-4, weight_bits=(6, 5, 4), start_from=start), tmp_path / "second")
+    train(
+        config(data, epochs=1, rate=1e-4, weight_bits=(6, 5, 4), start_from=start),
+        tmp_path / "second",
+    )
     row = next(csv.DictReader((tmp_path / "second" / "log.csv").read_text().splitlines()))
     assert float(row["clean"]) > 0.9 and float(row["certified"]) > 0.6
-    about = {entry.key: entry.value for entry in onnx.load(tmp_path / "second" / "model.onnx").metadata_props}
+    about = {
+        entry.key: entry.value
+        for entry in onnx.load(tmp_path / "second" / "model.onnx").metadata_props
+    }
     assert about["qverify.weight_bits"] == "(6, 5, 4)" and str(tmp_path) not in str(about)
     with pytest.raises(UsageError, match="is of another network"):
         train(config(data, model="resnet", start_from=start), tmp_path / "other")
     (tmp_path / "first" / "checkpoint.pt").unlink()
-    train(config(data, epochs=1, rate=1e-4, weight_bits=(6, 5, 4), start_from=start), tmp_path / "second")  # finished
+    # Finished.
+    train(
+        config(data, epochs=1, rate=1e-4, weight_bits=(6, 5, 4), start_from=start),
+        tmp_path / "second",
+    )
     with pytest.raises(UsageError, match="cannot read"):
         train(config(data, start_from=start), tmp_path / "third")
 
@@ -354,7 +394,11 @@ def test_fewer_bits_of_the_papers_fixed_point_have_its_steps(data: Path, tmp_pat
         own = config(data, **(options | more))
         train(own, tmp_path / name)
         model = onnx.load(tmp_path / name / "model.onnx")
-        scales = [numpy_helper.to_array(i) for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT]
+        scales = [
+            numpy_helper.to_array(i)
+            for i in model.graph.initializer
+            if i.data_type == onnx.TensorProto.FLOAT
+        ]
         steps.append(sorted(float(value) for scale in scales for value in scale.reshape(-1)))
     assert steps[0] == steps[1]
 
@@ -368,12 +412,14 @@ def test_fewer_bits_cover_the_same_ranges(data: Path, tmp_path: Path) -> None:
     train(config(data, **(options | start | narrow | {"epochs": 1})), tmp_path / "second")
     row = next(csv.DictReader((tmp_path / "second" / "log.csv").read_text().splitlines()))
     assert float(row["clean"]) > 0.9  # without any training to speak of
-    quantizer = Quantizer(8, relu=False)
+    quantizer = ActivationQuantizer(8, relu=False)
     quantizer.scale.observe(torch.tensor(0.25))
-    narrower = Quantizer(4, relu=False)
+    narrower = ActivationQuantizer(4, relu=False)
     narrower.load_state_dict(quantizer.state_dict())
     narrower.refit()
-    assert int(narrower.zero) == 8 and float(narrower.scale().detach()) == pytest.approx(0.25 * 255 / 15)
+    assert int(narrower.zero) == 8 and float(narrower.scale().detach()) == pytest.approx(
+        0.25 * 255 / 15
+    )
 
 
 @pytest.mark.parametrize(
@@ -429,7 +475,10 @@ def test_bad_runs(data: Path, tmp_path: Path) -> None:
         labels, pixels, test = file["y_train"], file["x_train"], file["x_test"]
     bad: tuple[tuple[dict[str, Any], str], ...] = (
         ({"model": "vit"}, "no model 'vit'"),
-        ({"held_out": 390}, "400 training images are too few to hold out 390 and fill a batch of 32"),
+        (
+            {"held_out": 390},
+            "400 training images are too few to hold out 390 and fill a batch of 32",
+        ),
         ({"model": "medium"}, "images of 6 x 6 are too small"),
         ({"data": str(tmp_path / "none.npz")}, "none.npz"),
         ({"device": "cuda"}, "--device cuda needs an NVIDIA GPU"),
@@ -442,18 +491,32 @@ def test_bad_runs(data: Path, tmp_path: Path) -> None:
             {"data": changed(data, tmp_path / "h", x_test=pixels[::-1], y_test=labels[::-1])},
             "the training images are the test images",
         ),
-        ({"data": changed(data, tmp_path / "c", y_train=labels * 2)}, "without gaps, at least two; there are 0, 2, 4"),
-        ({"data": changed(data, tmp_path / "d", y_train=labels * 0)}, "without gaps, at least two; there are 0"),
+        (
+            {"data": changed(data, tmp_path / "c", y_train=labels * 2)},
+            "without gaps, at least two; there are 0, 2, 4",
+        ),
+        (
+            {"data": changed(data, tmp_path / "d", y_train=labels * 0)},
+            "without gaps, at least two; there are 0",
+        ),
         ({"data": changed(data, tmp_path / "e", y_test=np.full(90, 3))}, "the label 3 is tested"),
         (
             {
-                "data": changed(data, tmp_path / "f", x_train=pixels.reshape(-1, 36), x_test=test.reshape(-1, 36)),
+                "data": changed(
+                    data,
+                    tmp_path / "f",
+                    x_train=pixels.reshape(-1, 36),
+                    x_test=test.reshape(-1, 36),
+                ),
                 "augment": "shift",
             },
             "cannot be shifted: use --augment none",
         ),
         (
-            {"data": changed(data, tmp_path / "g", x_train=pixels[:, :5], x_test=test[:, :5]), "model": "resnet"},
+            {
+                "data": changed(data, tmp_path / "g", x_train=pixels[:, :5], x_test=test[:, :5]),
+                "model": "resnet",
+            },
             "it needs square ones",
         ),
     )
@@ -467,7 +530,10 @@ def test_bad_runs(data: Path, tmp_path: Path) -> None:
 
 def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    words = f"train {data} --out {out} --model mlp --epochs 1 --batch 32 --weight-bits 8,4,8 --eps 2 --threads 1"
+    words = (
+        f"train {data} --out {out} --model mlp --epochs 1 --batch 32 --weight-bits 8,4,8 --eps 2 "
+        "--threads 1"
+    )
     (tmp_path / "c.toml").write_text("held_out = 80\nepochs = 3\nmix = 0.5\n")
     assert cli.main([*words.split(), "--config", str(tmp_path / "c.toml")]) == 0
     shown = capsys.readouterr()

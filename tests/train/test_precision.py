@@ -1,4 +1,5 @@
-"""The search for bit widths: it keeps its promise on the verifier's word, and goes on where it was."""
+"""The search for bit widths: it keeps its promise on the verifier's word, and goes on where it
+was."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(data: Path, **options: Any) -> Config:
-    base: dict[str, Any] = {"model": "mlp", "epochs": 5, "batch": 32, "held_out": 80, "threads": 1, "rate": 3e-3}
+    base: dict[str, Any] = {
+        "model": "mlp",
+        "epochs": 5,
+        "batch": 32,
+        "held_out": 80,
+        "threads": 1,
+        "rate": 3e-3,
+    }
     base |= {"augment": "none", "device": "cpu", "mix": 0.5, "attack_steps": 0}
     return Config(str(data), **(base | options))
 
@@ -57,8 +65,11 @@ def test_bits_are_taken_while_the_target_is_certified(data: Path, tmp_path: Path
 
     before = path.read_bytes()
     marks = {own: own.stat().st_mtime_ns for own in (tmp_path / "trials").rglob("checkpoint.pt")}
-    assert search_bits(chosen, tmp_path, goal).read_bytes() == before  # from what is there: nothing is trained again
-    assert marks == {own: own.stat().st_mtime_ns for own in (tmp_path / "trials").rglob("checkpoint.pt")}
+    # From what is there: nothing is trained again.
+    assert search_bits(chosen, tmp_path, goal).read_bytes() == before
+    assert marks == {
+        own: own.stat().st_mtime_ns for own in (tmp_path / "trials").rglob("checkpoint.pt")
+    }
 
 
 def test_a_target_out_of_reach(data: Path, tmp_path: Path) -> None:
@@ -71,7 +82,16 @@ def test_a_target_out_of_reach(data: Path, tmp_path: Path) -> None:
 
 def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.toml").write_text("held_out = 80\nrate = 3e-3\naugment = 'none'\nmix = 0.5\n")
-    words = ["train", str(data), "--config", str(tmp_path / "c.toml"), "--out", str(tmp_path / "out"), "--model", "mlp"]
+    words = [
+        "train",
+        str(data),
+        "--config",
+        str(tmp_path / "c.toml"),
+        "--out",
+        str(tmp_path / "out"),
+        "--model",
+        "mlp",
+    ]
     words += ["--epochs", "3", "--batch", "32", "--threads", "1", "--search-bits"]
     assert cli.main(words) == 2
     assert "--search-bits and --target go together" in capsys.readouterr().err

@@ -11,7 +11,16 @@ from torch.nn import functional  # noqa: E402
 
 from qverify.train.layers import QuantizedNetwork  # noqa: E402
 from qverify.train.models import Precision, make_model  # noqa: E402
-from qverify.train.recipes import Paper, Qverify, attack, box, ramp, regularisers, spreads, worst_case  # noqa: E402
+from qverify.train.recipes import (  # noqa: E402
+    Paper,
+    Qverify,
+    attack,
+    box,
+    ramp,
+    regularisers,
+    spreads,
+    worst_case,
+)
 
 COUNT = 24
 
@@ -40,7 +49,14 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.network, name)
 
-    def __call__(self, point: Any, lower: Any = None, upper: Any = None, labels: Any = None, trace: Any = None) -> Any:
+    def __call__(
+        self,
+        point: Any,
+        lower: Any = None,
+        upper: Any = None,
+        labels: Any = None,
+        trace: Any = None,
+    ) -> Any:
         self.calls.append((point, lower, upper))
         return self.network(point, lower, upper, labels, trace)
 
@@ -55,7 +71,9 @@ def test_boxes_end_where_pixels_do() -> None:
 
 
 def test_ramps() -> None:
-    assert [ramp(p, 0.2, 0.6) for p in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert [ramp(p, 0.2, 0.6) for p in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx(
+        [0, 0, 0.5, 1, 1]
+    )
     assert ramp(0.0, 0.0, 0.0) == 1.0
     rates = [Qverify(4.0, peak_rate=0.5).rate(p) for p in (0.0, 0.05, 0.5, 1.0)]
     assert rates[0] == pytest.approx(0.05) and rates[1] == pytest.approx(0.5)
@@ -72,10 +90,13 @@ def test_an_attack_climbs_within_the_ball(norm: bool) -> None:
     lower, upper = box(pixels, 12.0)
     assert ((lower <= found) & (found <= upper)).all() and not found.requires_grad
     assert network.training
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())  # also statistics
+    # Also statistics.
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     network.eval()
     with torch.no_grad():
-        clean, attacked = (functional.cross_entropy(network(x).logits, labels) for x in (pixels, found))
+        clean, attacked = (
+            functional.cross_entropy(network(x).logits, labels) for x in (pixels, found)
+        )
     assert attacked > clean + 0.05
 
 
@@ -119,7 +140,9 @@ def test_small_boxes_lie_in_the_ball_around_an_attacked_point() -> None:
     ).float().mean() > 0.5
     assert not torch.equal(point, pixels)  # the other term is the attacked image's
     with torch.no_grad():
-        attacked, clean = (functional.cross_entropy(network.network(x).logits, labels) for x in (point, pixels))
+        attacked, clean = (
+            functional.cross_entropy(network.network(x).logits, labels) for x in (point, pixels)
+        )
     assert attacked > clean
 
 
@@ -141,7 +164,9 @@ def test_only_some_boxes_of_a_batch_are_propagated() -> None:
     point, lower, _ = network.calls[-1]
     assert len(point) == len(pixels) and len(lower) == count < len(pixels)
     seen = network.network(pixels, *box(pixels[:count], 10.0), labels[:count])
-    expected = worst_case(seen.margins, labels[:count]) + functional.cross_entropy(seen.logits, labels)
+    expected = worst_case(seen.margins, labels[:count]) + functional.cross_entropy(
+        seen.logits, labels
+    )
     assert float(loss.detach()) == pytest.approx(0.5 * float(expected.detach()))
 
 
@@ -153,7 +178,9 @@ def test_balls_of_many_radii() -> None:
     recipe.loss(network, pixels, torch.zeros(400, dtype=torch.int64), 1.0, generator())  # type: ignore[arg-type]
     _, lower, upper = network.calls[-1]
     radii = (upper - lower)[:, 0, 0, 0] / 2
-    assert torch.allclose(upper - lower, 2 * radii[:, None, None, None]) and torch.allclose((upper + lower) / 2, pixels)
+    assert torch.allclose(upper - lower, 2 * radii[:, None, None, None]) and torch.allclose(
+        (upper + lower) / 2, pixels
+    )
     assert ((radii >= 4) & (radii <= 16)).all()
     assert 0.4 < (radii < 8).float().mean() < 0.6  # the middle on a logarithmic scale
 
@@ -175,14 +202,19 @@ def test_small_boxes_of_some_images_in_balls_of_many_radii() -> None:
 def test_the_mixture(mix: float) -> None:
     pixels, labels = batch()
     network = made().eval()
-    loss = Qverify(4.0, mix=mix, attack_steps=0, **WHOLE).loss(network, pixels, labels, 1.0, generator())
+    loss = Qverify(4.0, mix=mix, attack_steps=0, **WHOLE).loss(
+        network, pixels, labels, 1.0, generator()
+    )
     seen = network(pixels, *box(pixels, 4.0), labels)
-    expected = mix * worst_case(seen.margins, labels) + (1 - mix) * functional.cross_entropy(seen.logits, labels)
+    expected = mix * worst_case(seen.margins, labels) + (1 - mix) * functional.cross_entropy(
+        seen.logits, labels
+    )
     assert float(loss.detach()) == pytest.approx(float(expected.detach()))
 
 
 def test_the_regularisers_push_where_they_should() -> None:
-    """Wide boxes cost; so do layers whose neurons are all active. Balanced, tight layers cost nothing."""
+    """Wide boxes cost; so do layers whose neurons are all active. Balanced, tight layers cost
+    nothing."""
     network = made().eval()
     pixels, labels = batch()
     lower, upper = box(pixels, 4.0)
@@ -201,7 +233,8 @@ def test_the_regularisers_push_where_they_should() -> None:
             layer.bias.fill_(0.7)  # type: ignore[operator]
     assert cost(1e6 * width) > balanced + 0.3
     warm, cold = (
-        Qverify(4.0, regularise=r).loss(network, pixels, labels, 0.3, generator()).detach() for r in (1.0, 0.0)
+        Qverify(4.0, regularise=r).loss(network, pixels, labels, 0.3, generator()).detach()
+        for r in (1.0, 0.0)
     )
     assert float(warm) > float(cold)
 
@@ -223,7 +256,7 @@ def test_the_papers_loss_term_by_term() -> None:
         )
         expected = float(functional.cross_entropy(seen.logits, labels).detach())
         expected += part * (0.5 * hinge / 3 / COUNT + 0.01 * float(spreads(trace).sum().detach()))
-        assert float(recipe.loss(network, pixels, labels, progress, generator()).detach()) == pytest.approx(
-            expected, rel=1e-5
-        )
+        assert float(
+            recipe.loss(network, pixels, labels, progress, generator()).detach()
+        ) == pytest.approx(expected, rel=1e-5)
     assert 0 < int(right.sum()) < COUNT

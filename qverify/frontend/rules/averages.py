@@ -20,13 +20,20 @@ F32 = np.float32
 
 
 def _global_mean(n: View, x: Codes) -> Codes:
-    """requantize(sum - count * x_zero) with the factor x_scale / (y_scale * float32(count)), over all spatial axes of
-    NC... codes: an integer sum."""
+    """requantize(sum - count * x_zero) with the factor x_scale / (y_scale * float32(count)), over
+    all spatial axes of NC... codes: an integer sum."""
     rows = n.builder.move(x, indices(x).reshape(x.shape[0], x.shape[1], -1))
     assert isinstance(rows, Codes)
     count = rows.shape[-1]
     x_zero = scalar(n.zero_point(2, x.dtype), "the input zero point")
-    acc = dense(n, rows, x_zero, np.ones((count, 1), np.int8), np.zeros((), np.int64), np.zeros((), np.int64))
+    acc = dense(
+        n,
+        rows,
+        x_zero,
+        np.ones((count, 1), np.int8),
+        np.zeros((), np.int64),
+        np.zeros((), np.int64),
+    )
     x_scale = scalar(n.scale(1, "the input scale"), "the input scale")
     y_scale = scalar(n.scale(3, "the output scale"), "the output scale")
     zero = n.constant(4, "the output zero point") if n.has(4) else np.zeros((), x.dtype)
@@ -61,8 +68,9 @@ def qlinear_global_average_pool(n: View) -> Tensor:
     domains=(MICROSOFT,),
 )
 def qlinear_average_pool(n: View) -> Tensor:
-    """Dequantize, add row by row in float32, divide by the count, then rint(v / y_scale + y_zero). A window that is the
-    whole input is computed as a QLinearGlobalAveragePool, which rounds otherwise."""
+    """Dequantize, add row by row in float32, divide by the count, then rint(v / y_scale + y_zero).
+    A window that is the whole input is computed as a QLinearGlobalAveragePool, which rounds
+    otherwise."""
     x = _channels_second(n, activation(n, 0))
     window = read_window(n, x.shape[2:], tuple(n.attr("kernel_shape")), pool=True)
     if window.kernel == x.shape[2:] and not any(window.pads):
@@ -74,16 +82,23 @@ def qlinear_average_pool(n: View) -> Tensor:
         if n.attr("ceil_mode", 0):
             raise Refusal("count_include_pad together with ceil_mode is not supported")
         inside = np.full_like(inside, taps.shape[-1])
-    rows = n.builder.move(x, taps, fill=zero)  # a padded tap dequantizes to +0.0, which changes no sum
+    # A padded tap dequantizes to +0.0, which changes no sum.
+    rows = n.builder.move(x, taps, fill=zero)
     assert isinstance(rows, Codes)
     values = _values(n, rows, 1, zero)
     mean = n.builder.emit(Mean(values, rows.type.low, _divisor(inside), "sequential"), rows)
     y_scale = n.scale(3, "the output scale").reshape(())
     y_zero = n.constant(4, "the output zero point") if n.has(4) else np.zeros((), x.dtype)
     if float(np.abs(values).max()) / float(y_scale) > 2.0**30:
-        raise Refusal("its scales' quotient is so large that the runtime's conversion to int32 overflows")
+        raise Refusal(
+            "its scales' quotient is so large that the runtime's conversion to int32 overflows"
+        )
     info = np.iinfo(y_zero.dtype)
-    program = FloatProgram(ordinal=True).then("div", y_scale).then("add", y_zero.reshape(()).astype(np.float32))
+    program = (
+        FloatProgram(ordinal=True)
+        .then("div", y_scale)
+        .then("add", y_zero.reshape(()).astype(np.float32))
+    )
     op = Requantize(program, np.zeros((), np.int32), int(info.min), int(info.max))
     y = n.builder.emit(op, mean, dtype=y_zero.dtype)
     return _as_it_came(n, y)
@@ -91,7 +106,9 @@ def qlinear_average_pool(n: View) -> Tensor:
 
 def _values(n: View, rows: Codes, scale_input: int, zero: int) -> npt.NDArray[np.float32]:
     scale = n.scale(scale_input, "the scale").reshape(())
-    table: npt.NDArray[np.float32] = dequantized(n, rows, scale, np.asarray(zero, np.int32)).table[0]
+    table: npt.NDArray[np.float32] = dequantized(n, rows, scale, np.asarray(zero, np.int32)).table[
+        0
+    ]
     return table
 
 
@@ -107,9 +124,10 @@ def _divisor(counts: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 def reduce_mean(n: View) -> Tensor:
     """A float mean of dequantized codes, in the runtime's order of additions.
 
-    Its axes, as they stand (those of one element too), fall into groups that are kept (K) or reduced (R). Measured over all
-    patterns (tests/frontend/test_means.py): R and KR add in Eigen's order, RK and KRK behind a single first element one
-    after another. The order of the others is unknown.
+    Its axes, as they stand (those of one element too), fall into groups that are kept (K) or
+    reduced (R). Measured over all patterns (tests/frontend/test_means.py): R and KR add in Eigen's
+    order, RK and KRK behind a single first element one after another. The order of the others is
+    unknown.
     """
     x = n.tensor(0)
     rank = len(x.shape)
@@ -143,4 +161,6 @@ def _order(shape: tuple[int, ...], axes: list[int], count: int) -> str:
             return "eigen"
         if first == 0 or int(np.prod(shape[:first])) == 1 or count <= 2:
             return "sequential"
-    raise Refusal("a float mean over axes that are neither the trailing nor the leading ones is not supported")
+    raise Refusal(
+        "a float mean over axes that are neither the trailing nor the leading ones is not supported"
+    )

@@ -1,4 +1,5 @@
-"""Element-wise nodes: float chains between codes, activations, and the two-input ops of com.microsoft."""
+"""Element-wise nodes: float chains between codes, activations, and the two-input ops of
+com.microsoft."""
 
 from __future__ import annotations
 
@@ -73,10 +74,14 @@ def _with_constant(n: View, x: Float, c: npt.NDArray[np.float32], swapped: bool)
 def _two_floats(n: View, a: Float, b: Float) -> Tensor:
     """Of one tensor: still a function of its code. Of two: a function of two codes."""
     if not isinstance(a, FloatCodes) or not isinstance(b, FloatCodes):
-        raise Refusal("a float operation on two tensors is supported between dequantized 8-bit codes only")
+        raise Refusal(
+            "a float operation on two tensors is supported between dequantized 8-bit codes only"
+        )
     if a.codes.value == b.codes.value and a.shape == b.shape:
         rows = np.zeros(a.shape, np.int64) if b.which is None else b.which
-        table = n.builder.map_rows(a, rows, lambda t, r: _safe(n.op, t, b.table[r[:, 0].astype(np.int64)]))
+        table = n.builder.map_rows(
+            a, rows, lambda t, r: _safe(n.op, t, b.table[r[:, 0].astype(np.int64)])
+        )
         return table
     if a.which is not None or b.which is not None or len(a.table) > 1 or len(b.table) > 1:
         raise Refusal("a float operation on two tensors with per-channel scales is not supported")
@@ -84,7 +89,9 @@ def _two_floats(n: View, a: Float, b: Float) -> Tensor:
     return FloatPair(a.codes, b.codes, _safe(n.op, a.table[0][:, None], b.table[0][None, :]))
 
 
-def _safe(op: str, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _safe(
+    op: str, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
     with np.errstate(all="ignore"):
         result = np.asarray(ARITHMETIC[op](a, b), F32)
     if not np.isfinite(result).all():
@@ -93,22 +100,38 @@ def _safe(op: str, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> np
 
 
 def _integer_arithmetic(n: View, a: Tensor, b: Tensor) -> Tensor:
-    """A bias added to an accumulator; Min and Max of 8-bit codes with a constant. No other arithmetic has a rule."""
+    """A bias added to an accumulator; Min and Max of 8-bit codes with a constant. No other
+    arithmetic has a rule."""
     x, c = (a, b) if isinstance(a, Codes) else (b, a)
-    if n.op in ("Min", "Max") and isinstance(x, Codes) and isinstance(c, np.ndarray) and x.dtype in EIGHT_BIT:
+    if (
+        n.op in ("Min", "Max")
+        and isinstance(x, Codes)
+        and isinstance(c, np.ndarray)
+        and x.dtype in EIGHT_BIT
+    ):
         start = FloatCodes(x, _codes(x).astype(F32))
         function = ARITHMETIC[n.op]
-        floats = n.builder.map_rows(start, c.astype(F32), lambda t, v: np.asarray(function(t, v), F32))
+        floats = n.builder.map_rows(
+            start, c.astype(F32), lambda t, v: np.asarray(function(t, v), F32)
+        )
         return n.builder.table(floats, floats.table.astype(np.int32), x.dtype)
-    if n.op == "Add" and isinstance(x, Codes) and isinstance(c, np.ndarray) and x.dtype == c.dtype == np.int32:
+    if (
+        n.op == "Add"
+        and isinstance(x, Codes)
+        and isinstance(c, np.ndarray)
+        and x.dtype == c.dtype == np.int32
+    ):
         with_bias = _with_bias(n, x, c.astype(np.int64))
         if with_bias is not None:
             return with_bias
-    raise Refusal("integer arithmetic on codes is not supported (quantize through QLinear ops instead)")
+    raise Refusal(
+        "integer arithmetic on codes is not supported (quantize through QLinear ops instead)"
+    )
 
 
 def _with_bias(n: View, x: Codes, c: npt.NDArray[np.int64]) -> Codes | None:
-    """The product that made the accumulator `x`, made again with a bias; None if no product made it or `c` does not fit.
+    """The product that made the accumulator `x`, made again with a bias; None if no product made it
+    or `c` does not fit.
 
     Exact because a sum that could leave int32, with or without the bias, is refused.
     """
@@ -159,8 +182,12 @@ def _clip(n: View, low: Any, high: Any) -> Tensor:
         values = values if low is None else np.maximum(values, int(low))
         values = values if high is None else np.minimum(values, int(high))
         return n.builder.table(FloatCodes(x, values.astype(F32)), values, x.dtype)
-    if n.op == "Clip":  # a bound that is left out is the end of float32, which infinities are clipped to
-        low, high = (end if given is None else given for given, end in ((low, -LARGEST), (high, LARGEST)))
+    if (
+        n.op == "Clip"
+    ):  # a bound that is left out is the end of float32, which infinities are clipped to
+        low, high = (
+            end if given is None else given for given, end in ((low, -LARGEST), (high, LARGEST))
+        )
     for kind, end in (("max", low), ("min", high)):
         if end is not None:
             x = n.builder.step(x, kind, np.asarray(end, F32))
@@ -199,7 +226,19 @@ def _tabulated(n: View, function: Any) -> Tensor:
 
 
 UNARY = (
-    *("Abs", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "Erf", "Elu", "Selu", "Celu", "Softplus", "Softsign"),
+    *(
+        "Abs",
+        "Tanh",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Erf",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Softplus",
+        "Softsign",
+    ),
     *(
         "Exp",
         "Sqrt",
@@ -222,7 +261,8 @@ UNARY = (
 @lowers("Gelu", inputs=1, attributes=None, domains=("", MICROSOFT))
 @lowers("QuickGelu", "FastGelu", inputs=1, attributes=None, domains=(MICROSOFT,))
 def unary(n: View) -> Tensor:
-    """Any other unary function of one code: asked of onnxruntime itself, for every code at every place."""
+    """Any other unary function of one code: asked of onnxruntime itself, for every code at every
+    place."""
     x = n.floats(0)
     if not isinstance(x, FloatCodes):
         raise Refusal("it is supported between 8-bit codes only")
@@ -233,9 +273,9 @@ def unary(n: View) -> Tensor:
 def _asked(n: View, function: Any, row: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """f(row[k]) by onnxruntime.
 
-    A vectorized kernel may treat the last elements of a tensor (or of one thread's share) otherwise than the others, so
-    every value is asked at many places: in a long run of itself, and in short tensors. A function that answers
-    differently at different places is refused.
+    A vectorized kernel may treat the last elements of a tensor (or of one thread's share) otherwise
+    than the others, so every value is asked at many places: in a long run of itself, and in short
+    tensors. A function that answers differently at different places is refused.
     """
     long = function(np.repeat(row, 64)).reshape(len(row), 64)
     result: npt.NDArray[np.float32] = np.ascontiguousarray(long[:, 0])
@@ -258,7 +298,8 @@ def batch_normalization(n: View) -> Tensor:
         raise Refusal("its training form is not supported")
     constants = {n.node.input[k]: n.constant(k, "a parameter") for k in range(1, 5)}
     function = runtime.node_function(n.node, constants, F32, n.opsets)
-    rows = np.stack([function(np.full(x.shape, v, F32)).reshape(-1) for v in x.table[0]], axis=1)  # [elements, codes]
+    # [elements, codes].
+    rows = np.stack([function(np.full(x.shape, v, F32)).reshape(-1) for v in x.table[0]], axis=1)
     if not np.isfinite(rows).all():
         raise Refusal("it gives an infinity or NaN for some codes")
     table, which = np.unique(rows, axis=0, return_inverse=True)
@@ -276,22 +317,29 @@ def qlinear_sigmoid(n: View) -> Tensor:
     """The runtime builds the table when constants allow it; ask it for all 256 codes."""
     x = n.codes(0)
     n.scale(1, "the scale"), n.scale(3, "the output scale")
-    constants = {n.node.input[k]: n.constant(k, "a parameter") for k in range(1, len(n.inputs)) if n.has(k)}
+    constants = {
+        n.node.input[k]: n.constant(k, "a parameter") for k in range(1, len(n.inputs)) if n.has(k)
+    }
     values = runtime.node_function(n.node, constants, x.dtype, n.opsets)(_codes(x).astype(x.dtype))
     out_dtype = values.dtype
-    return n.builder.table(FloatCodes(x, np.zeros(values.shape, F32)), values.astype(np.int32), out_dtype)
+    return n.builder.table(
+        FloatCodes(x, np.zeros(values.shape, F32)), values.astype(np.int32), out_dtype
+    )
 
 
 def _lookup(n: View, function: Any) -> Tensor:
     """QLinear unary: dequantize, function, QuantizeLinear."""
     x = n.codes(0)
     scale, zero = n.scale(1, "the scale").reshape(()), n.zero_point(2, x.dtype).reshape(())
-    y_scale, y_zero = n.scale(3, "the output scale").reshape(()), n.zero_point(4, x.dtype).reshape(())
+    y_scale, y_zero = (
+        n.scale(3, "the output scale").reshape(()),
+        n.zero_point(4, x.dtype).reshape(()),
+    )
     floats = dequantized(n, x, scale, zero)
     return n.builder.quantize(FloatCodes(x, function(floats.table)), y_scale, y_zero, x.dtype)
 
 
-# -- com.microsoft QLinearAdd and QLinearMul ---------------------------------------------------------------------------
+# -- com.microsoft QLinearAdd and QLinearMul -------------------------------------------------------
 
 
 @lowers("QLinearAdd", inputs=8, domains=(MICROSOFT,))
@@ -310,17 +358,24 @@ def _pairwise(n: View, fill: Any) -> Tensor:
         raise Refusal("both inputs must be integer codes")
     dtype = np.dtype(a.dtype)
     if dtype not in EIGHT_BIT or b.dtype != dtype:
-        raise Refusal(f"inputs of {a.dtype} and {b.dtype} are not supported (both uint8 or both int8 are)")
+        raise Refusal(
+            f"inputs of {a.dtype} and {b.dtype} are not supported (both uint8 or both int8 are)"
+        )
     scales = [scalar(n.scale(k, "a scale"), "a scale") for k in (1, 4, 6)]
     zeros = [scalar(n.zero_point(k, dtype), "a zero point") for k in (2, 5, 7)]
     info = np.iinfo(np.uint8 if dtype == np.uint8 else np.int8)
     every = np.arange(info.min, info.max + 1)
-    values = fill(every[:, None], every[None, :], (*scales, *zeros, info), _scalar_first(a.shape, b.shape))
+    values = fill(
+        every[:, None], every[None, :], (*scales, *zeros, info), _scalar_first(a.shape, b.shape)
+    )
     if isinstance(a, Codes) and isinstance(b, Codes):
         table = values[
-            a.type.low - info.min : a.type.high + 1 - info.min, b.type.low - info.min : b.type.high + 1 - info.min
+            a.type.low - info.min : a.type.high + 1 - info.min,
+            b.type.low - info.min : b.type.high + 1 - info.min,
         ]
-        return n.builder.emit(Pairwise(np.ascontiguousarray(table), a.type.low, b.type.low), a, b, dtype=dtype)
+        return n.builder.emit(
+            Pairwise(np.ascontiguousarray(table), a.type.low, b.type.low), a, b, dtype=dtype
+        )
     x, c = (a, b) if isinstance(a, Codes) else (b, a)
     assert isinstance(x, Codes) and isinstance(c, np.ndarray)
     rows = values.T if isinstance(a, Codes) else values  # one row per constant code
@@ -328,7 +383,9 @@ def _pairwise(n: View, fill: Any) -> Tensor:
     return _with_constant_codes(n, x, c.astype(np.int64) - info.min, rows)
 
 
-def _with_constant_codes(n: View, x: Codes, row: npt.NDArray[np.int64], rows: npt.NDArray[np.int32]) -> Tensor:
+def _with_constant_codes(
+    n: View, x: Codes, row: npt.NDArray[np.int64], rows: npt.NDArray[np.int32]
+) -> Tensor:
     shape = joint_shape(x.shape, row.shape)
     index = np.broadcast_to(np.arange(x.type.size).reshape(x.shape), shape)
     moved = n.builder.move(x, index)
@@ -339,7 +396,8 @@ def _with_constant_codes(n: View, x: Codes, row: npt.NDArray[np.int64], rows: np
 
 
 def _scalar_first(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether onnxruntime's broadcasting walks `a` as a scalar in the innermost span: then a's product is added first."""
+    """Whether onnxruntime's broadcasting walks `a` as a scalar in the innermost span: then a's
+    product is added first."""
     rank = max(len(a), len(b))
     a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
     for i in range(rank - 1, -1, -1):
@@ -349,10 +407,11 @@ def _scalar_first(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 
 
 def _add_table(a: Any, b: Any, p: Any, scalar_first: bool) -> npt.NDArray[np.int32]:
-    """QLinearAdd on x86-64: fixed = cz - fma(ra, az, rb * bz); v = fma(a, ra, fma(b, rb, fixed)); saturate(rint(v)).
+    """QLinearAdd on x86-64: fixed = cz - fma(ra, az, rb * bz); v = fma(a, ra, fma(b, rb, fixed));
+    saturate(rint(v)).
 
-    ra and rb are a_scale / c_scale and b_scale / c_scale. A scalar operand's fma is the inner one: the runtime exchanges
-    the operands, in `fixed` too, where a is the scalar.
+    ra and rb are a_scale / c_scale and b_scale / c_scale. A scalar operand's fma is the inner one:
+    the runtime exchanges the operands, in `fixed` too, where a is the scalar.
     """
     a_scale, b_scale, c_scale, a_zero, b_zero, c_zero, info = p
     if scalar_first:
@@ -365,7 +424,8 @@ def _add_table(a: Any, b: Any, p: Any, scalar_first: bool) -> npt.NDArray[np.int
 
 
 def _mul_table(a: Any, b: Any, p: Any) -> npt.NDArray[np.int32]:
-    """QLinearMul on x86-64: v = float32((a - az)(b - bz)) * ((a_scale * b_scale) / c_scale) + cz; saturate(rint(v))."""
+    """QLinearMul on x86-64: v = float32((a - az)(b - bz)) * ((a_scale * b_scale) / c_scale) + cz;
+    saturate(rint(v))."""
     a_scale, b_scale, c_scale, a_zero, b_zero, c_zero, info = p
     ratio = F32(F32(a_scale) * F32(b_scale)) / F32(c_scale)
     product = ((a - a_zero) * (b - b_zero)).astype(F32)
@@ -381,8 +441,8 @@ def _saturate(v: npt.NDArray[np.float32], info: Any) -> npt.NDArray[np.int32]:
 def fma32(a: Any, b: Any, c: Any) -> npt.NDArray[np.float32]:
     """A correctly rounded float32 fused multiply-add.
 
-    The product of two float32 is exact in float64. The sum is rounded to odd there (Boldo and Melquiond 2008), after
-    which the rounding to float32 cannot be a double rounding.
+    The product of two float32 is exact in float64. The sum is rounded to odd there (Boldo and
+    Melquiond 2008), after which the rounding to float32 cannot be a double rounding.
     """
     product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
     product, addend = np.broadcast_arrays(product, np.asarray(c, np.float64))

@@ -1,4 +1,5 @@
-"""Nodes that only move elements. Each is read by applying NumPy's own function to the tensor's indices."""
+"""Nodes that only move elements. Each is read by applying NumPy's own function to the tensor's
+indices."""
 
 from __future__ import annotations
 
@@ -120,7 +121,9 @@ def split(n: View) -> tuple[Tensor, ...]:
         sizes = [min(chunk, x.shape[axis] - i * chunk) for i in range(count)]
     if sum(sizes) != x.shape[axis] or min(sizes) < 0:
         raise Refusal(f"parts {sizes} do not add up to {x.shape[axis]}")
-    return tuple(n.builder.move(x, part) for part in np.split(indices(x), np.cumsum(sizes)[:-1], axis=axis))
+    return tuple(
+        n.builder.move(x, part) for part in np.split(indices(x), np.cumsum(sizes)[:-1], axis=axis)
+    )
 
 
 @lowers("Gather", inputs=2, attributes="axis")
@@ -200,7 +203,9 @@ def pad(n: View) -> Tensor:
     cut = tuple(slice(max(-a, 0), s - max(-b, 0)) for (a, b), s in zip(width, x.shape, strict=True))
     width = [(max(a, 0), max(b, 0)) for a, b in width]
     checked_size(s + a + b for s, (a, b) in zip(x.shape, width, strict=True))
-    return n.builder.move(x, _padded(indices(x)[cut], width, n.attr("mode", "constant")), fill=value)
+    return n.builder.move(
+        x, _padded(indices(x)[cut], width, n.attr("mode", "constant")), fill=value
+    )
 
 
 def _padded(index: IndexArray, width: list[tuple[int, int]], mode: str) -> IndexArray:

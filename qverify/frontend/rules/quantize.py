@@ -1,4 +1,5 @@
-"""The doors between floats and codes: QuantizeLinear, DequantizeLinear, Cast, and the ops that are one table."""
+"""The doors between floats and codes: QuantizeLinear, DequantizeLinear, Cast, and the ops that are
+one table."""
 
 from __future__ import annotations
 
@@ -16,15 +17,20 @@ from qverify.ops import FloatProgram, joint_shape
 EIGHT_BIT = (np.dtype(np.uint8), np.dtype(np.int8))
 
 
-def dequantized(n: View, x: Codes, scale: npt.NDArray[np.float32], zero_point: npt.NDArray[np.int32]) -> FloatCodes:
+def dequantized(
+    n: View, x: Codes, scale: npt.NDArray[np.float32], zero_point: npt.NDArray[np.int32]
+) -> FloatCodes:
     """float32(code - zero_point) * scale, parameters already shaped to broadcast to x."""
     codes = np.arange(x.type.low, x.type.high + 1, dtype=np.int64)
-    start = FloatCodes(x, codes[None].astype(np.float64))  # exact integers; float32 after the subtraction below
+    # Exact integers; float32 after the subtraction below.
+    start = FloatCodes(x, codes[None].astype(np.float64))
     shifted = n.builder.map_rows(start, zero_point, lambda t, z: (t - z).astype(np.float32))
     return n.builder.map_rows(shifted, scale, lambda t, s: t * s.astype(np.float32))
 
 
-@lowers("QuantizeLinear", inputs=3, attributes="axis output_dtype precision", domains=("", MICROSOFT))
+@lowers(
+    "QuantizeLinear", inputs=3, attributes="axis output_dtype precision", domains=("", MICROSOFT)
+)
 def quantize(n: View) -> Tensor:
     x = n.tensor(0)
     scale = n.scale(1, "the scale")
@@ -75,8 +81,15 @@ def cast(n: View) -> Tensor:
         if info and info.min <= x.type.low and x.type.high <= info.max:
             return Codes(x.value, x.type, target)
         if target in EIGHT_BIT and x.dtype in EIGHT_BIT:
-            codes = np.arange(x.type.low, x.type.high + 1).astype(x.dtype).astype(target).astype(np.int32)
-            return n.builder.table(FloatCodes(x, np.zeros((1, len(codes)), np.float32)), codes[None], target)
+            codes = (
+                np.arange(x.type.low, x.type.high + 1)
+                .astype(x.dtype)
+                .astype(target)
+                .astype(np.int32)
+            )
+            return n.builder.table(
+                FloatCodes(x, np.zeros((1, len(codes)), np.float32)), codes[None], target
+            )
         raise Refusal(f"a cast from {x.dtype} to {target} is not supported")
     if target == np.float32:
         return n.floats(0)
@@ -85,7 +98,8 @@ def cast(n: View) -> Tensor:
 
 @lowers("QLinearConcat", inputs=ANY, attributes="axis", domains=(MICROSOFT,))
 def qlinear_concat(n: View) -> Tensor:
-    """Every input is requantized to the output's scale by a table (or copied where scale and zero point agree)."""
+    """Every input is requantized to the output's scale by a table (or copied where scale and zero
+    point agree)."""
     y_scale = scalar(n.scale(0, "the output scale"), "the output scale")
     y_zero = n.constant(1, "the output zero point")
     parts: list[Tensor] = []
@@ -100,12 +114,16 @@ def qlinear_concat(n: View) -> Tensor:
     return n.builder.concat(parts, checked_axis(n.attr("axis"), len(parts[0].shape)))
 
 
-def _requantized(n: View, x: Tensor, scale: Any, zero: Any, y_scale: Any, y_zero: npt.NDArray[Any]) -> Tensor:
+def _requantized(
+    n: View, x: Tensor, scale: Any, zero: Any, y_scale: Any, y_zero: npt.NDArray[Any]
+) -> Tensor:
     out_zero = np.asarray(y_zero.reshape(-1)[0], np.int32)
     info = np.iinfo(y_zero.dtype)
     if isinstance(x, np.ndarray):
         v = (x.astype(np.int32) - zero).astype(np.float32) * np.float32(scale)
-        return np.asarray(quantize_linear(v, y_scale, out_zero, int(info.min), int(info.max)), y_zero.dtype)
+        return np.asarray(
+            quantize_linear(v, y_scale, out_zero, int(info.min), int(info.max)), y_zero.dtype
+        )
     assert isinstance(x, Codes)
     floats = dequantized(n, x, np.asarray(scale, np.float32), np.asarray(zero, np.int32))
     return n.builder.quantize(floats, np.asarray(y_scale, np.float32), out_zero, y_zero.dtype)
@@ -113,7 +131,8 @@ def _requantized(n: View, x: Tensor, scale: Any, zero: Any, y_scale: Any, y_zero
 
 @lowers("QLinearWhere", inputs=9, domains=(MICROSOFT,))
 def qlinear_where(n: View) -> Tensor:
-    """Where with a constant condition: both branches requantized, then picked element by element."""
+    """Where with a constant condition: both branches requantized, then picked element by
+    element."""
     condition = n.constant(0, "the condition").astype(bool)
     z_scale = scalar(n.scale(7, "the output scale"), "the output scale")
     z_zero = n.constant(8, "the output zero point")

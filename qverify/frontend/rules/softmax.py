@@ -17,7 +17,8 @@ OLDEST = (1, 32)  # the runtime whose arithmetic `Softmax` is; earlier ones roun
 
 @lowers("QLinearSoftmax", inputs=5, attributes="axis opset", domains=(MICROSOFT,))
 def qlinear_softmax(n: View) -> Tensor:
-    """Over one axis (opset 13 semantics), or over all axes from `axis` on (before 13), as the attribute `opset` says."""
+    """Over one axis (opset 13 semantics), or over all axes from `axis` on (before 13), as the
+    attribute `opset` says."""
     x = n.codes(0)
     if x.dtype not in EIGHT_BIT:
         raise Refusal(f"its input is {x.dtype} (uint8 and int8 are supported)")
@@ -46,7 +47,9 @@ def qlinear_softmax(n: View) -> Tensor:
     )
     if runtime.release() < OLDEST:
         wanted = ".".join(map(str, OLDEST))
-        raise Refusal(f"onnxruntime {runtime.version()} rounds this op otherwise: install {wanted} or newer")
+        raise Refusal(
+            f"onnxruntime {runtime.version()} rounds this op otherwise: install {wanted} or newer"
+        )
     flat = n.builder.move(x, rows)
     assert isinstance(flat, Codes)
     y = n.builder.emit(op, flat, dtype=x.dtype)

@@ -13,13 +13,14 @@ from qverify.frontend.rules.layout import indices
 from qverify.frontend.tensors import Codes, FloatAcc, FloatCodes, IndexArray, Tensor
 from qverify.ops import FloatProgram, Max
 
-WINDOW = "auto_pad dilations kernel_shape pads strides"  # the attributes that `read_window` reads, but for ceil_mode
+# the attributes that `read_window` reads, but for ceil_mode
+WINDOW = "auto_pad dilations kernel_shape pads strides"
 
 
 @dataclass(frozen=True)
 class Window:
-    """A resolved sliding window: explicit pads (all begins, all ends; ceil_mode already added at the ends). A negative pad
-    leaves elements out."""
+    """A resolved sliding window: explicit pads (all begins, all ends; ceil_mode already added at
+    the ends). A negative pad leaves elements out."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
@@ -29,13 +30,18 @@ class Window:
 
 
 def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], pool: bool) -> Window:
-    """strides, dilations, pads, auto_pad and ceil_mode of a pool or a convolution over an input of `spatial` size."""
+    """strides, dilations, pads, auto_pad and ceil_mode of a pool or a convolution over an input of
+    `spatial` size."""
     rank = len(spatial)
     strides = tuple(n.attr("strides", [1] * rank))
     dilations = tuple(n.attr("dilations", [1] * rank))
     declared = tuple(n.attr("kernel_shape", kernel))
     pads = list(n.attr("pads", [0] * (2 * rank)))
-    if not len(strides) == len(dilations) == len(kernel) == rank or len(pads) != 2 * rank or declared != kernel:
+    if (
+        not len(strides) == len(dilations) == len(kernel) == rank
+        or len(pads) != 2 * rank
+        or declared != kernel
+    ):
         raise Refusal("its window attributes do not fit the input's rank or the weight")
     if min(*strides, *dilations, *kernel) < 1 or min(pads) < 0:
         raise Refusal("a stride, a dilation or a kernel size is not positive, or a pad is negative")
@@ -44,21 +50,35 @@ def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], pool
     if auto not in ("NOTSET", "", "VALID", "SAME_UPPER", "SAME_LOWER"):
         raise Refusal(f"auto_pad '{auto}' is not known")
     if auto.startswith("SAME") and not pool and max(dilations) > 1:
-        raise Refusal(f"auto_pad '{auto}' of a convolution with dilations is not supported by the runtime")
+        raise Refusal(
+            f"auto_pad '{auto}' of a convolution with dilations is not supported by the runtime"
+        )
     output = []
     for i in range(rank):
         if auto.startswith("SAME"):
-            pads[i], pads[rank + i] = _same(spatial[i], kernel[i], strides[i], auto == "SAME_LOWER", pool)
+            pads[i], pads[rank + i] = _same(
+                spatial[i], kernel[i], strides[i], auto == "SAME_LOWER", pool
+            )
         elif auto == "VALID":
             pads[i] = pads[rank + i] = 0
         room = spatial[i] + pads[i] + pads[rank + i] - span[i]
-        if room < 0 and pool and -room < strides[i]:  # the runtime's division gives one window, which sticks out
+        if (
+            room < 0 and pool and -room < strides[i]
+        ):  # the runtime's division gives one window, which sticks out
             pads[rank + i], room = pads[rank + i] - room, 0
         if room < 0:
-            raise Refusal(f"a window of {span[i]} does not fit {spatial[i]} elements with pads {pads}")
+            raise Refusal(
+                f"a window of {span[i]} does not fit {spatial[i]} elements with pads {pads}"
+            )
         size = room // strides[i] + 1
-        if pool and n.attr("ceil_mode", 0) and room % strides[i] and size * strides[i] < spatial[i] + pads[i]:
-            pads[rank + i] += strides[i] - room % strides[i]  # a last window that begins inside the padded input
+        if (
+            pool
+            and n.attr("ceil_mode", 0)
+            and room % strides[i]
+            and size * strides[i] < spatial[i] + pads[i]
+        ):
+            # A last window that begins inside the padded input.
+            pads[rank + i] += strides[i] - room % strides[i]
             size += 1
         output.append(size)
     checked_size(s + pads[i] + pads[rank + i] for i, s in enumerate(spatial))
@@ -67,24 +87,31 @@ def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], pool
 
 
 def _same(size: int, kernel: int, stride: int, lower: bool, pool: bool) -> tuple[int, int]:
-    """onnxruntime's pads for SAME_UPPER and SAME_LOWER: those of the undilated kernel. Where strides jump over elements
-    they are negative, halved towards zero as C divides, and begin otherwise for pools than for convolutions. Measured for
-    every small size (tests/frontend/test_windows.py)."""
+    """onnxruntime's pads for SAME_UPPER and SAME_LOWER: those of the undilated kernel. Where
+    strides jump over elements they are negative, halved towards zero as C divides, and begin
+    otherwise for pools than for convolutions. Measured for every small size
+    (tests/frontend/test_windows.py)."""
     total = (-(-size // stride) - 1) * stride + kernel - size
     first = int((total + lower + (total < 0 and not pool)) / 2)
     return first, total - first
 
 
 def uncut(x: Tensor, window: Window) -> tuple[IndexArray, Window]:
-    """The flat indices of `x` [batch, channels, *spatial] without what negative pads leave out, and the window with these
-    pads zero."""
+    """The flat indices of `x` [batch, channels, *spatial] without what negative pads leave out, and
+    the window with these pads zero."""
     rank = len(window.kernel)
-    cut = [slice(max(0, -window.pads[i]), x.shape[2 + i] - max(0, -window.pads[rank + i])) for i in range(rank)]
-    return indices(x)[(slice(None), slice(None), *cut)], replace(window, pads=tuple(max(0, p) for p in window.pads))
+    cut = [
+        slice(max(0, -window.pads[i]), x.shape[2 + i] - max(0, -window.pads[rank + i]))
+        for i in range(rank)
+    ]
+    return indices(x)[(slice(None), slice(None), *cut)], replace(
+        window, pads=tuple(max(0, p) for p in window.pads)
+    )
 
 
 def window_index(x: Tensor, window: Window) -> IndexArray:
-    """[batch, channels, *output, taps]: the flat index of every tap, -1 in the padding; `x` is NC*spatial."""
+    """[batch, channels, *output, taps]: the flat index of every tap, -1 in the padding; `x` is
+    NC*spatial."""
     rank = len(window.kernel)
     index, window = uncut(x, window)
     width = [(0, 0), (0, 0), *((window.pads[i], window.pads[rank + i]) for i in range(rank))]
@@ -103,7 +130,8 @@ def window_index(x: Tensor, window: Window) -> IndexArray:
 @lowers("MaxPool", inputs=1, attributes=f"{WINDOW} ceil_mode", domains=("", MICROSOFT))
 @lowers("NhwcMaxPool", inputs=1, attributes=f"{WINDOW} ceil_mode", domains=(MICROSOFT,))
 def max_pool(n: View) -> Tensor:
-    """On codes; on floats it commutes with the increasing function that gives them: max(f(a), f(b)) = f(max(a, b))."""
+    """On codes; on floats it commutes with the increasing function that gives them: max(f(a), f(b))
+    = f(max(a, b))."""
     x = n.tensor(0)
     last = n.op == "NhwcMaxPool"
     if last:
@@ -129,19 +157,33 @@ def _max_over(n: View, x: Tensor) -> Tensor:
             return n.builder.emit(Max(), x, dtype=x.dtype)
         case FloatCodes():
             if not (np.diff(x.table, axis=1) >= 0).all():
-                raise Refusal("a maximum of floats that do not increase with their codes is not supported")
+                raise Refusal(
+                    "a maximum of floats that do not increase with their codes is not supported"
+                )
             if x.which is not None and (x.which != x.which[..., :1]).any():
                 raise Refusal("a maximum over elements with different scales is not supported")
             which = None if x.which is None else x.which[..., 0]
             return FloatCodes(n.builder.emit(Max(), x.codes, dtype=x.codes.dtype), x.table, which)
         case FloatAcc():
             for step in x.program.steps:
-                falling = step.kind == "rsub" or (step.kind in ("mul", "div") and (step.operand <= 0).any())
-                varied = step.operand.ndim == len(x.shape) and (step.operand != step.operand[..., :1]).any()
+                falling = step.kind == "rsub" or (
+                    step.kind in ("mul", "div") and (step.operand <= 0).any()
+                )
+                varied = (
+                    step.operand.ndim == len(x.shape)
+                    and (step.operand != step.operand[..., :1]).any()
+                )
                 if falling or (step.operand.size > 1 and varied):
-                    raise Refusal("a maximum of floats that do not increase alike with their accumulators")
+                    raise Refusal(
+                        "a maximum of floats that do not increase alike with their accumulators"
+                    )
             steps = tuple(
-                type(s)(s.kind, s.operand if s.operand.size == 1 else np.broadcast_to(s.operand, x.shape)[..., 0])
+                type(s)(
+                    s.kind,
+                    s.operand
+                    if s.operand.size == 1
+                    else np.broadcast_to(s.operand, x.shape)[..., 0],
+                )
                 for s in x.program.steps
             )
             return FloatAcc(n.builder.emit(Max(), x.codes), FloatProgram(steps, x.program.ordinal))

@@ -1,4 +1,5 @@
-"""`interval.cu` compiled for the CPU by the C++ compiler at hand, in the role of a `cupy.RawModule`."""
+"""`interval.cu` compiled for the CPU by the C++ compiler at hand, in the role of a
+`cupy.RawModule`."""
 
 from __future__ import annotations
 
@@ -25,17 +26,28 @@ GUARD, POISON = 4096, 0xA5
 
 
 def build(variant: Variant, text: str, only_thin: bool = False) -> Path:
-    """The library for a source, made once per content; skips the test where there is no compiler."""
+    """The library for a source, made once per content; skips the test where there is no
+    compiler."""
     program = compiler()
     if program is None or sys.platform == "win32":  # the shim's contexts are POSIX
         pytest.skip("no C++ compiler: the CUDA kernels cannot run on this machine's CPU")
     if only_thin:  # a build in half the time, for faults that any tile shows
         text = re.sub(r'extern "C" .* (DENSE|CONV|NETWORK)\((Wide|Narrow|4|8).*', "", text)
-    flags = ["-O1", "-std=c++17", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-w"]
+    flags = [
+        "-O1",
+        "-std=c++17",
+        "-shared",
+        "-fPIC",
+        "-U_FORTIFY_SOURCE",
+        "-ffp-contract=off",
+        "-w",
+    ]
     flags += [options(variant)[0], *["-DONLY_THIN"] * only_thin]
     own = [(HERE / name).read_text(encoding="utf-8") for name in ("shim.h", "main.cpp")]
     digest = hashlib.sha256("\0".join([program, *flags, *own, text]).encode()).hexdigest()[:24]
-    folder = Path(tempfile.gettempdir()) / f"qverify-shim-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    folder = (
+        Path(tempfile.gettempdir()) / f"qverify-shim-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    )
     folder.mkdir(mode=0o700, exist_ok=True)
     library = folder / f"{digest}.so"
     if not library.exists():
@@ -51,7 +63,8 @@ def build(variant: Variant, text: str, only_thin: bool = False) -> Path:
 
 
 class ShimError(RuntimeError):
-    """What a GPU would answer with an error, or not at all: a barrier that not all threads reach, a stray write."""
+    """What a GPU would answer with an error, or not at all: a barrier that not all threads reach, a
+    stray write."""
 
 
 class Guarded:
@@ -84,17 +97,34 @@ class Function:
         assert self._count >= 0, f"no kernel '{name}'"
 
     def __call__(
-        self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], *, shared_mem: int = 0
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: tuple[Any, ...],
+        *,
+        shared_mem: int = 0,
     ) -> None:
         """Every schedule in turn. Arrays are NumPy's, or the strict machine's."""
-        arguments = tuple(argument.held if isinstance(argument, StrictArray) else argument for argument in arguments)
-        assert shared_mem <= self.max_dynamic_shared_size_bytes, "more shared memory than was asked for"
-        assert len(arguments) == self._count, f"{self._name} takes {self._count} arguments, not {len(arguments)}"
+        arguments = tuple(
+            argument.held if isinstance(argument, StrictArray) else argument
+            for argument in arguments
+        )
+        assert shared_mem <= self.max_dynamic_shared_size_bytes, (
+            "more shared memory than was asked for"
+        )
+        assert len(arguments) == self._count, (
+            f"{self._name} takes {self._count} arguments, not {len(arguments)}"
+        )
         for seed in self._seeds:
             self._once(grid, block, arguments, shared_mem, seed)
 
     def _once(
-        self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], shared: int, seed: int
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: tuple[Any, ...],
+        shared: int,
+        seed: int,
     ) -> None:
         held: dict[int, Guarded] = {}
         values: list[Any] = []
@@ -110,9 +140,15 @@ class Function:
         sizes = (ctypes.c_size_t * len(arrays))(*(array.size for array in arrays))
         size = (*grid, 1)[:2]
         code = self._library.shim_launch(
-            self._name.encode(), *map(ctypes.c_uint, (*size, block[0])), ctypes.c_size_t(shared), ctypes.c_uint(seed),
-            pointers, begins, sizes, len(arrays)
-        )  # fmt: skip
+            self._name.encode(),
+            *map(ctypes.c_uint, (*size, block[0])),
+            ctypes.c_size_t(shared),
+            ctypes.c_uint(seed),
+            pointers,
+            begins,
+            sizes,
+            len(arrays),
+        )
         if code:
             raise ShimError(self._library.shim_message().decode())
         for array in arrays:
@@ -123,9 +159,15 @@ class Module:
     """The kernels of one variant. `seeds`: schedules; an odd one lets warps run ahead."""
 
     def __init__(
-        self, variant: Variant, text: str | None = None, seeds: tuple[int, ...] = (2, 3), only_thin: bool = False
+        self,
+        variant: Variant,
+        text: str | None = None,
+        seeds: tuple[int, ...] = (2, 3),
+        only_thin: bool = False,
     ) -> None:
-        library: Any = ctypes.CDLL(str(build(variant, source() if text is None else text, only_thin)))
+        library: Any = ctypes.CDLL(
+            str(build(variant, source() if text is None else text, only_thin))
+        )
         library.shim_message.restype = ctypes.c_char_p
         self._library, self._seeds = library, seeds
 

@@ -1,12 +1,14 @@
 """Reads VNN-LIB specifications, versions 1.0 and 2.x, into an exact `Property`.
 
-One pass: a compiled regular expression cuts the text into tokens, of which a whole `(assert (<= X_3 0.5))` is one, so
-that 100 MB stay cheap. Nothing recurses: an open parenthesis is a frame on a list, reduced when it closes. A `not` is
-pushed inward while reading, as the polarity of the frames below it. The unsafe set is kept as one conjunction and a
-list of disjunctions, multiplied out at the end.
+One pass: a compiled regular expression cuts the text into tokens, of which a whole `(assert (<= X_3
+0.5))` is one, so that 100 MB stay cheap. Nothing recurses: an open parenthesis is a frame on a
+list, reduced when it closes. A `not` is pushed inward while reading, as the polarity of the frames
+below it. The unsafe set is kept as one conjunction and a list of disjunctions, multiplied out at
+the end.
 
-Reference: VNN-LIB 1.0 as the VNN-COMP rules and scorer read it, widened by what real files contain; VNN-LIB 2.x as in
-github.com/VNNLIB/VNNLIB-Standard (grammar.cf), widened by scientific notation and `=`.
+Reference: VNN-LIB 1.0 as the VNN-COMP rules and scorer read it, widened by what real files contain;
+VNN-LIB 2.x as in github.com/VNNLIB/VNNLIB-Standard (grammar.cf), widened by scientific notation and
+`=`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from typing import Final
 from qverify.deadline import looking
 from qverify.errors import SpecError
 from qverify.files import Damaged, existing, unpacked
-from qverify.frontend.constraints import (
+from qverify.property import Case, Property, Query
+from qverify.vnnlib.constraints import (
     NEGATED,
     Atom,
     Bounds,
@@ -42,15 +45,17 @@ from qverify.frontend.constraints import (
     tighten,
     type_ranges,
 )
-from qverify.frontend.declarations import Names
-from qverify.property import Case, Property, Query
+from qverify.vnnlib.declarations import Names
 
 MAX_BYTES: Final = 1 << 30  # of text; the largest known property has 124 MB
 MAX_CASES: Final = 1_000_000  # conjunctions after multiplying out
-MAX_SIZE: Final = 50_000_000  # inequalities in them, and bounds in all boxes, at 8 bytes or more each
-LEAST_PRODUCTS: Final = 1_000_000  # of numbers, in all sums; and more for every character of the file
+# Inequalities in them, and bounds in all boxes, at 8 bytes or more each.
+MAX_SIZE: Final = 50_000_000
+# Of numbers, in all sums; and more for every character of the file.
+LEAST_PRODUCTS: Final = 1_000_000
 MAX_PRODUCTS: Final = 2
-MAX_DEPTH: Final = 10_000  # open parentheses; sums nested once per input are the deepest that real files come
+# Open parentheses; sums nested once per input are the deepest that real files come.
+MAX_DEPTH: Final = 10_000
 
 _SPACE = r"[ \t\r\n\f\v]"
 _SKIP = rf"(?:{_SPACE}++|;[^\n]*+)*+"
@@ -77,20 +82,25 @@ _SPLIT: Final = "split the property into several files"
 
 
 def read_property(path: str | os.PathLike[str]) -> Property:
-    """The property in the file at `path`, or at `path`.gz where there is no such file; gzip is told by its content.
+    """The property in the file at `path`, or at `path`.gz where there is no such file; gzip is told
+    by its content.
 
-    Raises SpecError if the file cannot be read, is neither VNN-LIB 1.0 (VNN-COMP rules) nor 2.x (VNNLIB-Standard), or
-    uses what is not supported.
+    Raises SpecError if the file cannot be read, is neither VNN-LIB 1.0 (VNN-COMP rules) nor 2.x
+    (VNNLIB-Standard), or uses what is not supported.
     """
     name = os.fspath(path)
     try:
         text = unpacked(existing(Path(name)), MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SpecError(f"{name}: not a VNN-LIB file: byte {error.start} is not UTF-8 text") from error
+        raise SpecError(
+            f"{name}: not a VNN-LIB file: byte {error.start} is not UTF-8 text"
+        ) from error
     except Damaged as error:
         raise SpecError(f"{name}: {error}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise SpecError(f"{name}: cannot read: {getattr(error, 'strerror', None) or error}") from error
+        raise SpecError(
+            f"{name}: cannot read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return parse_property(text, name)
 
 
@@ -100,11 +110,13 @@ def property_sha256(path: Path) -> str:
 
 
 def parse_property(text: str, source: str = "<string>") -> Property:
-    """The property that `text` describes, VNN-LIB 1.0 (VNN-COMP rules) or 2.x (VNNLIB-Standard) by its content.
+    """The property that `text` describes, VNN-LIB 1.0 (VNN-COMP rules) or 2.x (VNNLIB-Standard) by
+    its content.
 
-    Raises SpecError, one line that begins with `source` and, where a place is at fault, its line number.
+    Raises SpecError, one line that begins with `source` and, where a place is at fault, its line
+    number.
     """
-    reader = _Reader(text)
+    reader = _TextReader(text)
     try:
         reader.read()
         return reader.property()
@@ -125,7 +137,8 @@ class _Other:
 class _Logic:
     """An open assert, and, or, not: a conjunction (atoms and factors) or a disjunction (cases).
 
-    Inside its own kind it shares its parent's lists: nesting costs nothing, and an `and` at the top is several asserts.
+    Inside its own kind it shares its parent's lists: nesting costs nothing, and an `and` at the top
+    is several asserts.
     """
 
     head: str
@@ -133,7 +146,8 @@ class _Logic:
     positive: bool = True  # False below an odd number of `not`
     is_or: bool = False  # once `not` is pushed inward
     atoms: list[Atom] = field(default_factory=list)
-    factors: list[Disjunction] = field(default_factory=list)  # an empty one makes the conjunction false
+    # An empty one makes the conjunction false.
+    factors: list[Disjunction] = field(default_factory=list)
     cases: Disjunction = field(default_factory=list)
     children: int = 0
 
@@ -161,7 +175,10 @@ def _opened(parent: _Logic | _Term, head: str, pos: int) -> _Logic | _Term:
     """The frame of the form `(head` inside `parent`."""
     known = _LOGIC | NEGATED.keys() if isinstance(parent, _Logic) else _ARITHMETIC
     if head not in known:
-        raise Fault(f"unknown operator {quote(head)} in '{parent.head}': expected one of {' '.join(sorted(known))}")
+        raise Fault(
+            f"unknown operator {quote(head)} in '{parent.head}': expected one of "
+            f"{' '.join(sorted(known))}"
+        )
     if isinstance(parent, _Term) or head not in _LOGIC:
         return _Term(head, pos)
     positive = parent.positive != (head == "not")
@@ -171,7 +188,7 @@ def _opened(parent: _Logic | _Term, head: str, pos: int) -> _Logic | _Term:
     return _Logic(head, pos, positive, is_or, parent.atoms, parent.factors, parent.cases)
 
 
-class _Reader:
+class _TextReader:
     """Turns the text into `names` and, in `root`, the conjunction of all asserts."""
 
     def __init__(self, text: str) -> None:
@@ -180,10 +197,16 @@ class _Reader:
         self._names = Names()
         self._root = _Logic("", 0)
         self._room = MAX_SIZE
-        self._products = LEAST_PRODUCTS + MAX_PRODUCTS * len(text)  # so that time stays linear in the text
+        # So that time stays linear in the text.
+        self._products = LEAST_PRODUCTS + MAX_PRODUCTS * len(text)
 
     def read(self) -> None:
-        handlers = {"simple": self._simple, "open": self._open, "close": self._close, "word": self._word}
+        handlers = {
+            "simple": self._simple,
+            "open": self._open,
+            "close": self._close,
+            "word": self._word,
+        }
         for match in looking(_TOKEN.finditer(self._text), 4096):
             kind = match.lastgroup or "end"
             try:
@@ -200,7 +223,8 @@ class _Reader:
             raise Fault("empty file: it declares nothing")
 
     def _simple(self, match: re.Match[str]) -> None:
-        """`(op a b)` of two plain operands, or the whole assert around it: nearly every line of a large file."""
+        """`(op a b)` of two plain operands, or the whole assert around it: nearly every line of a
+        large file."""
         op, left, right = match.group("op", "left", "right")
         parent = self._stack[-1] if self._stack else None
         if match.group("assert"):
@@ -210,7 +234,13 @@ class _Reader:
         if not isinstance(parent, _Logic):
             raise Fault(f"a comparison '{op}' cannot stand here")
         a, b = self._names.operand(left), self._names.operand(right)
-        if not isinstance(b, int) and isinstance(a, int) and a >= 0 and parent.positive and op in ("<=", ">="):
+        if (
+            not isinstance(b, int)
+            and isinstance(a, int)
+            and a >= 0
+            and parent.positive
+            and op in ("<=", ">=")
+        ):
             parent.add([((2 * a + (op == "<="), b, False),)])
         else:
             parent.add(compare(op, linear(a), linear(b), parent.positive))
@@ -224,10 +254,15 @@ class _Reader:
             raise self._unclosed(pos)
         if isinstance(parent, _Logic | _Term):
             if self._names.is_operand(head):
-                raise Fault(f"{quote(head)} cannot stand first: write (>= {head} ...), not ({head} >= ...)", pos)
+                raise Fault(
+                    f"{quote(head)} cannot stand first: write (>= {head} ...), not ({head} >= ...)",
+                    pos,
+                )
             self._stack.append(_opened(parent, head, pos))
         elif parent is None and head == "assert":
-            self._stack.append(_Logic(head, pos, atoms=self._root.atoms, factors=self._root.factors))
+            self._stack.append(
+                _Logic(head, pos, atoms=self._root.atoms, factors=self._root.factors)
+            )
         else:
             self._stack.append(_Other(head, pos))
 
@@ -240,7 +275,9 @@ class _Reader:
             self._close_logic(frame, parent)
         elif isinstance(frame, _Term) and isinstance(parent, _Logic):
             if len(frame.operands) != 2:
-                raise Fault(f"'{frame.head}' needs 2 operands, not {len(frame.operands)}", frame.pos)
+                raise Fault(
+                    f"'{frame.head}' needs 2 operands, not {len(frame.operands)}", frame.pos
+                )
             parent.add(compare(frame.head, frame.operands[0], frame.operands[1], parent.positive))
         elif isinstance(frame, _Term) and isinstance(parent, _Term):
             if frame.head != "+":
@@ -254,7 +291,9 @@ class _Reader:
     def _close_logic(self, frame: _Logic, parent: _Logic) -> None:
         if frame.children == 0 or (frame.children > 1 and frame.head in ("assert", "not")):
             wanted = "at least" if frame.head in ("and", "or") else "exactly"
-            raise Fault(f"'{frame.head}' needs {wanted} one condition, not {frame.children}", frame.pos)
+            raise Fault(
+                f"'{frame.head}' needs {wanted} one condition, not {frame.children}", frame.pos
+            )
         parent.children += 1
         if frame.is_or and not parent.is_or:
             parent.factors.append(frame.cases)
@@ -266,17 +305,26 @@ class _Reader:
         if isinstance(frame, _Term):
             frame.operands.append(linear(self._names.operand(word)))
         elif not isinstance(frame, _Other):
-            raise Fault(f"unexpected {quote(word)}" + (f": '{frame.head}' needs conditions" if frame else ""))
+            raise Fault(
+                f"unexpected {quote(word)}"
+                + (f": '{frame.head}' needs conditions" if frame else "")
+            )
 
     def _unclosed(self, pos: int) -> Fault:
-        """A command begins at `pos`, or the text ends there, while forms are open: blame where the outermost opened."""
+        """A command begins at `pos`, or the text ends there, while forms are open: blame where the
+        outermost opened."""
         frame, line = self._stack[0], self._text.count("\n", 0, pos) + 1
-        return Fault(f"unbalanced parenthesis: {quote('(' + frame.head)} is not closed by line {line}", frame.pos)
+        return Fault(
+            f"unbalanced parenthesis: {quote('(' + frame.head)} is not closed by line {line}",
+            frame.pos,
+        )
 
     def _multiplied(self, atoms: list[Atom], factors: list[Disjunction]) -> Disjunction:
         """`atoms` and one case of each factor, in every combination, in the order of the file."""
         count = 1
-        for factor in sorted(factors, key=len):  # an empty one first: false, however many the others are
+        for factor in sorted(
+            factors, key=len
+        ):  # an empty one first: false, however many the others are
             count *= len(factor)
             if count > MAX_CASES:
                 raise Fault(f"more than {MAX_CASES} cases after multiplying out: {_SPLIT}")
@@ -290,10 +338,13 @@ class _Reader:
         return [tuple(chain(atoms, *choice)) for choice in looking(product(*factors), 1024)]
 
     def _multiply(self, terms: int, pos: int) -> None:
-        """Note that terms are multiplied: often in all only where products or differences nest around long sums."""
+        """Note that terms are multiplied: often in all only where products or differences nest
+        around long sums."""
         self._products -= terms
         if self._products < 0:
-            raise Fault("products or differences nest too deeply around sums: multiply them out", pos)
+            raise Fault(
+                "products or differences nest too deeply around sums: multiply them out", pos
+            )
 
     def _spend(self, size: int) -> None:
         self._room -= size
@@ -312,8 +363,12 @@ class _Reader:
         if empty := self._contradiction(outer):
             if not second:
                 raise Fault(empty)
-            return Property(self._names.version, inputs, outputs, (), (f"no input is allowed: {empty}",))
-        groups: dict[frozenset[tuple[int, tuple[Fraction, bool]]], tuple[Bounds, dict[object, Case]]] = {}
+            return Property(
+                self._names.version, inputs, outputs, (), (f"no input is allowed: {empty}",)
+            )
+        groups: dict[
+            frozenset[tuple[int, tuple[Fraction, bool]]], tuple[Bounds, dict[object, Case]]
+        ] = {}
         filled: set[int] = set()  # the keys of bounds that are their type's
         conjunctions = self._multiplied([], self._root.factors)
         self._spend(len(conjunctions) * len(common))
@@ -325,7 +380,10 @@ class _Reader:
             missing = [key for key in unbounded if key not in bounds]
             for key in missing:
                 if key not in outer:
-                    raise Fault(f"{self._names.input_name(key >> 1)} has no {'upper' if key & 1 else 'lower'} bound")
+                    raise Fault(
+                        f"{self._names.input_name(key >> 1)} has no "
+                        f"{'upper' if key & 1 else 'lower'} bound"
+                    )
             filled.update(missing)
             unbounded = [key for key in unbounded if key not in filled] if missing else unbounded
             _, cases = groups.setdefault(frozenset(bounds.items()), (bounds, {}))
@@ -333,11 +391,15 @@ class _Reader:
             cases[case, tuple(row.arithmetic for row in case if row.arithmetic)] = case
         self._spend(2 * count * len(groups))
         queries = [
-            Query(box(count, {**outer, **bounds}), tuple(cases.values()), second) for bounds, cases in groups.values()
+            Query(box(count, {**outer, **bounds}), tuple(cases.values()), second)
+            for bounds, cases in groups.values()
         ]
         doubts = self._doubts_about({key >> 1 for key in filled})
         if not queries:
-            doubts.append("its conditions contradict each other whatever the network computes: nothing can be unsafe")
+            doubts.append(
+                "its conditions contradict each other whatever the network computes: nothing can "
+                "be unsafe"
+            )
         return Property(self._names.version, inputs, outputs, tuple(queries), tuple(doubts))
 
     def _doubts_about(self, filled: set[int]) -> list[str]:
@@ -346,14 +408,21 @@ class _Reader:
             return []
         others = f" and {len(filled) - 1} more" if len(filled) > 1 else ""
         name = self._names.input_name(min(filled))
-        return [f"the property does not bound {name}{others} on both sides: every finite float32 is allowed there"]
+        return [
+            f"the property does not bound {name}{others} on both sides: every finite float32 is "
+            "allowed there"
+        ]
 
     def _contradiction(self, bounds: Bounds) -> str:
         """What is contradictory in the bounds that hold for all inputs; empty if nothing is."""
         for key in bounds:
             if not key & 1 and contradictory(key >> 1, bounds, {}):
                 (lower, _), (upper, _) = bounds[key], bounds[key + 1]
-                ends = f"lower {decimal(lower)} {'>' if lower > upper else '='} upper {decimal(upper)}"
+                ends = (
+                    f"lower {decimal(lower)} {'>' if lower > upper else '='} upper {decimal(upper)}"
+                )
                 excluded = "" if lower > upper else ", and that value is excluded"
-                return f"contradictory bounds for {self._names.input_name(key >> 1)}: {ends}{excluded}"
+                return (
+                    f"contradictory bounds for {self._names.input_name(key >> 1)}: {ends}{excluded}"
+                )
         return ""

@@ -1,4 +1,5 @@
-"""VNN-LIB in, exact Property out: every form that is understood, every error, real files, and a reference evaluator."""
+"""VNN-LIB in, exact Property out: every form that is understood, every error, real files, and a
+reference evaluator."""
 
 from __future__ import annotations
 
@@ -18,12 +19,13 @@ from hypothesis import strategies as st
 
 from qverify.deadline import Deadline, TimeUp
 from qverify.errors import SpecError
-from qverify.frontend import vnnlib
-from qverify.frontend.vnnlib import parse_property, read_property
 from qverify.property import Box, Property, Row, Variable
+from qverify.vnnlib import reader
+from qverify.vnnlib.reader import parse_property, read_property
 
 SHARED = Path(__file__).parents[3] / "shared"
-VALUES = [Fraction(n, 2) for n in range(-4, 5)]  # all points and most constants of the random tests: ends are hit
+# All points and most constants of the random tests: ends are hit.
+VALUES = [Fraction(n, 2) for n in range(-4, 5)]
 
 
 def flat(body: str, inputs: int = 2, outputs: int = 2, box: bool = True) -> str:
@@ -34,7 +36,9 @@ def flat(body: str, inputs: int = 2, outputs: int = 2, box: bool = True) -> str:
     return "\n".join([*lines, body])
 
 
-def network(body: str, declarations: str = "(declare-input X real [2]) (declare-output Y real [2])") -> str:
+def network(
+    body: str, declarations: str = "(declare-input X real [2]) (declare-output Y real [2])"
+) -> str:
     """A VNN-LIB 2.0 file."""
     return f"(vnnlib-version <2.0>)\n(declare-network f {declarations})\n{body}"
 
@@ -71,7 +75,9 @@ def error_of(text: str, source: str = "prop.vnnlib") -> str:
 
 
 def holds(row: Row, x: tuple[Fraction, ...], y: tuple[Fraction, ...]) -> bool:
-    total = sum((c * x[i] for i, c in row.x), Fraction(0)) + sum((c * y[j] for j, c in row.y), Fraction(0))
+    total = sum((c * x[i] for i, c in row.x), Fraction(0)) + sum(
+        (c * y[j] for j, c in row.y), Fraction(0)
+    )
     return total < row.rhs or (total == row.rhs and not row.strict)
 
 
@@ -90,7 +96,8 @@ def unsafe(prop: Property, x: tuple[Fraction, ...], y: tuple[Fraction, ...]) -> 
     )
 
 
-# --- VNN-LIB 1.0 -----------------------------------------------------------------------------------------------------
+# --- VNN-LIB 1.0
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_small_property_in_full() -> None:
@@ -136,7 +143,9 @@ def test_numbers_are_exact(text: str, value: Fraction) -> None:
      "nan", "NaN", "inf", "-inf", "+Infinity", "١"],
 )  # fmt: skip
 def test_bad_numbers(text: str) -> None:
-    assert re.match(r":7: (bad number|undeclared variable '١')", error_of(flat(f"(assert (<= Y_0 {text}))")))
+    assert re.match(
+        r":7: (bad number|undeclared variable '١')", error_of(flat(f"(assert (<= Y_0 {text}))"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,7 +192,8 @@ def test_rows_keep_order_and_drop_repetition() -> None:
         row({}, {0: 1}, 1),
         row({}, {1: 1}, 2),
     )
-    one, other = rows_of("(assert (<= Y_0 1))(assert (<= 0 (- 1 Y_0)))")  # the same, but rounding changes only one
+    # The same, but rounding changes only one.
+    one, other = rows_of("(assert (<= Y_0 1))(assert (<= 0 (- 1 Y_0)))")
     assert one == other and one.arithmetic is None and other.arithmetic is not None
 
 
@@ -256,12 +266,21 @@ def test_arithmetic_alone_bounds_a_box() -> None:
     own, rows = rounded_bound("(assert (and (<= (* 3 X_0) 6) (>= (* 3 X_0) -6)))")
     assert 2 < own.upper[0] < Fraction("2.0000000001") and own.lower[0] == -own.upper[0]
     assert len(rows) == 2
-    with pytest.raises(SpecError, match="X_0 has no upper bound"):  # the factors cancel but for rounding
-        rounded_bound("(assert (>= X_0 0))(assert (<= (- (* 1e20 X_0) (* 99999999999999999999 X_0)) 1))")
+    with pytest.raises(
+        SpecError, match="X_0 has no upper bound"
+    ):  # the factors cancel but for rounding
+        rounded_bound(
+            "(assert (>= X_0 0))(assert (<= (- (* 1e20 X_0) (* 99999999999999999999 X_0)) 1))"
+        )
 
 
 def test_bounds_that_are_exact() -> None:
-    for bound in ("(<= (* 2 X_0) 0.2)", "(>= (* -4 X_0) -0.4)", "(>= 0.8 (* 8 X_0))", "(>= (- X_0) -0.1)"):
+    for bound in (
+        "(<= (* 2 X_0) 0.2)",
+        "(>= (* -4 X_0) -0.4)",
+        "(>= 0.8 (* 8 X_0))",
+        "(>= (- X_0) -0.1)",
+    ):
         own, rows = rounded_bound(f"(assert (>= X_0 0))(assert {bound})", True)
         assert own.upper == exact("0.1") and len(rows) == ("*" in bound)
     for bound in ("(<= (* 0.5 X_0) 0.05)", "(<= (* 3 X_0) 0.3)", "(<= (+ X_0 X_0) 0.2)"):
@@ -293,32 +312,51 @@ def test_factors_whose_variables_cancel_are_variables() -> None:
 def test_a_looser_bound_that_excludes_its_end_stays() -> None:
     """As the float32 next to it inside, which is excluded however the bound is rounded."""
     near, far = "0.10000000001", "0.11"
-    below, above = (Fraction(float(v)) for v in (np.nextafter(np.float32(0.1), np.float32(0)), np.float32(0.1)))
+    below, above = (
+        Fraction(float(v)) for v in (np.nextafter(np.float32(0.1), np.float32(0)), np.float32(0.1))
+    )
     one = ("(<= X_0 0.1)", f"(< X_0 {near})")
     for pair in (one, one[::-1]):
-        own, (row,) = rounded_bound("(assert (>= X_0 0))" + "".join(f"(assert {atom})" for atom in pair))
+        own, (row,) = rounded_bound(
+            "(assert (>= X_0 0))" + "".join(f"(assert {atom})" for atom in pair)
+        )
         assert own.upper == exact("0.1") and not own.upper_strict
         assert (row.x, row.rhs, row.strict) == (((0, Fraction(1)),), below, True)
-    own, (row,) = rounded_bound("(assert (<= X_0 3))(assert (> X_0 0.09999999999))(assert (or (>= X_0 0.1)))")
+    own, (row,) = rounded_bound(
+        "(assert (<= X_0 3))(assert (> X_0 0.09999999999))(assert (or (>= X_0 0.1)))"
+    )
     assert own.lower == exact("0.1") and (row.x, row.rhs) == (((0, Fraction(-1)),), -above)
-    for atoms in ((one[0], f"(< X_0 {far})"), ("(< X_0 0.1)", f"(< X_0 {near})"), ("(< X_0 0.1)", f"(<= X_0 {near})")):
-        assert not rounded_bound("(assert (>= X_0 0))" + "".join(f"(assert {atom})" for atom in atoms))[1]
+    for atoms in (
+        (one[0], f"(< X_0 {far})"),
+        ("(< X_0 0.1)", f"(< X_0 {near})"),
+        ("(< X_0 0.1)", f"(<= X_0 {near})"),
+    ):
+        assert not rounded_bound(
+            "(assert (>= X_0 0))" + "".join(f"(assert {atom})" for atom in atoms)
+        )[1]
 
 
 def test_an_excluded_end_contradicts_a_point() -> None:
     point = "(assert (<= X_0 7.225))(assert (>= X_0 7.225))"
     for atom in ("(not (>= X_0 7.225))", "(not (<= X_0 7.225))", "(< X_0 7.225)"):
-        with pytest.raises(SpecError, match=r"lower 7\.225 = upper 7\.225, and that value is excluded"):
+        with pytest.raises(
+            SpecError, match=r"lower 7\.225 = upper 7\.225, and that value is excluded"
+        ):
             rounded_bound(f"{point}(assert {atom})")
         second = network(f"{point}(assert {atom})".replace("X_0", "X[0]"))
         assert not parse_property(second).queries
-        text = "(declare-const X_0 Real)(declare-const Y_0 Real)" + point + f"(assert (or {atom} (>= Y_0 1)))"
+        text = (
+            "(declare-const X_0 Real)(declare-const Y_0 Real)"
+            + point
+            + f"(assert (or {atom} (>= Y_0 1)))"
+        )
         (query,) = parse_property(text).queries
         assert [len(case) for case in query.cases] == [1]
 
 
 def test_strict_bounds() -> None:
-    assert box_of("(assert (< X_1 2))").upper_strict == {1}  # at the same value the strict one is tighter
+    # At the same value the strict one is tighter.
+    assert box_of("(assert (< X_1 2))").upper_strict == {1}
     assert box_of("(assert (> X_1 -2))(assert (>= X_1 -1))").lower_strict == frozenset()
     assert box_of("(assert (> X_1 -3))").lower_strict == frozenset()
     queries = parse_property(flat("(assert (< X_0 1))(assert (or (<= X_0 0) (< X_1 1)))")).queries
@@ -344,7 +382,8 @@ def test_equal_boxes_and_equal_cases_are_one() -> None:
 
 def test_nested_logic_is_multiplied_out() -> None:
     body = (
-        "(assert (or (and (<= Y_0 0) (or (<= Y_1 1) (and (<= Y_1 2) (not (and (<= Y_0 3) (<= Y_1 3)))))) (<= Y_1 9)))"
+        "(assert (or (and (<= Y_0 0) (or (<= Y_1 1) (and (<= Y_1 2) (not (and (<= Y_0 3) (<= Y_1 "
+        "3)))))) (<= Y_1 9)))"
     )
     (query,) = parse_property(flat(body)).queries
     assert [len(case) for case in query.cases] == [2, 3, 3, 1]
@@ -358,7 +397,9 @@ def test_the_box_may_come_from_disjuncts_alone() -> None:
 
 
 def test_contradictory_disjuncts_are_dropped() -> None:
-    body = "(assert (or (and (<= X_0 0) (>= X_0 1)) (>= X_0 3) (and (< X_0 0) (>= X_0 0)) (<= Y_0 0)))"
+    body = (
+        "(assert (or (and (<= X_0 0) (>= X_0 1)) (>= X_0 3) (and (< X_0 0) (>= X_0 0)) (<= Y_0 0)))"
+    )
     (query,) = parse_property(flat(body)).queries
     assert query.cases == ((row({}, {0: 1}, 0),),)
     assert parse_property(flat("(assert (or (and (<= X_0 0) (>= X_0 1))))")).queries == ()
@@ -378,13 +419,18 @@ def test_layout_does_not_matter() -> None:
 
 def test_deep_sums_and_logic_do_not_recurse() -> None:
     depth = max(3000, sys.getrecursionlimit() * 2)
-    assert rows_of("(assert (<= " + "(+ Y_0 " * depth + "0" + ")" * depth + " 0))") == (row({}, {0: depth}, 0),)
+    assert rows_of("(assert (<= " + "(+ Y_0 " * depth + "0" + ")" * depth + " 0))") == (
+        row({}, {0: depth}, 0),
+    )
     for head in ("and ", "or ", "not (not ", "or (<= 1 0) "):
         closing = ")" * (depth * (2 if head.startswith("not") else 1))
-        assert rows_of("(assert " + f"({head}" * depth + "(<= Y_0 0)" + closing + ")") == (row({}, {0: 1}, 0),)
+        assert rows_of("(assert " + f"({head}" * depth + "(<= Y_0 0)" + closing + ")") == (
+            row({}, {0: 1}, 0),
+        )
 
 
-# --- VNN-LIB 2.x -----------------------------------------------------------------------------------------------------
+# --- VNN-LIB 2.x
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_network_with_several_tensors() -> None:
@@ -400,23 +446,32 @@ def test_a_network_with_several_tensors() -> None:
     (query,) = prop.queries
     assert query.box == Box(exact(0, 0, 0, 0, 0, -0.1, 0), exact(0, 0, 0, 0, 0, 1, 7))
     c_below_b = row({6: -1}, {0: 1}, 0, True)
-    assert query.cases == ((c_below_b, row({}, {0: -1, 2: 1}, 0, True)), (c_below_b, row({}, {0: 1, 2: -1}, 0, True)))
+    assert query.cases == (
+        (c_below_b, row({}, {0: -1, 2: 1}, 0, True)),
+        (c_below_b, row({}, {0: 1, 2: -1}, 0, True)),
+    )
 
 
 def test_white_space_before_an_index() -> None:
     """As the reference library prints it, on one line."""
-    plain = "(assert (and (>= X[0] -1.0) (<= X[0] 1.0) (= X[1] 0.5))) (assert (>= (+ Y[0] (- Y[1])) 0.5))"
+    plain = (
+        "(assert (and (>= X[0] -1.0) (<= X[0] 1.0) (= X[1] 0.5))) (assert (>= (+ Y[0] (- Y[1])) "
+        "0.5))"
+    )
     spaced = plain.replace("[", " [ ").replace("]", "\n]")
     assert parse_property(network(spaced)) == parse_property(network(plain))
     assert "'X [2]' is not an element of X" in error_of(network("(assert (>= X [2] 0))"))
 
 
 def test_an_empty_box_is_no_error_in_2_0() -> None:
-    """It asks whether there is an input, and there is none; nor is one where all disjuncts contradict themselves."""
+    """It asks whether there is an input, and there is none; nor is one where all disjuncts
+    contradict themselves."""
     prop = parse_property(network("(assert (and (>= X[0] 2.0) (<= X[0] 1.0)))"))
     assert prop.queries == ()
     assert prop.doubts == ("no input is allowed: contradictory bounds for X[0]: lower 2 > upper 1",)
-    prop = parse_property(network("(assert (= X[0] 0))(assert (or (> X[0] 1) (and (< X[1] 0) (>= X[1] 0))))"))
+    prop = parse_property(
+        network("(assert (= X[0] 0))(assert (or (> X[0] 1) (and (< X[1] 0) (>= X[1] 0))))")
+    )
     assert prop.queries == () and len(prop.doubts) == 1
     byte = "(declare-input X uint8 [1]) (declare-output Y real [1])"
     for wrong in ("(< X -1)", "(>= X 256)"):
@@ -425,13 +480,20 @@ def test_an_empty_box_is_no_error_in_2_0() -> None:
 
 def test_an_input_without_bounds_ranges_over_its_type_in_2_0() -> None:
     largest = Fraction(float(np.finfo(np.float32).max))
-    declarations = "(declare-input X float32 [2]) (declare-input Z int8 [1]) (declare-output Y real [1])"
-    prop = parse_property(network("(assert (>= X[1] 0.5)) (assert (or (<= X[1] 9) (= X[0] 1)))", declarations))
+    declarations = (
+        "(declare-input X float32 [2]) (declare-input Z int8 [1]) (declare-output Y real [1])"
+    )
+    prop = parse_property(
+        network("(assert (>= X[1] 0.5)) (assert (or (<= X[1] 9) (= X[0] 1)))", declarations)
+    )
     first, second = prop.queries
-    assert first.box == Box((-largest, Fraction(1, 2), Fraction(-128)), (largest, Fraction(9), Fraction(127)))
+    assert first.box == Box(
+        (-largest, Fraction(1, 2), Fraction(-128)), (largest, Fraction(9), Fraction(127))
+    )
     assert second.box == Box(exact(1, 0.5, -128), (Fraction(1), largest, Fraction(127)))
     assert prop.doubts == (
-        "the property does not bound X[0] and 1 more on both sides: every finite float32 is allowed there",
+        "the property does not bound X[0] and 1 more on both sides: every finite float32 is "
+        "allowed there",
     )
     boxes = "(assert (or (and (>= X[0] 0) (<= X[0] 1) (= X[1] 0)) (and (= X[0] 9) (= X[1] 0))))"
     assert parse_property(network(boxes)).doubts == ()
@@ -439,22 +501,39 @@ def test_an_input_without_bounds_ranges_over_its_type_in_2_0() -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "lower", "upper"),
-    [("uint8", 0, 255), ("int8", -128, 127), ("uint4", 0, 15), ("int4", -8, 7), ("int32", -(2**31), 2**31 - 1)],
+    [
+        ("uint8", 0, 255),
+        ("int8", -128, 127),
+        ("uint4", 0, 15),
+        ("int4", -8, 7),
+        ("int32", -(2**31), 2**31 - 1),
+    ],
 )
 def test_integer_types_bound_their_inputs(dtype: str, lower: int, upper: int) -> None:
-    declarations = f"(declare-input a real [1]) (declare-input b {dtype} [2]) (declare-output Y int8 [1])"
-    (query,) = parse_property(network("(assert (= a 0.5)) (assert (<= b[1] 3))", declarations)).queries
+    declarations = (
+        f"(declare-input a real [1]) (declare-input b {dtype} [2]) (declare-output Y int8 [1])"
+    )
+    (query,) = parse_property(
+        network("(assert (= a 0.5)) (assert (<= b[1] 3))", declarations)
+    ).queries
     assert query.box == Box(
-        (Fraction(1, 2), Fraction(lower), Fraction(lower)), (Fraction(1, 2), Fraction(upper), Fraction(3))
+        (Fraction(1, 2), Fraction(lower), Fraction(lower)),
+        (Fraction(1, 2), Fraction(upper), Fraction(3)),
     )
 
 
 def test_the_version_is_told_by_content() -> None:
-    assert parse_property(network("(assert (= X[0] 1))(assert (= X[1] 1))").replace("<2.0>", "<2.1>")).version == "2.1"
+    assert (
+        parse_property(
+            network("(assert (= X[0] 1))(assert (= X[1] 1))").replace("<2.0>", "<2.1>")
+        ).version
+        == "2.1"
+    )
     assert "unknown command" in error_of("(declare-something X real [2])")
 
 
-# --- errors ----------------------------------------------------------------------------------------------------------
+# --- errors
+# --------------------------------------------------------------------------------------------------
 
 FLAT_ERRORS = [
     ("(assert (<= Y_0 0)))", "7: unbalanced parenthesis: ')' closes nothing"),
@@ -522,7 +601,9 @@ FLAT_ERRORS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "expected"), FLAT_ERRORS, ids=[body[:40] for body, _ in FLAT_ERRORS])
+@pytest.mark.parametrize(
+    ("body", "expected"), FLAT_ERRORS, ids=[body[:40] for body, _ in FLAT_ERRORS]
+)
 def test_errors_in_1_0(body: str, expected: str) -> None:
     assert error_of(flat(body)).startswith(":" + expected)
 
@@ -582,7 +663,7 @@ def test_too_many_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     nested = "(assert (or (<= Y_0 9) (and " + "(or (<= Y_0 0) (<= Y_1 0))" * 20 + ")))"
     assert re.match(r":7: more than 1000000 cases", error_of(flat(nested)))
     assert parse_property(flat(either * 20_000 + "(assert (< 0 0))")).queries == ()
-    monkeypatch.setattr(vnnlib, "MAX_SIZE", 5000)
+    monkeypatch.setattr(reader, "MAX_SIZE", 5000)
     assert "more than 5000 inequalities" in error_of(flat(either * 10))
     boxes = " ".join(f"(<= X_0 {n}e-9)" for n in range(100))
     assert "more than 5000 inequalities" in error_of(flat(f"(assert (or {boxes}))", inputs=50))
@@ -590,7 +671,7 @@ def test_too_many_cases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nested_arithmetic_takes_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every level would multiply all terms again."""
-    monkeypatch.setattr(vnnlib, "LEAST_PRODUCTS", 1000)
+    monkeypatch.setattr(reader, "LEAST_PRODUCTS", 1000)
     names = " ".join(f"Y_{k}" for k in range(500))
     for head in ("(- ", "(* 2 ", "(/ "):
         end = ")" if head != "(/ " else " 2)"
@@ -601,12 +682,16 @@ def test_nested_arithmetic_takes_linear_time(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_reading_ends_in_time() -> None:
-    for text in (flat("(assert (<= Y_0 1))" * 10_000), flat("(assert (or (<= Y_0 0) (<= Y_1 0)))" * 15)):
+    for text in (
+        flat("(assert (<= Y_0 1))" * 10_000),
+        flat("(assert (or (<= Y_0 0) (<= Y_1 0)))" * 15),
+    ):
         with pytest.raises(TimeUp), Deadline.after(-1.0).limits():
             parse_property(text)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files
+# --------------------------------------------------------------------------------------------------
 
 
 def test_files_plain_and_gzip_by_content(tmp_path: Path) -> None:
@@ -648,8 +733,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_a_file_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vnnlib, "MAX_BYTES", 1 << 20)
-    for name, data in (("a.vnnlib", b" " * (1 << 20)), ("b.vnnlib.gz", gzip.compress(b" " * (1 << 20)))):
+    monkeypatch.setattr(reader, "MAX_BYTES", 1 << 20)
+    for name, data in (
+        ("a.vnnlib", b" " * (1 << 20)),
+        ("b.vnnlib.gz", gzip.compress(b" " * (1 << 20))),
+    ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(SpecError, match="empty file"):
             read_property(tmp_path / name)
@@ -661,7 +749,9 @@ def test_a_file_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.Mon
         read_property(tmp_path / "b.vnnlib")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file"
+)
 def test_a_forbidden_file(tmp_path: Path) -> None:
     path = tmp_path / "closed.vnnlib"
     path.write_text(flat(""))
@@ -670,7 +760,8 @@ def test_a_forbidden_file(tmp_path: Path) -> None:
         read_property(path)
 
 
-# --- a reference evaluator -------------------------------------------------------------------------------------------
+# --- a reference evaluator
+# -------------------------------------------------------------------------------------------
 
 Tree = tuple[Any, ...]  # (operator, operands...), whose leaves are variable names and Fractions
 
@@ -678,7 +769,8 @@ Tree = tuple[Any, ...]  # (operator, operands...), whose leaves are variable nam
 def show(tree: object) -> str:
     if isinstance(tree, tuple):
         return f"({tree[0]} {' '.join(map(show, tree[1:]))})"
-    return str(float(tree)) if isinstance(tree, Fraction) else str(tree)  # halves and quarters: exact
+    # Halves and quarters: exact.
+    return str(float(tree)) if isinstance(tree, Fraction) else str(tree)
 
 
 def value(tree: object, point: dict[str, Fraction]) -> Any:
@@ -704,7 +796,9 @@ def value(tree: object, point: dict[str, Fraction]) -> Any:
         case "/":
             return a / rest[0]
         case "<=" | ">=" | "<" | ">":
-            return {"<=": a <= rest[0], ">=": a >= rest[0], "<": a < rest[0], ">": a > rest[0]}[tree[0]]
+            return {"<=": a <= rest[0], ">=": a >= rest[0], "<": a < rest[0], ">": a > rest[0]}[
+                tree[0]
+            ]
         case _:
             return (a == rest[0]) != (tree[0] == "!=")
 
@@ -724,7 +818,9 @@ expressions = st.recursive(
     max_leaves=4,
 )
 operators = st.sampled_from(["<=", ">=", "<", ">", "=", "==", "!="])
-comparisons = st.tuples(operators, st.sampled_from(NAMES), numbers) | st.tuples(operators, expressions, expressions)
+comparisons = st.tuples(operators, st.sampled_from(NAMES), numbers) | st.tuples(
+    operators, expressions, expressions
+)
 formulas = st.recursive(
     comparisons,
     lambda inner: st.one_of(
@@ -739,7 +835,9 @@ points = st.tuples(*[numbers] * 4)
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(formulas, max_size=4), st.lists(points, min_size=1, max_size=12), st.booleans())
-def test_membership_equals_the_reference(asserts: list[Tree], sample: list[tuple[Fraction, ...]], second: bool) -> None:
+def test_membership_equals_the_reference(
+    asserts: list[Tree], sample: list[tuple[Fraction, ...]], second: bool
+) -> None:
     text = flat("\n".join(f"(assert {show(tree)})" for tree in asserts))
     if second:
         body = text[text.index("(assert") :]
@@ -765,16 +863,44 @@ def test_membership_equals_the_reference(asserts: list[Tree], sample: list[tuple
             )
 
 
-# --- fuzzing ---------------------------------------------------------------------------------------------------------
+# --- fuzzing
+# --------------------------------------------------------------------------------------------------
 
 SEEDS = [
     flat("(assert (or (and (<= Y_0 Y_1) (>= X_0 0.5)) (not (= (+ X_0 (* 2 Y_1)) 1e-3))))"),
     network(
-        "(assert (and (<= X[0] 1.0) (>= X[0] -1)))(assert (== X[1] 0.5))(assert (or (< Y[0] (- Y[1])) (!= Y[0] 1)))"
+        "(assert (and (<= X[0] 1.0) (>= X[0] -1)))(assert (== X[1] 0.5))(assert (or (< Y[0] (- "
+        "Y[1])) (!= Y[0] 1)))"
     ),
 ]
-PIECES = ["(", ")", "[", "]", ",", ";", '"', "|", "\n", " ", "<", "=", "-", "/", "not", "assert", "(or ", "(and ",
-          "X_0", "Y[0]", "1e9", "1e-999", "\x00", "é", "(declare-const X_2 Real)", "(assert (<= X_0 "]  # fmt: skip
+PIECES = [
+    "(",
+    ")",
+    "[",
+    "]",
+    ",",
+    ";",
+    '"',
+    "|",
+    "\n",
+    " ",
+    "<",
+    "=",
+    "-",
+    "/",
+    "not",
+    "assert",
+    "(or ",
+    "(and ",
+    "X_0",
+    "Y[0]",
+    "1e9",
+    "1e-999",
+    "\x00",
+    "é",
+    "(declare-const X_2 Real)",
+    "(assert (<= X_0 ",
+]
 
 
 def parses_or_refuses(text: str) -> None:
@@ -792,7 +918,11 @@ def test_mutated_text_parses_or_is_refused(text: str, data: st.DataObject) -> No
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(text)))
         stop = start + data.draw(st.integers(0, 6))
-        text = text[:start] + data.draw(st.sampled_from(["", *PIECES, text[start:stop] * 2])) + text[stop:]
+        text = (
+            text[:start]
+            + data.draw(st.sampled_from(["", *PIECES, text[start:stop] * 2]))
+            + text[stop:]
+        )
     parses_or_refuses(text)
 
 
@@ -803,7 +933,9 @@ def test_random_text_parses_or_is_refused(text: str) -> None:
     parses_or_refuses(text)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.binary(max_size=60), st.booleans(), st.booleans())
 def test_random_bytes_are_refused(tmp_path: Path, data: bytes, packed: bool, magic: bool) -> None:
     path = tmp_path / "random.vnnlib"
@@ -812,11 +944,14 @@ def test_random_bytes_are_refused(tmp_path: Path, data: bytes, packed: bool, mag
         read_property(path)
 
 
-# --- real files ------------------------------------------------------------------------------------------------------
+# --- real files
+# --------------------------------------------------------------------------------------------------
 
 
 def real_files(pattern: str) -> Iterable[Path]:
-    return sorted(path for path in SHARED.glob(pattern) if path.name.endswith((".vnnlib", ".vnnlib.gz")))
+    return sorted(
+        path for path in SHARED.glob(pattern) if path.name.endswith((".vnnlib", ".vnnlib.gz"))
+    )
 
 
 def check_real_file(path: Path) -> None:
@@ -837,13 +972,17 @@ def check_real_file(path: Path) -> None:
         assert len(output_rows) == len(re.findall(r"[<>]=\s+\(?\S*\s*Y_", text))
 
 
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real files are not here: no {SHARED}")
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason=f"the real files are not here: no {SHARED}"
+)
 
 
 @pytest.mark.shared
 @needs_shared
 @pytest.mark.parametrize(
-    "folder", sorted({path.parent for path in real_files("vnncomp/**/*")}), ids=lambda p: p.parent.name
+    "folder",
+    sorted({path.parent for path in real_files("vnncomp/**/*")}),
+    ids=lambda p: p.parent.name,
 )
 def test_vnncomp_files(folder: Path) -> None:
     for path in real_files(str(folder.relative_to(SHARED) / "*")):
@@ -867,5 +1006,7 @@ def test_aaai21_files() -> None:
 @needs_shared
 def test_acasxu_property_6_is_a_union_of_two_boxes() -> None:
     first, second = read_property(SHARED / "vnncomp/acasxu/prop_6.vnnlib").queries
-    assert first.box.lower[1] == Fraction("0.11140846") and second.box.upper[1] == Fraction("-0.11140846")
+    assert first.box.lower[1] == Fraction("0.11140846") and second.box.upper[1] == Fraction(
+        "-0.11140846"
+    )
     assert first.cases == second.cases == tuple((row({}, {0: -1, j: 1}, 0),) for j in (1, 2, 3, 4))

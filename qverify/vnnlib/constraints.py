@@ -1,7 +1,7 @@
 """Linear expressions, inequalities and bounds of a property, in exact rationals.
 
-The reader (`vnnlib.py`) hands in words and operators; out come atoms (a bound of one input, or a row), disjunctions of
-conjunctions of them, and boxes. Nothing here knows the file's syntax.
+The reader (`vnnlib.py`) hands in words and operators; out come atoms (a bound of one input, or a
+row), disjunctions of conjunctions of them, and boxes. Nothing here knows the file's syntax.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from qverify.property import Arithmetic, Box, Case, Row, Variable
 
 MAX_EXPONENT: Final = 1_000  # float64 ends at 1e308 and 5e-324
 MAX_DIGITS: Final = 2_000  # the exact decimal of any float64 has fewer than 1,100
-MAX_BITS: Final = 32_768  # of a computed number, so that a chain of products cannot grow without end
+# Of a computed number, so that a chain of products cannot grow without end.
+MAX_BITS: Final = 32_768
 
 _NUMBER: Final = re.compile(r"([+-]?)(?=\.?[0-9])([0-9]*)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]+))?")
 _INTEGER_TYPE: Final = re.compile(r"(u?)int(2|4|8|16|32|64)")
@@ -27,7 +28,8 @@ ONE: Final = Fraction(1)
 _SHARED: Final = {ONE: ONE, -ONE: -ONE}  # nearly all coefficients of real files: one object each
 NEGATED: Final = {"<=": ">", ">=": "<", "<": ">=", ">": "<=", "==": "!=", "=": "!=", "!=": "=="}
 
-LEAST_NORMAL: Final = Fraction(1, 2**126)  # of float32: smaller magnitudes are not rounded relatively
+# Of float32: smaller magnitudes are not rounded relatively.
+LEAST_NORMAL: Final = Fraction(1, 2**126)
 BEYOND: Final = Fraction(2**2000)  # more than a float holds
 LOOSE: Final = Fraction(1, 2**20)  # rounding changes a comparison of constants by less
 FED: Final = Fraction(2**128)  # no float32, and no integer that is fed, is larger
@@ -45,15 +47,16 @@ class Steps(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """A sum of coefficient * variable, plus a constant. X_i has the key i and Y_j the key ~j (that is -1 - j), so that one
-    dictionary holds both."""
+    """A sum of coefficient * variable, plus a constant. X_i has the key i and Y_j the key ~j (that
+    is -1 - j), so that one dictionary holds both."""
 
     terms: dict[int, Fraction]
     constant: Fraction
     steps: Steps | None = None  # None: a variable, its negative, or a constant, as it stands
 
 
-# Of X_i the lower bound has the key 2 * i and the upper bound 2 * i + 1; the bool says that the bound is excluded.
+# Of X_i the lower bound has the key 2 * i and the upper bound 2 * i + 1; the bool says that the
+# bound is excluded.
 Bound = tuple[int, Fraction, bool]
 Bounds = dict[int, tuple[Fraction, bool]]
 Atom = Bound | Row
@@ -68,7 +71,8 @@ class Fault(Exception):
         self.pos = pos  # in the text; the reader puts the current token's where none is given
 
 
-# --- linear inequalities ---------------------------------------------------------------------------------------------
+# --- linear inequalities
+# ---------------------------------------------------------------------------------------------
 
 
 def linear(operand: int | Fraction) -> Linear:
@@ -139,7 +143,11 @@ def _sum(operands: list[Linear]) -> Linear:
 
 
 def _negated(operand: Linear) -> Linear:
-    return Linear({key: -coefficient for key, coefficient in operand.terms.items()}, -operand.constant, operand.steps)
+    return Linear(
+        {key: -coefficient for key, coefficient in operand.terms.items()},
+        -operand.constant,
+        operand.steps,
+    )
 
 
 def _steps(operand: Linear) -> Steps:
@@ -155,12 +163,22 @@ def _product(operand: Linear, constant: Linear, division: bool = False) -> Linea
     own, other = _steps(operand), _steps(constant)
     factor = 1 / constant.constant if division else constant.constant
     size = max(abs(factor), other.constants)
-    shrink = own.shrink if operand.steps is None or abs(factor) >= 1 else own.shrink / abs(factor) if factor else BEYOND
+    shrink = (
+        own.shrink
+        if operand.steps is None or abs(factor) >= 1
+        else own.shrink / abs(factor)
+        if factor
+        else BEYOND
+    )
     if division:
         size = abs(factor)
         if constant.steps is not None or abs(constant.constant) < LEAST_NORMAL:
             shrink = BEYOND  # what is divided through is known too badly
-    terms = {key: _checked(factor * coefficient) for key, coefficient in operand.terms.items()} if factor else {}
+    terms = (
+        {key: _checked(factor * coefficient) for key, coefficient in operand.terms.items()}
+        if factor
+        else {}
+    )
     excess = {key: _checked(size * magnitude) for key, magnitude in own.excess.items()}
     if size != abs(factor):
         for key, coefficient in operand.terms.items():
@@ -195,12 +213,21 @@ def compare(op: str, left: Linear, right: Linear, positive: bool) -> Disjunction
 
 
 def _below(left: Linear, right: Linear, strict: bool) -> Disjunction:
-    """`left <= right` (or `<`): a bound if it has one X and nothing to compute, a truth value if it has no variable."""
+    """`left <= right` (or `<`): a bound if it has one X and nothing to compute, a truth value if it
+    has no variable."""
     terms, rhs = dict(left.terms), right.constant - left.constant
     for key, coefficient in right.terms.items():
         terms[key] = terms.get(key, _ZERO) - coefficient
-    x = tuple(sorted((key, _SHARED.get(value, value)) for key, value in terms.items() if key >= 0 and value))
-    y = tuple(sorted((~key, _SHARED.get(value, value)) for key, value in terms.items() if key < 0 and value))
+    x = tuple(
+        sorted(
+            (key, _SHARED.get(value, value)) for key, value in terms.items() if key >= 0 and value
+        )
+    )
+    y = tuple(
+        sorted(
+            (~key, _SHARED.get(value, value)) for key, value in terms.items() if key < 0 and value
+        )
+    )
     own = None if left.steps is None and right.steps is None else _joined(left, right)
     row = Row(x, y, rhs, strict, own)
     if y or len(x) > 1:
@@ -208,7 +235,9 @@ def _below(left: Linear, right: Linear, strict: bool) -> Disjunction:
     if not x:
         both = _joined(left, right)
         near = abs(rhs) <= LOOSE * (both.depth + 1) * both.constants and (rhs or own)
-        if near or (own and both.excess) or both.constants * both.shrink >= FED / 2:  # rounding may decide, or overflow
+        if (
+            near or (own and both.excess) or both.constants * both.shrink >= FED / 2
+        ):  # rounding may decide, or overflow
             return [(replace(row, arithmetic=both),)]
         return [()] if rhs > 0 or (rhs == 0 and not strict) else []
     index, coefficient = x[0]
@@ -218,8 +247,9 @@ def _below(left: Linear, right: Linear, strict: bool) -> Disjunction:
 
 
 def is_scaled(row: Row) -> bool:
-    """Whether a row compares one input times a power of two with a constant: the same as the input with the quotient,
-    however they are rounded, since neither can become subnormal or overflow alone."""
+    """Whether a row compares one input times a power of two with a constant: the same as the input
+    with the quotient, however they are rounded, since neither can become subnormal or overflow
+    alone."""
     own, whole, size = row.arithmetic, abs(row.x[0][1]), abs(row.rhs)
     power = whole.denominator == 1 and whole.numerator & (whole.numerator - 1) == 0
     normal = not size or (size / whole >= LEAST_NORMAL and size < FED / 2)
@@ -237,10 +267,15 @@ def _joined(left: Linear, right: Linear) -> Arithmetic:
         a, b = left.terms[key], right.terms[key]
         excess[key] = excess.get(key, _ZERO) + abs(a) + abs(b) - abs(a - b)
     alone = any(
-        not own.terms and own.steps is None and steps.numbers == 0 for own, steps in ((left, other), (right, one))
+        not own.terms and own.steps is None and steps.numbers == 0
+        for own, steps in ((left, other), (right, one))
     )
     return Arithmetic(
-        other.depth if alone and not left.terms else one.depth if alone else max(one.depth, other.depth),
+        other.depth
+        if alone and not left.terms
+        else one.depth
+        if alone
+        else max(one.depth, other.depth),
         one.constants + other.constants,
         tuple(sorted((key, magnitude) for key, magnitude in excess.items() if magnitude)),
         max(one.shrink, other.shrink),
@@ -249,7 +284,8 @@ def _joined(left: Linear, right: Linear) -> Arithmetic:
     )
 
 
-# --- bounds ----------------------------------------------------------------------------------------------------------
+# --- bounds
+# --------------------------------------------------------------------------------------------------
 
 
 def type_ranges(inputs: tuple[Variable, ...]) -> Bounds:
@@ -268,7 +304,8 @@ def type_ranges(inputs: tuple[Variable, ...]) -> Bounds:
 
 
 def float_ranges(inputs: tuple[Variable, ...]) -> Bounds:
-    """The bounds that an input of type float32 or real has by what can be fed: the finite float32 numbers."""
+    """The bounds that an input of type float32 or real has by what can be fed: the finite float32
+    numbers."""
     largest = Fraction(2**128 - 2**104)
     bounds: Bounds = {}
     start = 0
@@ -282,12 +319,13 @@ def float_ranges(inputs: tuple[Variable, ...]) -> Bounds:
 
 
 def tighten(bounds: Bounds, atoms: Iterable[Atom], outer: Bounds, float32: bool) -> list[Row]:
-    """Put the atoms that are bounds, where tighter than those in `outer`, into `bounds`; return the rows, which may be
-    computed in `float32`.
+    """Put the atoms that are bounds, where tighter than those in `outer`, into `bounds`; return the
+    rows, which may be computed in `float32`.
 
-    Two kinds of rows bound one input. One that takes arithmetic gives a bound that holds for whoever accepts it; what it
-    says more is asked of counterexamples only, as a row. So is a looser bound that excludes its end, where both ends may be
-    rounded to one number: a tighter one that includes it does not imply it.
+    Two kinds of rows bound one input. One that takes arithmetic gives a bound that holds for
+    whoever accepts it; what it says more is asked of counterexamples only, as a row. So is a looser
+    bound that excludes its end, where both ends may be rounded to one number: a tighter one that
+    includes it does not imply it.
     """
     rows: list[Row] = []
     for atom in atoms:
@@ -304,7 +342,9 @@ def tighten(bounds: Bounds, atoms: Iterable[Atom], outer: Bounds, float32: bool)
 def _put(bounds: Bounds, bound: Bound, outer: Bounds, rows: list[Row]) -> None:
     key, value, strict = bound
     old = bounds.get(key) or outer.get(key)
-    tighter = old is None or (strict and not old[1] if value == old[0] else (value < old[0]) == bool(key & 1))
+    tighter = old is None or (
+        strict and not old[1] if value == old[0] else (value < old[0]) == bool(key & 1)
+    )
     if tighter:
         bounds[key] = (value, strict)
     if old is not None and strict != old[1] == tighter and value != old[0] and _near(value, old[0]):
@@ -313,21 +353,32 @@ def _put(bounds: Bounds, bound: Bound, outer: Bounds, rows: list[Row]) -> None:
 
 
 def _outer_bound(row: Row, bounds: Bounds, outer: Bounds, float32: bool) -> Bound | None:
-    """The bound that a row with arithmetic puts on its one input, whoever computes it; None where rounding leaves none.
+    """The bound that a row with arithmetic puts on its one input, whoever computes it; None where
+    rounding leaves none.
 
-    Sound because of the standard model (`readings.py`): |c| |X| <= r + e w |X| where the sides are off by e times their
-    leaves, of which X has the weight w. Without overflow, that is; where X occurs once, or always in one direction, what is
-    computed is monotone in X also beyond, and so the same on its far side as at a number twice as large as the bound.
+    Sound because of the standard model (`readings.py`): |c| |X| <= r + e w |X| where the sides are
+    off by e times their leaves, of which X has the weight w. Without overflow, that is; where X
+    occurs once, or always in one direction, what is computed is monotone in X also beyond, and so
+    the same on its far side as at a number twice as large as the bound.
     """
     ((i, c),), own = row.x, row.arithmetic
     assert own is not None
     if is_scaled(row):
         value = row.rhs / c
-        return 2 * i + (c > 0), value, row.strict and _is_float32(value)  # else a float32 beside it may be compared
+        # Else a float32 beside it may be compared.
+        return (
+            2 * i + (c > 0),
+            value,
+            row.strict and _is_float32(value),
+        )
     reach = {key: _reach(key, bounds, outer) for key in (i, *(key for key, _ in own.excess))}
     excess = dict(own.excess)
     weight = max(abs(c), LEAST_NORMAL) + excess.pop(i, _ZERO)
-    rest = abs(row.rhs) + own.constants + sum((reach[key] * size for key, size in excess.items()), _ZERO)
+    rest = (
+        abs(row.rhs)
+        + own.constants
+        + sum((reach[key] * size for key, size in excess.items()), _ZERO)
+    )
     limits = []
     for bits, top in ((53, 1023), (24, 127)) if float32 else ((53, 1023),):
         count = max(own.depth, 2) + 1
@@ -351,7 +402,8 @@ def _is_float32(value: Fraction) -> bool:
 
 
 def _float32_below(value: Fraction) -> Fraction:
-    """The largest float32 that is at most `value`: numbers below it are so however `value` is rounded."""
+    """The largest float32 that is at most `value`: numbers below it are so however `value` is
+    rounded."""
     size = max(abs(value), LEAST_NORMAL)
     exponent = size.numerator.bit_length() - size.denominator.bit_length()
     exponent -= Fraction(2) ** exponent > size
@@ -361,17 +413,23 @@ def _float32_below(value: Fraction) -> Fraction:
 
 def _reach(key: int, bounds: Bounds, outer: Bounds) -> Fraction:
     """A magnitude that X_key does not exceed, whatever it stands for (Y: ~key)."""
-    ends = [bounds.get(2 * key + side) or outer.get(2 * key + side) for side in (0, 1)] if key >= 0 else [None]
+    ends = (
+        [bounds.get(2 * key + side) or outer.get(2 * key + side) for side in (0, 1)]
+        if key >= 0
+        else [None]
+    )
     return min(FED, 2 * max(FED if end is None else abs(end[0]) for end in ends) + LEAST_NORMAL)
 
 
 def distinct(rows: Iterable[Row]) -> Case:
-    """The rows in their order, each once; those that are computed in different ways are different."""
+    """The rows in their order, each once; those that are computed in different ways are
+    different."""
     return tuple({(row, row.arithmetic): row for row in rows}.values())
 
 
 def contradictory(index: int, bounds: Bounds, outer: Bounds) -> bool:
-    """Whether no value of X_index lies within `bounds`, completed by `outer`, however they are rounded."""
+    """Whether no value of X_index lies within `bounds`, completed by `outer`, however they are
+    rounded."""
     lower = bounds.get(2 * index) or outer.get(2 * index)
     upper = bounds.get(2 * index + 1) or outer.get(2 * index + 1)
     if lower is None or upper is None:
@@ -386,12 +444,18 @@ def _near(one: Fraction, other: Fraction) -> bool:
 
 def box(count: int, bounds: Bounds) -> Box:
     """The box of `count` inputs; every one must have both bounds."""
-    lower, upper = (tuple([bounds[2 * index + side][0] for index in range(count)]) for side in (0, 1))
-    strict = [frozenset(key >> 1 for key, bound in bounds.items() if bound[1] and key & 1 == side) for side in (0, 1)]
+    lower, upper = (
+        tuple([bounds[2 * index + side][0] for index in range(count)]) for side in (0, 1)
+    )
+    strict = [
+        frozenset(key >> 1 for key, bound in bounds.items() if bound[1] and key & 1 == side)
+        for side in (0, 1)
+    ]
     return Box(lower, upper, strict[0], strict[1])
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
+# --- words
+# --------------------------------------------------------------------------------------------------
 
 
 def number(word: str) -> Fraction:
@@ -399,7 +463,12 @@ def number(word: str) -> Fraction:
     match = _NUMBER.fullmatch(word)
     if match is None:
         raise Fault(f"bad number {quote(word)}")
-    sign, whole, part, exponent = match.group(1), match.group(2), match.group(3) or "", match.group(4) or "0"
+    sign, whole, part, exponent = (
+        match.group(1),
+        match.group(2),
+        match.group(3) or "",
+        match.group(4) or "0",
+    )
     if len(word) > MAX_DIGITS or abs(int(exponent)) > MAX_EXPONENT:
         raise Fault(f"bad number {quote(word)}: too large, too small or too long")
     value, scale = int(sign + whole + part), int(exponent) - len(part)
@@ -412,9 +481,11 @@ def quote(word: str) -> str:
 
 
 def decimal(value: Fraction) -> str:
-    """A short decimal where it is exact, else the fraction; huge ones in words, which str() would refuse."""
+    """A short decimal where it is exact, else the fraction; huge ones in words, which str() would
+    refuse."""
     if value.numerator.bit_length() + value.denominator.bit_length() > 1000:
-        return f"about {'-' if value < 0 else ''}2^{value.numerator.bit_length() - value.denominator.bit_length()}"
+        exponent = value.numerator.bit_length() - value.denominator.bit_length()
+        return f"about {'-' if value < 0 else ''}2^{exponent}"
     text = str(value) if value.denominator == 1 else repr(float(value))
     if Fraction(text) == value:
         return text

@@ -1,7 +1,9 @@
-"""Inputs of a counterexample: float32 in a quantization cell that satisfy conditions under every reading.
+"""Inputs of a counterexample: float32 in a quantization cell that satisfy conditions under every
+reading.
 
-An input in a condition may be read as the decimal that a witness prints, as the double nearest to it, or as the float32
-that is fed. A counterexample needs all of them; a proof that there is none needs that none of them will do.
+An input in a condition may be read as the decimal that a witness prints, as the double nearest to
+it, or as the float32 that is fed. A counterexample needs all of them; a proof that there is none
+needs that none of them will do.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from qverify.boundary.cells import may_hold, solve_in_cell
+from qverify.boundary.domain import Domain
+from qverify.boundary.rounding import float32s
 from qverify.errors import SpecError
-from qverify.frontend.boundary import Domain, float32s
 from qverify.property import Row
-from qverify.search.cells import may_hold, solve_in_cell
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -23,18 +26,23 @@ Float64Array = npt.NDArray[np.float64]
 def solve_surely(
     domain: Domain, rows: Sequence[Row], y: Float64Array, first: Float64Array, last: Float64Array
 ) -> Float64Array | None:
-    """Values in [first, last] and inside the box under every reading, for which all rows hold at outputs `y`, whichever of
-    its readings an input stands for; None if none is found.
+    """Values in [first, last] and inside the box under every reading, for which all rows hold at
+    outputs `y`, whichever of its readings an input stands for; None if none is found.
 
-    A float32 inside the exact box is printed as it is, so all of its readings are one. Where an input has none, it is
-    printed as a decimal beside it, and every row must hold for both. (A few float32 at the ends of a box are not tried.)
+    A float32 inside the exact box is printed as it is, so all of its readings are one. Where an
+    input has none, it is printed as a decimal beside it, and every row must hold for both. (A few
+    float32 at the ends of a box are not tried.)
     """
     first, last = np.maximum(first, domain.sure[0]), np.minimum(last, domain.sure[1])
     if (first > last).any():
         return None
     used = sorted({i for row in rows for i, _ in row.x})
     if not used:
-        return domain.middle(first, last) if may_hold(rows, y, first, last, domain.encoder.is_float) else None
+        return (
+            domain.middle(first, last)
+            if may_hold(rows, y, first, last, domain.encoder.is_float)
+            else None
+        )
     left = list(rows)
     for i in used:
         if not domain.encoder.is_float[i]:

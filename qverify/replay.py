@@ -1,6 +1,8 @@
-"""The one door out for `sat`: a candidate is replayed in onnxruntime on the user's file, the property tested exactly.
+"""The one door out for `sat`: a candidate is replayed in onnxruntime on the user's file, the
+property tested exactly.
 
-Shares nothing with the solver's semantics: it knows the file, the property, and the runtime's answer.
+Shares nothing with the solver's semantics: it knows the file, the property, and the runtime's
+answer.
 """
 
 from __future__ import annotations
@@ -30,12 +32,13 @@ def replay(
     expected: npt.NDArray[np.float64],
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Witness:
-    """Run the file on `inputs` and return the witness, if the outputs are unsafe and are the `expected` ones (flat, as
-    the integer network computed them). Raises NotReplayed otherwise, UsageError without onnxruntime. `shapes` fix
-    inputs whose shapes the file leaves open.
+    """Run the file on `inputs` and return the witness, if the outputs are unsafe and are the
+    `expected` ones (flat, as the integer network computed them). Raises NotReplayed otherwise,
+    UsageError without onnxruntime. `shapes` fix inputs whose shapes the file leaves open.
 
-    `query` has the rows that hold only where every reading accepts; its box is the property's. A decimal of the witness
-    may be read as the rational that it spells, as a double, or as the float32 that was run: all of them must do.
+    `query` has the rows that hold only where every reading accepts; its box is the property's. A
+    decimal of the witness may be read as the rational that it spells, as a double, or as the
+    float32 that was run: all of them must do.
     """
     outputs = runtime.Session(path, shapes=shapes).run(inputs)
     y = np.concatenate([np.asarray(v, np.float64).reshape(-1) for v in outputs])
@@ -51,24 +54,34 @@ def replay(
         if np.asarray(float(text), run.dtype) != run or not _nearest(value, run):
             raise NotReplayed(f"X_{i} = {text} is not the value that was run, {float(run)}")
     readings = (x, [Fraction(float(v)) for v in x], [Fraction(float(v)) for v in fed])
-    if not any(all(_holds(row, own, y) for row in case for own in readings) for case in query.cases):
+    if not any(
+        all(_holds(row, own, y) for row in case for own in readings) for case in query.cases
+    ):
         raise NotReplayed("onnxruntime's outputs satisfy the property")
     if (y != expected).any():
         worst = int(np.abs(y - expected).argmax())
-        raise NotReplayed(f"onnxruntime's outputs differ from the integer network's, most at Y_{worst}")
-    return Witness(tuple(inputs), tuple(outputs), input_text, tuple(t for v in outputs for t in _texts(v)))
+        raise NotReplayed(
+            f"onnxruntime's outputs differ from the integer network's, most at Y_{worst}"
+        )
+    return Witness(
+        tuple(inputs), tuple(outputs), input_text, tuple(t for v in outputs for t in _texts(v))
+    )
 
 
 def _inside(box: Box, i: int, value: Fraction, run: Any) -> bool:
-    """Whether an input lies within its bounds: as a rational, as a double, and as the value that was run, which a float32
-    checker compares with the bounds in its own type."""
+    """Whether an input lies within its bounds: as a rational, as a double, and as the value that
+    was run, which a float32 checker compares with the bounds in its own type."""
     low, high = box.lower[i], box.upper[i]
-    readings: list[tuple[Any, Any, Any]] = [(low, value, high), (_double(low), float(value), _double(high))]
+    readings: list[tuple[Any, Any, Any]] = [
+        (low, value, high),
+        (_double(low), float(value), _double(high)),
+    ]
     if run.dtype == np.float32:
         with np.errstate(over="ignore"):
             readings.append((np.float32(_double(low)), run, np.float32(_double(high))))
     return all(
-        (a < v if i in box.lower_strict else a <= v) and (v < b if i in box.upper_strict else v <= b)
+        (a < v if i in box.lower_strict else a <= v)
+        and (v < b if i in box.upper_strict else v <= b)
         for a, v, b in readings
     )
 

@@ -1,4 +1,5 @@
-"""Boxes with few points are decided by evaluating them all: verdicts are brute force's, and certificates are accepted."""
+"""Boxes with few points are decided by evaluating them all: verdicts are brute force's, and
+certificates are accepted."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from qverify.deadline import Deadline, TimeUp
 from qverify.kernels import Kernels
 from qverify.options import Options
 from qverify.result import Stats
-from qverify.search import bab, points
+from qverify.search import bab, enumeration
 from qverify.search.bab import search
-from qverify.search.points import Points
+from qverify.search.enumeration import Points
 from tests.graphs import ROUNDS
 from tests.kernels.strict import open_strict
 from tests.networks import CPU
@@ -30,13 +31,15 @@ FOREVER = Deadline.after(None)
 
 @pytest.fixture(autouse=True)
 def swept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(points, "MOST", 1 << 22)
-    monkeypatch.setattr(points, "MOST_CERTIFIED", 1 << 16)
+    monkeypatch.setattr(enumeration, "MOST", 1 << 22)
+    monkeypatch.setattr(enumeration, "MOST_CERTIFIED", 1 << 16)
 
 
 @pytest.mark.parametrize("kernels", [CPU, open_strict()], ids=lambda own: own.name)
 @pytest.mark.parametrize("seed", range(20 * ROUNDS))
-def test_the_verdict_is_brute_force_s(seed: int, kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verdict_is_brute_force_s(
+    seed: int, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And no box is split, nor a neuron cut. In batches of three, so that digits carry over."""
     rng = np.random.default_rng([seed, 5])
     own = asked(rng)
@@ -47,19 +50,24 @@ def test_the_verdict_is_brute_force_s(seed: int, kernels: Kernels, monkeypatch: 
     outcome = search(problem, options, FOREVER, np.random.default_rng(0), stats)
     assert outcome.verdict is own.expected
     if outcome.candidate is None:
-        assert stats.leaves == (0 if stats.subproblems else len(own.points))  # unless intervals refute the whole box
+        # Unless intervals refute the whole box.
+        assert stats.leaves == (0 if stats.subproblems else len(own.points))
 
 
 def test_every_point_comes_once() -> None:
     lower, upper = np.array([3, 7, -2, 0], np.int32), np.array([5, 7, 1, 1], np.int32)
     own = Points(SimpleNamespace(kernels=CPU, lower=lower, upper=upper), 4, 100)  # type: ignore[arg-type]
     assert own.count == 3 * 4 * 2 and own.few
-    found = np.concatenate([own._points(start, min(start + 5, own.count)) for start in range(0, own.count, 5)])
+    found = np.concatenate(
+        [own._points(start, min(start + 5, own.count)) for start in range(0, own.count, 5)]
+    )
     assert len(np.unique(found, axis=0)) == len(found) == own.count
     assert ((lower <= found) & (found <= upper)).all()
 
 
-def test_certificates_of_points_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificates_of_points_are_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kinds = {Verdict.SAT: 0, Verdict.UNSAT: 0}
     monkeypatch.setattr(bab, "SWEPT", 10**6)
     for own in instances([1, 4], 8 * ROUNDS, tmp_path, most=12):
@@ -78,7 +86,7 @@ def slow(per_point: float, problem: Any, monkeypatch: pytest.MonkeyPatch) -> lis
     """A clock that evaluation moves; how many points were evaluated at a time."""
     sizes: list[int] = []
     clock = SimpleNamespace(perf_counter=lambda: per_point * sum(sizes))
-    monkeypatch.setattr(points, "time", clock)
+    monkeypatch.setattr(enumeration, "time", clock)
     honest = problem.evaluate
 
     def evaluate(own: Any) -> Any:
@@ -89,15 +97,21 @@ def slow(per_point: float, problem: Any, monkeypatch: pytest.MonkeyPatch) -> lis
     return sizes
 
 
-def test_points_are_given_up_where_they_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_are_given_up_where_they_would_take_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """After a few of them; with more time it goes on from there."""
     rng = np.random.default_rng(2)
-    own = next(q for q in iter(lambda: asked(rng), None) if q.expected is Verdict.UNSAT and len(q.points) > 200)
+    own = next(
+        q
+        for q in iter(lambda: asked(rng), None)
+        if q.expected is Verdict.UNSAT and len(q.points) > 200
+    )
     problem = own.problem()
     sizes = slow(1.0, problem, monkeypatch)
     few = Points(problem, 10, 10**6)
     assert few.sweep(patience=100.0) is None
-    assert few.done == sum(sizes) == sum(points.TRIAL) + 10 < few.count
+    assert few.done == sum(sizes) == sum(enumeration.TRIAL) + 10 < few.count
     assert few.sweep(patience=1.0 * few.count) is None
     assert few.done == sum(sizes) == few.count
     assert Points(problem, 10, few.count - 1).sweep(np.inf) is None

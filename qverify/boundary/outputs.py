@@ -1,4 +1,5 @@
-"""The network's output integers as the runtime's output values: bit for bit, as bounds, as lines and levels of codes."""
+"""The network's output integers as the runtime's output values: bit for bit, as bounds, as lines
+and levels of codes."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qverify.boundary.domain import Float64Array, Int32Array
 from qverify.bounds.regions import Levels, Line
 from qverify.bounds.regions import Output as Described
 from qverify.bounds.unsafe import Grid
-from qverify.frontend.boundary import CPU, Float64Array, Int32Array
+from qverify.frontend.encoder import CPU
 from qverify.frontend.lower import Lowered, Output, codes_of
 from qverify.frontend.tensors import Codes, FloatAcc, FloatSum
 from qverify.ops import Layout, Table
@@ -21,12 +23,15 @@ from qverify.ops.requantize import from_ordinals
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """The network's output integers -> the graph's output values, as float64 that are exact float32 (or integers)."""
+    """The network's output integers -> the graph's output values, as float64 that are exact float32
+    (or integers)."""
 
-    parts: tuple[tuple[Any, int, tuple[int, ...]], ...]  # (FloatProgram or None for integers, size, shape), in order
+    # (FloatProgram or None for integers, size, shape), in order.
+    parts: tuple[tuple[Any, int, tuple[int, ...]], ...]
     steepness: npt.NDArray[np.float64]  # [outputs]: d value / d integer, a guide for gradients
     grid: Grid
-    error: npt.NDArray[np.float64]  # [outputs]: how far the runtime's value may lie from the decoded one; mostly 0
+    # [outputs]: how far the runtime's value may lie from the decoded one; mostly 0.
+    error: npt.NDArray[np.float64]
     types: tuple[tuple[int, int], ...]  # least and largest integer behind the outputs of each part
 
     @property
@@ -41,13 +46,20 @@ class Decoder:
     @functools.cached_property
     def is_float(self) -> npt.NDArray[np.bool_]:
         """[outputs]: float32 (True) or integer (False)."""
-        return np.repeat([program is not None for program, _, _ in self.parts], [size for _, size, _ in self.parts])
+        return np.repeat(
+            [program is not None for program, _, _ in self.parts],
+            [size for _, size, _ in self.parts],
+        )
 
     @functools.cached_property
     def reach(self) -> Float64Array:
-        """[outputs]: a magnitude that no value exceeds, on any input; not finite where it may overflow float32."""
+        """[outputs]: a magnitude that no value exceeds, on any input; not finite where it may
+        overflow float32."""
         sizes = [size for _, size, _ in self.parts]
-        ends = (np.repeat([pair[k] for pair in self.types], sizes).astype(np.int32)[None] for k in (0, 1))
+        ends = (
+            np.repeat([pair[k] for pair in self.types], sizes).astype(np.int32)[None]
+            for k in (0, 1)
+        )
         with np.errstate(over="ignore", invalid="ignore"):
             lower, upper = self.decode_box(*ends)
             reach: Float64Array = np.maximum(np.abs(lower[0]), np.abs(upper[0]))
@@ -65,7 +77,8 @@ class Decoder:
         return np.concatenate(result, axis=1)
 
     def decode_box(self, lower: Int32Array, upper: Int32Array) -> tuple[Float64Array, Float64Array]:
-        """Bounds of the output values. Sound because each value is a monotone function of its integer."""
+        """Bounds of the output values. Sound because each value is a monotone function of its
+        integer."""
         a, b = self.decode(lower), self.decode(upper)
         return np.minimum(a, b) - self.error, np.maximum(a, b) + self.error
 
@@ -107,7 +120,9 @@ def _grid_of(lowered: Lowered, codes: Codes, program: Any) -> tuple[int | None, 
     if program is None:
         return 0, float(max(abs(codes.type.low), abs(codes.type.high)))
     op = lowered.network.nodes[codes.value - 1].op if codes.value else None
-    while isinstance(op, Layout) and op.constants is None:  # a reshape or a transpose after the table
+    while (
+        isinstance(op, Layout) and op.constants is None
+    ):  # a reshape or a transpose after the table
         value, *more = lowered.network.nodes[codes.value - 1].inputs
         if value == 0 or more:
             return None, 0.0
@@ -131,7 +146,9 @@ def _unit_of(values: Float64Array) -> tuple[int, float]:
 def described_outputs(lowered: Lowered) -> list[Described]:
     """Each graph output as `bounds.regions` needs it."""
     return [
-        Described(codes_of(output).type.size, _line_of(lowered, output), _levels_of(lowered, output))
+        Described(
+            codes_of(output).type.size, _line_of(lowered, output), _levels_of(lowered, output)
+        )
         for _, output in lowered.outputs
     ]
 
@@ -160,7 +177,11 @@ def _levels_of(lowered: Lowered, output: Output) -> Levels | None:
     x = np.arange(own.low, own.high + 1, dtype=np.int32)
     for table in reversed(tables):
         x = table.values[0][x - table.low]
-    y = x.astype(np.float64) if program is None else program.run(CPU, x).reshape(-1).astype(np.float64)
+    y = (
+        x.astype(np.float64)
+        if program is None
+        else program.run(CPU, x).reshape(-1).astype(np.float64)
+    )
     if not np.isfinite(y).all():
         return None
     rise = np.diff(y)
@@ -179,8 +200,14 @@ def _line_of(lowered: Lowered, output: Output) -> Line | None:
     kinds = tuple(step.kind for step in output.program.steps)
     if kinds not in (("mul",), ("mul", "add")):
         return None
-    scale = np.broadcast_to(output.program.steps[0].operand, codes.shape).reshape(-1).astype(np.float64)
-    shift = np.zeros(codes.shape) if len(kinds) == 1 else output.program.steps[1].operand.astype(np.float64)
+    scale = (
+        np.broadcast_to(output.program.steps[0].operand, codes.shape).reshape(-1).astype(np.float64)
+    )
+    shift = (
+        np.zeros(codes.shape)
+        if len(kinds) == 1
+        else output.program.steps[1].operand.astype(np.float64)
+    )
     shift = np.broadcast_to(shift, codes.shape).reshape(-1)
     unit = int(np.frexp(np.abs(scale).max())[1]) - 24
     if not np.isfinite(scale).all() or not scale.any() or not -200 < unit < 200:
@@ -188,8 +215,13 @@ def _line_of(lowered: Lowered, output: Output) -> Line | None:
     step = 2.0**unit
     slope = np.rint(scale / step)
     reach = float(max(abs(codes.type.low), abs(codes.type.high)))
-    # Three float32 roundings (of acc, the product, the sum), the slope's own rounding, and a float sum's proved error.
-    loose = reach * np.abs(scale - slope * step) + 2.0**-21 * (reach * np.abs(scale) + np.abs(shift)) + error
+    # Three float32 roundings (of acc, the product, the sum), the slope's own rounding, and a float
+    # sum's proved error.
+    loose = (
+        reach * np.abs(scale - slope * step)
+        + 2.0**-21 * (reach * np.abs(scale) + np.abs(shift))
+        + error
+    )
     loose = np.ceil(1.01 * loose / step) + 2
     middle = np.rint(shift / step)
     if float(np.abs(middle).max() + loose.max()) > 2.0**52:

@@ -1,4 +1,5 @@
-"""Conditions on inputs inside one cell: real numbers exactly, floats as far as they can be found."""
+"""Conditions on inputs inside one cell: real numbers exactly, floats as far as they can be
+found."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qverify.boundary.cells import halves, may_hold, solve_in_cell
+from qverify.errors import Undecided
 from qverify.property import Row
-from qverify.search.cells import Undecided, halves, may_hold, solve_in_cell
 from tests.graphs import ROUNDS
 
 
@@ -26,13 +28,26 @@ def neighbours(start: float, count: int) -> list[float]:
 
 def satisfied(rows: Sequence[Row], x: Sequence[float], y: Sequence[float]) -> bool:
     for row in rows:
-        total = sum((c * F(x[i]) for i, c in row.x), F(0)) + sum((c * F(y[i]) for i, c in row.y), F(0))
+        total = sum((c * F(x[i]) for i, c in row.x), F(0)) + sum(
+            (c * F(y[i]) for i, c in row.y), F(0)
+        )
         if not (total < row.rhs if row.strict else total <= row.rhs):
             return False
     return True
 
 
-STARTS = [0.5, 1.0, -1.0, float(np.float32(0.1)), -float(np.float32(0.3)), 0.0, -(2.0**-149), 2.0**-126, 1e30, 255.0]
+STARTS = [
+    0.5,
+    1.0,
+    -1.0,
+    float(np.float32(0.1)),
+    -float(np.float32(0.3)),
+    0.0,
+    -(2.0**-149),
+    2.0**-126,
+    1e30,
+    255.0,
+]
 
 
 @settings(max_examples=150 * ROUNDS, deadline=None)
@@ -42,7 +57,9 @@ def test_solving_in_a_cell_is_brute_force_over_the_floats(data: st.DataObject) -
     axes = []
     for real in is_float:
         if real:
-            axes.append(neighbours(data.draw(st.sampled_from(STARTS)), data.draw(st.integers(0, 5))))
+            axes.append(
+                neighbours(data.draw(st.sampled_from(STARTS)), data.draw(st.integers(0, 5)))
+            )
         else:
             low = data.draw(st.integers(-3, 3))
             axes.append([float(v) for v in range(low, low + data.draw(st.integers(0, 5)) + 1)])
@@ -54,7 +71,9 @@ def test_solving_in_a_cell_is_brute_force_over_the_floats(data: st.DataObject) -
         x = tuple((i, data.draw(coefficients)) for i in used)
         bare = Row(x, ((0, F(1)),) if data.draw(st.booleans()) else (), F(0))
         at = [data.draw(st.sampled_from(axis)) for axis in axes]
-        value = sum((c * F(at[i]) for i, c in bare.x), F(0)) + sum((c * F(y[i]) for i, c in bare.y), F(0))
+        value = sum((c * F(at[i]) for i, c in bare.x), F(0)) + sum(
+            (c * F(y[i]) for i, c in bare.y), F(0)
+        )
         nudge = data.draw(st.sampled_from([F(0), F(1, 10**50), F(-1, 10**50)]))
         rows.append(Row(bare.x, bare.y, value + nudge, data.draw(st.booleans())))
     expected = any(satisfied(rows, x, y) for x in itertools.product(*axes))
@@ -109,7 +128,11 @@ def equal(terms: tuple[tuple[int, F], ...], rhs: F | int) -> list[Row]:
         equal(X(1, -1), 0),
         equal(X(1, -10), 0),
         equal(X(3, -1), F(1, 8)) + equal(X(0, 1, -2), F(1, 1024)),
-        [*equal(X(1, 1, 1), 1), Row(X(1, -1), (), F(0), strict=True), Row(X(0, 1, -1), (), F(0), strict=True)],
+        [
+            *equal(X(1, 1, 1), 1),
+            Row(X(1, -1), (), F(0), strict=True),
+            Row(X(0, 1, -1), (), F(0), strict=True),
+        ],
         [Row(X(1, 1, 1), (), F(9, 10)), Row(X(-1, -1, -1), (), F(-9, 10) + F(1, 10**6))],
         equal(X(*[1] * 40), 20),
         equal(X(*[1] * 300), 111) + equal(X(*[1, -1] * 150), F(5, 8)),
@@ -126,16 +149,31 @@ def test_equalities_that_floats_satisfy(rows: list[Row]) -> None:
 
 def test_conditions_that_only_together_are_empty() -> None:
     band = [Row(X(1, -1), (), F(-1, 10), strict=True), Row(X(-1, 1), (), F(1, 10))]
-    order = [Row(X(1, -1), (), F(0)), Row(X(0, 1, -1), (), F(0)), Row(X(-1, 0, 1), (), F(-1, 10**9))]
+    order = [
+        Row(X(1, -1), (), F(0)),
+        Row(X(0, 1, -1), (), F(0)),
+        Row(X(-1, 0, 1), (), F(-1, 10**9)),
+    ]
     outputs = [Row(X(1, -1), ((0, F(1)),), F(0)), Row(X(-1, 1), ((0, F(-1)),), F(0), strict=True)]
     for rows in (band, order, outputs):
-        assert solve_in_cell(rows, np.array([0.5]), np.zeros(3), np.ones(3), np.ones(3, np.bool_)) is None
+        assert (
+            solve_in_cell(rows, np.array([0.5]), np.zeros(3), np.ones(3), np.ones(3, np.bool_))
+            is None
+        )
 
 
 def test_integers_are_parted_to_the_end() -> None:
     rows = equal(X(2, 4, -6), 1)
-    assert solve_in_cell(rows, np.zeros(1), np.zeros(3), np.full(3, 5.0), np.zeros(3, np.bool_)) is None
-    found = solve_in_cell(equal(X(2, 4, -7), 1), np.zeros(1), np.zeros(3), np.full(3, 5.0), np.zeros(3, np.bool_))
+    assert (
+        solve_in_cell(rows, np.zeros(1), np.zeros(3), np.full(3, 5.0), np.zeros(3, np.bool_))
+        is None
+    )
+    found = solve_in_cell(
+        equal(X(2, 4, -7), 1), np.zeros(1), np.zeros(3), np.full(3, 5.0), np.zeros(3, np.bool_)
+    )
     assert found is not None and found @ [2, 4, -7] == 1
     mixed = equal(X(2, 1), F(1, 2)) + equal(X(2, -1), F(1, 2))
-    assert solve_in_cell(mixed, np.zeros(1), np.zeros(2), np.full(2, 5.0), np.array([False, True])) is None
+    assert (
+        solve_in_cell(mixed, np.zeros(1), np.zeros(2), np.full(2, 5.0), np.array([False, True]))
+        is None
+    )

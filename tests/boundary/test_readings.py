@@ -1,4 +1,5 @@
-"""How rows are read, against checkers written here: exact rationals, doubles, matrices of doubles, float32 as in 2.x."""
+"""How rows are read, against checkers written here: exact rationals, doubles, matrices of doubles,
+float32 as in 2.x."""
 
 from __future__ import annotations
 
@@ -15,13 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qverify.boundary.domain import Domain, make_domain
+from qverify.boundary.readings import Readings, make_readings
 from qverify.bounds.unsafe import Grid
 from qverify.errors import SpecError
-from qverify.frontend.boundary import Domain, Encoder, make_domain
 from qverify.frontend.builder import Quantizer
-from qverify.frontend.readings import Readings, make_readings
-from qverify.frontend.vnnlib import parse_property
+from qverify.frontend.encoder import Encoder
 from qverify.property import Case, Query, Row
+from qverify.vnnlib.reader import parse_property
 from tests.graphs import ROUNDS
 
 F32 = np.float32
@@ -32,7 +34,8 @@ REACH = 100.0
 
 @dataclass
 class Described:
-    """What a decoder says of the outputs: float32 up to REACH, on no known grid, or multiples of 2**unit."""
+    """What a decoder says of the outputs: float32 up to REACH, on no known grid, or multiples of
+    2**unit."""
 
     unit: int | None = None
 
@@ -53,9 +56,13 @@ def spelled(tree: Tree) -> str:
     return tree if isinstance(tree, str) else f"({' '.join(map(spelled, tree))})"
 
 
-def property_of(tree: Tree, second: bool, bounds: Sequence[tuple[str, str]] = (("-4", "4"),) * SIZE) -> str:
+def property_of(
+    tree: Tree, second: bool, bounds: Sequence[tuple[str, str]] = (("-4", "4"),) * SIZE
+) -> str:
     """A specification with one assertion about X_0, ... and Y_0, ..."""
-    asserts = [f"(assert (>= X_{i} {a})) (assert (<= X_{i} {b}))" for i, (a, b) in enumerate(bounds)]
+    asserts = [
+        f"(assert (>= X_{i} {a})) (assert (<= X_{i} {b}))" for i, (a, b) in enumerate(bounds)
+    ]
     asserts.append(f"(assert {spelled(tree)})")
     if not second:
         declared = [f"(declare-const {letter}_{i} Real)" for letter in "XY" for i in range(SIZE)]
@@ -69,12 +76,18 @@ def property_of(tree: Tree, second: bool, bounds: Sequence[tuple[str, str]] = ((
 
 def domain_of(query: Query) -> Domain:
     part = Quantizer(
-        np.arange(SIZE), np.zeros(SIZE, F32), (), np.full(SIZE, F32(0.1)), np.full(SIZE, 128, np.int32), 0, 255
+        np.arange(SIZE),
+        np.zeros(SIZE, F32),
+        (),
+        np.full(SIZE, F32(0.1)),
+        np.full(SIZE, 128, np.int32),
+        0,
+        255,
     )
     return make_domain(Encoder((part,), np.ones(SIZE, np.bool_)), query.box)
 
 
-# -- the checkers --------------------------------------------------------------------------------------------------------
+# -- the checkers ----------------------------------------------------------------------------------
 
 
 def computed(tree: Tree, values: dict[str, Any], number: Callable[[str], Any]) -> Any:
@@ -111,7 +124,9 @@ def matrix_accepts(cases: Sequence[Case], x: Sequence[float], y: Sequence[float]
             for j, c in row.y:
                 mat[k, SIZE + j] = float(c)
         vector = mat.dot(np.array([*x, *y]))
-        if all(v < r if row.strict else v <= r for v, r, row in zip(vector, rhs, case, strict=True)):
+        if all(
+            v < r if row.strict else v <= r for v, r, row in zip(vector, rhs, case, strict=True)
+        ):
             return True
     return False
 
@@ -126,10 +141,13 @@ def hold(cases: Sequence[Case], x: Sequence[Any], y: Sequence[Any]) -> bool:
     def value(row: Row) -> Fraction:
         total = sum((c * Fraction(float(y[j])) for j, c in row.y), Fraction(0))
         return total + sum(
-            (c * (x[i] if isinstance(x[i], Fraction) else Fraction(x[i])) for i, c in row.x), Fraction(0)
+            (c * (x[i] if isinstance(x[i], Fraction) else Fraction(x[i])) for i, c in row.x),
+            Fraction(0),
         )
 
-    return any(all(value(r) < r.rhs if r.strict else value(r) <= r.rhs for r in case) for case in cases)
+    return any(
+        all(value(r) < r.rhs if r.strict else value(r) <= r.rhs for r in case) for case in cases
+    )
 
 
 @dataclass(frozen=True)
@@ -145,18 +163,28 @@ class Point:
         doubles, wide = [float(t) for t in self.texts], [float(v) for v in self.y]
         found: list[tuple[list[Any], bool]] = [
             (exact, accepts(tree, named(exact, [Fraction(v) for v in wide]), Fraction)),
-            (fed, accepts(tree, named([Fraction(float(v)) for v in fed], [Fraction(v) for v in wide]), Fraction)),
+            (
+                fed,
+                accepts(
+                    tree,
+                    named([Fraction(float(v)) for v in fed], [Fraction(v) for v in wide]),
+                    Fraction,
+                ),
+            ),
             (doubles, accepts(tree, named(doubles, wide), float)),
             (fed, accepts(tree, named([float(v) for v in fed], wide), float)),
             (doubles, matrix_accepts(query.cases, doubles, wide)),
         ]
         if query.float32:
             found.append((fed, accepts(tree, named(fed, self.y), float)))
-        return [([v if isinstance(v, Fraction) else float(v) for v in x], answer) for x, answer in found]
+        return [
+            ([v if isinstance(v, Fraction) else float(v) for v in x], answer) for x, answer in found
+        ]
 
 
 def check(tree: Tree, second: bool, point: Point, unit: int | None, met: Counter[str]) -> None:
-    """Whatever reading accepts, the possible rows hold; and where the certain ones do, every reading accepts."""
+    """Whatever reading accepts, the possible rows hold; and where the certain ones do, every
+    reading accepts."""
     try:
         queries = parse_property(property_of(tree, second)).queries
     except SpecError:
@@ -175,7 +203,10 @@ def check(tree: Tree, second: bool, point: Point, unit: int | None, met: Counter
         if not inside:  # a row about one input has put its bound into the box
             assert not accepted
             continue
-        assert all(Fraction(a) <= Fraction(v) <= Fraction(b) for a, v, b in zip(low[0], x, high[0], strict=True))
+        assert all(
+            Fraction(a) <= Fraction(v) <= Fraction(b)
+            for a, v, b in zip(low[0], x, high[0], strict=True)
+        )
         for possible, certain in versions(read, y):
             assert not accepted or hold(possible, x, point.y)
             if all(hold(certain, own, point.y) for own, _ in answers):
@@ -195,21 +226,25 @@ def versions(read: Readings, y: npt.NDArray[np.float64]) -> list[tuple[list[Case
     return [whole, ([possible for possible, _ in at], [certain for _, certain in at])]
 
 
-# -- random comparisons --------------------------------------------------------------------------------------------------
+# -- random comparisons ----------------------------------------------------------------------------
 
 values = st.one_of(
     st.sampled_from([0.0, 1.0, -1.0, 0.25, 2.5]),
     st.integers(-255, 255).map(lambda k: float(F32(k) * F32(0.1))),
     st.floats(-REACH / 2, REACH / 2, width=32),
 ).map(F32)
-simple = st.sampled_from(["0", "0.1", "0.5", "0.59", "-0.31", "1", "3", "100", "0.3", "-2.5", "1e-3"])
+simple = st.sampled_from(
+    ["0", "0.1", "0.5", "0.59", "-0.31", "1", "3", "100", "0.3", "-2.5", "1e-3"]
+)
 factors = st.sampled_from(["2", "0.1", "-1", "3", "0.25", "0.7", "1e-40", "1e30", "0"])
 
 
 @st.composite
 def trees(draw: st.DrawFn, depth: int, names: list[str], second: bool) -> Tree:
     kind = draw(
-        st.sampled_from(["name", "name", "name", "number", "+", "-", "*", "negative", "/"][: 9 if depth else 4])
+        st.sampled_from(
+            ["name", "name", "name", "number", "+", "-", "*", "negative", "/"][: 9 if depth else 4]
+        )
     )
     if kind == "name":
         return draw(st.sampled_from(names))
@@ -229,16 +264,24 @@ def trees(draw: st.DrawFn, depth: int, names: list[str], second: bool) -> Tree:
 def ties(tree: Tree, point: Point) -> list[str]:
     """Decimals at and beside what an expression gives at a point."""
     wide = [float(v) for v in point.y]
-    exact = computed(tree, named([Fraction(t) for t in point.texts], [Fraction(v) for v in wide]), Fraction)
+    exact = computed(
+        tree, named([Fraction(t) for t in point.texts], [Fraction(v) for v in wide]), Fraction
+    )
     double = computed(tree, named([float(t) for t in point.texts], wide), float)
     with np.errstate(all="ignore"):
         single = F32(computed(tree, named([F32(float(t)) for t in point.texts], point.y), float))
-    found = [repr(v) for v in (double, math.nextafter(double, math.inf), float(single)) if math.isfinite(v)]
+    found = [
+        repr(v)
+        for v in (double, math.nextafter(double, math.inf), float(single))
+        if math.isfinite(v)
+    ]
     found += [str(single)] if np.isfinite(single) else []
     power = 1100
     if (exact * 10**power).denominator == 1 and abs(exact) < 10**6:
         digits = str(abs(int(exact * 10**power))).rjust(power + 1, "0")
-        found.append(("-" if exact < 0 else "") + f"{digits[:-power]}.{digits[-power:].rstrip('0')}0")
+        found.append(
+            ("-" if exact < 0 else "") + f"{digits[:-power]}.{digits[-power:].rstrip('0')}0"
+        )
     return [text for text in found if "inf" not in text and "nan" not in text]
 
 
@@ -246,18 +289,26 @@ def ties(tree: Tree, point: Point) -> list[str]:
 def questions(draw: st.DrawFn) -> tuple[Tree, bool, Point, int | None]:
     second = draw(st.booleans())
     unit = draw(st.sampled_from([None, None, -2]))
-    y = [draw(st.integers(-200, 200).map(lambda k: F32(k / 4)) if unit is not None else values) for _ in range(SIZE)]
+    y = [
+        draw(st.integers(-200, 200).map(lambda k: F32(k / 4)) if unit is not None else values)
+        for _ in range(SIZE)
+    ]
     texts = [
-        draw(st.sampled_from(["0.1", "0.3", "0.7", "-0.9", "1", "2.5", "0.1000000014901161"])) for _ in range(SIZE)
+        draw(st.sampled_from(["0.1", "0.3", "0.7", "-0.9", "1", "2.5", "0.1000000014901161"]))
+        for _ in range(SIZE)
     ]
     point = Point(tuple(texts), tuple(y))
-    names = [f"Y_{i}" for i in range(SIZE)] + ([f"X_{i}" for i in range(SIZE)] if draw(st.booleans()) else [])
+    names = [f"Y_{i}" for i in range(SIZE)] + (
+        [f"X_{i}" for i in range(SIZE)] if draw(st.booleans()) else []
+    )
     left = draw(trees(draw(st.integers(0, 2)), names, second))
     others = [trees(draw(st.integers(0, 1)), names, second)]
     if near := ties(left, point):
         others += [st.sampled_from(near)] * 3
     pair = [left, draw(st.one_of(others))]
-    op = draw(st.sampled_from(["<=", "<", ">=", ">", "==", "!="] if second else ["<=", "<", ">=", ">"]))
+    op = draw(
+        st.sampled_from(["<=", "<", ">=", ">", "==", "!="] if second else ["<=", "<", ">=", ">"])
+    )
     return (op, *(pair if draw(st.booleans()) else pair[::-1])), second, point, unit
 
 
@@ -266,7 +317,9 @@ MET = Counter[str]()
 
 @settings(max_examples=700 * ROUNDS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(questions())
-def test_readings_lie_between_the_versions_of_a_row(question: tuple[Tree, bool, Point, int | None]) -> None:
+def test_readings_lie_between_the_versions_of_a_row(
+    question: tuple[Tree, bool, Point, int | None],
+) -> None:
     check(*question, MET)
 
 

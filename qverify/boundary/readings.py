@@ -1,18 +1,22 @@
-"""How the rows of a property may be read: with exact numbers, in double, or (VNN-LIB 2.x) in float32.
+"""How the rows of a property may be read: with exact numbers, in double, or (VNN-LIB 2.x) in
+float32.
 
-A checker of counterexamples computes with floats: the one of VNN-COMP multiplies a matrix of doubles for 1.0, and evaluates
-the expressions of 2.x in float32, with constants rounded to it. Near a tie they disagree, with one another and with the
-rationals that the file spells. So every row has two versions, both exact: whatever reading accepts a row, the `possible`
-one holds; and where the `certain` one holds, every reading accepts. `unsat` is proved of the first, `sat` needs the second.
+A checker of counterexamples computes with floats: the one of VNN-COMP multiplies a matrix of
+doubles for 1.0, and evaluates the expressions of 2.x in float32, with constants rounded to it. Near
+a tie they disagree, with one another and with the rationals that the file spells. So every row has
+two versions, both exact: whatever reading accepts a row, the `possible` one holds; and where the
+`certain` one holds, every reading accepts. `unsat` is proved of the first, `sat` needs the second.
 
-Sound because of the standard model of float arithmetic. An operation's result is the exact one times 1 + d, |d| <= u (u =
-2**-53 or 2**-24), plus at most 2**-150 where a product underflows; sums do not. So in an evaluation that rounds a leaf k
-times, its share is off by at most k u / (1 - k u) of itself, and a side is off by the sum of that over the leaves, whose
-magnitudes are bounded by the ranges of inputs and outputs. Three cases are tighter. Comparing floats is exact, so a
-variable against a constant depends on the constant's rounding only, and one variable against another on nothing. A single
-operation is rounded monotonically, so its result is compared with a constant d as the exact one with an end of d's cell;
-and a sum of two floats is zero only where it is zero exactly. Sums that need no rounding (all leaves are small multiples of
-one power of two) are exact. Integers are never rounded to float32.
+Sound because of the standard model of float arithmetic. An operation's result is the exact one
+times 1 + d, |d| <= u (u = 2**-53 or 2**-24), plus at most 2**-150 where a product underflows; sums
+do not. So in an evaluation that rounds a leaf k times, its share is off by at most k u / (1 - k u)
+of itself, and a side is off by the sum of that over the leaves, whose magnitudes are bounded by the
+ranges of inputs and outputs. Three cases are tighter. Comparing floats is exact, so a variable
+against a constant depends on the constant's rounding only, and one variable against another on
+nothing. A single operation is rounded monotonically, so its result is compared with a constant d as
+the exact one with an end of d's cell; and a sum of two floats is zero only where it is zero
+exactly. Sums that need no rounding (all leaves are small multiples of one power of two) are exact.
+Integers are never rounded to float32.
 """
 
 from __future__ import annotations
@@ -27,21 +31,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qverify.boundary.domain import Domain
+from qverify.boundary.outputs import Decoder
+from qverify.boundary.rounding import float32s
 from qverify.bounds.unsafe import Grid, power_of_two
 from qverify.deadline import looking
-from qverify.frontend.boundary import Domain, float32s
-from qverify.frontend.constraints import LEAST_NORMAL, is_scaled
-from qverify.frontend.outputs import Decoder
 from qverify.property import Arithmetic, Case, Query, Row
+from qverify.vnnlib.constraints import LEAST_NORMAL, is_scaled
 
 SAFE = Fraction(1, 2**100)  # products of at least this do not underflow
 ALWAYS, NEVER = Row((), (), Fraction(0)), Row((), (), Fraction(-1))
-Interval = tuple[Fraction | float, Fraction | float]  # right-hand sides: accepted below the first, not above the second
+# Right-hand sides: accepted below the first, not above the second.
+Interval = tuple[Fraction | float, Fraction | float]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A binary float format: its significant bits, the power of two where it ends, and its least positive number's."""
+    """A binary float format: its significant bits, the power of two where it ends, and its least
+    positive number's."""
 
     bits: int
     top: int
@@ -74,15 +81,17 @@ class Readings:
     query: Query
     possible: Query
     certain: Query  # the same object where reading makes no difference
-    reader: _Reader
+    reader: _RowReader
 
     def at(self, case: int, y: npt.NDArray[np.float64]) -> tuple[Case, Case]:
-        """The possible and the certain version of a case at outputs `y` [outputs]: more is known of them than of all."""
+        """The possible and the certain version of a case at outputs `y` [outputs]: more is known of
+        them than of all."""
         reader = _reader_at(self.reader, np.asarray(y, np.float64).tobytes())
         return _cases([reader.versions(row) for row in self.query.cases[case]])
 
     def accept(self, case: int, y: npt.NDArray[np.float64]) -> bool:
-        """Whether some reading may accept a case, whose rows are about outputs only, at outputs `y` [outputs]."""
+        """Whether some reading may accept a case, whose rows are about outputs only, at outputs `y`
+        [outputs]."""
         for row in self.at(case, y)[0]:
             value = sum((c * Fraction(float(y[j])) for j, c in row.y), Fraction(0))
             if not (value < row.rhs if row.strict else value <= row.rhs):
@@ -93,13 +102,17 @@ class Readings:
         """The certain version of the query at outputs `y` [outputs]."""
         if self.certain is self.possible:
             return self.certain
-        return replace(self.query, cases=tuple(self.at(k, y)[1] for k in range(len(self.query.cases))))
+        return replace(
+            self.query, cases=tuple(self.at(k, y)[1] for k in range(len(self.query.cases)))
+        )
 
 
 def make_readings(query: Query, domain: Domain, decoder: Decoder) -> Readings:
     """Read a query over the inputs of `domain` and the outputs of `decoder`."""
     least = np.where(decoder.is_float, 2.0**-149, 1.0)
-    reader = _Reader(query.float32, domain, Outputs(decoder.is_float, decoder.reach, least, decoder.grid))
+    reader = _RowReader(
+        query.float32, domain, Outputs(decoder.is_float, decoder.reach, least, decoder.grid)
+    )
     known: dict[tuple[Row, Arithmetic | None], tuple[Row, Row]] = {}
     possible: list[Case] = []
     certain: list[Case] = []
@@ -121,7 +134,8 @@ def make_readings(query: Query, domain: Domain, decoder: Decoder) -> Readings:
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What is known of the outputs: their types, the magnitudes between which those lie that are not zero, their grid."""
+    """What is known of the outputs: their types, the magnitudes between which those lie that are
+    not zero, their grid."""
 
     is_float: npt.NDArray[np.bool_]
     reach: npt.NDArray[np.float64]
@@ -133,11 +147,13 @@ class Outputs:
         """Known outputs."""
         size = np.abs(y)
         units = tuple(power_of_two(Fraction(float(v))) if v else 0 for v in y)
-        return Outputs(is_float, size, np.where(size > 0, size, np.inf), Grid(units, tuple(size.tolist())))
+        return Outputs(
+            is_float, size, np.where(size > 0, size, np.inf), Grid(units, tuple(size.tolist()))
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class _Reader:
+class _RowReader:
     float32: bool
     domain: Domain
     outputs: Outputs
@@ -149,7 +165,10 @@ class _Reader:
             return row, row
         if row.bounds_input:
             return ALWAYS, self._certain_bound(row)
-        found = [(row.rhs, row.rhs), *(end for form in self._formats(row) for end in self._ends(row, form))]
+        found = [
+            (row.rhs, row.rhs),
+            *(end for form in self._formats(row) for end in self._ends(row, form)),
+        ]
         low, high = min(low for low, _ in found), max(high for _, high in found)
         if low == high:
             own = row if row.arithmetic is None else replace(row, arithmetic=None)
@@ -157,10 +176,14 @@ class _Reader:
         return _with(row, high), _with(row, low)
 
     def _certain_bound(self, row: Row) -> Row:
-        """The certain version of a row about one input; ALWAYS where it holds in the whole domain. (The possible version is
-        the bound that the box has of it.)"""
+        """The certain version of a row about one input; ALWAYS where it holds in the whole domain.
+        (The possible version is the bound that the box has of it.)"""
         least = min(
-            low for low, _ in [(row.rhs, row.rhs), *(end for f in self._formats(row) for end in self._ends(row, f))]
+            low
+            for low, _ in [
+                (row.rhs, row.rhs),
+                *(end for f in self._formats(row) for end in self._ends(row, f)),
+            ]
         )
         sure = _with(row, least)
         if sure is NEVER:
@@ -191,16 +214,24 @@ class _Reader:
                 yield (-math.inf, math.inf) if error is None else (d - error, d + error)
 
     def _error(self, row: Row, own: Arithmetic, form: Format) -> Fraction | None:
-        """How far rounding may take a row's two sides from one another; None where one may overflow."""
+        """How far rounding may take a row's two sides from one another; None where one may
+        overflow."""
         size = own.constants
-        if own.plain and not row.x and all(abs(c) * _finite(self.outputs.least[j]) >= SAFE for j, c in row.y):
+        if (
+            own.plain
+            and not row.x
+            and all(abs(c) * _finite(self.outputs.least[j]) >= SAFE for j, c in row.y)
+        ):
             size = Fraction(0) if own.alone else abs(row.rhs)  # no product underflows
         for terms, reach in ((row.x, self._input_reach), (row.y, self.outputs.reach)):
             for index, c in terms:
                 size += max(abs(c), LEAST_NORMAL) * _finite(reach[index])
         for key, magnitude in own.excess:
-            size += magnitude * _finite(self.outputs.reach[~key] if key < 0 else self._input_reach[key])
-        count = max(own.depth, len(row.x) + len(row.y) + 1 if form is DOUBLE else 0)  # as an expression, or as a matrix
+            size += magnitude * _finite(
+                self.outputs.reach[~key] if key < 0 else self._input_reach[key]
+            )
+        # As an expression, or as a matrix.
+        count = max(own.depth, len(row.x) + len(row.y) + 1 if form is DOUBLE else 0)
         loss = Fraction(count, 2**form.bits)
         if loss > Fraction(1, 4) or 2 * size * own.shrink >= Fraction(2) ** form.top:
             return None
@@ -214,8 +245,8 @@ class _Reader:
         return reach
 
     def _is_rounded_once(self, row: Row, own: Arithmetic, form: Format) -> bool:
-        """Whether a single operation, of operands that are exact, is compared with a constant as it stands: a sum, or a
-        product that is not compared with 0."""
+        """Whether a single operation, of operands that are exact, is compared with a constant as it
+        stands: a sum, or a product that is not compared with 0."""
         if own.once:
             return True
         if not (own.plain and own.alone) or row.x:
@@ -227,7 +258,8 @@ class _Reader:
         return len(row.y) == 2 and self._leaves_are_exact(row, form)
 
     def _leaves_are_exact(self, row: Row, form: Format) -> bool:
-        """Whether every coefficient is a power of two that is at least 1 in magnitude, and nothing overflows."""
+        """Whether every coefficient is a power of two that is at least 1 in magnitude, and nothing
+        overflows."""
         return all(
             abs(c) >= 1
             and abs(c) == Fraction(2) ** (power_of_two(c) or 0)
@@ -236,20 +268,26 @@ class _Reader:
         )
 
     def _sign_is_exact(self, row: Row, form: Format) -> bool:
-        """Whether one output times a constant is compared with 0, and can neither underflow nor overflow."""
+        """Whether one output times a constant is compared with 0, and can neither underflow nor
+        overflow."""
         ((j, c),) = row.y
         least, most = (abs(c) * _finite(end[j]) for end in (self.outputs.least, self.outputs.reach))
         far = least >= Fraction(2) ** (form.bottom + 1) and most < Fraction(2) ** (form.top - 1)
         return not row.rhs and abs(c) >= LEAST_NORMAL and far
 
     def _is_exact(self, row: Row, own: Arithmetic, form: Format) -> bool:
-        """Whether a row's sides are computed without rounding, or rounded so that it does not matter: one output times a
-        constant has the right sign; all leaves are multiples of one power of two, and their sum is below 2**bits of it."""
+        """Whether a row's sides are computed without rounding, or rounded so that it does not
+        matter: one output times a constant has the right sign; all leaves are multiples of one
+        power of two, and their sum is below 2**bits of it."""
         if row.bounds_input and is_scaled(row):
             return True
         if not own.plain or row.x:
             return False
-        if own.alone and len(row.y) == 1 and (self._leaves_are_exact(row, form) or self._sign_is_exact(row, form)):
+        if (
+            own.alone
+            and len(row.y) == 1
+            and (self._leaves_are_exact(row, form) or self._sign_is_exact(row, form))
+        ):
             return True
         constants = [] if own.alone or not row.rhs else [(row.rhs, 0, Fraction(1))]
         grid = self.outputs.grid
@@ -265,7 +303,7 @@ class _Reader:
 
 
 @functools.lru_cache(maxsize=8)
-def _reader_at(reader: _Reader, y: bytes) -> _Reader:
+def _reader_at(reader: _RowReader, y: bytes) -> _RowReader:
     """The reader for known outputs (float64, as bytes); many cases are read at the same ones."""
     return replace(reader, outputs=Outputs.point(np.frombuffer(y), reader.outputs.is_float))
 
@@ -273,12 +311,16 @@ def _reader_at(reader: _Reader, y: bytes) -> _Reader:
 def _fits(c: Fraction, form: Format) -> bool:
     """Whether a format holds a number's digits."""
     power = power_of_two(c)
-    return power is not None and LEAST_NORMAL <= abs(c) < Fraction(2) ** min(power + form.bits, form.top)
+    return power is not None and LEAST_NORMAL <= abs(c) < Fraction(2) ** min(
+        power + form.bits, form.top
+    )
 
 
 def _cases(pairs: list[tuple[Row, Row]]) -> tuple[Case, Case]:
     """The possible and the certain version of a case, without the rows that always hold."""
-    one, other = (tuple(pair[side] for pair in pairs if pair[side] is not ALWAYS) for side in (0, 1))
+    one, other = (
+        tuple(pair[side] for pair in pairs if pair[side] is not ALWAYS) for side in (0, 1)
+    )
     return one, other
 
 
@@ -299,7 +341,8 @@ def _finite(value: float) -> Fraction:
 
 
 def _cell(d: float, form: Format, strict: bool) -> Interval:
-    """A sum that is rounded once is at most (less than, if `strict`) the constant d of the format."""
+    """A sum that is rounded once is at most (less than, if `strict`) the constant d of the
+    format."""
     if not d or math.isinf(d):
         return exact(d), exact(d)
     other = form.next(d, -math.inf if strict else math.inf)

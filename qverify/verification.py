@@ -1,4 +1,5 @@
-"""The whole story on one screen: read the model and the property, search each query, replay, answer."""
+"""The whole story on one screen: read the model and the property, search each query, replay,
+answer."""
 
 from __future__ import annotations
 
@@ -11,24 +12,23 @@ from typing import Any
 import numpy as np
 
 from qverify import runtime
+from qverify.boundary.fit import check_fit
 from qverify.certificate import certificate
 from qverify.deadline import Deadline, TimeUp
 from qverify.engine import Engine
-from qverify.errors import EmptyBox, SpecError, UsageError
-from qverify.frontend.fit import check_fit
+from qverify.errors import EmptyBox, SpecError, Undecided, UsageError
 from qverify.frontend.model import Model, read_model
 from qverify.frontend.shapes import declared_shapes, shapes_text
-from qverify.frontend.vnnlib import property_sha256, read_property
 from qverify.kernels import Kernels, open_kernels
 from qverify.options import Options
 from qverify.property import Property, Query
 from qverify.result import Progress, Result, Stats, Verdict
 from qverify.search.bab import Outcome, search
 from qverify.search.branch import RULES
-from qverify.search.cells import Undecided
 from qverify.search.problem import Problem
 from qverify.search.proof import Proof
 from qverify.search.watch import Watch
+from qverify.vnnlib.reader import property_sha256, read_property
 
 DEFAULTS = Options()
 
@@ -41,8 +41,9 @@ def verify(
 ) -> Result:
     """Decide whether the quantized network in `model` can violate the property in `spec`.
 
-    Returns SAT with a witness that onnxruntime has confirmed on the file, UNSAT where that is proved impossible, TIMEOUT,
-    or UNKNOWN with a reason. Raises a QverifyError (one clear line) for input that cannot be read or is not supported.
+    Returns SAT with a witness that onnxruntime has confirmed on the file, UNSAT where that is
+    proved impossible, TIMEOUT, or UNKNOWN with a reason. Raises a QverifyError (one clear line) for
+    input that cannot be read or is not supported.
     """
     deadline = Deadline.after(options.timeout)
     if options.branch not in RULES:
@@ -50,7 +51,9 @@ def verify(
     if options.batch is not None and options.batch < 1:
         raise UsageError(f"a batch of {options.batch} boxes is not possible: use at least 1")
     if options.timeout is not None and not options.timeout > 0:
-        raise UsageError(f"a time limit of {options.timeout} seconds is not possible: use a positive number")
+        raise UsageError(
+            f"a time limit of {options.timeout} seconds is not possible: use a positive number"
+        )
     if options.seed < 0:
         raise UsageError(f"a seed of {options.seed} is not possible: use 0 or more")
     stats = Stats()
@@ -59,7 +62,12 @@ def verify(
             return _verify(Path(model), Path(spec), options, progress, deadline, stats)
     except TimeUp:
         stats.seconds = deadline.elapsed()
-        return Result(Verdict.TIMEOUT, "time is up while the model or the property was made ready", None, stats)
+        return Result(
+            Verdict.TIMEOUT,
+            "time is up while the model or the property was made ready",
+            None,
+            stats,
+        )
 
 
 def _verify(
@@ -95,7 +103,9 @@ def _verify(
         problem.watch = _watch(problem, options.watch)
         if options.watch is not None and (problem.watch is None or not problem.watch.holds.any()):
             why = "lies outside the box" if problem.watch is None else "is no counterexample"
-            details["warnings"].append(f"the watched point {why}" + (" of a query" if len(prop.queries) > 1 else ""))
+            details["warnings"].append(
+                f"the watched point {why}" + (" of a query" if len(prop.queries) > 1 else "")
+            )
         try:
             outcome = search(problem, options, deadline, rng, stats, progress, _new_proof(proofs))
         except Undecided as error:
@@ -103,7 +113,9 @@ def _verify(
         stats.seconds = deadline.elapsed()
         details["intervals_by"] = engine.propagator.name
         if outcome.verdict is Verdict.SAT:
-            with Deadline.after(None).limits():  # what was found in time is replayed, whatever that takes
+            with Deadline.after(
+                None
+            ).limits():  # what was found in time is replayed, whatever that takes
                 found = _answer_sat(engine, query, problem, outcome, stats, details, deadline)
             if found.verdict is Verdict.SAT:
                 return _certified(found, proofs)
@@ -123,25 +135,35 @@ def _verify(
     stats.seconds = deadline.elapsed()
     if unknown is not None:
         return Result(Verdict.UNKNOWN, unknown.reason, None, stats, details)
-    why = "every part of the input box is proved" if len(empty) < len(prop.queries) else "no input is allowed"
+    why = (
+        "every part of the input box is proved"
+        if len(empty) < len(prop.queries)
+        else "no input is allowed"
+    )
     return _certified(Result(Verdict.UNSAT, why, None, stats, details), proofs)
 
 
 def _said_of(empty: list[str]) -> list[str]:
     """A warning about queries that allow no input, if there are any."""
     more = f" (and so are {len(empty) - 1} more)" if len(empty) > 1 else ""
-    return [f"a part of the property allows no input and is refuted{more}: {empty[0]}"] if empty else []
+    return (
+        [f"a part of the property allows no input and is refuted{more}: {empty[0]}"]
+        if empty
+        else []
+    )
 
 
 def _wanted_proofs(options: Options, prop: Property, engine: Engine) -> list[Proof] | None:
-    """Where the proofs of the queries will be, if a certificate is wanted. UsageError, before the search, where there can
-    be none: no search can tell beforehand which query it will end with."""
+    """Where the proofs of the queries will be, if a certificate is wanted. UsageError, before the
+    search, where there can be none: no search can tell beforehand which query it will end with."""
     if not options.certificate:
         return None
     mixed = prop.mixed
     if mixed or not engine.decoder.exact:
         why = "its conditions mention inputs" if mixed else "the model ends in a float sum"
-        raise UsageError(f"there is no certificate for this property: {why}; leave out --certificate")
+        raise UsageError(
+            f"there is no certificate for this property: {why}; leave out --certificate"
+        )
     return []
 
 
@@ -172,13 +194,18 @@ def _watch(problem: Problem, point: tuple[float, ...] | None) -> Watch | None:
         return None
     is_float, flat = problem.domain.encoder.is_float, np.array(point, np.float64)
     if len(flat) != len(is_float):
-        raise UsageError(f"the point to watch has {len(flat)} values, but the model has {len(is_float)} input elements")
+        raise UsageError(
+            f"the point to watch has {len(flat)} values, but the model has {len(is_float)} input "
+            "elements"
+        )
     if not np.isfinite(flat).all() or (flat != np.rint(flat))[~is_float].any():
         raise UsageError("the point to watch has a value that its input cannot take")
     with np.errstate(over="ignore"):
         flat = np.where(is_float, flat.astype(np.float32).astype(np.float64), flat)
     own = problem
-    return Watch.make(own.kernels, own.network, own.domain, own.decoder, own.unsafe, own.runtime, flat)
+    return Watch.make(
+        own.kernels, own.network, own.domain, own.decoder, own.unsafe, own.runtime, flat
+    )
 
 
 def _answer_sat(
@@ -205,9 +232,12 @@ def _details(read: Model, prop: Property, spec: Path, kernels: Kernels) -> dict[
     return {
         "device": kernels.description,
         "machine": runtime.machine(),
-        "semantics": "exact int32 accumulation, float32 requantization as onnxruntime's CPU provider",
+        "semantics": "exact int32 accumulation, "
+        "float32 requantization as onnxruntime's CPU provider",
         "read_by": f"onnxruntime {read.runtime_version}'s fused graph",
-        "x86_without_vnni": f"may saturate in {len(saturable)} node(s)" if saturable else "computes the same integers",
+        "x86_without_vnni": f"may saturate in {len(saturable)} node(s)"
+        if saturable
+        else "computes the same integers",
         "model_sha256": read.sha256,
         "shapes": shapes_text(read.shapes),
         "spec_sha256": property_sha256(spec),
@@ -221,6 +251,7 @@ def _doubts(prop: Property) -> list[str]:
     doubts = list(prop.doubts)
     if any(not any(row.y for row in case) for query in prop.queries for case in query.cases):
         doubts.append(
-            "the property calls some inputs unsafe whatever the outputs are: is a condition on the outputs missing?"
+            "the property calls some inputs unsafe whatever the outputs are: is a condition on "
+            "the outputs missing?"
         )
     return doubts

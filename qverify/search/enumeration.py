@@ -1,6 +1,7 @@
 """Boxes with few points: all of them are evaluated, which decides a query exactly.
 
-Sound and complete: a point stands for the inputs that quantize to it; each is found unsafe, or is not.
+Sound and complete: a point stands for the inputs that quantize to it; each is found unsafe, or is
+not.
 """
 
 from __future__ import annotations
@@ -34,15 +35,17 @@ class Points:
         self._batches = 0
 
     def sweep(self, patience: float) -> Candidate | None:
-        """Evaluate points from where the last call stopped: a counterexample, or None. It gives up where the speed so far
-        says that all of them will take more than `patience` seconds."""
+        """Evaluate points from where the last call stopped: a counterexample, or None. It gives up
+        where the speed so far says that all of them will take more than `patience` seconds."""
         spent = 0.0
         while self.few and self.done < self.count:
             look()
             size = TRIAL[self._batches] if self._batches < len(TRIAL) else self._batch
             start, stop = self.done, min(self.done + size, self.count)
             began = time.perf_counter()
-            found = self._problem.find_unsafe(points := self._points(start, stop), self._problem.evaluate(points))
+            found = self._problem.find_unsafe(
+                points := self._points(start, stop), self._problem.evaluate(points)
+            )
             took = time.perf_counter() - began
             self._batches, self.done, spent = self._batches + 1, stop, spent + took
             if found is not None:
@@ -60,15 +63,17 @@ class Points:
         return self._problem.kernels.asarray(points)
 
     def note(self, proof: Proof) -> None:
-        """The tree of a proof, once no point was found unsafe: the box in halves, down to parts that intervals close. On a
-        point they are exact."""
+        """The tree of a proof, once no point was found unsafe: the box in halves, down to parts
+        that intervals close. On a point they are exact."""
         problem, kernels = self._problem, self._problem.kernels
         ends = [kernels.asarray(end[None]) for end in (problem.lower, problem.upper)]
         waiting = [(*ends, np.zeros(1, np.int64))]
         while waiting:
             look()
             lower, upper, entries = waiting.pop()
-            open_ = (problem.bound(lower, upper)[0] != 0).any(axis=1) & kernels.to_host((lower < upper).any(axis=1))
+            open_ = (problem.bound(lower, upper)[0] != 0).any(axis=1) & kernels.to_host(
+                (lower < upper).any(axis=1)
+            )
             proof.close(entries[~open_])
             at = kernels.asarray(np.flatnonzero(open_))
             lower, upper, entries = lower[at], upper[at], entries[open_]

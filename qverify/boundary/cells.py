@@ -1,21 +1,25 @@
-"""Conditions on inputs inside one quantization cell, where the outputs are constant: linear inequalities over float32.
+"""Conditions on inputs inside one quantization cell, where the outputs are constant: linear
+inequalities over float32.
 
-Whether real numbers satisfy them is decided exactly. Whether float32 numbers do is an integer problem: a real solution is
-rounded, with room to spare where there is room; where equalities leave none, its numbers are replaced one after another
-by nearby ones of few bits; and small cells are searched through.
+Whether real numbers satisfy them is decided exactly. Whether float32 numbers do is an integer
+problem: a real solution is rounded, with room to spare where there is room; where equalities leave
+none, its numbers are replaced one after another by nearby ones of few bits; and small cells are
+searched through.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
-from qverify.bounds.simplex import Inequality, common_point
+from qverify.boundary.domain import Domain
+from qverify.bounds.simplex import RationalInequality, common_point
 from qverify.deadline import looking
+from qverify.errors import Undecided
 from qverify.property import Row
 
 Float64Array = npt.NDArray[np.float64]
@@ -27,33 +31,41 @@ ONE_BY_ONE = 24  # numbers of a solution that are replaced one after another
 HALVINGS = 24  # of the distance in which a number of few bits is looked for
 
 
-class Undecided(Exception):
-    """The query has no answer here; the text says why."""
-
-
-def conditions(rows: Sequence[Row], y: Float64Array) -> list[Inequality]:
+def conditions(rows: Sequence[Row], y: Float64Array) -> list[RationalInequality]:
     """Rows at outputs `y`, as inequalities over the inputs."""
     return [
-        Inequality(dict(row.x), row.rhs - sum((c * Fraction(float(y[j])) for j, c in row.y), Fraction(0)), row.strict)
+        RationalInequality(
+            dict(row.x),
+            row.rhs - sum((c * Fraction(float(y[j])) for j, c in row.y), Fraction(0)),
+            row.strict,
+        )
         for row in rows
     ]
 
 
 def may_hold(
-    rows: Sequence[Row], y: Float64Array, lower: Float64Array, upper: Float64Array, is_float: npt.NDArray[np.bool_]
+    rows: Sequence[Row],
+    y: Float64Array,
+    lower: Float64Array,
+    upper: Float64Array,
+    is_float: npt.NDArray[np.bool_],
 ) -> bool:
-    """Whether all rows may hold together at outputs `y` for inputs in [lower, upper], real numbers or integers: False is a
-    proof."""
+    """Whether all rows may hold together at outputs `y` for inputs in [lower, upper], real numbers
+    or integers: False is a proof."""
     own = conditions(rows, y)
     return any(True for _ in _parts(own, _ends(own, lower, upper), is_float))
 
 
 def solve_in_cell(
-    rows: Sequence[Row], y: Float64Array, first: Float64Array, last: Float64Array, is_float: npt.NDArray[np.bool_]
+    rows: Sequence[Row],
+    y: Float64Array,
+    first: Float64Array,
+    last: Float64Array,
+    is_float: npt.NDArray[np.bool_],
 ) -> Float64Array | None:
-    """Values in [first, last] (float32, or integers) for which all rows hold at outputs `y`; None if no real numbers are
-    (nor integers, for integer inputs). Raises Undecided if that is not known.
-    """
+    """Values in [first, last] (float32, or integers) for which all rows hold at outputs `y`; None
+    if no real numbers are (nor integers, for integer inputs). Raises Undecided if that is not
+    known."""
     own = conditions(rows, y)
     doubt = False
     for box, found in _parts(own, _ends(own, first, last), is_float):
@@ -65,20 +77,26 @@ def solve_in_cell(
                 return result
         doubt = True
     if doubt:
-        raise Undecided("the conditions on inputs hold together for real numbers, but no float32 numbers were found")
+        raise Undecided(
+            "the conditions on inputs hold together for real numbers, but no float32 numbers were "
+            "found"
+        )
     return None
 
 
-def _parts(own: list[Inequality], box: Ends, is_float: npt.NDArray[np.bool_]) -> Iterator[tuple[Ends, Point | None]]:
-    """The parts of a box in which all integer inputs are fixed and all rows may hold, with real numbers for which they do
-    (None: not known); and after MAX_BOXES parts, what is left, unparted."""
+def _parts(
+    own: list[RationalInequality], box: Ends, is_float: npt.NDArray[np.bool_]
+) -> Iterator[tuple[Ends, Point | None]]:
+    """The parts of a box in which all integer inputs are fixed and all rows may hold, with real
+    numbers for which they do (None: not known); and after MAX_BOXES parts, what is left,
+    unparted."""
     stack = [box]
     for _ in looking(range(MAX_BOXES)):
         if not stack:
             return
         box = stack.pop()
         found = common_point(own, box)
-        if isinstance(found, Inequality):
+        if isinstance(found, RationalInequality):
             continue
         whole = [j for j, (low, high) in box.items() if not is_float[j] and low < high]
         if not whole:
@@ -91,13 +109,13 @@ def _parts(own: list[Inequality], box: Ends, is_float: npt.NDArray[np.bool_]) ->
     yield from ((box, None) for box in stack)
 
 
-def _ends(own: Sequence[Inequality], lower: Float64Array, upper: Float64Array) -> Ends:
+def _ends(own: Sequence[RationalInequality], lower: Float64Array, upper: Float64Array) -> Ends:
     used = sorted({j for row in own for j in row.terms})
     return {j: (Fraction(float(lower[j])), Fraction(float(upper[j]))) for j in used}
 
 
 def _tries(
-    own: list[Inequality], box: Ends, found: Point | None, is_float: npt.NDArray[np.bool_]
+    own: list[RationalInequality], box: Ends, found: Point | None, is_float: npt.NDArray[np.bool_]
 ) -> Iterator[Mapping[int, Fraction]]:
     """Points of float32 in a box of float32 ends that may satisfy all rows; integers are fixed."""
     yield {j: ends[0] for j, ends in box.items()}
@@ -110,19 +128,29 @@ def _tries(
         found = roomy
     for order in (list(box), list(box)[::-1]):
         yield from _few_bits(own, box, found, order)
-    yield from _searched(own, {j: (float(low), float(high)) for j, (low, high) in box.items()}, is_float)
+    yield from _searched(
+        own, {j: (float(low), float(high)) for j, (low, high) in box.items()}, is_float
+    )
 
 
 def _rounded(point: Point, box: Ends) -> Point:
-    return {j: min(max(Fraction(float(np.float32(float(v)))), box[j][0]), box[j][1]) for j, v in point.items()}
+    return {
+        j: min(max(Fraction(float(np.float32(float(v)))), box[j][0]), box[j][1])
+        for j, v in point.items()
+    }
 
 
-def _with_room(row: Inequality, own: list[Inequality], box: Ends) -> Inequality:
+def _with_room(
+    row: RationalInequality, own: list[RationalInequality], box: Ends
+) -> RationalInequality:
     """The row, tighter by what rounding its variables can change; half of an equality as it is."""
     opposite = {j: -c for j, c in row.terms.items()}
     if any(other.rhs == -row.rhs and other.terms == opposite for other in own):
         return row
-    room = sum((abs(c) * _spacing(*box[j]) for j, c in row.terms.items() if box[j][0] < box[j][1]), Fraction(0))
+    room = sum(
+        (abs(c) * _spacing(*box[j]) for j, c in row.terms.items() if box[j][0] < box[j][1]),
+        Fraction(0),
+    )
     return replace(row, rhs=row.rhs - room)
 
 
@@ -130,14 +158,18 @@ def _spacing(low: Fraction, high: Fraction) -> Fraction:
     return Fraction(float(np.spacing(np.float32(float(max(abs(low), abs(high)))))))
 
 
-def _few_bits(own: list[Inequality], box: Ends, point: Point, order: list[int]) -> Iterator[Point]:
-    """Fix one variable after another at a number of few bits near its value, such that the others still have a solution.
-    Of many, all but the last are fixed together: these make up for it."""
+def _few_bits(
+    own: list[RationalInequality], box: Ends, point: Point, order: list[int]
+) -> Iterator[Point]:
+    """Fix one variable after another at a number of few bits near its value, such that the others
+    still have a solution. Of many, all but the last are fixed together: these make up for it."""
     box = dict(box)
     most = [j for j in order if box[j][0] < box[j][1]][:-ONE_BY_ONE]
     for bits in (6, 9, 12) if most else ():
         fixed = {j: next(_simple_numbers(point[j], *box[j], bits)) for j in most}
-        near = common_point(own, {**box, **{j: (value, value) for j, value in fixed.items()}}, point)
+        near = common_point(
+            own, {**box, **{j: (value, value) for j, value in fixed.items()}}, point
+        )
         if isinstance(near, dict):
             box, point = {**box, **{j: (value, value) for j, value in fixed.items()}}, near
             break
@@ -157,14 +189,21 @@ def _few_bits(own: list[Inequality], box: Ends, point: Point, order: list[int]) 
     yield point
 
 
-def _simple_numbers(value: Fraction, low: Fraction, high: Fraction, least: int = 0) -> Iterator[Fraction]:
-    """float32 numbers in [low, high] near `value`, those of few bits first; closer than the width halved `least` times."""
+def _simple_numbers(
+    value: Fraction, low: Fraction, high: Fraction, least: int = 0
+) -> Iterator[Fraction]:
+    """float32 numbers in [low, high] near `value`, those of few bits first; closer than the width
+    halved `least` times."""
     seen = set()
     width = high - low
     for k in range(least, HALVINGS) if width else ():
         step = Fraction(2) ** (_log2(width) - k)
         rounded = Fraction(round(value / step)) * step
-        if low <= rounded <= high and rounded not in seen and Fraction(float(np.float32(float(rounded)))) == rounded:
+        if (
+            low <= rounded <= high
+            and rounded not in seen
+            and Fraction(float(np.float32(float(rounded)))) == rounded
+        ):
             seen.add(rounded)
             yield rounded
     nearest = Fraction(float(np.float32(float(value))))
@@ -176,7 +215,9 @@ def _log2(value: Fraction) -> int:
 
 
 def _searched(
-    own: list[Inequality], start: dict[int, tuple[float, float]], is_float: npt.NDArray[np.bool_]
+    own: list[RationalInequality],
+    start: dict[int, tuple[float, float]],
+    is_float: npt.NDArray[np.bool_],
 ) -> Iterator[Point]:
     """Corners of ever smaller boxes of float32; all of them, where they are few."""
     stack = [start]
@@ -190,7 +231,12 @@ def _searched(
         wide = [j for j, (low, high) in box.items() if low < high]
         if any(row.fails_on(ends) for row in own) or not wide:
             continue
-        j = max(wide, key=lambda j: (box[j][1] - box[j][0]) * max(abs(float(row.terms.get(j, 0))) for row in own))
+        j = max(
+            wide,
+            key=lambda j: (
+                (box[j][1] - box[j][0]) * max(abs(float(row.terms.get(j, 0))) for row in own)
+            ),
+        )
         below, above = halves(*box[j], bool(is_float[j]))
         stack += [{**box, j: (box[j][0], below)}, {**box, j: (above, box[j][1])}]
 
@@ -204,3 +250,36 @@ def halves(low: float, high: float, is_float: bool) -> tuple[float, float]:
     if below >= np.float32(high):
         below = np.nextafter(np.float32(high), np.float32(-np.inf))
     return float(below), float(np.nextafter(below, np.float32(np.inf)))
+
+
+@dataclass(frozen=True, eq=False)
+class CellTable:
+    """For every code variable and code k above the root's lower end, the ends of the input values
+    with at least (at most) that code; made once, for properties whose rows mention inputs."""
+
+    domain: Domain
+    low: npt.NDArray[np.int32]  # [codes]: the code of column 0
+    first: Float64Array  # [codes, K]
+    last: Float64Array  # [codes, K]
+
+    @staticmethod
+    def make(
+        domain: Domain, lower: npt.NDArray[np.int32], upper: npt.NDArray[np.int32]
+    ) -> CellTable:
+        """Tabulate a domain over the root box."""
+        width = int((upper - lower).max(initial=0)) + 1
+        first, last = np.empty((len(lower), width)), np.empty((len(lower), width))
+        for k in looking(range(width)):
+            code = np.minimum(lower + k, upper)
+            above, below = domain.code_cells(code, upper), domain.code_cells(lower, code)
+            first[:, k] = np.where(domain.falling(), above[1], above[0])
+            last[:, k] = np.where(domain.falling(), below[0], below[1])
+        return CellTable(domain, lower, first, last)
+
+    def ends(
+        self, lower: npt.NDArray[np.int32], upper: npt.NDArray[np.int32]
+    ) -> tuple[Float64Array, Float64Array]:
+        """Bounds of each input element over code boxes [N, codes]: float64 [N, inputs] pairs."""
+        at = np.arange(len(self.low))
+        one, other = self.first[at, lower - self.low], self.last[at, upper - self.low]
+        return self.domain.spread(np.minimum(one, other), np.maximum(one, other))
