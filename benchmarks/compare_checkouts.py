@@ -14,6 +14,10 @@ records). Seconds are user CPU seconds of the call of `verify`; a ratio is old /
 new checkout is faster. Where one of the two ran into the limit, only contradicting verdicts count
 as a difference, and the time is left out. The exit status is 1 if anything differs.
 
+Give a limit far above what the instances need. The search asks the clock whether to go on with the
+points of a small box and with intermediate bounds, and grants them a share of the time left: close
+to the limit, or on a machine that stalls, the same code may take another way to the same verdict.
+
 Only `qverify.verify`, `qverify.Options` and the fields of `qverify.Result` are used, so that
 checkouts with other modules inside can be compared.
 """
