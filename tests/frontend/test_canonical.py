@@ -153,3 +153,15 @@ def test_a_certificate_holds_where_the_same_network_is_read_in_another_order(
     monkeypatch.setattr(runtime, "optimised_graph", lambda path, shapes: other)
     with pytest.raises(Rejected, match="another reading of the model"):
         check(path, spec, proof)
+
+
+def test_the_digest_of_shipped_models_stays() -> None:
+    """Certificates that exist hold it: renaming or reordering what is hashed would reject them."""
+    known = {
+        "tiny_mlp_qop": "7bff8fc015723af6",
+        "mnist_mlp_qdq": "dd97f6e8270b1e46",
+        "mnist_cnn_qop": "fa9a6a39bad8ee83",
+    }
+    folder = Path(__file__).parents[2] / "specs" / "examples" / "onnx"
+    found = {name: read_model(folder / f"{name}.onnx").lowered.digest() for name in known}
+    assert {name: text[:16] for name, text in found.items()} == known
