@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from qverify import runtime
 from qverify.boundary.domain import Domain, make_domain
+from qverify.boundary.leaves import Leaves, make_leaves
 from qverify.boundary.outputs import Decoder, described_outputs, make_decoder
 from qverify.boundary.readings import make_readings
 from qverify.bounds.dual import Dual
@@ -22,7 +23,7 @@ from qverify.errors import SoundnessError, SpecError, UsageError
 from qverify.frontend.encoder import Encoder, make_encoder
 from qverify.frontend.model import Model
 from qverify.frontend.shapes import shapes_text
-from qverify.kernels import Kernels, open_kernels
+from qverify.kernels import Kernels
 from qverify.network import Network
 from qverify.propagate import Propagator, make_propagator
 from qverify.property import Query
@@ -103,7 +104,7 @@ class Engine:
         lower, upper = domain.code_box()
         read = make_readings(query, domain, self.decoder)
         unsafe = make_unsafe(read.possible, len(self.encoder.is_float), self.decoder.grid)
-        ask = None if self.decoder.exact else self.file_function()
+        ask = None if self.leaves.exact else self._ask
         problem = Problem(
             self.kernels, self.network, domain, self.decoder, unsafe, lower, upper, ask
         )
@@ -261,8 +262,8 @@ class Engine:
             self.encoder.is_float, many.astype(np.float32).astype(np.float64), np.rint(many)
         )
         many = np.clip(many, domain.lower, domain.upper)
-        y = self._decoded(many)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = self.leaves.nominal(self.encoder.encode(many))
             slack = problem.unsafe.slack(y, many)[0].max(axis=1, initial=-np.inf)
         nearest = np.argsort(-slack[4:], kind="stable")[: max(count // 4, 1)] + 4
         chosen = many[
@@ -296,6 +297,14 @@ class Engine:
         return int(np.clip(2e7 / self.read.lowered.network.elements_per_point(), 1, 16))
 
     @functools.cached_property
+    def leaves(self) -> Leaves:
+        """The outputs at single code vectors, by NumPy, and the file to be asked."""
+        return make_leaves(self.read.lowered, self._ask)
+
+    def _ask(self, flat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return self._file(flat)
+
+    @functools.cached_property
     def _saturating(self) -> bool:
         """Whether this CPU computes other integers than those that verdicts are about: x86 without
         VNNI, on a network that can saturate there."""
@@ -309,16 +318,10 @@ class Engine:
     def _file(self) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
         return self.file_function()
 
-    def _decoded(self, flat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        with np.errstate(over="ignore"):
-            return self.decoder.decode(
-                self.read.lowered.network.run(open_kernels("cpu"), self.encoder.encode(flat))
-            )
-
     def _check_same(self, flat: npt.NDArray[np.float64], where: str) -> None:
         """Raise SoundnessError unless onnxruntime computes on inputs [N, inputs] what the network
-        does (bit for bit, but for a final float sum): no verdict may be built on another network.
-        Where this CPU saturates, nothing is asked."""
+        does, bit for bit or within its bands: no verdict may be built on another network. Where
+        this CPU saturates, nothing is asked."""
         if self._saturating:
             return
         if differ := np.count_nonzero(self._differs(self._file, flat)):
@@ -333,10 +336,8 @@ class Engine:
         file: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
         flat: npt.NDArray[np.float64],
     ) -> npt.NDArray[np.bool_]:
-        """On which of some inputs a file's outputs are not the network's: NaN never is, infinities
-        are where both are."""
-        actual, ours = np.stack([file(row) for row in flat]), self._decoded(flat)
-        with np.errstate(invalid="ignore"):
-            same = (actual == ours) | (np.abs(actual - ours) <= self.decoder.error)
-        differs: npt.NDArray[np.bool_] = ~same.all(axis=1)
-        return differs
+        """On which of some inputs a file gives outputs that the network does not allow [N]."""
+        actual = np.stack([file(row) for row in flat])
+        with np.errstate(over="ignore", invalid="ignore"):
+            allowed = self.leaves.allow(self.encoder.encode(flat), actual)
+        return np.asarray(~allowed.all(axis=1))

@@ -7,6 +7,7 @@ bit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,12 @@ class Network:
     input_type: Type
     nodes: tuple[Node, ...]
     outputs: tuple[int, ...]
+
+    @functools.cached_property
+    def exact(self) -> bool:
+        """Whether no op has a band: then `run` gives the runtime's very integers, and `intervals`
+        gives them on points."""
+        return all(node.op.exact for node in self.nodes)
 
     def type_of(self, value: int) -> Type:
         return self.input_type if value == 0 else self.nodes[value - 1].type
@@ -106,8 +113,8 @@ class Network:
         """Interval bound propagation: bounds of the outputs, each [N, output_size], over boxes of
         code vectors [N, n].
 
-        Sound by induction over the nodes: each op's `interval` contains `run` on its inputs'
-        intervals. Exact on points.
+        Sound by induction over the nodes: each op's `interval` contains every result that the
+        runtime may give for inputs in their intervals. Exact on points, if the network is exact.
         """
         boxes: list[Interval | None] = [(lower, upper)]
         last = self.last_use()

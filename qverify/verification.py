@@ -159,8 +159,10 @@ def _wanted_proofs(options: Options, prop: Property, engine: Engine) -> list[Pro
     if not options.certificate:
         return None
     mixed = prop.mixed
-    if mixed or not engine.decoder.exact:
+    if mixed or not engine.leaves.exact:
         why = "its conditions mention inputs" if mixed else "the model ends in a float sum"
+        if not engine.network.exact:
+            why = "the model adds floats in an order that is not known"
         raise UsageError(
             f"there is no certificate for this property: {why}; leave out --certificate"
         )

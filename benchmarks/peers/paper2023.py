@@ -34,8 +34,8 @@ Codes = npt.NDArray[np.int32]
 def decide(instance: Instance, timeout: float, kernels: Kernels = CPU, batch: int = 1) -> Answer:
     """sat, unsat, timeout, or unsupported, within `timeout` seconds."""
     end = time.monotonic() + timeout
-    if not instance.decoder.exact:
-        return Answer("unsupported", "a float product as the last op")
+    if not (instance.network.exact and instance.decoder.exact):
+        return Answer("unsupported", "float sums in an order that is not known")
     boxes, network = 0, instance.network.on(kernels)
     for query in instance.property.queries:
         if any(row.x for case in query.cases for row in case):
@@ -51,7 +51,7 @@ def _decide_query(
     instance: Instance, query: Query, end: float, network: Network, kernels: Kernels, batch: int
 ) -> tuple[Answer, int]:
     domain, decode = make_domain(instance.encoder, query.box), instance.decoder.decode_box
-    rows = _Rows(query, len(instance.decoder.error))
+    rows = _Rows(query, instance.decoder.size)
     stack: list[tuple[Codes, Codes]] = [domain.code_box()]
     boxes = 0
     while stack:

@@ -30,14 +30,15 @@ class Decoder:
     parts: tuple[tuple[Any, int, tuple[int, ...]], ...]
     steepness: npt.NDArray[np.float64]  # [outputs]: d value / d integer, a guide for gradients
     grid: Grid
-    # [outputs]: how far the runtime's value may lie from the decoded one; mostly 0.
-    error: npt.NDArray[np.float64]
+    # [outputs]: how far the runtime's value may lie from the decoded one; mostly 0. Nobody else
+    # computes with it: `around` and `decode_box` hold what the runtime may give.
+    band: npt.NDArray[np.float64]
     types: tuple[tuple[int, int], ...]  # least and largest integer behind the outputs of each part
 
     @property
     def exact(self) -> bool:
         """Whether decoding gives the very bits of the runtime's outputs."""
-        return not self.error.any()
+        return not self.band.any()
 
     @property
     def size(self) -> int:
@@ -66,7 +67,8 @@ class Decoder:
         return reach
 
     def decode(self, z: Int32Array) -> Float64Array:
-        """int32 [N, outputs] -> the runtime's output values, float64 [N, outputs]."""
+        """int32 [N, outputs] -> output values, float64 [N, outputs]: the runtime's own bits where
+        this decoder is exact, else nominal ones, which lie within the band of the runtime's."""
         result, start = [], 0
         for program, size, shape in self.parts:
             own = z[:, start : start + size]
@@ -77,10 +79,17 @@ class Decoder:
         return np.concatenate(result, axis=1)
 
     def decode_box(self, lower: Int32Array, upper: Int32Array) -> tuple[Float64Array, Float64Array]:
-        """Bounds of the output values. Sound because each value is a monotone function of its
-        integer."""
+        """Bounds of every value that the runtime may give for integers in [lower, upper].
+
+        Sound because each decoded value is a monotone function of its integer, and the runtime's
+        lies within the band around it.
+        """
         a, b = self.decode(lower), self.decode(upper)
-        return np.minimum(a, b) - self.error, np.maximum(a, b) + self.error
+        return np.minimum(a, b) - self.band, np.maximum(a, b) + self.band
+
+    def around(self, y: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """The same for integers that decode to `y` [N, outputs]."""
+        return y - self.band, y + self.band
 
 
 def make_decoder(lowered: Lowered) -> Decoder:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qverify.boundary.fit import check_fit
-from qverify.boundary.outputs import make_decoder
+from qverify.boundary.leaves import make_leaves
 from qverify.checker.archive import Archive
 from qverify.checker.identity import check_identity, other_reading
 from qverify.checker.proof import Proof
@@ -57,7 +57,7 @@ def check(model: File, spec: File, certificate: File, shapes: Sequence[str] = ()
         read = read_model(Path(model), shapes, declared_shapes(prop))
         check_identity(archive, read, Path(spec))
         check_fit(prop, read.lowered, Path(spec))
-        if not make_decoder(read.lowered).exact:
+        if not make_leaves(read.lowered).exact:
             raise Rejected("no certificate is possible where outputs are float sums")
         leaves = inner = 0
         if verdict == "sat":

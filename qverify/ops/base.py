@@ -24,11 +24,22 @@ from qverify.ops.types import Interval, Type
 class AbstractOp(ABC):
     """One integer operation. Subclasses are final dataclasses.
 
-    The laws (tested for every op): *containment*, x in box implies run(x) in interval(box); *a
-    point stays a point*, interval([x, x]) = [run(x), run(x)]; *monotone*, a smaller box gives a
-    smaller interval. The second makes the search complete: a box of one code vector is bounded
-    exactly.
+    Most ops are *exact*: the runtime gives one integer, and `run` gives it too. An op with a *band*
+    stands for float operations whose order is the runtime's secret: `run` is the nominal result,
+    one of those that some order gives.
+
+    The laws (tested for every op): *containment*, if x lies in the box, then every result that any
+    order of float operations gives for x lies in interval(box), run(x) among them; *a point stays a
+    point*, interval([x, x]) = [run(x), run(x)] for an exact op; *monotone*, a smaller box gives a
+    smaller interval. The second makes the search complete: an exact network is bounded exactly on a
+    box of one code vector. Otherwise the runtime is asked there (`boundary/leaves.py`).
     """
+
+    @property
+    def exact(self) -> bool:
+        """Whether the runtime gives the result of `run` bit for bit; otherwise any result in the
+        interval of a point."""
+        return True
 
     @abstractmethod
     def output_type(self, *types: Type) -> Type:
@@ -37,11 +48,11 @@ class AbstractOp(ABC):
 
     @abstractmethod
     def run(self, kernels: Kernels, *xs: Array) -> Array:
-        """The exact result, as the runtime computes it."""
+        """The result as the runtime computes it, or (of an op with a band) may compute it."""
 
     @abstractmethod
     def interval(self, kernels: Kernels, *boxes: Interval) -> Interval:
-        """Bounds of `run` over all inputs in the boxes."""
+        """Bounds of every result that the runtime may give, over all inputs in the boxes."""
 
     @abstractmethod
     def gradient(

@@ -209,20 +209,17 @@ class Decider:
         return status
 
     def _classified(self, task: Batch) -> tuple[BoolArray, BoolArray]:
-        """Which images the network gives their label, and for which of the others it is a tie:
-        intervals are exact on points."""
+        """Which images the network gives their label, and for which of the others it is a tie, by
+        bounds of the scores at points."""
         flat = self.inputs.clean(task.pixels)
         codes = self.engine.encoder.encode(flat)
         y = self._scores(codes, codes)
         status = self._status(task.labels, y)
-        if (
-            not self.engine.decoder.exact
-        ):  # a float sum is known up to an error: where that decides, the file is asked
-            ask = self.engine.file_function()
-            for i in np.flatnonzero(
-                (status != REFUTED).any(axis=1) & (status != CERTAIN).all(axis=1)
-            ).tolist():
-                actual = ask(flat[i])[None]
+        leaves = self.engine.leaves
+        if not leaves.exact:  # where the bounds of an image's scores do not decide, ask the file
+            open_ = (status != REFUTED).any(axis=1) & (status != CERTAIN).all(axis=1)
+            for i in np.flatnonzero(open_).tolist():
+                actual = leaves.ask(flat[i], y[0][i], y[1][i])[None]
                 y[0][i] = y[1][i] = actual
                 status[i] = self._status(task.labels[i : i + 1], (actual, actual))[0]
         right: BoolArray = (status == REFUTED).all(axis=1)

@@ -3,7 +3,7 @@ batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from qverify.boundary.cells import CellTable, may_hold
 from qverify.boundary.domain import Domain
 from qverify.boundary.inputs import solve_surely
+from qverify.boundary.leaves import Leaves, Runtime
 from qverify.boundary.outputs import Decoder
 from qverify.boundary.readings import Readings
 from qverify.bounds.dual import Dual
@@ -22,7 +23,7 @@ from qverify.bounds.regions import Output
 from qverify.bounds.unsafe import CERTAIN, REFUTED, Unsafe
 from qverify.bounds.unsafe_regions import UnsafeRegions, make_unsafe_regions
 from qverify.deadline import Deadline, looking
-from qverify.errors import SoundnessError, Undecided
+from qverify.errors import Undecided
 from qverify.kernels import Array, Kernels
 from qverify.network import Network
 from qverify.ops import Interval
@@ -78,8 +79,7 @@ class Problem:
     unsafe: Unsafe  # what some reading of the property calls unsafe: refuted, or there is no proof
     lower: npt.NDArray[np.int32]  # [codes], the root box
     upper: npt.NDArray[np.int32]
-    # Inputs -> its outputs, for float sums.
-    runtime: Callable[[Float64Array], Float64Array] | None = None
+    runtime: Runtime | None = None  # asked at leaves where network or decoder is not exact
     dual: Dual | None = None  # where the dual's bounds are wanted
     described: Sequence[Output] = ()  # the outputs, for it
     propagator: Propagator | None = None  # a faster `network.intervals`
@@ -259,23 +259,25 @@ class Problem:
             else without
         )
 
-    def around(self, y: Float64Array) -> tuple[Float64Array, Float64Array]:
-        """The outputs that the runtime may give where the network decodes to `y`."""
-        return y - self.decoder.error, y + self.decoder.error
+    @property
+    def leaves(self) -> Leaves:
+        """What the runtime may give at single code vectors."""
+        return Leaves(self.kernels, self.network, self.decoder, self.runtime)
 
     def evaluate(self, points: Array) -> Float64Array:
-        """The output values [N, outputs] of code vectors [N, codes]. Raises Undecided where one may
-        be infinite.
+        """The nominal output values [N, outputs] of code vectors [N, codes]. Raises Undecided where
+        one may be infinite.
 
-        By intervals, which are exact on points and have the faster kernels.
+        By intervals where the network is exact: they are exact on points, and have the faster
+        kernels.
         """
-        fast = self.propagator
+        fast = self.propagator if self.network.exact else None
         codes = (
             fast.intervals(points, points)[0] if fast else self.network.run(self.kernels, points)
         )
         with np.errstate(over="ignore", invalid="ignore"):
             y = self.decoder.decode(self.kernels.to_host(codes))
-        self._finite(*self.around(y))
+        self._finite(*self.decoder.around(y))
         return y
 
     def outputs(self, values: list[Array]) -> Float64Array:
@@ -287,21 +289,26 @@ class Problem:
     def find_unsafe(self, points: Array, y: Float64Array) -> Candidate | None:
         """The first of `points` [N, codes] with outputs `y` that is unsafe and that some input in
         the domain produces."""
-        around, x = self.around(y), self.input_ends(points, points)
-        status = self.unsafe.status(around, x)
-        self.joint.refine(status, around, x, search=False)
+        leaves = self.leaves
+        lower, upper = leaves.bounds(points, y)
+        x = self.input_ends(points, points)
+        status = self.unsafe.status((lower, upper), x)
+        self.joint.refine(status, (lower, upper), x, search=False)
         unsafe = (status != REFUTED).any(axis=1)
         if self.undecided:  # one more doubt would change nothing
             host = self.kernels.to_host(points)
             unsafe &= ~self.domain.beyond_surely(host, host)
-            if self.certain is not None and self.decoder.exact and not self.mixed:
+            if self.certain is not None and leaves.exact and not self.mixed:
                 unsafe[unsafe] = (self.certain.status((y[unsafe], y[unsafe])) == CERTAIN).any(
                     axis=1
                 )
         for i in looking(np.flatnonzero(unsafe)):
             codes = self.kernels.to_host(points[i])
             try:
-                found = self._candidate(codes, y[i], status[i])
+                if leaves.exact:
+                    found = self._candidate(codes, y[i], status[i])
+                else:
+                    found = self._ask_runtime(codes, lower[i], upper[i])
             except Undecided as error:  # go on: another vector may be a counterexample
                 self.undecided = str(error)
                 continue
@@ -337,31 +344,20 @@ class Problem:
     def _candidate(
         self, codes: npt.NDArray[np.int32], y: Float64Array, status: npt.NDArray[np.int8]
     ) -> Candidate | None:
-        if not self.decoder.exact:
-            return self._ask_runtime(codes, y)
         inputs = self.realise(codes, y, status)
         return None if inputs is None else Candidate(codes, inputs, y)
 
-    def _ask_runtime(self, codes: npt.NDArray[np.int32], y: Float64Array) -> Candidate | None:
-        """Decide one code vector by the runtime's own outputs, where decoding knows them up to an
-        error only.
-
-        All inputs of a cell quantize to the same codes, so the runtime answers alike for all of
-        them.
-        """
+    def _ask_runtime(
+        self, codes: npt.NDArray[np.int32], lower: Float64Array, upper: Float64Array
+    ) -> Candidate | None:
+        """Decide one code vector, whose outputs lie in [lower, upper], by the runtime's own."""
         inputs = self.domain.lift(codes)
         if inputs is None:
             return None
-        assert self.runtime is not None, "a float sum decides, and there is no runtime to ask"
-        actual = self.runtime(inputs)
-        if (np.abs(actual - y) > self.decoder.error).any():
-            raise SoundnessError(
-                "onnxruntime's float sum lies outside its proved error; please report this model"
-            )
+        actual = self.leaves.ask(inputs, lower, upper)
         x = self.input_ends(codes[None], codes[None])
         status = self.unsafe.status((actual[None], actual[None]), x)[0]
-        found = self.realise(codes, actual, status) if status.any() else None
-        return None if found is None else Candidate(codes, found, actual)
+        return self._candidate(codes, actual, status) if status.any() else None
 
     def realise(
         self, codes: npt.NDArray[np.int32], y: Float64Array, status: npt.NDArray[np.int8]

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.boundary.domain import Domain
+from qverify.boundary.leaves import Leaves
 from qverify.boundary.outputs import Decoder
 from qverify.bounds.unsafe import CERTAIN, REFUTED, Unsafe
 from qverify.bounds.unsafe_regions import UnsafeRegions
@@ -35,9 +36,11 @@ class Watch:
     """One input of a query's box."""
 
     kernels: Kernels
-    # Of the network there [*shape], the codes first; on the host.
+    # Of the network there [*shape], the codes first; on the host. (Nominal ones, if an op has a
+    # band: intervals hold them, too.)
     values: tuple[npt.NDArray[np.int64], ...]
     holds: BoolArray  # [cases]: which of them call the input unsafe
+    nominal: BoolArray  # [cases]: which of them do so at these values; the same if all are exact
 
     @staticmethod
     def make(
@@ -59,14 +62,17 @@ class Watch:
             _lost("the box of codes does not hold it")
         values = network.values(kernels, kernels.asarray(codes))
         y = decoder.decode(kernels.to_host(network.flat_outputs(kernels, values)))
-        error = decoder.error
-        if not decoder.exact and runtime is not None:
-            y, error = runtime(inputs)[None], np.zeros_like(error)
-        holds = np.zeros(len(unsafe.cases), np.bool_)
-        if np.isfinite(y).all():
-            x = (inputs[None], inputs[None]) if unsafe.mixed else None
-            holds = unsafe.status((y - error, y + error), x)[0] == CERTAIN
-        return Watch(kernels, tuple(kernels.to_host(v)[0].astype(np.int64) for v in values), holds)
+        x = (inputs[None], inputs[None]) if unsafe.mixed else None
+        leaves = Leaves(kernels, network, decoder, runtime)
+        outputs = leaves.bounds(codes, y)
+        if not leaves.exact and runtime is not None:
+            actual = leaves.ask(inputs, outputs[0][0], outputs[1][0])[None]
+            outputs = actual, actual
+        holds = nominal = _certain(unsafe, *outputs, x)
+        if not network.exact:  # the watched values are nominal, and regions are about values
+            nominal = _certain(unsafe, *decoder.around(y), x)
+        host = tuple(kernels.to_host(value)[0].astype(np.int64) for value in values)
+        return Watch(kernels, host, holds, nominal)
 
     def within(self, ends: Mapping[int, Interval]) -> BoolArray:
         """Which of N subproblems hold the point: the ends [N, *shape] of each value given lie
@@ -111,7 +117,7 @@ class Watch:
     def cover(self, cover: UnsafeRegions) -> None:
         """Every case that holds at the point and is expressed by regions has a region that holds
         there."""
-        for k in np.flatnonzero(self.holds):
+        for k in np.flatnonzero(self.nominal):
             regions = cover.cases[k]
             if regions is not None and not any(self._meets(cover, r) for r in regions):
                 _lost(f"case {int(k)} holds there, but none of its {len(regions)} regions does")
@@ -145,6 +151,16 @@ class Watch:
             if sum(terms) + inequality.constant < 0:
                 return False
         return True
+
+
+def _certain(
+    unsafe: Unsafe, lower: Float64Array, upper: Float64Array, x: tuple[Any, Any] | None
+) -> BoolArray:
+    """Which cases hold for all outputs in [lower, upper] (both [1, outputs]): [cases]. None where
+    an output may be infinite: the rows say nothing about infinities."""
+    if not (np.isfinite(lower).all() and np.isfinite(upper).all()):
+        return np.zeros(len(unsafe.cases), np.bool_)
+    return np.asarray(unsafe.status((lower, upper), x)[0] == CERTAIN)
 
 
 def _lost(how: str) -> NoReturn:

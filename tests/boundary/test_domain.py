@@ -594,7 +594,7 @@ def test_decode_joins_outputs_of_all_kinds(tmp_path: Path) -> None:
     wanted = [[7, 250, F32(14) * tenth, -371.5, F32(4) * tenth, F32(247) * tenth, 14, 743]]
     wanted += [[0, 3, 0, -4.5, F32(-3) * tenth, 0, 0, 9]]
     np.testing.assert_array_equal(decoder.decode(z), np.array(wanted, np.float64))
-    assert decoder.size == 8 and decoder.exact and not decoder.error.any()
+    assert decoder.size == 8 and decoder.exact and not decoder.band.any()
     np.testing.assert_allclose(
         decoder.steepness[[0, 1, 2, 3, 6, 7]], [1, 1, 0.1, -0.5, 1, 1], rtol=1e-6
     )

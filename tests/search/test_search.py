@@ -378,7 +378,7 @@ def blurred(
     problem: Problem, ask: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 ) -> Problem:
     """The problem with outputs that the runtime gives within 0.75 of the decoded ones."""
-    decoder = replace(problem.decoder, grid=Grid((None,), (0.0,)), error=np.array([0.75]))
+    decoder = replace(problem.decoder, grid=Grid((None,), (0.0,)), band=np.array([0.75]))
     unsafe = make_unsafe(Query(problem.domain.box, (problem.unsafe.case_rows[0],)), 1, decoder.grid)
     return Problem(
         CPU, problem.network, problem.domain, decoder, unsafe, problem.lower, problem.upper, ask
