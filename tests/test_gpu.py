@@ -192,8 +192,8 @@ def test_the_machine_s_own_functions(cuda: Kernels) -> None:
         cuda.scatter_add(there, cuda.asarray(index), cuda.asarray(values))
         CPU.scatter_add(target, index, values)
         same(target, there, cuda) if kind is np.int64 else about(target, there, cuda)
-    a, b = rng.integers(-(2**28), 2**28, (2, 70_000, 3))
-    same(CPU.row_products(a, b), cuda.row_products(cuda.asarray(a), cuda.asarray(b)), cuda)
+    a, b = rng.integers(-(2**28), 2**28, (2, 700, 100, 3))
+    same(CPU.inner(a, b), cuda.inner(cuda.asarray(a), cuda.asarray(b)), cuda)
 
 
 @every_case
@@ -405,7 +405,7 @@ def test_the_search_s_own_arrays(cuda: Kernels) -> None:
         for other in (stack, small):
             for ours, theirs in zip(expected, other.pop(30), strict=True):
                 same(ours, theirs, cuda)
-    assert cuda.allowance(100, 0.5) == 100 and (cuda.free is None or cuda.free() > 0)
+    assert cuda.allowance(100, 0.5) == 100
 
 
 @pytest.mark.parametrize(

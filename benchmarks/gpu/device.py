@@ -76,7 +76,7 @@ class Clock:
     GPU."""
 
     def __init__(self, kernels: Kernels, seconds: float = 0.3) -> None:
-        self._cuda = None if kernels.name == "cpu" else kernels.xp.cuda
+        self._cuda = None if kernels.is_host else kernels.xp.cuda
         self._seconds = seconds  # about so long may one measurement take
 
     def once(self, task: Callable[[], Any], inner: int = 1) -> float:
@@ -139,7 +139,7 @@ def describe(kernels: Kernels, what: str, emit: Emit, timed: bool = True) -> Non
             "cores": os.cpu_count(),
         }
     )
-    if kernels.name == "cpu":
+    if kernels.is_host:
         return
     cuda = kernels.xp.cuda
     properties = cuda.runtime.getDeviceProperties(cuda.Device().id)
@@ -149,7 +149,7 @@ def describe(kernels: Kernels, what: str, emit: Emit, timed: bool = True) -> Non
             "capability": cuda.Device().compute_capability,
             "multiprocessors": int(properties["multiProcessorCount"]),
             "memory_bytes": int(properties["totalGlobalMem"]),
-            "free_bytes": kernels.free() if kernels.free else None,
+            "free_bytes": kernels.allowance(1 << 60, 1.0),
             "driver": cuda.runtime.driverGetVersion(),
             "runtime": cuda.runtime.runtimeGetVersion(),
         }
@@ -196,7 +196,7 @@ def ceilings(kernels: Kernels, quick: bool, emit: Emit) -> None:
         here[...] = there
 
     emit({"row": {"what": "copy", "unit": "bytes/s", "rate": 2 * size / clock.median(copy)}})
-    if kernels.name == "cpu":
+    if kernels.is_host:
         return
     capability, count = int(xp.cuda.Device().compute_capability), 64 if quick else 20_000
     blocks = 8 * int(xp.cuda.Device().attributes["MultiProcessorCount"])

@@ -140,7 +140,7 @@ class Timed:
         host = sampled(name)
         network = host.on(kernels)
         result = Timed(host, network, Propagator(network, kernels, patience=0))
-        if kernels.name != "cpu":
+        if not kernels.is_host:
             with suppress(DeviceError):
                 result.inference = make_inference(network, opened(kernels))
         return result
@@ -335,7 +335,7 @@ def problem_for(model: Path, spec: Path, kernels: Kernels) -> Problem:
 def dual(kernels: Kernels, quick: bool, emit: Emit) -> None:
     """Rows of subproblems per second: hulls, multipliers at the edges, `ROUNDS` steps, the exact
     bound. On a GPU, the same batches on the CPU too, as long as they are not large."""
-    for machine in [kernels] if kernels.name == "cpu" else [kernels, CPU]:
+    for machine in [kernels] if kernels.is_host else [kernels, CPU]:
         for name, spec in DUALS:
             model, path = (
                 ROOT / f"specs/examples/onnx/{name}.onnx",
@@ -343,7 +343,7 @@ def dual(kernels: Kernels, quick: bool, emit: Emit) -> None:
             )
             problem = problem_for(model, path, machine)
             for batch in (4,) if quick else DUAL_BATCHES:
-                if machine.name == "cpu" and batch > 1024:
+                if machine.is_host and batch > 1024:
                     continue
                 row = _dual_row(problem, machine, batch, 2 if quick else ROUNDS)
                 emit(

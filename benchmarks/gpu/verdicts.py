@@ -50,8 +50,8 @@ def race(
 ) -> None:
     """Rows of every method's verdict and seconds."""
     own = list(instances(lists, qdq))[:limit]
-    devices = ["cpu"] if kernels.name == "cpu" else ["cuda", "cpu"]
-    if kernels.name != "cpu":
+    devices = ["cpu"] if kernels.is_host else ["cuda", "cpu"]
+    if not kernels.is_host:
         with suppress(DeviceError):
             opened(kernels)
     if own:

@@ -159,11 +159,8 @@ class Fused:
 
     def _limit(self, name: str, otherwise: int) -> int:
         """An attribute of the device; on a CPU, that of a common one."""
-        if self.kernels.name == "cpu":
-            return otherwise
         if name not in self._limits:
-            library = self.kernels.xp
-            self._limits[name] = int(library.cuda.Device().attributes[name])
+            self._limits[name] = self.kernels.device_limit(name, otherwise)
         return self._limits[name]
 
     def network(self, packed: PackedNetwork, x: Array) -> Any:

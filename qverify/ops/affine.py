@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels
-from qverify.kernels.steps import dot, fold, largest
 from qverify.ops.base import AbstractOp, unbroadcast
 from qverify.ops.relax import GUIDE, LIMIT, IntervalRelaxation, Relaxation, TooLarge, exact
 from qverify.ops.types import INT32_MAX, INT32_MIN, Interval, Type, Unfit, joint_shape
@@ -327,7 +326,7 @@ def transposed(
     columns = xp.matmul(grad_out, weight)
     columns = columns.reshape(n, op.groups, *output, channels // op.groups, *kernel)
     padded = tuple(spatial[i] + op.pads[i] + op.pads[rank + i] for i in range(rank))
-    grad = fold(kernels, columns, output, padded, op.strides, op.dilations)
+    grad = kernels.fold(columns, output, padded, op.strides, op.dilations)
     grad = grad.reshape(n, channels, *padded)
     inner = tuple(slice(op.pads[i], op.pads[i] + spatial[i]) for i in range(rank))
     return grad[(slice(None), slice(None), *inner)].reshape(shape), grad
@@ -355,13 +354,13 @@ class DenseRelaxation(Relaxation):
         self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
         if exact(weights):
-            size, bias = largest(kernels, weights, self.bias[0])
+            size, bias = kernels.largest(weights, self.bias[0])
             if size * self.column >= 2.0**53 or size * (bias + 1) * own[0][0].size >= LIMIT:
                 raise TooLarge
             multipliers = kernels.matmul(weights, self.weight).astype(weights.dtype)
         else:
             multipliers = kernels.matmul(weights, self.guide)
-        return (multipliers,), dot(kernels, weights, self.bias[not exact(weights)])
+        return (multipliers,), kernels.dot(weights, self.bias[not exact(weights)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -390,7 +389,7 @@ class ConvRelaxation(Relaxation):
         n, r = weights.shape[:2]
         shape = (n * r, *boxes[0][0].shape[1:])
         if exact(weights):
-            size, bias = largest(kernels, weights, self.bias[0])
+            size, bias = kernels.largest(weights, self.bias[0])
             reach = (bias + abs(self.op.pad_value) * self.column + 1) * own[0][0].size
             if size * self.column >= 2.0**53 or size * reach >= LIMIT:
                 raise TooLarge
@@ -399,7 +398,7 @@ class ConvRelaxation(Relaxation):
         inner, padded = transposed(self.op, kernels, upstream, weight, shape)
         multipliers = inner.astype(weights.dtype, copy=False).reshape(n, r, *boxes[0][0].shape[1:])
         per_channel = weights.reshape(n, r, weights.shape[2], weights.shape[3], -1).sum(axis=(2, 4))
-        constant = dot(kernels, per_channel, self.bias[not exact(weights)])
+        constant = kernels.dot(per_channel, self.bias[not exact(weights)])
         if self.op.pad_value and any(self.op.pads):
             everywhere = padded.astype(weights.dtype).reshape(n, r, -1).sum(axis=2)
             outside = everywhere - multipliers.reshape(n, r, -1).sum(axis=2)

@@ -68,7 +68,7 @@ class AbstractOp(ABC):
 
     def on(self, kernels: Kernels) -> Self:
         """This op with its arrays on the given machine."""
-        if kernels.name == "cpu":
+        if kernels.is_host:
             return self
         copy: Self = moved(self, kernels)
         return copy

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.kernels import Array, Kernels, open_kernels
-from qverify.kernels.steps import largest
 from qverify.ops.base import AbstractOp
 from qverify.ops.relax import (
     LIMIT,
@@ -73,7 +72,7 @@ class MaxHull(Hull):
         xp = kernels.xp
         (lower, upper), (first, last) = self.z[0], self.y[0]
         if exact(weights):
-            z, y, own, steep = largest(kernels, self.z, self.y, weights, multipliers)
+            z, y, own, steep = kernels.largest(self.z, self.y, weights, multipliers)
             total = own + 2 * self.z.shape[-1] * steep
             if total * (z + y) * weights[0, 0].size >= LIMIT:
                 raise TooLarge

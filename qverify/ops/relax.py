@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 
 from qverify.kernels import Array, Kernels
-from qverify.kernels.steps import best_corner, dot, furthest, largest
 from qverify.ops.types import Interval, Type
 
 GUIDE = np.float32  # the number type of what only guides
@@ -47,7 +46,7 @@ def exact(array: Array) -> bool:
 
 def magnitude(kernels: Kernels, *xs: Array) -> float:
     """The largest absolute value in some arrays, as a float."""
-    return max(largest(kernels, *xs))
+    return max(kernels.largest(*xs))
 
 
 def summed(x: Array) -> Array:
@@ -60,16 +59,11 @@ def concretize(kernels: Kernels, weights: Array, box: Interval) -> tuple[Array, 
     R, *shape])."""
     lower, upper = (end.astype(weights.dtype, copy=False)[:, None] for end in box)
     if exact(weights):
-        size, *ends = largest(kernels, weights, *box)
+        size, *ends = kernels.largest(weights, *box)
         if size * max(ends) * max(1, box[0][0].size) >= LIMIT:
             raise TooLarge
-    best = furthest(kernels, weights, lower, upper)
-    n, r = weights.shape[:2]
-    if kernels.name != "cpu":
-        return dot(kernels, weights, best), best
-    return kernels.row_products(weights.reshape(n * r, -1), best.reshape(n * r, -1)).reshape(
-        n, r
-    ), best
+    best = kernels.furthest(weights, lower, upper)
+    return kernels.inner(weights, best), best
 
 
 class Relaxation(ABC):
@@ -132,12 +126,12 @@ class Hull:
         """
         if exact(weights):
             slack = () if self.slack is None else (self.slack,)
-            own, across, steep, *along = largest(
-                kernels, weights, self.y, multipliers, self.z, *slack
+            own, across, steep, *along = kernels.largest(
+                weights, self.y, multipliers, self.z, *slack
             )
             if (own * across + steep * sum(along)) * max(1, weights[0, 0].size) >= LIMIT:
                 raise TooLarge
-        best, y, z = best_corner(kernels, weights, multipliers, self.z, self.y, self.slack)
+        best, y, z = kernels.best_corner(weights, multipliers, self.z, self.y, self.slack)
         return summed(best), y, z
 
 

@@ -79,7 +79,7 @@ class Propagator:
     """`Network.intervals` for one network, by the fastest way that computes the same integers."""
 
     def __init__(self, network: Network, kernels: Kernels, patience: float | None = None) -> None:
-        self.name = "NumPy" if kernels.name == "cpu" else "CuPy"
+        self.name = kernels.library
         # whether a graph was dropped because its bounds differed, which is an error of ours
         self.disagreed = False
         self._network, self._kernels, self._patience = network, kernels, patience
@@ -94,7 +94,7 @@ class Propagator:
         """As `Network.intervals`: the outputs' bounds, int32 [N, output_size] each, over boxes of
         code vectors [N, n]."""
         if self._waiting and self._spent >= self._enough():
-            self._build() if self._kernels.name == "cpu" else self._build_plan()
+            self._build() if self._kernels.is_host else self._build_plan()
             self._waiting = False
         if self._steps is not None or self._plan is not None:
             try:
@@ -105,7 +105,7 @@ class Propagator:
                 )
             except (ModelError, DeviceError):
                 self._steps = self._plan = None
-                self.name = "NumPy" if self._kernels.name == "cpu" else "CuPy"
+                self.name = self._kernels.library
             else:
                 self._audit(lower, upper, found)
                 return found
@@ -120,7 +120,7 @@ class Propagator:
         """Seconds to be spent on the ops before something faster is made."""
         if self._patience is not None:
             return self._patience
-        if self._kernels.name == "cpu":
+        if self._kernels.is_host:
             return PATIENCE
         from qverify.propagate.device import is_open
 

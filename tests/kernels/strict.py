@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from qverify.kernels import Kernels
+from qverify.kernels.gpu import CudaKernels
 from tests.kernels import elementwise
 
 TINY = np.finfo(np.float32).tiny
@@ -372,6 +372,6 @@ class Ieee:
         return step
 
 
-def open_strict() -> Kernels:
-    """Kernels that call themselves "cuda"."""
-    return Kernels("cuda", "the strict machine", Module(), Ieee())
+def open_strict() -> CudaKernels:
+    """The GPU's kernels on this machine, which has memory without end."""
+    return CudaKernels("the strict machine", Module(), Ieee(), lambda: 1 << 60)

@@ -22,7 +22,8 @@ from qverify.bounds.unsafe import OPEN, REFUTED
 from qverify.checker import check
 from qverify.errors import UnsupportedModel
 from qverify.frontend.model import read_model
-from qverify.kernels import Kernels
+from qverify.kernels import Kernels, open_kernels
+from qverify.kernels.gpu import CudaKernels
 from qverify.ops import Dense, Type, relax
 from qverify.property import Box, Query
 from qverify.property import Row as Condition
@@ -381,10 +382,12 @@ def test_multipliers_beyond_int64_are_no_multipliers() -> None:
 def test_a_batch_follows_the_memory() -> None:
     def batch(machine: str, size: int, free: int | None = None) -> int:
         nodes = [SimpleNamespace(type=Type((size,), 0, 255))]
+        machines: dict[str, Kernels] = {
+            "cpu": open_kernels("cpu"),
+            "cuda": CudaKernels("", np, np, lambda: 1 << 60 if free is None else free),
+        }
         search: Any = SimpleNamespace(
-            problem=SimpleNamespace(
-                kernels=Kernels(machine, "", np, np, None if free is None else lambda: free)
-            ),
+            problem=SimpleNamespace(kernels=machines[machine]),
             dual=SimpleNamespace(network=SimpleNamespace(nodes=nodes)),
         )
         return cuts.CutSearch._batch_size(search)

@@ -15,7 +15,7 @@ from qverify.bounds.dual import Dual
 from qverify.bounds.improve import Objective, Point, improve
 from qverify.deadline import Deadline
 from qverify.frontend.model import read_model
-from qverify.kernels import open_kernels, steps
+from qverify.kernels import elementwise, open_kernels
 from qverify.ops.relax import GUIDE
 from tests.kernels.elementwise import NAMES, Parameter
 from tests.kernels.strict import Count, open_strict
@@ -71,11 +71,11 @@ def test_the_best_corner_is_numpy_s(kind: Any) -> None:
         if seed % 4 == 3:  # not contiguous
             w, z = np.moveaxis(np.ascontiguousarray(np.moveaxis(w, 0, -1)), -1, 0), z[:, ::-1]
         with np.errstate(all="ignore"):
-            ours = steps.best_corner(CPU, w, m, z, y, slack)
+            ours = CPU.best_corner(w, m, z, y, slack)
         if kind is np.float32:
             best, best_y, best_z = (np.where(np.abs(a) < NORMAL, np.float32(0), a) for a in ours)
             ours = best, best_y, best_z
-        for a, b in zip(ours, steps.best_corner(STRICT, *there(w, m, z, y, slack)), strict=True):
+        for a, b in zip(ours, STRICT.best_corner(*there(w, m, z, y, slack)), strict=True):
             same(a, b)
 
 
@@ -84,8 +84,8 @@ def test_the_first_of_equal_corners_is_taken() -> None:
     z[0, :, 0, 0] = y[0, :, 0, 0]
     w = np.full((1, 1, 2), 7)
     for value, best_y, best_z in (
-        steps.best_corner(CPU, w, w, z, y, None),
-        map(STRICT.to_host, steps.best_corner(STRICT, *there(w, w, z, y, None))),
+        CPU.best_corner(w, w, z, y, None),
+        map(STRICT.to_host, STRICT.best_corner(*there(w, w, z, y, None))),
     ):
         assert (value.tolist(), best_y.tolist(), best_z.tolist()) == (
             [[[0, 0]]],
@@ -102,8 +102,8 @@ def test_sums_and_ends_are_numpy_s(kind: Any) -> None:
             numbers(rng, kind, (5, 3, *shape), 2.0**20),
             numbers(rng, kind, (5, 1, *shape), 2.0**20),
         )
-        same(steps.furthest(CPU, w, low, low + 9), steps.furthest(STRICT, *there(w, low, low + 9)))
-        ours, theirs = steps.dot(CPU, w, low), STRICT.to_host(steps.dot(STRICT, *there(w, low)))
+        same(CPU.furthest(w, low, low + 9), STRICT.furthest(*there(w, low, low + 9)))
+        ours, theirs = CPU.dot(w, low), STRICT.to_host(STRICT.dot(*there(w, low)))
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
         assert (
             np.array_equal(ours, theirs)
@@ -128,8 +128,7 @@ def test_a_step_is_numpy_s(averaged: bool) -> None:
         more: dict[str, Any] = {"share": 1 / (t + 1)} if averaged else {"least": 0.0}
         with np.errstate(all="ignore"):
             before = m.copy()
-            after = steps.descend(
-                CPU,
+            after = CPU.descend(
                 m,
                 argument,
                 z,
@@ -141,9 +140,7 @@ def test_a_step_is_numpy_s(averaged: bool) -> None:
             )
         mean = far[2] if averaged else None
         (on,) = there(argument)
-        m_far = steps.descend(
-            STRICT, m_far, on, z_far, size_far, (far[0], far[1]), 0.3, mean=mean, **more
-        )
+        m_far = STRICT.descend(m_far, on, z_far, size_far, (far[0], far[1]), 0.3, mean=mean, **more)
         assert np.array_equal(before, m)
         for a, b in zip((after, *state), (m_far, *far), strict=True):
             assert np.allclose(a, STRICT.to_host(b), rtol=1e-5, atol=1e-6)
@@ -165,13 +162,12 @@ def test_folded_columns_and_sums_are_numpy_s(kind: Any) -> None:
         padded = tuple((o - 1) * s + (k - 1) * d + 1 + int(m) for o, k, s, d, m in sides)
         columns = rng.normal(size=(2, 3, *output, 4, *kernel)).astype(kind)
         ours, theirs = (
-            steps.fold(k, k.asarray(columns), output, padded, strides, dilations)
-            for k in (CPU, STRICT)
+            k.fold(k.asarray(columns), output, padded, strides, dilations) for k in (CPU, STRICT)
         )
         same(ours, theirs)
     for count in range(1, 6):
         parts = [rng.normal(size=(4, 1 + k % 2)).astype(kind) for k in range(count)]
-        same(steps.total(CPU, parts), steps.total(STRICT, list(there(*parts))))
+        same(CPU.total(parts), STRICT.total(list(there(*parts))))
 
 
 def test_the_largest_magnitudes_are_known_at_one_wait() -> None:
@@ -185,10 +181,8 @@ def test_the_largest_magnitudes_are_known_at_one_wait() -> None:
         ends[:, 1:],
     ]
     Count.waits = 0
-    theirs = steps.largest(STRICT, *map(STRICT.asarray, arrays))
-    assert (
-        steps.largest(CPU, *arrays) == theirs == [2.0**63, 2.0**63, 7, 0, 4, 5] and Count.waits == 1
-    )
+    theirs = STRICT.largest(*map(STRICT.asarray, arrays))
+    assert CPU.largest(*arrays) == theirs == [2.0**63, 2.0**63, 7, 0, 4, 5] and Count.waits == 1
 
 
 def test_what_is_better_is_kept() -> None:
@@ -202,8 +196,8 @@ def test_what_is_better_is_kept() -> None:
             np.where(better.reshape(-1, *([1] * (a.ndim - 1))), a, b)
             for a, b in zip(new, old, strict=True)
         ]
-        ours = steps.kept(CPU, better, new, old)
-        theirs = steps.kept(STRICT, STRICT.asarray(better), list(there(*new)), list(there(*old)))
+        ours = CPU.rows_where(better, new, old)
+        theirs = STRICT.rows_where(STRICT.asarray(better), list(there(*new)), list(there(*old)))
         for a, b, c in zip(expected, ours, theirs, strict=True):
             assert np.array_equal(a, b)
             same(a, c)
@@ -242,18 +236,18 @@ def test_cupy_reads_every_kernel() -> None:
     """Parameters and names; the text is compiled when a kernel is first called."""
     import cupy
 
-    for inputs, outputs, text in steps.KERNELS.values():
+    for inputs, outputs, text in elementwise.KERNELS.values():
         made = cupy.ElementwiseKernel(inputs, outputs, text, "qverify_some")
         assert made.nin == len(Parameter.read(inputs)) and made.nout == len(Parameter.read(outputs))
     assert (
-        all(make(cupy) is not None for make in (steps._dot, steps._largest))
-        and steps._total(cupy, 5).nin == 5
+        all(make(cupy) is not None for make in (elementwise.dot_kernel, elementwise.largest_kernel))
+        and elementwise.total_kernel(cupy, 5).nin == 5
     )
 
 
 def cuda_source(name: str, kind: str) -> str:
     """Close to what CuPy makes of a kernel (its arrays have strides besides, its loop a grid)."""
-    inputs, outputs, operation = steps.KERNELS[name]
+    inputs, outputs, operation = elementwise.KERNELS[name]
     arguments, each = [], []
     for k, p in enumerate([*Parameter.read(inputs), *Parameter.read(outputs)]):
         kind_of = NAMES.get(p.type, p.type)
@@ -275,7 +269,7 @@ def cuda_source(name: str, kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["float", "long long"])
-@pytest.mark.parametrize("name", steps.KERNELS)
+@pytest.mark.parametrize("name", elementwise.KERNELS)
 def test_nvrtc_compiles_it(name: str, kind: str) -> None:
     if kind != "float" and name.startswith("descend"):
         pytest.skip("floats only")
