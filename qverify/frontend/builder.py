@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qverify.errors import SoundnessError
 from qverify.frontend.tensors import (
     Codes,
     Float,
@@ -88,11 +89,18 @@ class Builder:
     # -- emitting ----------------------------------------------------------------------------------
 
     def emit(self, op: AbstractOp, *inputs: Codes, dtype: npt.DTypeLike = np.int32) -> Codes:
-        """Append an op; its type is worked out (and an int32 overflow refused) here."""
+        """Append an op; its type is worked out (and an int32 overflow refused) here. SoundnessError
+        where its range does not fit the element type that the rule declares."""
         try:
             result = op.output_type(*(x.type for x in inputs))
         except Unfit as error:
             raise Refusal(str(error)) from None
+        declared = np.iinfo(np.dtype(dtype))
+        if result.low < declared.min or result.high > declared.max:
+            raise SoundnessError(
+                f"node '{self.node_name}': its rule declares {declared.dtype}, but "
+                f"{type(op).__name__} gives codes from {result.low} to {result.high}"
+            )
         self.nodes.append(Node(op, tuple(x.value for x in inputs), result, self.node_name))
         return Codes(len(self.nodes), result, np.dtype(dtype))
 

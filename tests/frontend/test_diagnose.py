@@ -12,8 +12,11 @@ import onnx
 import pytest
 from onnx import helper
 
-from qverify.errors import UnsupportedModel
+from qverify.cli import main
+from qverify.errors import SoundnessError, UnsupportedModel
+from qverify.frontend.builder import Builder, Identity
 from qverify.frontend.model import read_model
+from qverify.ops import Table
 from tests.graphs import Array, Graph, write
 
 U8, S8 = np.dtype(np.uint8), np.dtype(np.int8)
@@ -295,12 +298,28 @@ def test_heads_that_keep_the_order(name: str, tmp_path: Path) -> None:
 
 
 def test_a_fault_of_ours_is_not_blamed_on_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A rule that trips is an internal error, whose traceback says at which node."""
     monkeypatch.setattr("qverify.frontend.builder.quantize_linear", lambda *_: [][0])
     g = Graph(21)
     y = quantized(g, g.node("Sqrt", g.dequantize(g.input((1, 2), U8), 1.0, ZERO)), ZERO)
+    path = write(g.model(y), tmp_path / "m.onnx")
     with pytest.raises(IndexError) as caught:
-        read_model(write(g.model(y), tmp_path / "m.onnx"))
+        read_model(path)
     assert caught.value.__notes__ == ["while reading node 'QuantizeLinear_n2' (QuantizeLinear)"]
+    assert main(["inspect", str(path), "-v"]) == 4
+    told = capsys.readouterr().err
+    assert "Traceback" in told and caught.value.__notes__[0] in told
+    assert "internal error: IndexError: list index out of range; please report it" in told
+
+
+def test_codes_that_do_not_fit_the_declared_type_are_an_internal_error() -> None:
+    builder = Builder(node_name="n")
+    x = builder.add_encoder(Identity(np.arange(1), 0, 255), (1,), np.uint8)
+    shifted = Table(np.arange(1, 257, dtype=np.int32)[None], 0)
+    with pytest.raises(
+        SoundnessError, match=r"node 'n': .* uint8, but Table gives codes from 1 to 256"
+    ):
+        builder.emit(shifted, x, dtype=np.uint8)
+    assert builder.emit(shifted, x, dtype=np.int32).type.high == 256
