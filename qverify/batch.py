@@ -26,7 +26,7 @@ from qverify.files import check_writable, write_text
 from qverify.formats import counterexample
 from qverify.options import Options
 from qverify.printer import Printer
-from qverify.workers import Answer, Solve, pool, sigterm_unwinds
+from qverify.workers import Answer, Solve, check_jobs, pool, sigterm_unwinds
 
 VERDICTS = ("unsat", "sat", "unknown", "timeout", "error")
 
@@ -181,6 +181,7 @@ def run(
     """
     if not instances:
         raise UsageError("there is no instance to run")
+    check_jobs(jobs)
     file = BatchResults(results, instances[0].category)
     present = Counter((row[0], row[1], row[2]) for row in file.rows)
     wanted = Counter(entry.key for entry in instances)
@@ -273,8 +274,6 @@ def solve(instance: Instance, options: Options) -> Answer:
         )
     except (QverifyError, OSError) as error:
         return Answer("error", time.monotonic() - started, str(error))
-    except MemoryError:
-        return Answer("unknown", time.monotonic() - started, "not enough memory")
     text = ""
     if result.witness is not None:
         text = counterexample(result.witness, result.details.get("property"))

@@ -1,13 +1,15 @@
 """Every error that qverify raises on purpose.
 
-    QverifyError ├── UsageError        an argument, a path or an option is wrong ├── ModelError
-    the ONNX file is broken or contradicts itself │   └── UnsupportedModel   it is valid, but some
-    node has no integer rule here ├── SpecError         the VNN-LIB file is broken or is for another
-    model │   └── EmptyBox      no input lies within a query's bounds (`verify` takes the query as
-    refuted) ├── CertificateError  the certificate's file is broken, is no certificate, or is larger
-    than its limits ├── Rejected          the certificate proves nothing about this model and
-    property ├── DeviceError       the device asked for cannot be used └── SoundnessError    a
-    self-check failed: the verdict is withheld (our fault, please report)
+    QverifyError
+    ├── UsageError            an argument, a path or an option is wrong
+    ├── ModelError            the ONNX file is broken or contradicts itself
+    │   └── UnsupportedModel  it is valid, but some node has no integer rule here
+    ├── SpecError             the VNN-LIB file is broken or is for another model
+    │   └── EmptyBox          no input lies within a query's bounds (`verify`: the query is refuted)
+    ├── CertificateError      the certificate's file is broken, or larger than its limits
+    ├── Rejected              the certificate proves nothing about this model and property
+    ├── DeviceError           the device asked for cannot be used
+    └── SoundnessError        a self-check failed: no verdict is given (our fault, please report)
 
 A message is one line: what, where, and what to do next. Names and numbers in it may come from
 hostile files, so every message goes through `one_line`.

@@ -42,32 +42,24 @@ def verify(
     """Decide whether the quantized network in `model` can violate the property in `spec`.
 
     Returns SAT with a witness that onnxruntime has confirmed on the file, UNSAT where that is
-    proved impossible, TIMEOUT, or UNKNOWN with a reason. Raises a QverifyError (one clear line) for
-    input that cannot be read or is not supported.
+    proved impossible, TIMEOUT, or UNKNOWN with a reason, also where memory runs out. Raises a
+    QverifyError (one clear line) for input that cannot be read or is not supported.
     """
     deadline = Deadline.after(options.timeout)
     if options.branch not in RULES:
         raise UsageError(f"no branching rule '{options.branch}': use one of {', '.join(RULES)}")
-    if options.batch is not None and options.batch < 1:
-        raise UsageError(f"a batch of {options.batch} boxes is not possible: use at least 1")
-    if options.timeout is not None and not options.timeout > 0:
-        raise UsageError(
-            f"a time limit of {options.timeout} seconds is not possible: use a positive number"
-        )
-    if options.seed < 0:
-        raise UsageError(f"a seed of {options.seed} is not possible: use 0 or more")
     stats = Stats()
     try:
         with deadline.limits():
             return _verify(Path(model), Path(spec), options, progress, deadline, stats)
     except TimeUp:
-        stats.seconds = deadline.elapsed()
-        return Result(
-            Verdict.TIMEOUT,
-            "time is up while the model or the property was made ready",
-            None,
-            stats,
-        )
+        verdict = Verdict.TIMEOUT
+        reason = "time is up while the model or the property was made ready"
+    except MemoryError:
+        verdict = Verdict.UNKNOWN
+        reason = "not enough memory; a smaller --batch may help"
+    stats.seconds = deadline.elapsed()
+    return Result(verdict, reason, None, stats)
 
 
 def _verify(

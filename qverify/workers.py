@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-from qverify.errors import QverifyError
+from qverify.errors import QverifyError, UsageError
 from qverify.options import Options
 
 TICK = 0.25  # seconds between looks at the clock
@@ -54,6 +54,12 @@ class Answer:
 
 
 Solve = Callable[[TaskType, Options], Any]  # mostly an Answer
+
+
+def check_jobs(jobs: int) -> None:
+    """Raise UsageError unless there can be so many worker processes."""
+    if jobs < 1:
+        raise UsageError(f"{jobs} worker processes are not possible: --jobs must be at least 1")
 
 
 def grace(timeout: float) -> float:

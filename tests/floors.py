@@ -19,7 +19,8 @@ FIGURE = REPOSITORY / "specs" / "floors.svg"
 
 # From the bottom up: the units of a floor, and what they are there for.
 FLOORS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("errors", "property", "options", "result", "deadline"), "the words that all share"),
+    (("errors",), "every error that is raised on purpose"),
+    (("property", "options", "result", "deadline"), "the words that all share"),
     (("files", "formats", "printer", "kernels"), "files and output; NumPy or CuPy"),
     (("vnnlib", "data", "ops"), "properties in; labelled images in; the integer operations"),
     (("network", "runtime"), "what a network means; onnxruntime"),

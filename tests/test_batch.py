@@ -249,7 +249,6 @@ def test_solve_resolves_paths_and_passes_the_limit(
     [
         (ModelError("broken"), "error", "broken"),
         (SoundnessError("differ"), "error", "internal error, please report it: differ"),
-        (MemoryError(), "unknown", "not enough memory"),
     ],
 )
 def test_solve_reports_errors(

@@ -693,7 +693,6 @@ def bad(**changes: Any) -> dict[str, Any]:
         ),
         (bad(scaling=Scaling(Fraction(10**38))), "overflows float32: choose another --scale"),
         (bad(jobs=0), "--jobs must be at least 1"),
-        (bad(options=Options(timeout=-1.0)), "--timeout positive"),
     ],
 )
 def test_what_does_not_fit(

@@ -138,10 +138,28 @@ def test_a_property_without_conditions_on_outputs_is_a_warning(tmp_path: Path) -
     assert not verify(QOP, UNSAFE, CPU).details["warnings"]
 
 
-@pytest.mark.parametrize("timeout", [0.0, -3.0, float("nan")])
-def test_a_time_limit_is_positive(timeout: float) -> None:
-    with pytest.raises(UsageError, match="time limit"):
-        verify(QOP, UNSAFE, Options(device="cpu", timeout=timeout))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("timeout", value) for value in (0.0, -3.0, float("nan"), float("inf"), "9")),
+        *(("seed", value) for value in (-1, 1.5, "1", None)),
+        *(("batch", value) for value in (0, -1, 2.0, "8")),
+        ("shapes", "x=1,2"),
+    ],
+)
+def test_options_keep_their_limits(name: str, value: Any) -> None:
+    words = {"timeout": "time limit of", "seed": "seed of", "batch": "batch of", "shapes": "shapes"}
+    with pytest.raises(UsageError, match=words[name]):
+        Options(**{name: value})
+
+
+def test_too_little_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def starved(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("qverify.verification.read_model", starved)
+    result = verify(QOP, UNSAFE, CPU)
+    assert result.verdict is Verdict.UNKNOWN and "not enough memory" in result.reason
 
 
 def test_the_lists_of_the_examples_agree() -> None:

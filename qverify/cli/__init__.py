@@ -1,11 +1,11 @@
 """The command `qverify`.
 
-    qverify MODEL SPEC [RESULTS_FILE] [OPTIONS]   decide one property qverify batch INSTANCES.csv
-    [OPTIONS]         run a VNN-COMP instances file qverify robustness MODEL DATA [OPTIONS]
-    measure a classifier's certified accuracy over labelled images qverify inspect MODEL
-    show the integer network read from an ONNX file qverify check MODEL SPEC CERTIFICATE
-    check a certificate: accepted, with its verdict (exit code 0), or rejected (1) qverify train
-    DATA --out DIR [OPTIONS]        train a certifiably robust quantized classifier
+    qverify MODEL SPEC [RESULTS_FILE] [OPTIONS]  decide one property
+    qverify batch INSTANCES.csv [OPTIONS]        run a VNN-COMP instances file
+    qverify robustness MODEL DATA [OPTIONS]      measure a classifier's certified accuracy
+    qverify inspect MODEL                        show the integer network read from an ONNX file
+    qverify check MODEL SPEC CERTIFICATE         accept (exit code 0) or reject (1) a certificate
+    qverify train DATA --out DIR [OPTIONS]       train a certifiably robust quantized classifier
 
 Standard output: the first line is sat, unsat, unknown or timeout, and a counterexample follows sat.
 Everything else goes to standard error. Exit codes:
@@ -30,11 +30,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qverify import __version__
-from qverify.cli.options import common_options, shape_option
+from qverify.cli.options import checked_option, common_options, jobs_option, shape_option
 from qverify.cli.robustness import robustness
 from qverify.cli.train import train
 from qverify.errors import (
-    CertificateError,
     QverifyError,
     SoundnessError,
     UnsupportedModel,
@@ -130,13 +129,8 @@ def cli() -> None:
 @click.argument("model", type=click.Path())
 @click.argument("spec", type=click.Path())
 @click.argument("results_file", required=False, type=click.Path())
-@common_options
-@click.option(
-    "--batch",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Boxes bounded at once [default: chosen].",
-)
+@common_options("Stop after S seconds.")
+@checked_option("--batch", metavar="N", type=int, help="Boxes bounded at once [default: chosen].")
 @click.option(
     "--branch",
     metavar="RULE",
@@ -189,10 +183,7 @@ def _verify(
     """Decide the property SPEC of the network MODEL; RESULTS_FILE receives what standard output
     does."""
     printer.verbose = verbose
-    if model.lower().endswith((".vnnlib", ".vnnlib.gz")) and spec.lower().endswith(
-        (".onnx", ".onnx.gz")
-    ):
-        raise UsageError("MODEL and SPEC are swapped: the ONNX file comes first")
+    _check_order(MODEL=model, SPEC=spec)
     wanted = [path for path in (results_file, json_file, proof_file) if path is not None]
     for path in wanted:
         check_writable(path, model, spec, *filter(None, [watch_file]))
@@ -200,10 +191,9 @@ def _verify(
         raise UsageError("RESULTS_FILE, --json and --certificate must name different files")
     watch = None if watch_file is None else _watched(watch_file, spec)
     for path in wanted:
-        if (
-            path != proof_file
-        ):  # an old proof stays until there is a new one: it is checked before it is believed
-            # Whatever happens from here on, no answer to an earlier question stays behind.
+        # Whatever happens from here on, no answer to an earlier question stays behind. An old proof
+        # stays until there is a new one: it is checked before it is believed.
+        if path != proof_file:
             remove_old(path)
     options = Options(
         attack=not no_attack, certificate=proof_file is not None, watch=watch, **chosen
@@ -227,6 +217,22 @@ def _verify(
     return 0 if exit_zero else _EXIT_CODES[result.verdict.value]
 
 
+_ENDINGS = {"MODEL": (".onnx", ".onnx.gz"), "SPEC": (".vnnlib", ".vnnlib.gz")}
+
+
+def _check_order(**files: str) -> None:
+    """Raise UsageError where the names of the files, given by argument, tell that they are
+    swapped."""
+    for argument, endings in _ENDINGS.items():
+        if files[argument].lower().endswith(endings):
+            continue
+        for place, path in files.items():
+            if path.lower().endswith(endings):
+                raise UsageError(
+                    f"the files are swapped ({path} as {place}): the order is {' '.join(files)}"
+                )
+
+
 def _watched(path: str, spec: str) -> tuple[float, ...]:
     """The inputs in a counterexample file for the property `spec`."""
     from qverify.vnnlib.reader import read_property
@@ -235,9 +241,7 @@ def _watched(path: str, spec: str) -> tuple[float, ...]:
 
 
 def _decide(model: str, spec: str, options: Options, printer: Printer) -> Result:
-    """Run the verifier; what the imports took is taken off the time limit. Too little memory is
-    `unknown`."""
-    from qverify.result import Result, Verdict
+    """Run the verifier; what the imports took is taken off the time limit."""
     from qverify.verification import verify
 
     limit = options.timeout
@@ -245,8 +249,6 @@ def _decide(model: str, spec: str, options: Options, printer: Printer) -> Result
         limit = max(limit - printer.elapsed(), 0.001)
     try:
         return verify(model, spec, dataclasses.replace(options, timeout=limit), printer.search)
-    except MemoryError:
-        return Result(Verdict.UNKNOWN, "not enough memory; a smaller --batch may help")
     finally:
         printer.clear()
 
@@ -284,21 +286,14 @@ def _explain(result: Result, printer: Printer) -> None:
         "there are kept."
     ),
 )
-@click.option(
-    "--jobs",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Worker processes.",
-)
+@jobs_option
 @click.option(
     "--filter", "text", metavar="TEXT", default="", help="Only instances whose paths contain TEXT."
 )
 @click.option(
     "--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N instances."
 )
-@common_options
+@common_options("Stop every instance after S seconds, whatever its row says.")
 @click.pass_obj
 def _batch(
     printer: Printer,
@@ -316,7 +311,7 @@ def _batch(
     """Run the rows `onnx,vnnlib,timeout` of INSTANCES, whose paths are relative to the file's
     folder.
 
-    --timeout replaces every row's own limit. An instance that overruns its limit is killed and
+    --timeout replaces the limit in every row. An instance that overruns its limit is killed and
     recorded as timeout. Counterexamples go to a folder next to the results. Run the same command
     again to go on after an interruption. Exits with 0 when every instance has a row, whatever its
     verdict.
@@ -383,13 +378,12 @@ def _check(
     from qverify.checker import Rejected, check
 
     printer.verbose = verbose
+    _check_order(MODEL=model, SPEC=spec, CERTIFICATE=certificate)
     try:
         report = check(Path(model), Path(spec), Path(certificate), shapes)
     except Rejected as reason:
         printer.answer(f"rejected: {reason}\n")
         return 1
-    except MemoryError:
-        raise CertificateError(f"{certificate}: it is too large for the memory at hand") from None
     printer.answer(f"accepted {report.verdict}\n")
     what = (
         f"{report.leaves} leaves, {report.inner} inner bounds"

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+from qverify.errors import UsageError
 from qverify.options import Options
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _seconds(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Accept a positive finite number of seconds."""
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise click.BadParameter("must be a positive number of seconds", ctx, param)
-    return value
-
 
 shape_option = click.option(
     "--shape",
@@ -27,15 +19,32 @@ shape_option = click.option(
     multiple=True,
     help="Fix the shape of an input that MODEL leaves open; once for each such input.",
 )
+jobs_option = click.option(
+    "--jobs", metavar="N", type=int, default=1, show_default=True, help="Worker processes."
+)
 
 
-def common_options(command: Command) -> Command:
+def checked_option(flag: str, **settings: Any) -> Callable[[Command], Command]:
+    """An option of the command line whose value is checked by the field of `Options` with its
+    name."""
+
+    def check(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        try:
+            Options(**({} if value is None else {param.name: value}))
+        except UsageError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+        return value
+
+    return click.option(flag, callback=check, **settings)
+
+
+def common_options(timeout: str, seconds: float | None = None) -> Callable[[Command], Command]:
     """Add the options that `verify`, `batch` and `robustness` share; their defaults are those of
-    `Options`."""
+    `Options`, but for --timeout, which has this help text and default."""
     default = Options()
     options = [
-        click.option(
-            "--timeout", metavar="S", type=float, callback=_seconds, help="Stop after S seconds."
+        checked_option(
+            "--timeout", metavar="S", type=float, default=seconds, show_default=True, help=timeout
         ),
         click.option(
             "--device",
@@ -44,10 +53,10 @@ def common_options(command: Command) -> Command:
             show_default=True,
             help="Where to compute; auto takes an NVIDIA GPU if CuPy finds one.",
         ),
-        click.option(
+        checked_option(
             "--seed",
             metavar="N",
-            type=click.IntRange(min=0),
+            type=int,
             default=default.seed,
             show_default=True,
             help="Seed of every random choice.",
@@ -62,6 +71,10 @@ def common_options(command: Command) -> Command:
             "-v", "--verbose", is_flag=True, help="Show statistics, early progress, tracebacks."
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add

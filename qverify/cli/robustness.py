@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qverify.cli.options import common_options
+from qverify.cli.options import common_options, jobs_option
 from qverify.options import Options
 from qverify.printer import Printer
 
@@ -73,14 +73,7 @@ class _WithRadii(click.Command):
     help="Begin with image K, counted from 0.",
 )
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only N images.")
-@click.option(
-    "--jobs",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Worker processes.",
-)
+@jobs_option
 @click.option(
     "--results",
     metavar="CSV",
@@ -97,7 +90,7 @@ class _WithRadii(click.Command):
     type=click.Path(),
     help="Draw accuracy against the radius (needs matplotlib).",
 )
-@common_options
+@common_options("Stop the search of an image at a radius after S seconds.", seconds=10.0)
 @click.pass_obj
 def robustness(
     printer: Printer,
@@ -111,7 +104,7 @@ def robustness(
     split: str,
     json_file: str | None,
     plot_file: str | None,
-    timeout: float | None,
+    timeout: float,
     device: str,
     seed: int,
     no_attack: bool,
@@ -129,15 +122,15 @@ def robustness(
     confirmed by onnxruntime.
 
     Without --scale, --mean and --std a pixel p becomes p / 255 for a float32 input, p for uint8 and
-    p - 128 for int8; the model's shape says where channels, rows and columns go. --timeout is for
-    each image and radius [default: 10]; what runs into it counts as not certified. Prints a table.
-    Exits with 0 when everything was tried.
+    p - 128 for int8; the model's shape says where channels, rows and columns go. What
+    runs into --timeout counts as not certified. Prints a table. Exits with 0 when everything was
+    tried.
     """
     from qverify.robustness.command import measure
 
     printer.verbose = verbose
     options = Options(
-        timeout=timeout or 10.0, device=device, seed=seed, attack=not no_attack, shapes=shapes
+        timeout=timeout, device=device, seed=seed, attack=not no_attack, shapes=shapes
     )
     measure(
         printer,

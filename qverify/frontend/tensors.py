@@ -1,11 +1,12 @@
 """What a tensor of the ONNX graph is while it is being read.
 
-    numpy.ndarray   a constant Codes           an integer value of the network FloatInput
-    float32: monotone steps on the graph's own float input, before its quantizer FloatCodes
-    float32: a function of one 8-bit code, held as a table of all its values FloatPair
-    float32: a function of two codes (a sum of two dequantized tensors), held as a table FloatAcc
-    float32: monotone steps on an integer accumulator, or on a float held as its ordinal FloatSum
-    float32: a float matrix product of dequantized codes, known up to a proved error
+    numpy.ndarray  a constant
+    Codes          an integer value of the network
+    FloatInput     float32: monotone steps on the graph's float input, before its quantizer
+    FloatCodes     float32: a function of one 8-bit code, held as a table of all its values
+    FloatPair      float32: a function of two codes (a sum of two dequantized tensors), as a table
+    FloatAcc       float32: monotone steps on an accumulator, or on a float held as its ordinal
+    FloatSum       float32: a float matrix product of dequantized codes, known up to a proved error
 
 The float kinds are promises: they must end in a quantizer or as a graph output, and become integer
 ops only there.

@@ -44,7 +44,7 @@ from qverify.robustness.results import (
     Level,
     spelled,
 )
-from qverify.workers import Answer, pool
+from qverify.workers import Answer, check_jobs, pool
 
 __all__ = ["AccuracyReport", "ImageRow", "Level", "Scaling", "certify"]
 
@@ -104,8 +104,7 @@ def certify(
         raise UsageError(
             f"there is no image to decide: the data set has {len(images)}, numbered from 0"
         )
-    if jobs < 1 or (options.timeout is not None and not options.timeout > 0):
-        raise UsageError("--jobs must be at least 1 and --timeout positive")
+    check_jobs(jobs)
     read = read_model(Path(model), options.shapes)
     decider = Decider.make(read, images.shape[1:], scaling, options)
     size, own = decider.engine.decoder.size, labels[first : first + len(chosen)]
