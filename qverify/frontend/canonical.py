@@ -89,7 +89,7 @@ def _digest(value: Any) -> str:
 
 
 # The digest stands in certificates: a class that is renamed keeps the name that was hashed first.
-WRITTEN_AS = {FloatStep: "Step"}
+WRITTEN_AS: dict[type, str] = {FloatStep: "Step"}
 
 
 def _pieces(value: Any) -> Iterator[bytes]:
