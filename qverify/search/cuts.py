@@ -11,9 +11,9 @@ parts.
 
 Complete (the lemma): every split parts an interval of at least two integers into two that are not
 empty, and the intervals of a subproblem are finite in number and size. A subproblem that no neuron
-can be cut in is split on an input code. On a single code vector interval bounds are exact, so that
-the region is refuted there, or the vector is evaluated: it is a counterexample, or it is safe. So
-every path ends.
+can be cut in is split on an input code. A single code vector is not split any more: the region is
+refuted there, or the vector is decided by the leaf rule (`boundary/leaves.py`): it is a
+counterexample, or it is safe. So every path ends.
 """
 
 from __future__ import annotations
@@ -443,7 +443,8 @@ class CutSearch:
         rows = xp.arange(n)
         t = threshold[rows, best]
         width = self.layout.part(upper, 0) - self.layout.part(lower, 0)
-        # A part with one code vector is the only leaf, whatever the floats say.
+        # A part with one code vector is the only leaf, whatever the floats say, and whatever a band
+        # leaves to be cut in it: the vector was evaluated, or the runtime asked.
         wide = (width > 0).any(axis=1)
         own = wide & (score[rows, best] <= 0)
         if dual.kernels.name != "cpu" or own.any():  # a GPU does not wait to be asked
@@ -456,4 +457,4 @@ class CutSearch:
             variable = share.argmax(axis=1)
             best = xp.where(own, variable, best)
             t = xp.where(own, lower[rows, variable] + (width[rows, variable] + 1) // 2, t)
-        return best, t.astype(xp.int32), wide | (score[rows, best] > -xp.inf)
+        return best, t.astype(xp.int32), wide

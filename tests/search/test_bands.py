@@ -1,0 +1,213 @@
+"""Networks with bands: ops whose result the runtime's order of float additions decides.
+
+Small random networks, and for each of them a runtime that picks other codes than the nominal ones
+wherever it may. What running every code vector says of that runtime decides the verdict: bounds
+hold for every order, and at a single code vector that they leave open the runtime is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fractions import Fraction as F
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qverify.boundary.leaves import Leaves
+from qverify.deadline import Deadline
+from qverify.errors import SoundnessError
+from qverify.network import Network
+from qverify.ops import Dense, FloatProgram, Requantize
+from qverify.options import Options
+from qverify.property import Box, Query, Row
+from qverify.result import Stats, Verdict
+from qverify.search import bab
+from qverify.search.bab import Outcome, search
+from qverify.search.problem import Problem
+from qverify.search.watch import Watch
+from tests.graphs import ROUNDS
+from tests.networks import CPU, Maker, all_points, random_network
+from tests.ops.banded import Blurred, blurred, in_some_order
+from tests.search.queries import Asked, Rng, asked, holds
+
+WAYS = (
+    Options(),
+    Options(attack=False, sweep=False),
+    Options(attack=False, sweep=False, backward=False, batch=3),
+)
+
+
+def unsafe_of(query: Query, y: Any) -> Any:
+    """Which outputs [N, outputs] a query calls unsafe: bool [N]."""
+    y = y.astype(np.int64)
+    cases = [np.all([holds(row, y) for row in rows], axis=0) for rows in query.cases]
+    return np.any(cases, axis=0)
+
+
+@dataclass
+class Banded:
+    """A query over a network with bands, and a runtime that computes it in its own order."""
+
+    asked: Asked  # of the nominal network
+    runtime: Network
+    questions: list[Any] = field(default_factory=list)  # inputs that the runtime was asked about
+
+    @staticmethod
+    def random(seed: int) -> Banded:
+        rng = np.random.default_rng(seed)
+
+        def network(rng: Rng) -> Network:
+            while True:
+                made = blurred(rng, random_network(rng))
+                if not made.exact:
+                    return made
+
+        nominal = asked(rng, make=network)
+        runtime = in_some_order(nominal.network, seed)
+        # A row that is just true, or just not, in one order, which may be this runtime's.
+        y = in_some_order(nominal.network, seed + seed % 2).run(CPU, nominal.points)
+        weights = rng.choice([-2, -1, 1, 3], y.shape[1])
+        terms = tuple((j, F(int(w))) for j, w in enumerate(weights))
+        row = Row((), terms, F(int((y @ weights).min()) - seed // 2 % 2))
+        query = replace(nominal.query, cases=((row,),))
+        unsafe = unsafe_of(query, nominal.network.run(CPU, nominal.points))
+        return Banded(replace(nominal, query=query, unsafe=unsafe), runtime)
+
+    def __call__(self, inputs: Any) -> Any:
+        """The runtime's outputs for inputs, which are their own codes."""
+        self.questions.append(inputs)
+        return self.runtime.run(CPU, inputs[None].astype(np.int32))[0].astype(np.float64)
+
+    @property
+    def outputs(self) -> Any:
+        """What the runtime says of every code vector: [N, outputs]."""
+        return self.runtime.run(CPU, self.asked.points)
+
+    @property
+    def unsafe(self) -> Any:
+        """Which of the code vectors the runtime makes unsafe: bool [N]."""
+        return unsafe_of(self.asked.query, self.outputs)
+
+    def problem(self, backward: bool = True) -> Problem:
+        return replace(self.asked.problem(backward=backward), runtime=self)
+
+    def watched(self, problem: Problem, point: Any) -> Watch:
+        watch = Watch.make(
+            problem.kernels,
+            problem.network,
+            problem.domain,
+            problem.decoder,
+            problem.unsafe,
+            self,
+            point.astype(np.float64),
+        )
+        assert watch is not None
+        return watch
+
+    def searched(self, options: Options, watch: bool) -> Outcome:
+        """How the search ends, after the test that it is right."""
+        problem = self.problem(options.backward)
+        if watch:
+            points = self.asked.points[self.unsafe] if self.unsafe.any() else self.asked.points
+            problem.watch = self.watched(problem, points[len(points) // 2])
+            self.questions.clear()
+        outcome = search(problem, options, Deadline.after(60), np.random.default_rng(0), Stats())
+        assert outcome.verdict is (Verdict.SAT if self.unsafe.any() else Verdict.UNSAT)
+        if outcome.candidate is not None:
+            at = np.flatnonzero((self.asked.points == outcome.candidate.codes).all(axis=1))
+            assert self.unsafe[at].all()
+            assert (outcome.candidate.outputs == self.outputs[at[0]]).all()
+        elif problem.watch is not None:
+            problem.watch.unsat()
+        return outcome
+
+
+@pytest.fixture(params=["inputs", "neurons"])
+def split(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the search splits where it has the choice."""
+    if request.param == "neurons":
+        monkeypatch.setattr(bab, "SPLITTABLE", 0)
+        # The root's bounds would leave little to do.
+        monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status: status)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("way", range(len(WAYS)))
+def test_verdicts_are_those_of_brute_force(way: int, split: str) -> None:
+    questions = turned = 0
+    for seed in range(120 * ROUNDS):
+        query = Banded.random(seed)
+        query.searched(WAYS[way], watch=seed % 2 == 0)
+        questions += len(query.questions)
+        turned += query.unsafe.any() != query.asked.unsafe.any()
+    assert questions > 100 and turned > 5  # else these queries test nothing
+
+
+def test_intervals_hold_every_order() -> None:
+    """Of points and boxes, and the nominal values."""
+    moved = 0
+    for seed in range(40 * ROUNDS):
+        query = Banded.random(seed)
+        network, points = query.asked.network, query.asked.points
+        lower, upper = network.intervals(CPU, points, points)
+        whole = network.intervals(CPU, points.min(axis=0)[None], points.max(axis=0)[None])
+        nominal = network.run(CPU, points)
+        for y in (nominal, *(in_some_order(network, s).run(CPU, points) for s in range(5))):
+            assert (lower <= y).all() and (y <= upper).all()
+            assert (whole[0] <= lower).all() and (upper <= whole[1]).all()
+            moved += int((y != nominal).sum())
+        assert Leaves(CPU, network, query.problem().decoder).allow(points, query.outputs).all()
+    assert moved > 100
+
+
+# -- by hand ---------------------------------------------------------------------------------------
+
+
+def halved() -> Banded:
+    """3 rint(x / 2) for x in 0..5, with a band of 1/4 of a code: 2.5, at x = 5, may be rounded to 2
+    (the even one, nominally) or to 3. Unsafe are outputs of at least 9."""
+    maker = Maker(np.random.default_rng(0), 1, 7)
+    half = Requantize(FloatProgram().then("mul", 0.5), np.asarray(0, np.int32), 0, 7)
+    codes = maker.add(Blurred(half, 0.25), 0)
+    weight, bias = np.array([[3]]), np.zeros(1, np.int64)
+    network = maker.network(maker.add(Dense(weight, bias, 0, 7), codes))
+    query = Query(Box((F(0),), (F(5),)), ((Row((), ((0, F(-1)),), F(-9)),),))
+    points = all_points([0], [5])
+    return Banded(Asked(network, query, points, network.run(CPU, points)[:, 0] >= 9), network)
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_only_a_point_that_the_band_leaves_open_is_asked_about(options: Options) -> None:
+    query = halved()
+    lower, upper = query.asked.network.intervals(CPU, query.asked.points, query.asked.points)
+    assert lower.ravel().tolist() == [0, 0, 3, 3, 6, 6]
+    assert upper.ravel().tolist() == [0, 3, 3, 6, 6, 9]
+    assert query.searched(options, watch=True).verdict is Verdict.UNSAT
+    assert {x.item() for x in query.questions} == {5.0}
+
+    class Upwards(Blurred):
+        def run(self, kernels: Any, *xs: Any) -> Any:
+            return self.most.run(kernels, *xs)
+
+    first, *rest = query.asked.network.nodes
+    assert isinstance(first.op, Blurred)
+    first = replace(first, op=Upwards(first.op.nominal, first.op.band))
+    query.runtime = replace(query.runtime, nodes=(first, *rest))
+    outcome = query.searched(options, watch=True)
+    assert outcome.candidate is not None and outcome.candidate.inputs.tolist() == [5.0]
+    assert outcome.candidate.outputs.tolist() == [9.0]
+
+
+@pytest.mark.parametrize("answer", [12.0, 3.0, np.inf, np.nan])
+def test_an_answer_outside_the_band_is_an_error(answer: float) -> None:
+    problem = replace(halved().problem(), runtime=lambda x: np.array([answer]))
+    with pytest.raises(SoundnessError, match="outside the band"):
+        search(problem, Options(), Deadline.after(60), np.random.default_rng(0), Stats())
+
+
+def test_one_op_with_a_band_makes_a_network_inexact() -> None:
+    network = halved().asked.network
+    assert not network.exact and not network.on(CPU).exact
+    assert all(node.op.exact for node in network.nodes[1:])
+    assert random_network(np.random.default_rng(0)).exact
