@@ -5,9 +5,9 @@ it is a single code vector that is not unsafe or that no input in the domain pro
 of a split cover their parent. So an empty frontier means that no input in the domain is unsafe.
 
 Complete (the lemma): every split cuts the range of a variable that holds at least two codes, so
-both children hold fewer code vectors than their parent, which are finitely many; on a single code
-vector interval bounds are exact (a point stays a point, for every op), so it is closed or it is a
-counterexample. Hence the search ends.
+both children hold fewer code vectors than their parent, which are finitely many; a single code
+vector is closed by bounds, or the leaf rule decides it (`boundary/leaves.py`): by exact evaluation,
+or by the runtime where an op has a band. Hence the search ends.
 """
 
 from __future__ import annotations
@@ -359,7 +359,7 @@ def split_boxes(run: Run) -> Outcome:
 
 
 def _leaves(problem: Problem, points: Any, stats: Stats) -> Candidate | None:
-    """Decide single code vectors by exact evaluation."""
+    """Decide single code vectors."""
     stats.leaves += points.shape[0]
     return problem.find_unsafe(points, problem.evaluate(points))
 

@@ -1,7 +1,7 @@
 """Boxes with few points: all of them are evaluated, which decides a query exactly.
 
-Sound and complete: a point stands for the inputs that quantize to it; each is found unsafe, or is
-not.
+Sound and complete: a point stands for the inputs that quantize to it, and the leaf rule
+(`boundary/leaves.py`) decides each.
 """
 
 from __future__ import annotations
