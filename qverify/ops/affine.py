@@ -1,11 +1,11 @@
 """Integer weighted sums: dense layers and convolutions, zero points already folded into weights and
 bias.
 
-Interval rule (both ops): with centre c = lower + upper and radius r = upper - lower, the ends of W
-x + b over the box are (W c -+ |W| r) / 2 + b. Sound because each product w x lies in (w c -+ |w| r)
-/ 2; exact per output because the inputs move independently; W c and |W| r have equal parity, so the
-halving is exact. The centre is shifted by the middle of the input's type before it is multiplied
-(and W times the shift is added back), which halves its magnitude.
+Interval rule (both ops): with centre c = lower + upper and radius r = upper - lower, W x + b lies
+between (W c - |W| r) / 2 + b and (W c + |W| r) / 2 + b over the box. Sound because each product w x
+lies in (w c -+ |w| r) / 2; exact per output because the inputs move independently; W c and |W| r
+have equal parity, so the halving is exact. The centre is shifted by the middle of the input's type
+before it is multiplied (and W times the shift is added back), which halves its magnitude.
 
 Exact arithmetic on fast float units: the products are cut along K into pieces for which sum |w| |x|
 stays below 2**24, so that float32 represents every partial sum, in whatever order it is added;
@@ -97,7 +97,7 @@ def _narrowest(values: IntArray, *products: ExactProduct) -> Array:
     return values if reach >= 2**31 else values.astype(np.int32)
 
 
-def _ends(kernels: Kernels, centre: Array, radius: Array) -> Interval:
+def _halved(kernels: Kernels, centre: Array, radius: Array) -> Interval:
     """(centre -+ radius) / 2 for integers of equal parity: an arithmetic shift halves them
     exactly."""
     integer = kernels.xp.int32
@@ -165,7 +165,7 @@ class Dense(AbstractOp):
         lower, upper = (self._stacked(end) for end in boxes[0])
         centre = self._product(kernels, lower + upper - (self.x_low + self.x_high))
         radius = self._absolute(kernels, upper - lower)
-        return _ends(kernels, centre + self._centre_bias, radius)
+        return _halved(kernels, centre + self._centre_bias, radius)
 
     def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
         if self.weight.ndim > 2:
@@ -244,17 +244,13 @@ class Conv(AbstractOp):
         (x,) = types
         if len(x.shape) != self.weight.ndim or x.shape[1] != self.weight.shape[1] * self.groups:
             raise Unfit(f"a weight {list(self.weight.shape)} does not fit an input {list(x.shape)}")
-        _reaches(
-            Type(x.shape, min(x.low, self.pad_value), max(x.high, self.pad_value)),
-            self.x_low,
-            self.x_high,
-        )
+        padded = Type(x.shape, min(x.low, self.pad_value), max(x.high, self.pad_value))
+        _reaches(padded, self.x_low, self.x_high)
         output = self._output_shape(x.shape[2:])
         if min(output, default=1) <= 0:
             raise Unfit(f"the kernel is larger than the padded input {list(x.shape)}")
-        ends = Type(x.shape, min(x.low, self.pad_value), max(x.high, self.pad_value))
         flat = self.weight.reshape(self.weight.shape[0], -1).T
-        low, high = _accumulator_range(flat, self.bias, ends)
+        low, high = _accumulator_range(flat, self.bias, padded)
         return _checked((x.shape[0], self.weight.shape[0], *output), low, high)
 
     def _columns(self, kernels: Kernels, x: Array, fill: int) -> tuple[Array, tuple[int, ...]]:
@@ -293,7 +289,7 @@ class Conv(AbstractOp):
             kernels, lower + upper - shift, self._product, 2 * self.pad_value - shift
         )
         radius = self._linear(kernels, upper - lower, self._absolute, 0)
-        return _ends(kernels, centre + self._centre_bias, radius)
+        return _halved(kernels, centre + self._centre_bias, radius)
 
     def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
         flat = self.weight.reshape(self.groups, self.weight.shape[0] // self.groups, -1)
@@ -351,11 +347,11 @@ class DenseRelaxation(Relaxation):
         return kernels.matmul(xs[0], self.guide.T) + self.bias[1]
 
     def backward(
-        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
         if exact(weights):
             size, bias = kernels.largest(weights, self.bias[0])
-            if size * self.column >= 2.0**53 or size * (bias + 1) * own[0][0].size >= LIMIT:
+            if size * self.column >= 2.0**53 or size * (bias + 1) * result[0][0].size >= LIMIT:
                 raise TooLarge
             multipliers = kernels.matmul(weights, self.weight).astype(weights.dtype)
         else:
@@ -384,13 +380,13 @@ class ConvRelaxation(Relaxation):
         return sums + self.op._per_channel(self.bias[1])
 
     def backward(
-        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
         n, r = weights.shape[:2]
         shape = (n * r, *boxes[0][0].shape[1:])
         if exact(weights):
             size, bias = kernels.largest(weights, self.bias[0])
-            reach = (bias + abs(self.op.pad_value) * self.column + 1) * own[0][0].size
+            reach = (bias + abs(self.op.pad_value) * self.column + 1) * result[0][0].size
             if size * self.column >= 2.0**53 or size * reach >= LIMIT:
                 raise TooLarge
         weight = self.weight if exact(weights) else self.guide

@@ -88,7 +88,7 @@ class LayoutRelaxation(Relaxation):
         return self.op.run(kernels, *xs)
 
     def backward(
-        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
         xp = kernels.xp
         n, r = weights.shape[:2]

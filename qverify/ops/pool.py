@@ -56,15 +56,21 @@ class Max(AbstractOp):
 
 @dataclass(frozen=True, eq=False)
 class MaxHull(Hull):
-    """Of y = max z_i over the last axis: ends of every z_i, `z` [1, 2, N, 1, *shape, K], and of y,
-    `y` [1, 2, N, 1, *shape].
+    """Of y = max z_i over the last axis: bounds of every z_i, `z` [1, 2, N, 1, *shape, K], and of
+    y, `y` [1, 2, N, 1, *shape].
 
     Sound, for w >= 0: some z_j is y, so that with its multiplier m_j >= 0 it gives (w - m_j) y,
-    largest at an end of y or of z_j; every other term is at most what an end of its z_i gives. For
-    w < 0: every z_i is at most y, so that for m_i <= 0 the sum is at most w y + sum |m_i| min(y,
-    upper_i), which grows by at most sum |m_i| - |w| for each unit above y's lower end; terms with
-    m_i > 0 are at most what z_i's lower end gives.
+    largest at a bound of y or of z_j; every other term is at most what a bound of its z_i gives.
+    For w < 0: every z_i is at most y, so that for m_i <= 0 the sum is at most
+    w y + sum |m_i| min(y, upper_i), which grows by at most sum |m_i| - |w| for each unit above y's
+    lower bound; terms with m_i > 0 are at most what z_i's lower bound gives.
     """
+
+    def _check_sizes(self, kernels: Kernels, weights: Array, multipliers: Array) -> None:
+        """Raise TooLarge where a sum could leave int64."""
+        z, y, w, m = kernels.largest(self.z, self.y, weights, multipliers)
+        if (w + 2 * self.z.shape[-1] * m) * (z + y) * weights[0, 0].size >= LIMIT:
+            raise TooLarge
 
     def best(
         self, kernels: Kernels, weights: Array, multipliers: Array
@@ -72,26 +78,23 @@ class MaxHull(Hull):
         xp = kernels.xp
         (lower, upper), (first, last) = self.z[0], self.y[0]
         if exact(weights):
-            z, y, own, steep = kernels.largest(self.z, self.y, weights, multipliers)
-            total = own + 2 * self.z.shape[-1] * steep
-            if total * (z + y) * weights[0, 0].size >= LIMIT:
-                raise TooLarge
+            self._check_sizes(kernels, weights, multipliers)
         rises, falls = xp.maximum(multipliers, 0), xp.maximum(-multipliers, 0)
         floor = rises * lower
-        # w >= 0
+        # Where w >= 0: the best element to be the maximum, among those that reach y's lower bound.
         left = weights[..., None] - rises
         gain = xp.maximum(left * first[..., None], left * upper) + floor
         gain = xp.where(upper >= first[..., None], gain, gain.min(axis=-1, keepdims=True))
         at = gain.argmax(axis=-1)[..., None]
         upwards = (falls * upper - floor).sum(axis=-1) + gain.max(axis=-1)
-        # w < 0
+        # Where w < 0: y at its lower bound, and what it may gain above.
         beside = xp.minimum(first[..., None], upper)
         excess = xp.maximum(falls.sum(axis=-1) + weights, 0)
         downwards = (
             weights * first + (falls * beside - floor).sum(axis=-1) + excess * (last - first)
         )
         best = xp.where(weights >= 0, upwards, downwards)
-        if exact(weights):
+        if exact(weights):  # a bound; where it is taken is for guides only
             return summed(best), first, lower
         chosen = xp.take_along_axis(xp.broadcast_to(upper, left.shape), at, axis=-1)
         top = xp.where(xp.take_along_axis(left, at, axis=-1) > 0, chosen, first[..., None])
@@ -109,26 +112,26 @@ class MaxRelaxation(NonlinearRelaxation):
     cuts = "result"
     whole = True
 
-    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> Hull:
+    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], result: Interval) -> Hull:
         xp = kernels.xp
         lower, upper = (end.astype(xp.int64)[:, None] for end in boxes[0])
-        first, last = (end.astype(xp.int64)[:, None] for end in own)
+        first, last = (end.astype(xp.int64)[:, None] for end in result)
         upper = xp.maximum(xp.minimum(upper, last[..., None]), lower)
         return MaxHull(xp.stack([lower, upper])[None], xp.stack([first, last])[None], None)
 
     def slopes(
-        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> Array:
-        """All of the weight on the element whose ends add up to most (the first of them)."""
+        """All of the weight on the element whose bounds add up to most (the first of them)."""
         xp = kernels.xp
         middle = (boxes[0][0] + boxes[0][1])[:, None]
         chosen = middle.argmax(axis=-1)[..., None] == xp.arange(middle.shape[-1])
         return xp.where(chosen, weights[..., None], 0.0).astype(xp.float64)
 
     def cut(
-        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[Array, Array]:
-        first, last = own
+        first, last = result
         top = z.max(axis=-1)
         return kernels.xp.clip(top, first + 1, kernels.xp.maximum(last, first + 1)), last > first
 
@@ -173,10 +176,8 @@ class Mean(AbstractOp):
             raise Unfit("the sum before the mean can overflow float32")
         if self.order not in ("sequential", "eigen"):
             raise ValueError(f"no summation order '{self.order}'")
-        ends = np.broadcast_to(
-            np.array([x.low, x.high], np.int32).reshape(2, *([1] * len(x.shape))), (2, *x.shape)
-        )
-        least, most = self.run(open_kernels("cpu"), ends)
+        bounds = np.array([x.low, x.high], np.int32).reshape(2, *([1] * len(x.shape)))
+        least, most = self.run(open_kernels("cpu"), np.broadcast_to(bounds, (2, *x.shape)))
         return Type(x.shape[:-1], int(least.min()), int(most.max()))
 
     def run(self, kernels: Kernels, *xs: Array) -> Array:

@@ -55,12 +55,12 @@ def summed(x: Array) -> Array:
 
 
 def concretize(kernels: Kernels, weights: Array, box: Interval) -> tuple[Array, Array]:
-    """(max of sum weights * x over x in `box` ([N or 1, *shape] ends) [N, R], where it is taken [N,
+    """(max of sum weights * x over x in `box` ([N or 1, *shape] each) [N, R], where it is taken [N,
     R, *shape])."""
     lower, upper = (end.astype(weights.dtype, copy=False)[:, None] for end in box)
     if exact(weights):
-        size, *ends = kernels.largest(weights, *box)
-        if size * max(ends) * max(1, box[0][0].size) >= LIMIT:
+        size, *reach = kernels.largest(weights, *box)
+        if size * max(reach) * max(1, box[0][0].size) >= LIMIT:
             raise TooLarge
     best = kernels.furthest(weights, lower, upper)
     return kernels.inner(weights, best), best
@@ -75,20 +75,20 @@ class Relaxation(ABC):
 
     @abstractmethod
     def backward(
-        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
         """(multipliers of each input, or None; constants [N, R]) for `weights` of the result, whose
-        bounds are `own`."""
+        bounds are `result`."""
 
 
 @dataclass(frozen=True, eq=False)
 class IntervalRelaxation(Relaxation):
-    """Stop here: the result's own bounds. Sound for every op."""
+    """Stop here, at the result's bounds. Sound for every op."""
 
     def backward(
-        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
-        return (None,) * len(boxes), concretize(kernels, weights, own)[0]
+        return (None,) * len(boxes), concretize(kernels, weights, result)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,10 +126,8 @@ class Hull:
         """
         if exact(weights):
             slack = () if self.slack is None else (self.slack,)
-            own, across, steep, *along = kernels.largest(
-                weights, self.y, multipliers, self.z, *slack
-            )
-            if (own * across + steep * sum(along)) * max(1, weights[0, 0].size) >= LIMIT:
+            w, y_size, m, *z_sizes = kernels.largest(weights, self.y, multipliers, self.z, *slack)
+            if (w * y_size + m * sum(z_sizes)) * max(1, weights[0, 0].size) >= LIMIT:
                 raise TooLarge
         best, y, z = kernels.best_corner(weights, multipliers, self.z, self.y, self.slack)
         return summed(best), y, z
@@ -148,18 +146,18 @@ class NonlinearRelaxation(Relaxation):
     whole = False  # whether the argument has other elements than the result
 
     @abstractmethod
-    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> Hull:
-        """What f can do where the inputs lie in `boxes` and the result in `own`; int64."""
+    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], result: Interval) -> Hull:
+        """What f can do where the inputs lie in `boxes` and the result in `result`; int64."""
 
     @abstractmethod
     def slopes(
-        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> Array:
         """A multiplier per function and element to start from: weights times an edge of the hull,
         in float64."""
 
     def cut(
-        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[Array, Array]:
         """Where to cut near arguments z [N, *shape]: thresholds t that part the op's `cuts` value
         into at most t - 1 and at least t, and where that is possible: both [N, *shape]. Never: for
@@ -176,9 +174,9 @@ class NonlinearRelaxation(Relaxation):
         return run(kernels, z)
 
     def narrowed(
-        self, kernels: Kernels, z: Interval, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, z: Interval, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[int, Interval]:
-        """What bounds `z` ([N, *shape] ends) of the argument say of a network value: the number of
+        """What bounds `z` ([N, *shape] each) of the argument say of a network value: the number of
         an input, and bounds of it; or -1, and bounds of the result."""
         return 0, z
 
@@ -193,10 +191,11 @@ class NonlinearRelaxation(Relaxation):
         return (multipliers,)
 
     def backward(
-        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
-        multipliers = kernels.whole(self.slopes(kernels, weights, boxes, own)).astype(weights.dtype)
-        value, _, _ = self.hull(kernels, boxes, own).best(kernels, weights, multipliers)
+        slopes = self.slopes(kernels, weights, boxes, result)
+        multipliers = kernels.whole(slopes).astype(weights.dtype)
+        value, _, _ = self.hull(kernels, boxes, result).best(kernels, weights, multipliers)
         return self.spread(kernels, multipliers, boxes), value
 
 
@@ -246,12 +245,12 @@ class StaircaseRelaxation(NonlinearRelaxation):
         offset = self.which * self.thresholds.shape[1] - self.low
         return kernels.xp.take(self.thresholds.reshape(-1), code + offset)
 
-    def _ends(
-        self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval
+    def _bounds(
+        self, kernels: Kernels, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[Array, ...]:
-        """Ends of x where the result lies in `own`, first and last code: int64 [N, 1, *shape]
-        each."""
-        a, b, first, last = (end.astype(kernels.xp.int64)[:, None] for end in (*boxes[0], *own))
+        """Bounds of x where the result lies in `result`, the first and the last code: int64 [N, 1,
+        *shape] each."""
+        a, b, first, last = (end.astype(kernels.xp.int64)[:, None] for end in (*boxes[0], *result))
         xp, low, high = kernels.xp, self.low, self.low + self.thresholds.shape[1] - 2
         a = xp.where(first > low, xp.maximum(a, self.begin(kernels, xp.maximum(first, low + 1))), a)
         b = xp.where(
@@ -259,8 +258,8 @@ class StaircaseRelaxation(NonlinearRelaxation):
         )
         return a, b, first, last
 
-    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> Hull:
-        a, b, first, last = self._ends(kernels, boxes, own)
+    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], result: Interval) -> Hull:
+        a, b, first, last = self._bounds(kernels, boxes, result)
         z, y, interior = corners(
             kernels, a, b, first, last, self.low, lambda code: self.begin(kernels, code)
         )
@@ -269,9 +268,9 @@ class StaircaseRelaxation(NonlinearRelaxation):
         return Hull(kernels.xp.stack(z).reshape(shape), kernels.xp.stack(y).reshape(shape), slack)
 
     def slopes(
-        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> Array:
-        a, b, first, last = self._ends(kernels, boxes, own)
+        a, b, first, last = self._bounds(kernels, boxes, result)
         above, below = edges(
             kernels, a, b, first, last, self.low, lambda code: self.begin(kernels, code)
         )
@@ -281,12 +280,12 @@ class StaircaseRelaxation(NonlinearRelaxation):
         return steepness(np.asarray(self.thresholds))[np.asarray(self.which)]
 
     def cut(
-        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[Array, Array]:
         """At the step that begins nearest to z."""
         xp = kernels.xp
         a, b = boxes[0]
-        first, last = own
+        first, last = result
         steps = last > first
         share = xp.clip((z - a) / xp.maximum(b - a, 1), 0.0, 1.0)
         guess = first + xp.rint(share * (last - first)).astype(first.dtype)
@@ -358,8 +357,8 @@ def make_staircase(
     """The staircase of an element-wise op with `rows` parameter sets, `which` (broadcastable to x's
     shape) picking each element's. `run` maps int32 [N, rows] to codes in [low, high], one column
     per set. An op that is not non-decreasing is only concretized."""
-    ends = [run(np.full((1, rows), end, np.int32)) for end in (x.low, x.high)]
-    if (ends[0] > ends[1]).any():
+    first, last = (run(np.full((1, rows), end, np.int32)) for end in (x.low, x.high))
+    if (first > last).any():
         return IntervalRelaxation()
     wanted = np.broadcast_to(
         np.arange(low, high + 2, dtype=np.int64)[:, None], (high + 2 - low, rows)

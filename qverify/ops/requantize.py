@@ -83,18 +83,18 @@ class FloatProgram:
         return v
 
     def ends(self, x: Type) -> FloatArray:
-        """float32 [2, *shape]: its values at the ends of the integers of `x`; all others lie
-        between, since every step is monotone. Raises ValueError where it could be NaN."""
+        """float32 [2, *shape]: its values at the least and the largest integer of `x`; all others
+        lie between, since every step is monotone. Raises ValueError where it could be NaN."""
         for step in self.steps:
             if step.kind not in ("max", "min") and not np.isfinite(step.operand).all():
-                # 0 * infinity may lie between the ends.
+                # 0 * infinity may lie between the two.
                 raise Unfit("a float constant is NaN or infinite")
             if step.kind == "div" and not step.operand.all():
                 raise Unfit("a division by zero")
         shape = joint_shape((1,) * len(x.shape), *(step.operand.shape for step in self.steps))
-        ends = np.array([x.low, x.high], np.int32).reshape(2, *([1] * len(shape)))
+        bounds = np.array([x.low, x.high], np.int32).reshape(2, *([1] * len(shape)))
         with np.errstate(all="ignore"):
-            result: FloatArray = self.run(open_kernels("cpu"), ends)
+            result: FloatArray = self.run(open_kernels("cpu"), bounds)
         if np.isnan(result).any():
             raise Unfit("an accumulator can overflow float32 and then become NaN")
         return result
@@ -133,7 +133,7 @@ class Requantize(AbstractOp):
     and MlasQuantizeLinear, measured bit for bit.
 
     Sound because every step is monotone, hence q is a monotone function of acc (increasing or
-    decreasing, per channel): over an interval it takes its extremes at the ends.
+    decreasing, per channel): over an interval it takes its extremes at the bounds.
     """
 
     program: FloatProgram

@@ -29,7 +29,8 @@ class Softmax(AbstractOp):
     multiplication, division and rounding are monotone in each argument, in float32 and in float64:
     the least numerator over the largest sum bounds q_i from below, and conversely. The sum is never
     below entry 255, the term of the row's maximum (all least terms may underflow to 0). Not tight
-    (the numerator is also a term of the sum), but a point stays a point, since all ends coincide.
+    (the numerator is also a term of the sum), but a point stays a point, since lower and upper
+    terms coincide.
     """
 
     scale: np.float32
@@ -62,8 +63,8 @@ class Softmax(AbstractOp):
         return Type(x.shape, self.low, self.high)
 
     def _terms(self, kernels: Kernels, x: Array, top: Array) -> Array:
-        """The table's entries for codes `x` in a row whose maximum is `top`; beyond either end:
-        that end's entry."""
+        """The table's entries for codes `x` in a row whose maximum is `top`; beyond the table, its
+        first or last entry."""
         xp = kernels.xp
         return xp.take(self._table, xp.clip(x - top + 255, 0, 255))
 

@@ -158,7 +158,7 @@ class TableRelaxation(NonlinearRelaxation):
         offset = self.which * self.values.shape[1] - self.low
         return kernels.xp.take(self.values.reshape(-1), x + offset).astype(kernels.xp.int64)
 
-    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> Hull:
+    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], result: Interval) -> Hull:
         xp = kernels.xp
         a, b = (end.astype(xp.int64)[:, None] for end in boxes[0])
         count = int((b - a).max()) + 1 if a.size else 1
@@ -166,7 +166,7 @@ class TableRelaxation(NonlinearRelaxation):
         return Hull(z[None], self._at(kernels, z)[None], None)
 
     def slopes(
-        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> Array:
         """The chord over the range."""
         xp = kernels.xp
@@ -175,7 +175,7 @@ class TableRelaxation(NonlinearRelaxation):
         return weights * (rise / xp.maximum(b - a, 1))
 
     def cut(
-        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[Array, Array]:
         """At z."""
         a, b = boxes[0]
@@ -228,19 +228,23 @@ class PairwiseRelaxation(NonlinearRelaxation):
             parts.append(unbroadcast(flat * slope, like).reshape(n, r, *box[0].shape[1:]))
         return tuple(parts)
 
-    def _ends(
-        self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval
+    def _bounds(
+        self, kernels: Kernels, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[Array, ...]:
-        """Ends of z, and of the codes on the upper and on the lower staircase; int64 [N, 1,
+        """Bounds of z, and of the codes on the upper and on the lower staircase; int64 [N, 1,
         *shape]."""
         xp = kernels.xp
-        first, last = (end.astype(xp.int64)[:, None] for end in own)
-        ends = [
-            tuple(e.astype(xp.int64) for e in (box if s >= 0 else box[::-1]))
-            for s, box in zip(self.slope, boxes, strict=True)
-        ]
-        a = self.argument(kernels, ends[0][0], ends[1][0])[:, None]
-        b = self.argument(kernels, ends[0][1], ends[1][1])[:, None]
+        first, last = (end.astype(xp.int64)[:, None] for end in result)
+        # What makes z least, and what makes it largest.
+        least, most = zip(
+            *(
+                (end.astype(xp.int64) for end in (box if slope >= 0 else box[::-1]))
+                for slope, box in zip(self.slope, boxes, strict=True)
+            ),
+            strict=True,
+        )
+        a = self.argument(kernels, *least)[:, None]
+        b = self.argument(kernels, *most)[:, None]
         high = self.low + len(self.begin_most) - 2
         a = xp.where(first > self.low, xp.maximum(a, xp.take(self.begin_most, first - self.low)), a)
         b = xp.where(
@@ -260,15 +264,15 @@ class PairwiseRelaxation(NonlinearRelaxation):
         return kernels.xp.take(self.most, kernels.xp.clip(z - self.z_low, 0, len(self.most) - 1))
 
     def narrowed(
-        self, kernels: Kernels, z: Interval, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, z: Interval, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[int, Interval]:
         xp = kernels.xp
         at = [xp.clip(end - self.z_low, 0, len(self.most) - 1) for end in z]
         return -1, (xp.take(self.least, at[0]), xp.take(self.most, at[1]))
 
-    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], own: Interval) -> Hull:
+    def hull(self, kernels: Kernels, boxes: tuple[Interval, ...], result: Interval) -> Hull:
         xp = kernels.xp
-        a, b, ma, mb, la, lb = self._ends(kernels, boxes, own)
+        a, b, ma, mb, la, lb = self._bounds(kernels, boxes, result)
         z, y, more = corners(
             kernels, a, b, ma, mb, self.low, lambda k: xp.take(self.begin_most, k - self.low)
         )
@@ -284,10 +288,10 @@ class PairwiseRelaxation(NonlinearRelaxation):
         )
 
     def slopes(
-        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> Array:
         xp = kernels.xp
-        a, b, ma, mb, la, lb = self._ends(kernels, boxes, own)
+        a, b, ma, mb, la, lb = self._bounds(kernels, boxes, result)
         above, _ = edges(
             kernels, a, b, ma, mb, self.low, lambda k: xp.take(self.begin_most, k - self.low)
         )
@@ -297,11 +301,11 @@ class PairwiseRelaxation(NonlinearRelaxation):
         return weights * xp.where(weights > 0, above, below)
 
     def cut(
-        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], own: Interval
+        self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[Array, Array]:
         """At the code that z is nearest to."""
         xp = kernels.xp
-        first, last = own
+        first, last = result
         code = xp.take(self.most, xp.clip(z - self.z_low, 0, len(self.most) - 1)).astype(
             first.dtype
         )
@@ -314,17 +318,18 @@ def make_sandwich(
     """Staircases around a table [Ka, Kb] of two codes, whose axes begin at a[0] and b[0]; None
     where it is no function of a sum: where the two staircases lie more than two codes apart."""
     rows, columns = (np.arange(t.low, t.high + 1) for _, t in (a, b))
-    own = values[
+    part = values[
         rows[0] - a[0] : rows[-1] - a[0] + 1, columns[0] - b[0] : columns[-1] - b[0] + 1
     ].astype(np.int64)
-    low, high = int(own.min()), int(own.max())
-    inside = (own > low) & (own < high)
+    low, high = int(part.min()), int(part.max())
+    inside = (part > low) & (part < high)
     if inside.sum() < 3 or high - low > MOST_STEPS:  # floats as ordinals are far apart
         return None
-    at = np.stack([*np.meshgrid(rows, columns, indexing="ij"), np.ones_like(own)], axis=-1)[
-        inside
-    ].astype(np.float64)
-    fit = np.linalg.lstsq(at, own[inside].astype(np.float64), rcond=None)[0][:2]
+    # The plane that comes nearest to the entries between the least and the largest one says in
+    # which proportion the codes are added.
+    at = np.stack([*np.meshgrid(rows, columns, indexing="ij"), np.ones_like(part)], axis=-1)
+    target = part[inside].astype(np.float64)
+    fit = np.linalg.lstsq(at[inside].astype(np.float64), target, rcond=None)[0][:2]
     if not np.abs(fit).max() > 1e-9:
         return None
     fit = np.rint(fit / np.abs(fit).max() * 256)
@@ -332,8 +337,8 @@ def make_sandwich(
     z = slope[0] * rows[:, None] + slope[1] * columns[None]
     z_low, count = int(z.min()), high - low + 1
     reached, latest = np.full(count, int(z.max()) + 1), np.full(count, z_low - 1)
-    np.minimum.at(reached, own - low, z)
-    np.maximum.at(latest, own - low, z)
+    np.minimum.at(reached, part - low, z)
+    np.maximum.at(latest, part - low, z)
     begin_most = np.append(np.minimum.accumulate(reached[::-1])[::-1], int(z.max()) + 1)
     begin_least = np.append(z_low, np.maximum.accumulate(latest) + 1)
     spots = np.arange(z_low, int(z.max()) + 1)
@@ -354,7 +359,7 @@ class Pairwise(AbstractOp):
     `values` [Ka, Kb] int32 must be monotone along each axis (its direction may change with the
     other argument, as in a product); the constructor checks all entries. Sound because such a
     function takes its extremes over a box of (a, b) at the box's corners: moving a alone to one of
-    its ends does not lower (raise) the value, then b likewise.
+    its bounds does not lower (raise) the value, then b likewise.
     """
 
     values: Int32Array
@@ -411,11 +416,11 @@ class Pairwise(AbstractOp):
         for axis, (x, low) in enumerate(zip(xs, (self.a_low, self.b_low), strict=True)):
             last = low + self.values.shape[axis] - 1
             right, left = xp.minimum(x + 4, last), xp.maximum(x - 4, low)
-            ends = [
-                self.run(kernels, *(e if i == axis else xs[i] for i in (0, 1)))
+            bottom, top = (
+                kernels.as_float32(self.run(kernels, *(e if i == axis else xs[i] for i in (0, 1))))
                 for e in (left, right)
-            ]
-            rise = kernels.as_float32(ends[1]) - kernels.as_float32(ends[0])
+            )
+            rise = top - bottom
             grads.append(
                 unbroadcast(upstream * rise, x) / kernels.as_float32(xp.maximum(right - left, 1))
             )
