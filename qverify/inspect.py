@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from qverify.frontend.shapes import shapes_text
 from qverify.frontend.tensors import Codes, FloatSum
 from qverify.kernels import open_kernels
 from qverify.network import Network, Node
-from qverify.ops import Conv, Dense, Layout, Mean, Pairwise, Requantize, Softmax, Table
+from qverify.ops import Conv, Dense, Layout, Max, Mean, Pairwise, Requantize, Softmax, Table
+from qverify.ops.columns import Column
 
 
 def describe(model: str | os.PathLike[str], shapes: Sequence[str] = ()) -> str:
@@ -98,30 +99,46 @@ def _table(network: Network) -> list[str]:
     ]
 
 
+def _dense(op: Dense) -> str:
+    return f"{op.weight.shape[-2]}x{op.weight.shape[-1]}, {_bits(op.weight)}-bit weights"
+
+
+def _conv(op: Conv) -> str:
+    kernel, strides = ("x".join(map(str, sides)) for sides in (op.weight.shape[2:], op.strides))
+    groups = f" groups {op.groups}" if op.groups > 1 else ""
+    return f"{kernel} stride {strides}{groups}, {_bits(op.weight)}-bit weights"
+
+
+def _requantize(op: Requantize) -> str:
+    factors = [f"{step.kind} {_span(step.operand)}" for step in op.program.steps]
+    return ", ".join(factors) + f", zero point {_span(op.zero_point)}"
+
+
+def _table_op(op: Table) -> str:
+    rows, entries = op.values.shape
+    return f"{rows} row(s) of {entries}, {'monotone' if op.monotone else 'not monotone'}"
+
+
+# What the column "detail" says of an op.
+DETAILS: Column[Callable[[Any], str]] = Column(
+    __name__,
+    {
+        Dense: _dense,
+        Conv: _conv,
+        Requantize: _requantize,
+        Table: _table_op,
+        Pairwise: lambda op: f"{op.values.shape[0]}x{op.values.shape[1]} entries",
+        Mean: lambda op: f"float32, {op.order}",
+        Softmax: lambda op: f"over {op.length}",
+        Layout: lambda op: "reshape" if op.index is None else "gather",
+    },
+    {Max: "it has no parameters"},
+)
+
+
 def _detail(node: Node) -> str:
-    match node.op:
-        case Dense(weight=w):
-            return f"{w.shape[-2]}x{w.shape[-1]}, {_bits(w)}-bit weights"
-        case Conv(weight=w, strides=s, groups=g):
-            groups = f" groups {g}" if g > 1 else ""
-            return (
-                f"{'x'.join(map(str, w.shape[2:]))} stride {'x'.join(map(str, s))}{groups}, "
-                f"{_bits(w)}-bit weights"
-            )
-        case Requantize(program=p, zero_point=z):
-            factors = [f"{s.kind} {_span(s.operand)}" for s in p.steps]
-            return ", ".join(factors) + f", zero point {_span(z)}"
-        case Table(values=v, monotone=m):
-            return f"{len(v)} row(s) of {v.shape[1]}, {'monotone' if m else 'not monotone'}"
-        case Pairwise(values=v):
-            return f"{v.shape[0]}x{v.shape[1]} entries"
-        case Mean(order=order):
-            return f"float32, {order}"
-        case Softmax(length=length):
-            return f"over {length}"
-        case Layout(index=index):
-            return "reshape" if index is None else "gather"
-    return ""
+    rule = DETAILS.rule(node.op)
+    return "" if rule is None else rule(node.op)
 
 
 def _span(values: npt.NDArray[Any]) -> str:

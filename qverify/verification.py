@@ -104,6 +104,7 @@ def _verify(
             outcome = Outcome(Verdict.UNKNOWN, str(error))
         stats.seconds = deadline.elapsed()
         details["intervals_by"] = engine.propagator.name
+        details["warnings"] += engine.propagator.take_warnings()
         if outcome.verdict is Verdict.SAT:
             with Deadline.after(
                 None

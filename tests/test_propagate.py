@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qverify import propagate, runtime
+from qverify import Options, Verdict, propagate, runtime, verify
 from qverify.errors import ModelError, SoundnessError
 from qverify.frontend.model import read_model
 from qverify.network import Network
 from qverify.ops import AbstractOp, Conv, Dense, FloatProgram, Layout, Max, Requantize, Table
-from qverify.propagate import Propagator, Stretch, make_steps, product_option, rules
+from qverify.propagate import Propagator, distrust, graphs, rules
+from qverify.propagate.distrust import product_option
+from qverify.propagate.graphs import Graphs, Stretch, make_steps
 from tests.graphs import ROUNDS
 from tests.networks import CPU, Maker, Rng, boxes, one_op, random_network
 from tests.ops.cases import CASES, Case
@@ -29,7 +31,7 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "specs" / "examples" / "onnx").gl
 @pytest.fixture
 def anything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs for every stretch, however small."""
-    monkeypatch.setattr(propagate, "WORTH_IT", (AbstractOp,))
+    monkeypatch.setattr(graphs, "WORTH_IT", (AbstractOp,))
 
 
 def same_as_defined(network: Network, rng: Rng) -> int:
@@ -41,8 +43,8 @@ def same_as_defined(network: Network, rng: Rng) -> int:
         for a, b in zip(expected, found, strict=True):
             assert a.dtype == b.dtype == np.int32
             np.testing.assert_array_equal(a, b)
-    assert not fast.disagreed
-    steps = fast._steps or []
+    assert fast.take_warnings() == []
+    steps = fast._fast.steps if isinstance(fast._fast, Graphs) else ()
     assert fast.name == ("onnxruntime" if steps else "NumPy")
     return sum(len(step.nodes) for step in steps if isinstance(step, Stretch))
 
@@ -211,14 +213,14 @@ def test_graphs_come_after_some_patience() -> None:
 
 def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "available", lambda: False)
-    monkeypatch.setattr(propagate, "product_option", product_option.__wrapped__)
+    monkeypatch.setattr(distrust, "product_option", product_option.__wrapped__)
     rng = np.random.default_rng(0)
     assert same_as_defined(ordinary_network(rng), rng) == 0
 
 
 def test_an_onnxruntime_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "OLDEST", (9, 0))
-    monkeypatch.setattr(propagate, "product_option", product_option.__wrapped__)
+    monkeypatch.setattr(distrust, "product_option", product_option.__wrapped__)
     rng = np.random.default_rng(0)
     assert same_as_defined(ordinary_network(rng), rng) == 0
 
@@ -237,7 +239,17 @@ def wrapped(
         return lambda inputs: change(function(inputs), exactly)
 
     monkeypatch.setattr(runtime.IntegerGraph, "compiled", other)
-    monkeypatch.setattr(propagate, "product_option", product_option.__wrapped__)
+    monkeypatch.setattr(distrust, "product_option", product_option.__wrapped__)
+
+
+def change_stretches(fast: Propagator, change: Callable[[Compiled], Compiled]) -> None:
+    """Replace what the graphs in use compute."""
+    assert isinstance(fast._fast, Graphs)
+    steps = (
+        replace(step, function=change(step.function)) if isinstance(step, Stretch) else step
+        for step in fast._fast.steps
+    )
+    fast._fast = replace(fast._fast, steps=tuple(steps))
 
 
 def saturated(values: list[Any]) -> list[Any]:
@@ -249,21 +261,21 @@ def test_kernels_that_saturate_are_asked_for_exact_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wrapped(monkeypatch, lambda values, exactly: values if exactly else saturated(values))
-    assert propagate.product_option() is True
+    assert distrust.product_option() is True
     rng = np.random.default_rng(0)
     assert same_as_defined(ordinary_network(rng), rng) > 0
 
 
 def test_kernels_that_saturate_all_the_same_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     wrapped(monkeypatch, lambda values, exactly: saturated(values))
-    assert propagate.product_option() is None
+    assert distrust.product_option() is None
     rng = np.random.default_rng(0)
     assert same_as_defined(ordinary_network(rng), rng) == 0
 
 
 def test_the_worst_case_reaches_every_kernel() -> None:
     """Every kind of product is there, alone in its output; cut pairs would change each of them."""
-    network = propagate.worst_case()
+    network = distrust.worst_case()
     (stretch,) = make_steps(network, False)
     assert isinstance(stretch, Stretch) and len(stretch.nodes) == len(network.nodes)
     ops = [node.op for node in network.nodes if isinstance(node.op, Dense | Conv)]
@@ -289,7 +301,9 @@ def test_different_bounds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     lower, upper = boxes(rng, network.input_type)
     expected, found = network.intervals(CPU, lower, upper), fast.intervals(lower, upper)
     assert all((a == b).all() for a, b in zip(expected, found, strict=True))
-    assert fast.disagreed and fast.name == "NumPy"
+    (warning,) = fast.take_warnings()
+    assert "onnxruntime and NumPy bound this network differently" in warning
+    assert fast.name == "NumPy" and fast.take_warnings() == []
 
 
 def test_a_failure_while_running_falls_back() -> None:
@@ -298,14 +312,12 @@ def test_a_failure_while_running_falls_back() -> None:
     fast = Propagator(network, CPU, patience=0)
     lower, upper = boxes(rng, network.input_type)
     expected = fast.intervals(lower, upper)
-    assert fast.name == "onnxruntime" and fast._steps is not None
+    assert fast.name == "onnxruntime" and isinstance(fast._fast, Graphs)
 
     def fails(inputs: dict[str, Any]) -> list[Any]:
         raise ModelError("no memory")
 
-    fast._steps = [
-        replace(step, function=fails) if isinstance(step, Stretch) else step for step in fast._steps
-    ]
+    change_stretches(fast, lambda function: fails)
     assert all((a == b).all() for a, b in zip(expected, fast.intervals(lower, upper), strict=True))
     assert fast.name == "NumPy"
 
@@ -316,7 +328,6 @@ def test_a_later_difference_ends_the_search() -> None:
     fast = Propagator(network, CPU, patience=0)
     lower, upper = boxes(rng, network.input_type)
     fast.intervals(lower, upper)
-    assert fast._steps is not None
 
     def last_is_wrong(function: Compiled) -> Compiled:
         def other(inputs: dict[str, Any]) -> list[Any]:
@@ -326,9 +337,19 @@ def test_a_later_difference_ends_the_search() -> None:
 
         return other
 
-    fast._steps = [
-        replace(step, function=last_is_wrong(step.function)) if isinstance(step, Stretch) else step
-        for step in fast._steps
-    ]
+    change_stretches(fast, last_is_wrong)
     with pytest.raises(SoundnessError, match="report"):
         fast.intervals(lower, upper)
+
+
+def test_a_difference_is_a_warning_with_the_verdict(
+    monkeypatch: pytest.MonkeyPatch, anything: None
+) -> None:
+    monkeypatch.setattr(propagate, "PATIENCE", 0)
+    monkeypatch.setattr(Graphs, "run", lambda graphs, lower, upper: (lower, upper))
+    model = EXAMPLES[0].parent / "tiny_mlp_qop.onnx"
+    result = verify(
+        model, model.parents[1] / "vnnlib" / "tiny_safe.vnnlib", Options(attack=False, device="cpu")
+    )
+    assert result.verdict is Verdict.UNSAT and result.details["intervals_by"] == "NumPy"
+    assert any("bound this network differently" in text for text in result.details["warnings"])

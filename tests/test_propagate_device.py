@@ -23,8 +23,7 @@ from qverify.kernels.fused import Fused
 from qverify.kernels.packing import Variant
 from qverify.network import Network
 from qverify.ops import Conv, Dense, FloatProgram, Layout, Max, Pairwise, Requantize, Table
-from qverify.propagate import Propagator, device, make_propagator
-from qverify.propagate import plan as plans
+from qverify.propagate import Propagator, device, device_rules, make_propagator
 from qverify.propagate.device import Plan
 from qverify.propagate.plan import make_plan
 from tests.graphs import ROUNDS
@@ -361,7 +360,9 @@ def test_the_propagator_uses_the_kernels_after_some_patience(opened: Fused) -> N
     assert agrees(fast, network, kernels, lower, upper) and fast.name == "CuPy"
     for _ in range(3):
         assert agrees(fast, network, kernels, lower, upper)
-    assert fast.name == f"CUDA kernels, {opened.variant.name.lower()}" and not fast.disagreed
+    assert (
+        fast.name == f"CUDA kernels, {opened.variant.name.lower()}" and fast.take_warnings() == []
+    )
 
 
 def test_compiling_takes_more_patience_than_planning(
@@ -394,7 +395,7 @@ def test_without_exact_kernels(failure: type[Exception], monkeypatch: pytest.Mon
         assert (
             agrees(fast, network, kernels, lower, upper)
             and fast.name == "CuPy"
-            and not fast.disagreed
+            and fast.take_warnings() == []
         )
     assert len(asked) == 1
 
@@ -422,37 +423,56 @@ def test_a_network_without_a_weighted_sum_needs_no_plan(opened: Fused) -> None:
 def test_different_bounds_are_refused(opened: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison before the first use, should a plan be wrong."""
     monkeypatch.setattr(
-        plans, "_along", lambda values, shape, axis, count: np.broadcast_to(values, (count,)) + 1
+        device_rules,
+        "_along",
+        lambda values, shape, axis, count: np.broadcast_to(values, (count,)) + 1,
     )
     network, lower, upper = network_and_boxes(opened)
     fast = Propagator(network.on(opened.kernels), opened.kernels, patience=0)
     assert agrees(fast, network, opened.kernels, lower, upper)
-    assert fast.disagreed and fast.name == "CuPy"
+    (warning,) = fast.take_warnings()
+    assert f"CUDA kernels, {opened.variant.name.lower()} and CuPy bound this network" in warning
+    assert fast.name == "CuPy"
 
 
-@pytest.mark.parametrize("failure", [RuntimeError, MemoryError, ValueError])
+@pytest.mark.parametrize("failure", [RuntimeError, MemoryError, DeviceError])
 def test_a_failure_while_running_falls_back(failure: type[Exception], opened: Fused) -> None:
     network, lower, upper = network_and_boxes(opened)
     fast = Propagator(network.on(opened.kernels), opened.kernels, patience=0)
-    assert agrees(fast, network, opened.kernels, lower, upper) and fast._plan is not None
+    assert agrees(fast, network, opened.kernels, lower, upper) and isinstance(fast._fast, Plan)
 
     def fails(*buffers: Any) -> Any:
         raise failure("no memory")
 
-    fast._plan = replace(
-        fast._plan, steps=tuple(replace(step, function=fails) for step in fast._plan.steps)
-    )
+    steps = tuple(replace(step, function=fails) for step in fast._fast.steps)
+    fast._fast = replace(fast._fast, steps=steps)
     assert agrees(fast, network, opened.kernels, lower, upper) and fast.name == "CuPy"
+
+
+def test_a_mistake_of_a_plan_is_not_hidden(opened: Fused) -> None:
+    """A ValueError is an error of ours, which must not become slower bounds."""
+    network, lower, upper = network_and_boxes(opened)
+    fast = Propagator(network.on(opened.kernels), opened.kernels, patience=0)
+    fast.intervals(lower, upper)
+
+    def mistaken(*buffers: Any) -> Any:
+        raise ValueError("pairs do not fit a layer")
+
+    assert isinstance(fast._fast, Plan)
+    steps = tuple(replace(step, function=mistaken) for step in fast._fast.steps)
+    fast._fast = replace(fast._fast, steps=steps)
+    with pytest.raises(ValueError, match="do not fit"):
+        fast.intervals(lower, upper)
 
 
 def test_a_later_difference_ends_the_search(opened: Fused) -> None:
     network, lower, upper = network_and_boxes(opened)
     fast = Propagator(network.on(opened.kernels), opened.kernels, patience=0)
     fast.intervals(lower, upper)
-    assert fast._plan is not None
-    last = fast._plan.steps[-1]
+    assert isinstance(fast._fast, Plan)
+    last = fast._fast.steps[-1]
     wrong = replace(last, function=lambda *xs: tuple(end + 1 for end in last.function(*xs)))
-    fast._plan = replace(fast._plan, steps=(*fast._plan.steps[:-1], wrong))
+    fast._fast = replace(fast._fast, steps=(*fast._fast.steps[:-1], wrong))
     with pytest.raises(SoundnessError, match="report"):
         fast.intervals(lower, upper)
 

@@ -166,8 +166,8 @@ class Timed:
             row["run_s"] = clock.median(lambda: self.network.run(kernels, there[0]))
         if self.inference is not None:
             row["inference_s"] = self._inference(kernels, there[0], lower, clock)
-        plan = own._plan
-        if plan is not None:
+        plan = own._fast
+        if isinstance(plan, Plan):
             row |= _by_step(plan, clock, *there)
             row |= {"launches": " + ".join(plan.launches()), "steps": len(plan.steps)}
             row |= _products(kernels, self.host, batch, clock)

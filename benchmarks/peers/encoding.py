@@ -22,7 +22,8 @@ import numpy.typing as npt
 from benchmarks.peers.lines import additive, common_slope
 from qverify.kernels import open_kernels
 from qverify.network import Network
-from qverify.ops import AbstractOp, Conv, Dense, Layout, Max, Pairwise, Requantize, Table
+from qverify.ops import Conv, Dense, Layout, Max, Mean, Pairwise, Requantize, Softmax, Table
+from qverify.ops.columns import Column
 
 CPU = open_kernels("cpu")
 EXHAUSTIVE = 1 << 22  # so many evaluations of an op may be spent on listing all its values
@@ -330,29 +331,15 @@ def encode_network(
     ]
     values: list[Ids] = [np.array(formula.inputs, np.int64)]
     for node in network.nodes:
-        ids = _encode(formula, node.op, [values[i] for i in node.inputs], node.type.shape)
+        rule = ENCODINGS.rule(node.op)
+        if rule is None:
+            raise Unsupported(type(node.op).__name__)
+        ids = rule(formula, node.op, [values[i] for i in node.inputs], node.type.shape)
         values.append(np.asarray(ids, np.int64).reshape(node.type.shape))
     return formula, [int(v) for i in network.outputs for v in values[i].reshape(-1)]
 
 
-def _encode(formula: Formula, op: AbstractOp, xs: list[Ids], shape: tuple[int, ...]) -> Any:
-    match op:
-        case Layout():
-            return _layout(formula, op, xs)
-        case Dense():
-            return _dense(formula, op, xs[0], shape)
-        case Conv():
-            return _conv(formula, op, xs[0], shape)
-        case Requantize() | Table():
-            return _elementwise(formula, op, xs[0])
-        case Pairwise():
-            return _pairwise(formula, op, *xs)
-        case Max():
-            return [formula.maximum(row.tolist()) for row in xs[0].reshape(-1, xs[0].shape[-1])]
-    raise Unsupported(type(op).__name__)
-
-
-def _layout(formula: Formula, op: Layout, xs: list[Ids]) -> Ids:
+def _layout(formula: Formula, op: Layout, xs: list[Ids], shape: tuple[int, ...]) -> Ids:
     if op.index is None:
         return xs[0]
     constants = [] if op.constants is None else [formula.constant(int(c)) for c in op.constants]
@@ -361,8 +348,8 @@ def _layout(formula: Formula, op: Layout, xs: list[Ids]) -> Ids:
     return moved
 
 
-def _dense(formula: Formula, op: Dense, x: Ids, shape: tuple[int, ...]) -> list[int]:
-    depth, width = op.weight.shape[-2:]
+def _dense(formula: Formula, op: Dense, xs: list[Ids], shape: tuple[int, ...]) -> list[int]:
+    (x,), (depth, width) = xs, op.weight.shape[-2:]
     rows = np.broadcast_to(x, (*shape[:-2], *x.shape[-2:])) if x.ndim > 1 else x
     weight = (
         np.broadcast_to(op.weight, (*shape[:-2], depth, width)) if op.weight.ndim > 2 else op.weight
@@ -375,8 +362,8 @@ def _dense(formula: Formula, op: Dense, x: Ids, shape: tuple[int, ...]) -> list[
     return result
 
 
-def _conv(formula: Formula, op: Conv, x: Ids, shape: tuple[int, ...]) -> list[int]:
-    rank = len(op.strides)
+def _conv(formula: Formula, op: Conv, xs: list[Ids], shape: tuple[int, ...]) -> list[int]:
+    (x,), rank = xs, len(op.strides)
     pads = [(0, 0), (0, 0), *((op.pads[i], op.pads[rank + i]) for i in range(rank))]
     padded = np.pad(x, pads, constant_values=formula.constant(op.pad_value)) if any(op.pads) else x
     channels, filters, kernel = (
@@ -397,9 +384,16 @@ def _conv(formula: Formula, op: Conv, x: Ids, shape: tuple[int, ...]) -> list[in
     return result
 
 
-def _elementwise(formula: Formula, op: Requantize | Table, x: Ids) -> list[int]:
+def _largest(formula: Formula, op: Max, xs: list[Ids], shape: tuple[int, ...]) -> list[int]:
+    return [formula.maximum(row.tolist()) for row in xs[0].reshape(-1, xs[0].shape[-1])]
+
+
+def _elementwise(
+    formula: Formula, op: Requantize | Table, xs: list[Ids], shape: tuple[int, ...]
+) -> list[int]:
     """Every element's steps, from the op run on all values that its elements may have, or by
     bisection."""
+    (x,) = xs
     flat = x.reshape(-1)
     lower = np.array([formula.lower[v] for v in flat], np.int64)
     upper = np.array([formula.upper[v] for v in flat], np.int64)
@@ -448,12 +442,12 @@ def _by_bisection(
     return starts, values
 
 
-def _pairwise(formula: Formula, op: Pairwise, a: Ids, b: Ids) -> list[int]:
+def _pairwise(formula: Formula, op: Pairwise, xs: list[Ids], shape: tuple[int, ...]) -> list[int]:
     """Steps of a sum where the op's whole table is that, else the part of the table that bounds
     leave."""
     result = []
     form = additive(op.values.astype(np.int64))
-    for u, v in np.broadcast(a, b):
+    for u, v in np.broadcast(*xs):
         if form is not None:
             total = formula.linear(
                 (form.m, form.n), (int(u), int(v)), -form.m * op.a_low - form.n * op.b_low
@@ -464,3 +458,25 @@ def _pairwise(formula: Formula, op: Pairwise, a: Ids, b: Ids) -> list[int]:
         columns = slice(formula.lower[v] - op.b_low, formula.upper[v] - op.b_low + 1)
         result.append(formula.pair(int(u), int(v), op.values[rows, columns].astype(np.int64)))
     return result
+
+
+# (formula, op, variables of the inputs, shape of the result) -> variables of the result
+Encoding = Callable[[Formula, Any, list[Ids], tuple[int, ...]], Any]
+
+ENCODINGS: Column[Encoding] = Column(
+    __name__,
+    {
+        Layout: _layout,
+        Dense: _dense,
+        Conv: _conv,
+        Requantize: _elementwise,
+        Table: _elementwise,
+        Pairwise: _pairwise,
+        Max: _largest,
+    },
+    # `encode_network` raises Unsupported.
+    {
+        Mean: "the solvers know no float32 sums in an order",
+        Softmax: "the solvers know no float32 sums in an order",
+    },
+)

@@ -32,7 +32,7 @@ from qverify.checker.ops import (
 )
 from qverify.errors import Rejected
 from qverify.network import Network
-from qverify.ops import AbstractOp, Dense, Max, Pairwise, Requantize, Table, Type
+from qverify.ops import AbstractOp, Dense, Max, Mean, Pairwise, Requantize, Softmax, Table, Type
 
 STEPS = 2**13  # values of a function that is taken as steps
 SLOPE = 2**16
@@ -78,16 +78,10 @@ class Rule:
 
 def make_rule(name: str, slopes: Any, op: AbstractOp, types: tuple[Type, ...], y: Type) -> Rule:
     """The rule of that name, rejected where the node's op does not allow it."""
-    match name, op:
-        case "staircase", Requantize() | Table():
-            return Staircase(op, types[0], y)
-        case "scan", Table():
-            return Scan(op, types[0])
-        case "sum", Pairwise():
-            return Sum(op, types, y, slopes)
-        case "max", Max():
-            return Largest(types[0])
-    raise Rejected(f"the rule '{name[:20]}' is not for a {type(op).__name__}")
+    make = RULES.get((name, type(op)))
+    if make is None:
+        raise Rejected(f"the rule '{name[:20]}' is not for a {type(op).__name__}")
+    return make(op, types, y, slopes)
 
 
 # -- staircases ------------------------------------------------------------------------------------
@@ -414,6 +408,24 @@ class Highest(Hull):
         sums = self.low + self.high
         m = np.where(sums.argmax(axis=3)[..., None] == np.arange(sums.shape[3]), w[..., None], 0)
         return m.reshape(*m.shape[:2], -1)
+
+
+# -- which rule ------------------------------------------------------------------------------------
+
+# Its name in a certificate, and the class of op -> (op, types of the inputs, type of the result,
+# slopes) -> the rule
+RULES: dict[tuple[str, type[AbstractOp]], Callable[[Any, tuple[Type, ...], Type, Any], Rule]] = {
+    ("staircase", Requantize): lambda op, types, y, slopes: Staircase(op, types[0], y),
+    ("staircase", Table): lambda op, types, y, slopes: Staircase(op, types[0], y),
+    ("scan", Table): lambda op, types, y, slopes: Scan(op, types[0]),
+    ("sum", Pairwise): lambda op, types, y, slopes: Sum(op, types, y, slopes),
+    ("max", Max): lambda op, types, y, slopes: Largest(types[0]),
+}
+# Ops that are neither linear nor taken by a rule: their results stand for their ends.
+ENDS_ONLY: dict[type[AbstractOp], str] = {
+    Mean: "its result is a float32's ordinal, of too many values for steps",
+    Softmax: "a function of all its inputs, for which there is no hull",
+}
 
 
 # -- the network -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ are exact.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -244,45 +245,60 @@ class Move(Linear):
         return parts, (fixed * self.constants).sum(axis=2)
 
 
+# (op, types of the inputs, type of the result) -> the op as a linear function
+LINEAR: dict[type[AbstractOp], Callable[[Any, tuple[Type, ...], Type], Linear]] = {
+    Dense: lambda op, types, y: Product(op, types[0], y),
+    Conv: lambda op, types, y: Convolution(op, types[0], y),
+    Layout: lambda op, types, y: Move(op, types),
+}
+
+
 def linear(op: AbstractOp, types: tuple[Type, ...], y: Type) -> Linear | None:
     """The op as a linear function, if it is one."""
-    match op:
-        case Dense():
-            return Product(op, types[0], y)
-        case Conv():
-            return Convolution(op, types[0], y)
-        case Layout():
-            return Move(op, types)
-    return None
+    make = LINEAR.get(type(op))
+    return None if make is None else make(op, types, y)
 
 
 # -- ends of the other ops -------------------------------------------------------------------------
 
 
-def interval(op: AbstractOp, types: tuple[Type, ...]) -> Callable[[list[Ends]], Ends]:
+BoxRule = Callable[[list[Ends]], Ends]  # from the ends of the inputs to those of the result
+
+
+def interval(op: AbstractOp, types: tuple[Type, ...]) -> BoxRule:
     """How the ends of the inputs of an op that is not linear become the ends of its result."""
+    make = NONLINEAR.get(type(op))
+    if make is None:
+        raise Rejected(f"the checker has no rule for {type(op).__name__}")
+    return make(op, types)
+
+
+def _running(op: AbstractOp, types: tuple[Type, ...]) -> Callable[..., Ints]:
+    """The op on flat values."""
 
     def run(*xs: Ints) -> Ints:
         shaped = (x.astype(np.int32).reshape(-1, *t.shape) for x, t in zip(xs, types, strict=True))
         result: Ints = op.run(CPU, *shaped).reshape(len(xs[0]), -1).astype(np.int64)
         return result
 
-    match op:
-        case Mean() | Max():  # non-decreasing in every element
-            return lambda boxes: (run(boxes[0][0]), run(boxes[0][1]))
-        case Requantize():  # monotone, in one direction or the other
-            return lambda boxes: _extremes([run(end) for end in boxes[0]])
-        case Pairwise():  # monotone along each axis, so that extremes lie at the corners
-            return lambda boxes: _extremes([run(a, b) for a in boxes[0] for b in boxes[1]])
-        case Table():
-            return _table(op, types[0])
-        case Softmax():
-            return lambda boxes: _softmax(op, *boxes[0])
-    raise Rejected(f"the checker has no rule for {type(op).__name__}")
+    return run
 
 
-def _extremes(results: list[Ints]) -> Ends:
-    return np.minimum.reduce(results), np.maximum.reduce(results)
+def _rising(op: AbstractOp, types: tuple[Type, ...]) -> BoxRule:
+    """Non-decreasing in every element."""
+    run = _running(op, types)
+    return lambda boxes: (run(boxes[0][0]), run(boxes[0][1]))
+
+
+def _corners(op: AbstractOp, types: tuple[Type, ...]) -> BoxRule:
+    """Monotone in each input, in one direction or the other, so that extremes lie at corners."""
+    run = _running(op, types)
+
+    def ends(boxes: list[Ends]) -> Ends:
+        results = [run(*corner) for corner in itertools.product(*boxes)]
+        return np.minimum.reduce(results), np.maximum.reduce(results)
+
+    return ends
 
 
 def rows_of(op: Table, x: Type) -> Ints:
@@ -291,10 +307,10 @@ def rows_of(op: Table, x: Type) -> Ints:
     return np.broadcast_to(which, x.shape).reshape(-1)
 
 
-def _table(op: Table, x: Type) -> Callable[[list[Ends]], Ends]:
+def _table(op: Table, types: tuple[Type, ...]) -> BoxRule:
     """The least and the largest entry of a range, from two ranges of 2**level entries that cover
     it."""
-    rows, levels = rows_of(op, x), [(op.values.astype(np.int64),) * 2]
+    rows, levels = rows_of(op, types[0]), [(op.values.astype(np.int64),) * 2]
     while 2 ** len(levels) <= op.values.shape[1]:
         (least, most), half = levels[-1], 2 ** (len(levels) - 1)
         apart = np.minimum(np.arange(op.values.shape[1]) + half, op.values.shape[1] - 1)
@@ -331,3 +347,14 @@ def _softmax(op: Softmax, low: Ints, high: Ints) -> Ends:
         code = np.clip(code, op.low - op.zero_point, op.high - op.zero_point) + op.zero_point
         ends.append(code.astype(np.int64).reshape(n, -1))
     return ends[0], ends[1]
+
+
+# (op, types of the inputs) -> its rule
+NONLINEAR: dict[type[AbstractOp], Callable[[Any, tuple[Type, ...]], BoxRule]] = {
+    Mean: _rising,
+    Max: _rising,
+    Requantize: _corners,
+    Pairwise: _corners,
+    Table: _table,
+    Softmax: lambda op, types: lambda boxes: _softmax(op, *boxes[0]),
+}

@@ -344,7 +344,7 @@ def _shared_of(packed: PackedNetwork) -> int:
 
 def _int(value: int) -> np.int32:
     if not -(2**31) <= value < 2**31 - 256:
-        raise ValueError(f"{value} does not fit a kernel's int32 parameter: use smaller batches")
+        raise DeviceError(f"{value} does not fit a kernel's int32 parameter: use smaller batches")
     return np.int32(value)
 
 

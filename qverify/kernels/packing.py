@@ -30,7 +30,7 @@ LIMIT = 2**31
 OUTSIDE = -(2**15)  # a tap's row that lies in no image
 
 
-class Unpackable(ValueError):
+class Unpackable(Exception):
     """A layer that the kernels do not take; its op computes it instead."""
 
 
@@ -163,14 +163,12 @@ def _pack_epilogue(epilogue: Epilogue, bias: Ints, groups: int, size: int) -> Pa
             return PackedEpilogue(packed_bias, one, table, row, 1, 0, least, most, offset, neurons)
         case Thresholds(steps, rows):
             steps, rows = np.asarray(steps), np.broadcast_to(np.asarray(rows), (neurons,))
-            if (
-                steps.ndim != 2
-                or steps.shape[1] > 255
-                or (np.diff(steps.astype(np.int64), axis=1) < 0).any()
-            ):
-                raise Unpackable("thresholds must be sorted rows of at most 255")
+            if steps.ndim != 2 or (np.diff(steps.astype(np.int64), axis=1) < 0).any():
+                raise ValueError("thresholds must be sorted rows")
             if rows.min(initial=0) < 0 or rows.max(initial=0) >= len(steps):
-                raise Unpackable("a neuron names a row that is not in the table")
+                raise ValueError("a neuron names a row that is not in the table")
+            if steps.shape[1] > 255:
+                raise Unpackable(f"a row of {steps.shape[1]} thresholds: a byte counts to 255")
             count, row = steps.shape[1], _padded(rows, groups, size, np.int32)
             # no accumulator reaches the largest int32 (`_admit`), so it stands for all that lies
             # beyond

@@ -78,6 +78,11 @@ class Plan:
     last: dict[int, int]  # for each buffer, the last step that reads it
     per_box: int  # bytes
 
+    @property
+    def name(self) -> str:
+        """What computes the bounds, for the user."""
+        return f"CUDA kernels, {self.variant.lower()}"
+
     def run(self, lower: Array, upper: Array) -> Interval:
         """As `Network.intervals`. Raises DeviceError if the device cannot (no memory, a kernel that
         fails)."""
@@ -85,11 +90,7 @@ class Plan:
         starts = range(0, max(len(lower), 1), rows)
         try:
             parts = [self._run(lower[a : a + rows], upper[a : a + rows]) for a in starts]
-        except (
-            RuntimeError,
-            ValueError,
-            MemoryError,
-        ) as error:  # CuPy's errors are of these classes
+        except (RuntimeError, MemoryError) as error:  # CuPy's errors are of these classes
             raise DeviceError(f"the fused kernels failed: {error}") from error
         low, high = ([part[k] for part in parts] for k in (0, 1))
         return self._joined(low, 0), self._joined(high, 0)

@@ -23,7 +23,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.ops import AbstractOp, Conv, Dense, Layout, Max, Pairwise, Requantize, Table, Type
+from qverify.ops import (
+    AbstractOp,
+    Conv,
+    Dense,
+    Layout,
+    Max,
+    Mean,
+    Pairwise,
+    Requantize,
+    Softmax,
+    Table,
+    Type,
+)
+from qverify.ops.columns import Column
 from qverify.propagate.weights import (
     Codes,
     Inexpressible,
@@ -161,18 +174,9 @@ class Rules:
 
     # -- weighted sums -----------------------------------------------------------------------------
 
-    def add_rounded(self, op: AbstractOp, rounding: Requantize, x: Held, result: Type) -> Held:
-        """A weighted sum and the rounding of its result, where nothing else reads that, in one
-        op."""
-        if isinstance(op, Dense):
-            return self.rounded_dense(op, rounding, x, result)
-        if isinstance(op, Conv):
-            return self.rounded_conv(op, rounding, x, result)
-        raise Inexpressible
-
-    def dense(self, op: Dense, x: Held, result: Type) -> Held:
+    def dense(self, op: Dense, xs: list[Held], result: Type) -> Held:
         """Accumulators by three products."""
-        x, bias = self.codes(x), dense_bias(op)
+        x, bias = self.codes(xs[0]), dense_bias(op)
         weights = [
             stored(part, columns=True)
             for part in (op.weight, np.minimum(op.weight, 0), np.maximum(op.weight, 0))
@@ -305,28 +309,13 @@ class Rules:
 
     # -- elementwise ops and moves -----------------------------------------------------------------
 
-    def add(self, op: AbstractOp, xs: list[Held], result: Type) -> Held:
-        """One op."""
-        match op:
-            case Dense():
-                return self.dense(op, xs[0], result)
-            case Requantize():
-                return self.requantize(op, xs[0], result)
-            case Layout():
-                return self.layout(op, xs, result)
-            case Max():
-                axis = self.graph.constant([len(result.shape) + 2], np.int64)
-                name = self.node(
-                    "ReduceMax", self.pair(xs[0], 2, *xs[0].type.shape), axis, keepdims=0
-                )
-                return Held(result, xs[0].low, {(2, *result.shape): name})
-            case Table():
-                return self.table(op, xs[0], result)
-            case Pairwise():
-                return self.pairwise(op, xs, result)
-        raise Inexpressible
+    def largest(self, op: Max, xs: list[Held], result: Type) -> Held:
+        """The largest along the last axis."""
+        axis = self.graph.constant([len(result.shape) + 2], np.int64)
+        name = self.node("ReduceMax", self.pair(xs[0], 2, *xs[0].type.shape), axis, keepdims=0)
+        return Held(result, xs[0].low, {(2, *result.shape): name})
 
-    def requantize(self, op: Requantize, x: Held, result: Type) -> Held:
+    def requantize(self, op: Requantize, xs: list[Held], result: Type) -> Held:
         """The float steps one by one; rounding by QuantizeLinear where that can express it."""
         if op.program.ordinal or any(step.kind not in STEPS for step in op.program.steps):
             raise Inexpressible
@@ -336,7 +325,7 @@ class Rules:
             raise Inexpressible  # it falls: the ends would have to be exchanged
         if op.high - op.low > 255:
             raise Inexpressible
-        shape = x.type.shape
+        x, shape = self.wide(xs[0]), xs[0].type.shape
 
         def constant(value: Any, axes: tuple[int, ...]) -> str:
             """An operand that broadcasts to `shape`, for a tensor whose ends have these axes."""
@@ -369,7 +358,7 @@ class Rules:
                 "Cast", self.node("Add", name, constant(op.zero_point - op.low, axes)), to=UINT8
             )
 
-        return self.each(self.wide(x), result, op.low, rounded)
+        return self.each(x, result, op.low, rounded)
 
     def layout(self, op: Layout, xs: list[Held], result: Type) -> Held:
         """A reshape is another name; other moves gather elements."""
@@ -415,8 +404,9 @@ class Rules:
         )
         return Held(result, low, {(2, len(index)): self.node("Transpose", name, perm=[1, 2, 0])})
 
-    def table(self, op: Table, x: Held, result: Type) -> Held:
+    def table(self, op: Table, xs: list[Held], result: Type) -> Held:
         """An increasing table is looked up; one that only clips needs no table."""
+        (x,) = xs
         if not op.monotone:
             raise Inexpressible
         values = op.values[0, x.type.low - op.low : x.type.high + 1 - op.low]
@@ -456,3 +446,51 @@ class Rules:
         # Gather is eight times as slow (measured).
         name = self.node("GatherElements", entries, self.reshaped(index))
         return Held(result, result.low if narrow else None, {axes: self.reshaped(name, *axes)})
+
+
+# -- which rule ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GraphRule:
+    """How an op is added: (rules, op, inputs, type of the result) -> the result; and how it is
+    added together with the rounding of its result: (rules, op, rounding, input, type)."""
+
+    alone: Callable[[Rules, Any, list[Held], Type], Held] | None = None
+    rounded: Callable[[Rules, Any, Requantize, Held, Type], Held] | None = None
+
+
+GRAPH_RULES: Column[GraphRule] = Column(
+    __name__,
+    {
+        Dense: GraphRule(Rules.dense, Rules.rounded_dense),
+        # Accumulators that nothing rounds are rare behind a convolution: the op computes them.
+        Conv: GraphRule(rounded=Rules.rounded_conv),
+        Requantize: GraphRule(Rules.requantize),
+        Layout: GraphRule(Rules.layout),
+        Max: GraphRule(Rules.largest),
+        Table: GraphRule(Rules.table),
+        Pairwise: GraphRule(Rules.pairwise),
+    },
+    {
+        Mean: "its float32 sum goes in an order that no node of onnxruntime's promises",
+        Softmax: "an end of its result needs both ends of all its inputs; it has few elements",
+    },
+)
+
+
+def add(rules: Rules, op: AbstractOp, xs: list[Held], result: Type) -> Held:
+    """Add one op. Raises Inexpressible where the op has to compute its bounds itself."""
+    rule = GRAPH_RULES.rule(op)
+    if rule is None or rule.alone is None:
+        raise Inexpressible
+    return rule.alone(rules, op, xs, result)
+
+
+def add_rounded(rules: Rules, op: AbstractOp, rounding: Requantize, x: Held, result: Type) -> Held:
+    """Add a weighted sum and the rounding of its result, where nothing else reads that, in one
+    node. Raises Inexpressible where the two have to be added one by one."""
+    rule = GRAPH_RULES.rule(op)
+    if rule is None or rule.rounded is None:
+        raise Inexpressible
+    return rule.rounded(rules, op, rounding, x, result)

@@ -131,6 +131,7 @@ def certify(
     finally:
         if file is not None:
             file.close()
+    warnings += decider.engine.propagator.take_warnings()
     rows = [row for row in run.known.rows.values() if row.image in chosen]
     report = AccuracyReport.make(
         rows, radii, about, [*warnings, *run.errors], time.monotonic() - started

@@ -47,6 +47,7 @@ from qverify.kernels.packing import (
     PackedScale,
     PackedWindow,
     Thresholds,
+    Unpackable,
     Variant,
     image_width,
 )
@@ -303,11 +304,11 @@ def test_networks_that_are_refused() -> None:
         [layer(8, 8, Ends()), layer(8, 3, Ends())],
         [layer(8, 8, steps), layer(8, 3, Ends())],
     ):
-        with pytest.raises(ValueError, match="not a network"):
+        with pytest.raises(Unpackable, match="not a network"):
             PackedNetwork.make(Variant.SPARSE, layers)
     large = [layer(3000, 64, scale), layer(64, 3, Ends())]
     fused = Fused(CPU, Variant.SPARSE, None)
-    with pytest.raises(ValueError, match="shared memory"):
+    with pytest.raises(Unpackable, match="shared memory"):
         fused.pack_network(large)
 
 
@@ -464,9 +465,9 @@ REFUSED: dict[str, tuple[Any, Any, Epilogue]] = {
 @pytest.mark.parametrize("variant", (Variant.PLAIN, Variant.SPARSE))
 def test_refused_layers(name: str, variant: Variant) -> None:
     weight, bias, epilogue = REFUSED[name]
-    with pytest.raises(ValueError):
+    with pytest.raises((Unpackable, ValueError)):
         PackedDense.make(variant, weight, bias, epilogue)
-    with pytest.raises(ValueError):
+    with pytest.raises((Unpackable, ValueError)):
         PackedConv.make(variant, weight.T.reshape(1, 8, 1, 1), bias, epilogue, window(3, 3, (1, 1)))
 
 
