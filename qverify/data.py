@@ -8,7 +8,6 @@ NumPy alone.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import zipfile
@@ -22,14 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.errors import UsageError
+from qverify.files import Damaged, existing, unpacked
 
 SPLITS = ("train", "test")
 # MNIST and CIFAR-10, as their flat rows are usually stored.
-FLAT = {
-    784: (1, 28, 28),
-    3072: (3, 32, 32),
-}
+FLAT = {784: (1, 28, 28), 3072: (3, 32, 32)}
 CHANNELS = (1, 3)
+IDX_BYTES = 2**32  # of an IDX file, unpacked
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 Uint8Array = npt.NDArray[np.uint8]
@@ -232,24 +230,20 @@ def _read_idx(folder: Path, split: str) -> Images | None:
 def _idx_file(folder: Path, name: str, axes: int) -> Uint8Array:
     """One file: 0, 0, 8 (uint8), the number of axes; each length as four bytes, the largest first;
     the values."""
-    path = folder / name
-    packed = path.with_name(f"{name}.gz")
+    path = existing(folder / name)
     try:
-        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        data = unpacked(path, IDX_BYTES)
     except FileNotFoundError:
         raise UsageError(f"{folder}: it holds no {name} (or {name}.gz)") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(
-            f"{packed if not path.exists() else path}: it cannot be read ({_short(error)})"
-        ) from None
+    except (OSError, Damaged) as error:
+        raise UsageError(f"{path}: it cannot be read ({_short(error)})") from None
     if data[:4] != bytes((0, 0, 8, axes)) or len(data) < 4 + 4 * axes:
-        raise UsageError(f"{folder / name}: not an IDX file of unsigned bytes with {axes} axes")
+        raise UsageError(f"{path}: not an IDX file of unsigned bytes with {axes} axes")
     shape = [int(n) for n in np.frombuffer(data, ">u4", axes, 4)]
     values = np.frombuffer(data, np.uint8, -1, 4 + 4 * axes)
     if len(values) != np.prod(shape, dtype=object):
         raise UsageError(
-            f"{folder / name}: its header announces {shape}, but {len(values)} values follow: "
-            "truncated?"
+            f"{path}: its header announces {shape}, but {len(values)} values follow: truncated?"
         )
     return values.reshape(shape)
 
@@ -259,28 +253,45 @@ def _idx_file(folder: Path, name: str, axes: int) -> Uint8Array:
 
 def _read_folder(folder: Path, split: str) -> Images:
     """`[<split>/]CLASS/*.png`."""
-    own = folder / split if (folder / split).is_dir() else folder
-    if own is folder and any((folder / name).is_dir() for name in SPLITS):
+    place = folder / split if (folder / split).is_dir() else folder
+    if place is folder and any((folder / name).is_dir() for name in SPLITS):
         raise UsageError(f"{folder}: it has no folder '{split}'")
-    try:
-        classes = sorted(
-            (entry for entry in own.iterdir() if entry.is_dir()), key=lambda entry: entry.name
-        )
-        found = [
-            sorted(f for f in entry.iterdir() if f.suffix.lower() in PICTURES) for entry in classes
-        ]
-    except OSError as error:
-        raise UsageError(f"{own}: it cannot be read ({_short(error)})") from None
-    if not any(found):
-        raise UsageError(
-            f"{own}: neither IDX files nor folders CLASS with {', '.join(PICTURES)} files are in it"
-        )
-    names = [entry.name for entry in classes]
+    classes = _class_folders(place)
+    names = list(classes)
     numbered = all(name.isascii() and name.isdigit() for name in names)
     numbers = [int(name) for name in names] if numbered else list(range(len(names)))
-    labels = np.repeat(np.array(numbers, np.int64), [len(files) for files in found])
-    pixels = _pictures((str(file), file) for files in found for file in files)
+    labels = np.repeat(np.array(numbers, np.int64), [len(files) for files in classes.values()])
+    pixels = _pictures((str(file), file) for files in classes.values() for file in files)
     return Images(pixels, labels, () if numbered else tuple(names))
+
+
+def _class_folders(place: Path) -> dict[str, list[Path]]:
+    """The pictures in every folder of a place, by the folder's name, in order. A folder with other
+    files only is no class, and hardly anybody's data set has it: this is said before any picture
+    is opened."""
+    try:
+        folders = sorted(
+            (entry for entry in place.iterdir() if entry.is_dir() and entry.name[0] != "."),
+            key=lambda entry: entry.name,
+        )
+        inside = {folder.name: sorted(folder.iterdir()) for folder in folders}
+    except OSError as error:
+        raise UsageError(f"{place}: it cannot be read ({_short(error)})") from None
+    endings = ", ".join(PICTURES)
+    found = {
+        name: [file for file in files if file.suffix.lower() in PICTURES]
+        for name, files in inside.items()
+    }
+    if not any(found.values()):
+        raise UsageError(
+            f"{place}: neither IDX files nor folders CLASS with {endings} files are in it"
+        )
+    for name, files in inside.items():
+        if files and not found[name]:
+            raise UsageError(
+                f"{place}: not a data set: among its folders, '{name}' has no {endings} files"
+            )
+    return found
 
 
 def _pictures(files: Iterator[tuple[str, bytes | Path]]) -> Uint8Array:

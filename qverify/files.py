@@ -25,16 +25,16 @@ def existing(path: Path) -> Path:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file is packed by gzip. Raises OSError."""
-    with path.open("rb") as file:
+    """Whether the `existing` file is packed by gzip. Raises OSError."""
+    with existing(path).open("rb") as file:
         return file.peek(2).startswith(b"\x1f\x8b")
 
 
 def unpacked(path: Path, limit: int) -> bytes:
-    """The bytes of a file, unpacked. Raises OSError where it cannot be read, Damaged where it
-    cannot be unpacked or has more than `limit` bytes then."""
+    """The bytes of the `existing` file, unpacked. Raises OSError where it cannot be read, Damaged
+    where it cannot be unpacked or has more than `limit` bytes then."""
     pieces, size = [], 0
-    with path.open("rb") as file:
+    with existing(path).open("rb") as file:
         packed = file.peek(2).startswith(b"\x1f\x8b")
         stream = gzip.GzipFile(fileobj=file) if packed else file
         try:

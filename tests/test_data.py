@@ -204,7 +204,7 @@ def test_bad_idx(images: bytes, labels: bytes | None, text: str, tmp_path: Path)
 )
 def test_damaged_gzip(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(data)
-    with pytest.raises(UsageError, match=r"idx3-ubyte\.gz: it cannot be read"):
+    with pytest.raises(UsageError, match=r"idx3-ubyte\.gz: (it cannot be read|not an IDX file)"):
         load_images(tmp_path)
 
 
@@ -225,6 +225,7 @@ def test_pictures(tmp_path: Path) -> None:
         "test/cat/2.PNG": png(b),
         "test/cat/1.png": png(a),
         "test/cat/notes.txt": b"",
+        "test/.cache/notes.txt": b"",
     }
     images = load_images(pictures(tmp_path, {**files, "train/cat/1.png": png(b)}))
     check(images, np.stack([a, b, a])[:, None], [0, 0, 1])
@@ -256,6 +257,10 @@ def test_colours(tmp_path: Path) -> None:
     [
         ({"notes.txt": b""}, "neither IDX files nor folders"),
         ({"cat/a.txt": b""}, "neither IDX files nor folders"),
+        (
+            {"docs/a.png": b"", "src/a.py": b""},
+            "not a data set: among its folders, 'src' has no .png",
+        ),
         ({"train/cat/a.png": png(GREY[0, 0])}, "it has no folder 'test'"),
         ({"train/a.png": png(GREY[0, 0])}, "it has no folder 'test'"),
         ({"cat/a.png": b"no picture"}, "cat.a.png: it cannot be decoded"),
@@ -273,10 +278,19 @@ def test_bad_folders(files: dict[str, bytes], text: str, tmp_path: Path) -> None
     assert "\n" not in str(caught.value)
 
 
+def test_an_empty_class_keeps_its_number(tmp_path: Path) -> None:
+    folder = pictures(tmp_path, {"a/1.png": png(GREY[0, 0]), "c/1.png": png(GREY[1, 0])})
+    (folder / "b").mkdir()
+    assert load_images(folder).labels.tolist() == [0, 2]
+
+
 def test_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for where there are pictures of classes, not where a folder is no data set."""
     monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UsageError, match="not a data set"):
+        load_images(pictures(tmp_path / "other", {"docs/a.png": b"", "src/a.py": b""}))
     with pytest.raises(UsageError, match=r"need Pillow.*pip install pillow"):
-        load_images(pictures(tmp_path, {"cat/a.png": b""}))
+        load_images(pictures(tmp_path / "data", {"cat/a.png": b""}))
 
 
 # -- real files ------------------------------------------------------------------------------------

@@ -346,8 +346,10 @@ def _inspect(printer: Printer, /, model: str, shapes: tuple[str, ...], verbose: 
     try:
         text = describe(model, shapes)
     except UnsupportedModel as error:
+        if not error.blockers:
+            raise
         printer.block("".join(f"{line}\n" for line in error.blockers))
-        raise
+        raise UnsupportedModel(f"{model}: it cannot be read, for the reasons above") from None
     printer.answer(text.rstrip("\n") + "\n")
     return 0
 

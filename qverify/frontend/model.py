@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 
 from qverify import runtime
 from qverify.errors import ModelError, SoundnessError, UnsupportedModel, UsageError
-from qverify.files import Damaged, existing, is_packed, unpacked
+from qverify.files import Damaged, is_packed, unpacked
 from qverify.frontend.blockers import Blocker, refused
 from qverify.frontend.compare import Compared, compare
 from qverify.frontend.diagnose import foreign_nodes, spelled
@@ -65,7 +65,7 @@ def read_model(path: Path, shapes: Sequence[str] = (), declared: Sequence[Shape]
     UnsupportedModel (no exact rule for some node).
     """
     try:
-        data, packed = unpacked(existing(path), runtime.MAX_BYTES), is_packed(existing(path))
+        data, packed = unpacked(path, runtime.MAX_BYTES), is_packed(path)
     except OSError as error:
         raise UsageError(f"cannot read the model '{path}': {error.strerror}") from None
     except Damaged as error:

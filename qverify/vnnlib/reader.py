@@ -24,7 +24,7 @@ from typing import Final
 
 from qverify.deadline import looking
 from qverify.errors import SpecError
-from qverify.files import Damaged, existing, unpacked
+from qverify.files import Damaged, unpacked
 from qverify.property import Case, Property, Query
 from qverify.vnnlib.constraints import (
     NEGATED,
@@ -90,7 +90,7 @@ def read_property(path: str | os.PathLike[str]) -> Property:
     """
     name = os.fspath(path)
     try:
-        text = unpacked(existing(Path(name)), MAX_BYTES).decode("utf-8-sig")
+        text = unpacked(Path(name), MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpecError(
             f"{name}: not a VNN-LIB file: byte {error.start} is not UTF-8 text"
@@ -106,7 +106,7 @@ def read_property(path: str | os.PathLike[str]) -> Property:
 
 def property_sha256(path: Path) -> str:
     """The SHA-256 of a property's text, unpacked: packing it changes no certificate."""
-    return hashlib.sha256(unpacked(existing(path), MAX_BYTES)).hexdigest()
+    return hashlib.sha256(unpacked(path, MAX_BYTES)).hexdigest()
 
 
 def parse_property(text: str, source: str = "<string>") -> Property:
