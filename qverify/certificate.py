@@ -57,7 +57,7 @@ def _query(proof: Proof, prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> di
     rows = [proof.data[entry] for entry in walked]
     own["data"][walked] = np.arange(len(walked))
     inner = []
-    for j, step in enumerate(proof.inner):
+    for j, step in enumerate(proof.intermediate):
         own[f"inner{j}"] = np.asarray(step.elements, np.int64)
         entry: dict[str, Any] = {"node": step.node}
         if step.multipliers is not None:

@@ -105,20 +105,24 @@ class Engine:
         read = make_readings(query, domain, self.decoder)
         unsafe = make_unsafe(read.possible, len(self.encoder.is_float), self.decoder.grid)
         ask = None if self.leaves.exact else self._ask
-        problem = Problem(
-            self.kernels, self.network, domain, self.decoder, unsafe, lower, upper, ask
-        )
-        problem.dual, problem.described, problem.propagator = (
+        certain = None
+        if read.certain is not read.possible:
+            certain = make_unsafe(read.certain, len(self.encoder.is_float), self.decoder.grid)
+        return Problem(
+            self.kernels,
+            self.network,
+            domain,
+            self.decoder,
+            unsafe,
+            lower,
+            upper,
+            ask,
             self.dual,
             self.described,
             self.propagator,
+            None if certain is None else read,
+            certain,
         )
-        if read.certain is not read.possible:
-            problem.certain = make_unsafe(
-                read.certain, len(self.encoder.is_float), self.decoder.grid
-            )
-            problem.readings = read
-        return problem
 
     def file_function(
         self, as_written: bool = False, with_shapes: bool = True

@@ -19,7 +19,8 @@ class Options:
     is "cpu", "cuda" or "auto" (cuda where it can be used, else cpu). `seed` fixes every random
     choice; it never changes what is proved. `batch` is the number of boxes bounded at once (None:
     chosen from the network's size). `branch` names the rule that picks where to split
-    (`qverify.search.branch.RULES`). `attack` switches the counterexample search off for debugging,
+    (`qverify.search.branch.RULES`): one for inputs, one for neurons, or "auto", which takes neurons
+    where many inputs vary. `attack` switches the counterexample search off for debugging,
     `backward` the backward linear bounds, and `sweep` the evaluation of all points of a box that
     has few: the verdict must not depend on them. `certificate` asks for what the verdict rests on
     (`Result.certificate`). `shapes` fix inputs whose shapes the file leaves open, each written
@@ -34,7 +35,7 @@ class Options:
     device: str = "auto"
     seed: int = 0
     batch: int | None = None
-    branch: str = "balanced"
+    branch: str = "auto"
     attack: bool = True
     backward: bool = True
     sweep: bool = True

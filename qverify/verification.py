@@ -23,10 +23,11 @@ from qverify.kernels import Kernels, open_kernels
 from qverify.options import Options
 from qverify.property import Property, Query
 from qverify.result import Progress, Result, Stats, Verdict
-from qverify.search.bab import Outcome, search
+from qverify.search.bab import search
 from qverify.search.branch import RULES
 from qverify.search.problem import Problem
 from qverify.search.proof import Proof
+from qverify.search.run import Outcome
 from qverify.search.watch import Watch
 from qverify.vnnlib.reader import property_sha256, read_property
 
@@ -92,14 +93,15 @@ def _verify(
             if proofs is not None:
                 proofs.append(Proof())
             continue
-        problem.watch = _watch(problem, options.watch)
-        if options.watch is not None and (problem.watch is None or not problem.watch.holds.any()):
-            why = "lies outside the box" if problem.watch is None else "is no counterexample"
+        watch = _watch(problem, options.watch)
+        if options.watch is not None and (watch is None or not watch.holds.any()):
+            why = "lies outside the box" if watch is None else "is no counterexample"
             details["warnings"].append(
                 f"the watched point {why}" + (" of a query" if len(prop.queries) > 1 else "")
             )
         try:
-            outcome = search(problem, options, deadline, rng, stats, progress, _new_proof(proofs))
+            proof = _new_proof(proofs)
+            outcome = search(problem, options, deadline, rng, stats, progress, proof, watch)
         except Undecided as error:
             outcome = Outcome(Verdict.UNKNOWN, str(error))
         stats.seconds = deadline.elapsed()
@@ -120,10 +122,8 @@ def _verify(
         else:
             if doubt := engine.confirm(problem):
                 unknown = Outcome(Verdict.UNKNOWN, doubt)
-            if problem.watch is not None:
-                problem.watch.unsat()
-        if proofs is not None:
-            problem.note(proofs[-1])
+            if watch is not None:
+                watch.unsat()
     details["warnings"] += _said_of(empty)
     stats.seconds = deadline.elapsed()
     if unknown is not None:

@@ -610,8 +610,11 @@ def test_a_tree_that_is_none_or_does_not_cover_is_rejected(
 def test_a_region_cannot_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither by an entry that nobody is the parent of, nor by one region less, nor by one region
     twice."""
+
     # Else one region is left.
-    none = staticmethod(lambda dual, boxes, asked: np.zeros((len(boxes[0][0]), 9), np.bool_))
+    def none(self: UnsafeRegions, dual: Any, bound: Any, shift: int, boxes: Any, _: Any) -> Any:
+        return np.zeros((len(boxes[0][0]), len(self.regions)), np.bool_)
+
     monkeypatch.setattr(UnsafeRegions, "refuted", none)
     own = solved(ONNX / "mnist_mlp_qop.onnx", VNNLIB / "mnist_33_eps_4.vnnlib.gz", Verdict.UNSAT)
     count = len(own["regions"])

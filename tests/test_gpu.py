@@ -34,9 +34,8 @@ from qverify.ops.base import moved
 from qverify.ops.relax import GUIDE, IntervalRelaxation, NonlinearRelaxation, TooLarge, concretize
 from qverify.property import Row
 from qverify.search import bab
-from qverify.search.branch import RULES, BranchingContext, split
-from qverify.search.frontier import Frontier
-from qverify.search.problem import Problem
+from qverify.search.branch import INPUT_RULES, BoxView, halves
+from qverify.search.frontier import Frontier, OpenBoxes
 from qverify.search.proof import Proof
 from tests.kernels.strict import open_strict
 from tests.ops.cases import CASES, Case
@@ -307,7 +306,13 @@ def test_the_dual_is_alike(name: str, cuda: Kernels, monkeypatch: pytest.MonkeyP
         covers[1].regions,
     )
     cover, regions = covers[0], range(min(4, len(covers[0].regions)))
-    assert np.array_equal(cover.refuted(ours, boxes_), covers[1].refuted(theirs, boxes_there))
+    every = np.ones(len(rows), np.bool_)
+    for host_bound, there in ((ours.last_layer, theirs.last_layer), (ours.upper, theirs.upper)):
+        shift = 0 if host_bound == ours.last_layer else cover.precision()
+        assert np.array_equal(
+            cover.refuted(ours, host_bound, shift, boxes_, every),
+            covers[1].refuted(theirs, there, shift, boxes_there, every),
+        )
     found = []
     for dual, own, kernels in ((ours, boxes_, CPU), (theirs, boxes_there, cuda)):
         own = [tuple(kernels.xp.repeat(end, len(regions), axis=0) for end in pair) for pair in own]
@@ -385,26 +390,30 @@ def test_the_search_s_own_arrays(cuda: Kernels) -> None:
     lower, upper = lower[keep], upper[keep]
     gradient = np.random.default_rng(4).normal(size=lower.shape).astype(np.float32)
     there = cuda.asarray(lower), cuda.asarray(upper)
-    for rule in RULES.values():
-        variable = rule(BranchingContext(CPU, lower, upper, gradient))
-        same(variable, rule(BranchingContext(cuda, *there, cuda.asarray(gradient))), cuda)
-        halves = split(CPU, lower, upper, variable)
-        for ours, theirs in zip(halves, split(cuda, *there, cuda.asarray(variable)), strict=True):
+    for rule in INPUT_RULES.values():
+        cut = rule.choose(BoxView(CPU, lower, upper, gradient))
+        cut_there = rule.choose(BoxView(cuda, *there, cuda.asarray(gradient)))
+        same(cut.entry, cut_there.entry, cuda)
+        same(cut.threshold, cut_there.threshold, cuda)
+        parts = halves(CPU, lower, upper, cut), halves(cuda, *there, cut_there)
+        for ours, theirs in zip(*parts, strict=True):
             same(ours, theirs, cuda)
     whole, stack, small = (
-        Frontier(CPU, 5, 1 << 20),
-        Frontier(cuda, 5, 1 << 20),
-        Frontier(cuda, 5, 1 << 20, 30 * 20),
+        Frontier[OpenBoxes](CPU, None),
+        Frontier[OpenBoxes](cuda, None),
+        Frontier[OpenBoxes](cuda, 30 * 20),
     )
+    entries = np.arange(len(lower))
     for _ in range(3):
-        whole.push(lower, upper)
-        stack.push(*there)
-        small.push(*there)  # most of it on the host
-    while whole.size:
+        whole.push(OpenBoxes(lower, upper, entries))
+        stack.push(OpenBoxes(*there, entries))
+        small.push(OpenBoxes(*there, entries))  # most of it on the host
+    while len(whole):
         expected = whole.pop(30)
         for other in (stack, small):
-            for ours, theirs in zip(expected, other.pop(30), strict=True):
-                same(ours, theirs, cuda)
+            found = other.pop(30)
+            same(expected.lower, found.lower, cuda)
+            same(expected.upper, found.upper, cuda)
     assert cuda.allowance(100, 0.5) == 100
 
 
@@ -425,14 +434,14 @@ def test_verdicts_are_the_cpu_s(spec: str, options: Options, cuda: Kernels) -> N
 def only_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is left to cuts on neurons, however small the box."""
     monkeypatch.setattr(bab, "SPLITTABLE", 0)
-    monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status: status)
+    monkeypatch.setattr(bab, "refute", lambda known, boxes, refuted, *_: refuted)
 
 
 def test_trees_of_cuts_are_right(cuda: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small random queries, decided by brute force: with a proof, with a watched point, and with
     few steps."""
     only_cuts(monkeypatch)
-    monkeypatch.setattr("qverify.search.cuts.ROOT", ((3, 0.1),))
+    monkeypatch.setattr("qverify.search.cuts.ROOT_PHASES", ((3, 0.1),))
     monkeypatch.setattr("qverify.search.cuts.PHASES", ((3, 0.1),))
     verdicts = set()
     for seed in range(12):

@@ -35,6 +35,7 @@ from qverify.ops import Conv, Dense
 from qverify.ops.relax import GUIDE
 from qverify.propagate import Propagator
 from qverify.propagate.device import Plan, opened
+from qverify.search.knowledge import Knowledge
 from qverify.search.problem import Problem
 from qverify.vnnlib.reader import read_property
 
@@ -360,9 +361,9 @@ def dual(kernels: Kernels, quick: bool, emit: Emit) -> None:
 
 
 def _dual_row(problem: Problem, machine: Kernels, batch: int, rounds: int) -> dict[str, Any]:
-    relaxed, rng = problem.relaxed(), np.random.default_rng(3)
+    relaxed, rng = Knowledge(problem).relaxed(), np.random.default_rng(3)
     assert relaxed is not None
-    own, cover = relaxed.dual, relaxed.cover
+    own, cover = relaxed.dual, relaxed.regions
     lower, upper = (np.repeat(end[None], batch, axis=0) for end in (problem.lower, problem.upper))
     middle = (
         lower + upper

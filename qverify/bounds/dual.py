@@ -120,7 +120,7 @@ class Dual:
             node.op.relaxation(kernels, *(network.type_of(i) for i in node.inputs))
             for node in looking(network.nodes)
         ]
-        rules = cpu if kernels.name == "cpu" else [moved(rule, kernels) for rule in cpu]
+        rules = cpu if kernels.is_host else [moved(rule, kernels) for rule in cpu]
         return Dual(kernels, network.on(kernels), tuple(rules), tuple(cpu))
 
     def relaxations(self, boxes: list[Interval], last: int) -> Relaxations:

@@ -29,10 +29,6 @@ MEMORY = 0.05  # the share of the last step in the averages of arguments
 LEAST_WEIGHT = 0.3  # of a layer's mean: neurons with smaller weights take steps as large as these
 FADE = 0.03  # the last step's rate over the first's
 # Steps from one look at the bounds to the next: on a GPU the host waits for it.
-LOOK = {
-    "cpu": 1,
-    "cuda": 8,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +180,7 @@ def improve(
     for t in range(rounds):
         primal = evaluate(dual, relaxations, objective, point)
         best.keep(point)
-        if t % LOOK[kernels.name] == LOOK[kernels.name] - 1:
+        if t % kernels.look_every == kernels.look_every - 1:
             closed = kernels.to_host(point.bound < enough)
             if closed.all():
                 break

@@ -18,10 +18,6 @@ from qverify.ops.relax import GUIDE, NonlinearRelaxation, TooLarge
 PRECISION = 16  # multipliers of a single value are multiples of 2**-16
 ROUNDS, RATE = 120, 0.2
 # One array of a chunk of functions: on a CPU what caches hold.
-CHUNK_BYTES = {
-    "cpu": 8 << 20,
-    "cuda": 1 << 30,
-}
 CHUNK = 128  # elements improved at a time
 BUDGET = 4e9  # elements touched while a node's bounds are improved
 
@@ -167,7 +163,7 @@ def _by_crown(
     relaxations = dual.relaxations(boxes, k - 1)
     done = [chosen[:0]]
     widest = max(n.type.size for n in dual.network.nodes[:k])
-    rows = int(np.clip(CHUNK_BYTES[kernels.name] // (16 * widest), 4, 256))
+    rows = int(np.clip(kernels.chunk_bytes // (16 * widest), 4, 256))
     for start in range(0, len(chosen), rows):
         if deadline.passed():
             break

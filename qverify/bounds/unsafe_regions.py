@@ -8,8 +8,9 @@ negative upper bound says that it does not hold anywhere in the box.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,6 @@ from qverify.property import Case
 
 PRECISION = 18  # a mu of 1 becomes 2**18, less what the inequalities' coefficients take
 LEAST_PRECISION = 4
-CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}  # one array of multipliers of some inequalities
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -84,45 +84,37 @@ class UnsafeRegions:
         )
 
     def refuted(
-        self, dual: Dual, boxes: list[Interval], asked: BoolArray | None = None
+        self,
+        dual: Dual,
+        bound: Callable[[Relaxations, dict[int, Array]], Array],
+        shift: int,
+        values: list[Interval],
+        wanted: BoolArray,
     ) -> BoolArray:
-        """Which cases some single inequality per region refutes, by intervals of the inequalities
-        themselves or with multipliers at the hulls' edges: [N, cases]. Only the inequalities of the
-        cases `asked` [cases] (None: all) are bounded; a look at the limit comes with every few of
-        them."""
-        n = boxes[0][0].shape[0]
-        if not self.inequalities:
-            return np.zeros((n, len(self.cases)), np.bool_)
-        size = max(
-            abs(c) for i in self.inequalities for c in (i.constant, *(c for _, _, c in i.terms))
-        )
-        relaxations, negative = (
-            Relaxations(boxes, {}),
-            np.zeros((n, len(self.inequalities)), np.bool_),
-        )
-        result = self._refuted(negative)
-        for shift, bound in ((0, dual.last_layer), (self.precision(), dual.upper)):
-            left = (
-                np.ones(len(self.cases), np.bool_) if asked is None else asked & ~result.all(axis=0)
-            )
-            numbers = sorted(
-                {
-                    i
-                    for k in np.flatnonzero(left)
-                    for r in self.cases[k] or ()
-                    for i in self.regions[r]
-                }
-            )
-            if size << shift >= LIMIT or not numbers:
-                continue
-            try:
-                negative[:, numbers] |= self._negative(dual, relaxations, bound, numbers, shift)
-            except TooLarge:
-                continue
-            result = self._refuted(negative)
-            if result.all():
-                break
-        return result
+        """Which regions some single inequality refutes, where `bound` bounds inequalities from
+        above: [N, regions]. They are bounded 2**shift fold, since `bound` rounds multipliers to
+        integers. Only the inequalities of the cases `wanted` [cases] are bounded."""
+        negative = np.zeros((len(values[0][0]), len(self.inequalities)), np.bool_)
+        numbers = self._numbers(wanted)
+        if numbers and self._size << shift < LIMIT:
+            with contextlib.suppress(TooLarge):  # then there is no bound
+                relaxations = Relaxations(values, {})
+                negative[:, numbers] = self._negative(dual, relaxations, bound, numbers, shift)
+        empty = np.zeros((len(negative), len(self.regions)), np.bool_)
+        for r, region in enumerate(self.regions):
+            empty[:, r] = negative[:, list(region)].any(axis=1)
+        return empty
+
+    @functools.cached_property
+    def _size(self) -> int:
+        """The largest number in an inequality, in magnitude."""
+        numbers = (c for i in self.inequalities for c in (i.constant, *(c for _, _, c in i.terms)))
+        return max(map(abs, numbers), default=0)
+
+    def _numbers(self, wanted: BoolArray) -> list[int]:
+        """The inequalities that the cases `wanted` rest on."""
+        regions = (r for k in np.flatnonzero(wanted) for r in self.cases[k] or ())
+        return sorted({i for region in regions for i in self.regions[region]})
 
     def _negative(
         self, dual: Dual, relaxations: Relaxations, bound: Any, numbers: list[int], shift: int
@@ -131,9 +123,7 @@ class UnsafeRegions:
         TooLarge."""
         kernels, n = dual.kernels, len(relaxations.boxes[0][0])
         widest = max((node.type.size for node in self.network.nodes[: self.last]), default=1)
-        step = max(
-            1, CHUNK_BYTES[kernels.name] // (8 * n * max(widest, self.network.input_type.size))
-        )
+        step = max(1, kernels.chunk_bytes // (8 * n * max(widest, self.network.input_type.size)))
         parts = []
         for start in looking(range(0, len(numbers), step)):
             own = numbers[start : start + step]
@@ -146,14 +136,12 @@ class UnsafeRegions:
             parts.append(total[:, : len(own)] < 0)
         return np.concatenate(parts, axis=1)
 
-    def _refuted(self, negative: BoolArray) -> BoolArray:
-        """The cases of which every region has an inequality that cannot hold; `negative` [N,
-        inequalities or more]."""
-        empty = np.stack([negative[:, list(own)].any(axis=1) for own in self.regions], axis=1)
-        result = np.zeros((len(negative), len(self.cases)), np.bool_)
-        for k, own in enumerate(self.cases):
-            if own is not None:
-                result[:, k] = empty[:, list(own)].all(axis=1)
+    def refuted_cases(self, empty: BoolArray) -> BoolArray:
+        """The cases of which every region is `empty` [N, regions]: [N, cases]."""
+        result = np.zeros((len(empty), len(self.cases)), np.bool_)
+        for k, regions in enumerate(self.cases if self.inequalities else ()):
+            if regions is not None:
+                result[:, k] = empty[:, list(regions)].all(axis=1)
         return result
 
 

@@ -29,12 +29,13 @@ from qverify.options import Options
 from qverify.property import Case, Query, Row
 from qverify.result import Stats, Verdict
 from qverify.robustness.pixels import PIXEL_MAX, Inputs, Pixels, Radius, Scaling
-from qverify.search.bab import batch_size, search
-from qverify.search.problem import Problem
+from qverify.search import memory
+from qverify.search.bab import search
+from qverify.search.bounds import Boxes, backward_bounds, refute
+from qverify.search.knowledge import Knowledge
 from qverify.workers import Answer
 
 # one array of multipliers of a batch: what caches hold (measured: half the time per image)
-BOUNDS_BYTES = 4 << 20
 # Number in the batch, radius, verdict, stage, seconds.
 Found = tuple[int, Fraction, str, str, float]
 BoolArray = npt.NDArray[np.bool_]
@@ -81,7 +82,7 @@ class Decider:
 
     engine: Engine
     inputs: Inputs
-    _roots: dict[int, Problem] = field(default_factory=dict)
+    _roots: dict[int, Knowledge] = field(default_factory=dict)
     _radii: dict[Fraction, Radius] = field(default_factory=dict)
 
     @staticmethod
@@ -167,8 +168,8 @@ class Decider:
             self._radii[eps] = self.inputs.radius(eps)
         return self._radii[eps]
 
-    def _root(self, label: int) -> Problem:
-        """The problem of a label over all images, whose regions hold in the box of every one."""
+    def _root(self, label: int) -> Knowledge:
+        """What is known of a label over all images, which holds in the box of every one."""
         if label not in self._roots:
             radius, blank = (
                 self._radius(Fraction(PIXEL_MAX)),
@@ -177,9 +178,8 @@ class Decider:
             lower, upper = (end[0] for end in self.inputs.ends(blank[None], radius))
             box = self.inputs.box(blank, radius)
             query = Query(box, cases(label, self.engine.decoder.size))
-            self._roots[label] = self.engine.problem(
-                query, Domain(self.engine.encoder, box, lower, upper)
-            )
+            domain = Domain(self.engine.encoder, box, lower, upper)
+            self._roots[label] = Knowledge(self.engine.problem(query, domain))
         return self._roots[label]
 
     def _scores(
@@ -187,7 +187,8 @@ class Decider:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Bounds of the scores over boxes of codes [N, codes]; NaN and infinities where they
         overflow float32."""
-        step, engine = batch_size(self._root(0)), self.engine
+        engine = self.engine
+        step = memory.box_batch(engine.kernels, engine.network)
         parts = []
         for start in range(0, len(lower), step):
             ends = (engine.kernels.asarray(end[start : start + step]) for end in (lower, upper))
@@ -205,7 +206,7 @@ class Decider:
         finite = _finite(y)
         for label in np.unique(labels).tolist():
             rows = np.flatnonzero((labels == label) & finite)
-            status[rows] = self._root(label).unsafe.status((y[0][rows], y[1][rows]))
+            status[rows] = self._root(label).sought.status((y[0][rows], y[1][rows]))
         return status
 
     def _classified(self, task: Batch) -> tuple[BoolArray, BoolArray]:
@@ -244,27 +245,14 @@ class Decider:
         if self.engine.dual is None or not len(left):
             return result
         started = time.perf_counter()
-        labels, finite = task.labels[rows], _finite(y)
+        labels, finite, asarray = task.labels[rows], _finite(y), self.engine.kernels.asarray
+        bounds, limit, refuted = backward_bounds(False), Deadline.after(None), status == REFUTED
         for label in np.unique(labels[left]).tolist():
-            own = left[(labels[left] == label) & finite[left]]
-            status[own] = self._by_crown(self._root(label), low[own], high[own], status[own])
-        done: BoolArray = (status[left] == REFUTED).all(axis=1)
+            some = left[(labels[left] == label) & finite[left]]
+            boxes = Boxes(asarray(low[some]), asarray(high[some]))
+            refuted[some] = refute(self._root(label), boxes, refuted[some], bounds, limit)
+        done: BoolArray = refuted[left].all(axis=1)
         return {**result, "bounds": (done, (time.perf_counter() - started) / len(left))}
-
-    def _by_crown(self, root: Problem, low: Any, high: Any, status: Any) -> Any:
-        """`status` with the cases refuted by the dual, multipliers at the hulls' edges."""
-        relaxed, network, kernels = root.relaxed(), self.engine.network, self.engine.kernels
-        if relaxed is None or any(own is None for own in relaxed.cover.cases):
-            return status
-        each = 8 * max(1, len(relaxed.cover.inequalities)) * network.widest
-        step = max(1, BOUNDS_BYTES // each)
-        for start in range(0, len(low), step):
-            part = slice(start, start + step)
-            boxes, _ = network.boxes(
-                kernels, kernels.asarray(low[part]), kernels.asarray(high[part])
-            )
-            status[part][relaxed.cover.refuted(relaxed.dual, boxes)] = REFUTED
-        return status
 
 
 def _finite(y: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]) -> BoolArray:

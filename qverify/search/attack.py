@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from qverify.deadline import look
 from qverify.kernels import Array
-from qverify.result import Stats
+from qverify.search.knowledge import Knowledge
+from qverify.search.observer import Observer
 from qverify.search.problem import Candidate, Problem
 
 # cases: of more, the first round takes so many, those that random points bring nearest to being
@@ -23,13 +24,14 @@ MANY = 64
 Float64Array = npt.NDArray[np.float64]
 
 
-def slack_gradient(problem: Problem, values: list[Array], row: npt.NDArray[np.intp]) -> Array:
+def slack_gradient(known: Knowledge, values: list[Array], row: npt.NDArray[np.intp]) -> Array:
     """d (row value) / d codes at stored network values, for one row per point: float32 [N, codes].
     Falling along it raises the row's slack. (Each row is scaled by a power of two into float32's
     range.)"""
-    if not len(problem.unsafe.rows):  # the only case is the empty one: everywhere unsafe
+    problem, sought = known.problem, known.sought
+    if not len(sought.rows):  # the only case is the empty one: everywhere unsafe
         return problem.kernels.xp.zeros(values[0].shape, dtype=problem.kernels.xp.float32)
-    upstream = problem.unsafe.y_matrix.dense(row) * problem.decoder.steepness
+    upstream = sought.y_matrix.dense(row) * problem.decoder.steepness
     _, exponent = np.frexp(np.abs(upstream).max(axis=1, keepdims=True, initial=0.0))
     upstream = np.ldexp(upstream, -exponent)
     return problem.network.gradient(
@@ -52,23 +54,27 @@ class Attack:
     """
 
     def __init__(
-        self, problem: Problem, rng: np.random.Generator, stats: Stats, batch: int
+        self, known: Knowledge, rng: np.random.Generator, observer: Observer, batch: int
     ) -> None:
-        self._problem, self._rng, self._stats = problem, rng, stats
+        self._known, self._problem, self._rng = known, known.problem, rng
+        self._observer = observer
         self._batch = batch  # about as many points as fit the memory
-        self._bounded_before = stats.subproblems  # for earlier queries
-        self._nearest = np.full(len(problem.unsafe.cases), -np.inf)  # [cases]: the best slack seen
+        self._bounded_before = observer.stats.subproblems  # for earlier queries
+        self._nearest = np.full(len(known.sought.cases), -np.inf)  # [cases]: the best slack seen
         self._spent = 0  # points tried
         self._rounds = 0
 
     def due(self) -> bool:
         """Whether the next round's turn has come: the attack takes about a fifth of the work."""
-        return self._rounds == 0 or 4 * self._spent < self._stats.subproblems - self._bounded_before
+        return (
+            self._rounds == 0
+            or 4 * self._spent < self._observer.stats.subproblems - self._bounded_before
+        )
 
     def attack_round(self) -> Candidate | None:
         """One round: an unsafe point, or None. Inputs known to satisfy the conditions on inputs
         come first."""
-        found, tried = self._problem.try_joint()
+        found, tried = self._known.try_joint()
         self._count(tried)
         if found is not None:
             return found
@@ -96,16 +102,16 @@ class Attack:
         )
         y = problem.evaluate(points)
         self._count(len(points))
-        found = problem.find_unsafe(points, y)
+        found = self._known.find_unsafe(points, y)
         if found is None:
-            x = problem.input_ends(points, points)
-            slack, _ = problem.unsafe.slack(y, None if x is None else x[0])
+            x = problem.input_bounds(points, points)
+            slack, _ = self._known.sought.slack(y, None if x is None else x[0])
             np.maximum(self._nearest, slack.max(axis=0), out=self._nearest)
         return found
 
     def _count(self, points: int) -> None:
         self._spent += points
-        self._stats.attack_points += points
+        self._observer.tried(points)
 
     def _descend(
         self, target: npt.NDArray[np.intp], restarts: int, steps: int, decay: float
@@ -123,14 +129,14 @@ class Attack:
             values = problem.network.values(problem.kernels, problem.kernels.asarray(points))
             y = problem.outputs(values)
             self._count(len(points))
-            found = problem.find_unsafe(values[0], y)
+            found = self._known.find_unsafe(values[0], y)
             if found is not None or step == steps:
                 return found
-            x = problem.input_ends(values[0], values[0])
-            slack, row = problem.unsafe.slack(y, None if x is None else x[0])
+            x = problem.input_bounds(values[0], values[0])
+            slack, row = self._known.sought.slack(y, None if x is None else x[0])
             at = np.arange(len(y))
             np.maximum.at(self._nearest, target, slack[at, target])
-            grad = slack_gradient(problem, values, row[at, target])
+            grad = slack_gradient(self._known, values, row[at, target])
             size = problem.kernels.asarray(
                 np.maximum(1, np.rint(width * (0.5 * decay**step))).astype(np.int32)
             )

@@ -1,73 +1,246 @@
-"""Where to split a box: one function per rule, each returning a code variable per box. Guides only.
+"""Where to split: branching rules, for inputs and for neurons. Guides only.
 
-Every rule returns a variable whose range holds more than one code, so each child is strictly
-smaller than its parent: that, and the exactness of interval bounds on points, makes the search end
-(see `bab.search`).
+A rule looks at subproblems and says of each where it is cut in two: an entry of its bounds and a
+threshold, at most `threshold` - 1 on one side and at least `threshold` on the other. An entry that
+may be cut holds more than one integer, so each child is strictly smaller than its parent: that, and
+the exactness of bounds on points, makes the search end (`qverify.search.bab`).
+
+`RULES` names the rules that `--branch` offers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
 
+import numpy as np
+
+from qverify.bounds.dual import Dual, Primal
+from qverify.bounds.improve import Point
 from qverify.kernels import Array, Kernels
+from qverify.ops import Interval
+from qverify.ops.relax import NonlinearRelaxation
 
 
 @dataclass(frozen=True, eq=False)
-class BranchingContext:
-    """What a rule may look at: boxes int32 [N, codes] and, per box, the gradient float32 [N, codes]
-    of the slack of the case that looks most unsafe, at the box's centre."""
+class Cut:
+    """Where N subproblems are cut, on the machine."""
+
+    entry: Array  # int64 [N]
+    threshold: Array  # int32 [N]
+    possible: Array  # bool [N]: False where there is nothing to cut
+
+
+View = TypeVar("View", contravariant=True)
+
+
+class Branching(ABC, Generic[View]):
+    """A rule, for subproblems that are seen as a `View`."""
+
+    cuts_neurons: ClassVar[bool]
+
+    @abstractmethod
+    def choose(self, view: View) -> Cut:
+        """Where to cut each subproblem."""
+
+
+# -- inputs ----------------------------------------------------------------------------------------
+
+
+def middle(kernels: Kernels, lower: Array, upper: Array, variable: Array) -> Cut:
+    """Boxes [N, codes] cut in the middle of a variable each [N]."""
+    rows = kernels.xp.arange(len(lower))
+    low, high = lower[rows, variable], upper[rows, variable]
+    return Cut(variable, (low + high) // 2 + 1, low < high)
+
+
+@dataclass(frozen=True, eq=False)
+class BoxView:
+    """What a rule for inputs looks at: boxes int32 [N, codes] and, per box, the gradient float32
+    [N, codes] of the slack of the case that looks most unsafe, at the box's centre."""
 
     kernels: Kernels
     lower: Array
     upper: Array
     gradient: Array
 
+    def steepness(self) -> Array:
+        """The gradient's magnitudes, finite (they may have overflowed), so that a width of zero
+        makes a product of zero."""
+        xp = self.kernels.xp
+        return xp.fmin(xp.abs(self.gradient), xp.float32(1e30))
 
-def _steepness(context: BranchingContext) -> Array:
-    """The gradient's magnitudes, finite (they may have overflowed), so that a width of zero makes a
-    product of zero."""
-    xp = context.kernels.xp
-    return xp.fmin(xp.abs(context.gradient), xp.float32(1e30))
+    def halved(self, variable: Array) -> Cut:
+        """Every box cut in the middle of its variable [N]."""
+        return middle(self.kernels, self.lower, self.upper, variable)
 
 
-def widest(context: BranchingContext) -> Array:
+class Widest(Branching[BoxView]):
     """The variable with the most codes left (the first of them): the 2023 paper's rule."""
-    return (context.upper - context.lower).argmax(axis=1)
+
+    cuts_neurons = False
+
+    def choose(self, view: BoxView) -> Cut:
+        return view.halved((view.upper - view.lower).argmax(axis=1))
 
 
-def influence(context: BranchingContext) -> Array:
+class Influence(Branching[BoxView]):
     """The variable whose whole range moves the slack most, to first order; ties and flat gradients
     by width."""
-    width = (context.upper - context.lower).astype(context.kernels.xp.float32)
-    steep = _steepness(context)
-    floor = 1e-3 * steep.max(axis=1, keepdims=True) + 1e-30
-    return (width * (steep + floor)).argmax(axis=1)
+
+    cuts_neurons = False
+
+    def choose(self, view: BoxView) -> Cut:
+        width = (view.upper - view.lower).astype(view.kernels.xp.float32)
+        steep = view.steepness()
+        floor = 1e-3 * steep.max(axis=1, keepdims=True) + 1e-30
+        return view.halved((width * (steep + floor)).argmax(axis=1))
 
 
-def balanced(context: BranchingContext) -> Array:
+class Balanced(Branching[BoxView]):
     """Between the two: width times the square root of the gradient."""
-    xp = context.kernels.xp
-    width = (context.upper - context.lower).astype(xp.float32)
-    steep = xp.sqrt(_steepness(context))
-    floor = 0.05 * steep.max(axis=1, keepdims=True) + 1e-30
-    return (width * (steep + floor)).argmax(axis=1)
+
+    cuts_neurons = False
+
+    def choose(self, view: BoxView) -> Cut:
+        xp = view.kernels.xp
+        width = (view.upper - view.lower).astype(xp.float32)
+        steep = xp.sqrt(view.steepness())
+        floor = 0.05 * steep.max(axis=1, keepdims=True) + 1e-30
+        return view.halved((width * (steep + floor)).argmax(axis=1))
 
 
-RULES: dict[str, Callable[[BranchingContext], Array]] = {
-    "influence": influence,
-    "balanced": balanced,
-    "widest": widest,
+# -- neurons ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class CutLayout:
+    """Where the bounds of every value that may be cut lie in one flat row: value 0 (the input
+    codes) first."""
+
+    values: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+    size: int
+
+    @staticmethod
+    def make(dual: Dual, last: int) -> CutLayout:
+        """Of the values up to `last` that a rule of the dual says may be cut."""
+        values = [0]
+        for k, (node, rule) in enumerate(
+            zip(dual.network.nodes[:last], dual.rules, strict=False), 1
+        ):
+            if isinstance(rule, NonlinearRelaxation) and rule.cuts != "none":
+                value = node.inputs[0] if rule.cuts == "input" else k
+                if value not in values:
+                    values.append(value)
+        shapes = tuple(dual.network.type_of(v).shape for v in values)
+        starts = np.cumsum([0, *(int(np.prod(s, dtype=np.int64)) for s in shapes)])
+        return CutLayout(tuple(values), shapes, tuple(int(s) for s in starts[:-1]), int(starts[-1]))
+
+    def part(self, flat: Array, value: int) -> Array:
+        """A value's part of flat rows [N, size]: [N, *shape]."""
+        i = self.values.index(value)
+        size = int(np.prod(self.shapes[i], dtype=np.int64))
+        return flat[:, self.starts[i] : self.starts[i] + size].reshape(len(flat), *self.shapes[i])
+
+    def split(self, flat: tuple[Array, Array]) -> dict[int, Interval]:
+        """Flat lower and upper bounds [N, size] as the bounds of every value."""
+        lower, upper = flat
+        return {v: (self.part(lower, v), self.part(upper, v)) for v in self.values}
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronView:
+    """What a rule for neurons looks at: subproblems as flat bounds [N, layout.size], the intervals
+    of all values there, and the dual's point with where its maxima are taken."""
+
+    dual: Dual
+    layout: CutLayout
+    lower: Array
+    upper: Array
+    values: list[Interval]
+    point: Point
+    primal: Primal
+
+
+class LargestGap(Branching[NeuronView]):
+    """The neuron where cutting the node loose gains most: by how much the bound takes its result to
+    exceed what it gives at its argument, followed from the earlier maximizers and averaged over the
+    last steps. Where no neuron gains, the input with the largest share of the bound."""
+
+    cuts_neurons = True
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def choose(self, view: NeuronView) -> Cut:
+        xp = view.dual.kernels.xp
+        score, threshold = self._gaps(view)
+        best, rows = score.argmax(axis=1), xp.arange(len(score))
+        at = threshold[rows, best]
+        lower, upper = view.layout.part(view.lower, 0), view.layout.part(view.upper, 0)
+        width = upper - lower
+        # A part with one code vector is the only leaf, whatever the floats say, and whatever a band
+        # leaves to be cut in it: the vector was evaluated, or the runtime asked.
+        wide = (width > 0).any(axis=1)
+        by_input = wide & (score[rows, best] <= 0)
+        if view.dual.kernels.may_hold(by_input):
+            variable = self._input(view, width)
+            half = lower[rows, variable] + (width[rows, variable] + 1) // 2
+            best, at = xp.where(by_input, variable, best), xp.where(by_input, half, at)
+        return Cut(best, at.astype(xp.int32), wide)
+
+    def _gaps(self, view: NeuronView) -> tuple[Array, Array]:
+        """What a cut at each entry of the layout gains (-inf: none is possible), and the threshold
+        there."""
+        dual, xp, n = view.dual, view.dual.kernels.xp, len(view.lower)
+        score = xp.full((n, view.layout.size), -xp.inf)
+        threshold = xp.zeros((n, view.layout.size), dtype=xp.int32)
+        point, primal = view.point, view.primal
+        for k, y in primal.y.items():
+            rule, node = dual.rules[k - 1], dual.network.nodes[k - 1]
+            if not isinstance(rule, NonlinearRelaxation) or rule.cuts == "none":
+                continue
+            # Without steps there is no average of arguments; then where the hull's corners lie.
+            z = (point.arguments[k] if k in point.arguments else primal.z[k])[:, 0]
+            spot = xp.rint(z).astype(xp.int32)
+            weights, multipliers = primal.w[k][:, 0], point.multipliers[k][:, 0]
+            passed = multipliers * (z - primal.z[k][:, 0])
+            gap = weights * (y[:, 0] - rule.value(dual.kernels, node.op.run, spot))
+            gap = xp.nan_to_num(gap + (passed.sum(axis=-1) if rule.whole else passed))
+            inputs = tuple(view.values[i] for i in node.inputs)
+            t, possible = rule.cut(dual.kernels, spot, inputs, view.values[k])
+            value = node.inputs[0] if rule.cuts == "input" else k
+            start = view.layout.starts[view.layout.values.index(value)]
+            part = slice(start, start + int(np.prod(t.shape[1:], dtype=np.int64)))
+            score[:, part] = xp.where(possible, gap, -xp.inf).reshape(n, -1)
+            threshold[:, part] = t.reshape(n, -1)
+        return score, threshold
+
+    def _input(self, view: NeuronView, width: Array) -> Array:
+        """The input code with the largest share of the bound, of those that can be split."""
+        xp, pull = view.dual.kernels.xp, view.primal.pull
+        steep = xp.nan_to_num(xp.abs(pull[:, 0])) if pull is not None else xp.ones(width.shape)
+        share = xp.where(width > 0, width * (steep.astype(xp.float64) + 1e-9), -1.0)
+        return share.argmax(axis=1)
+
+
+INPUT_RULES: dict[str, Branching[BoxView]] = {
+    "influence": Influence(),
+    "balanced": Balanced(),
+    "widest": Widest(),
 }
+NEURON_RULES: dict[str, Branching[NeuronView]] = {"gap": LargestGap()}
+AUTO, AUTO_INPUTS, AUTO_NEURONS = "auto", "balanced", "gap"
+RULES = (AUTO, *INPUT_RULES, *NEURON_RULES)
 
 
-def split(kernels: Kernels, lower: Array, upper: Array, variable: Array) -> tuple[Array, Array]:
-    """Both halves of every box along its variable, [2 N, codes]: codes <= t and codes >= t + 1
-    share no point."""
+def halves(kernels: Kernels, lower: Array, upper: Array, cut: Cut) -> tuple[Array, Array]:
+    """Both parts of every box of integers [N, entries], the lower ones first: [2 N, entries]. They
+    share no point, and together they are the whole."""
     xp = kernels.xp
     rows = xp.arange(lower.shape[0])
-    middle = (lower[rows, variable] + upper[rows, variable]) // 2
-    left_upper, right_lower = upper.copy(), lower.copy()
-    left_upper[rows, variable] = middle
-    right_lower[rows, variable] = middle + 1
-    return xp.concatenate([lower, right_lower]), xp.concatenate([left_upper, upper])
+    left, right = upper.copy(), lower.copy()
+    left[rows, cut.entry] = cut.threshold - 1
+    right[rows, cut.entry] = cut.threshold
+    return xp.concatenate([lower, right]), xp.concatenate([left, upper])

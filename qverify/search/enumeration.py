@@ -11,10 +11,12 @@ from math import prod
 
 import numpy as np
 
-from qverify.deadline import look
+from qverify.deadline import Deadline, look
 from qverify.kernels import Array
-from qverify.search.branch import split
-from qverify.search.problem import Candidate, Problem
+from qverify.search.bounds import INTERVALS, Boxes
+from qverify.search.branch import halves, middle
+from qverify.search.knowledge import Knowledge
+from qverify.search.problem import Candidate
 from qverify.search.proof import Proof
 
 MOST = 1 << 22  # points; of more, none is evaluated here
@@ -25,8 +27,9 @@ TRIAL = 2, 2  # points of the first batches: until the second, faster kernels ar
 class Points:
     """The points of a query's box, in order."""
 
-    def __init__(self, problem: Problem, batch: int, most: int) -> None:
-        self._problem, self._batch = problem, batch
+    def __init__(self, known: Knowledge, batch: int, most: int) -> None:
+        problem = known.problem
+        self._known, self._problem, self._batch = known, problem, batch
         self._varied = np.flatnonzero(problem.upper > problem.lower)
         self._sizes = (problem.upper - problem.lower)[self._varied].astype(np.int64) + 1
         self.count = prod(self._sizes.tolist())
@@ -43,9 +46,8 @@ class Points:
             size = TRIAL[self._batches] if self._batches < len(TRIAL) else self._batch
             start, stop = self.done, min(self.done + size, self.count)
             began = time.perf_counter()
-            found = self._problem.find_unsafe(
-                points := self._points(start, stop), self._problem.evaluate(points)
-            )
+            points = self._points(start, stop)
+            found = self._known.find_unsafe(points, self._problem.evaluate(points))
             took = time.perf_counter() - began
             self._batches, self.done, spent = self._batches + 1, stop, spent + took
             if found is not None:
@@ -65,22 +67,22 @@ class Points:
     def note(self, proof: Proof) -> None:
         """The tree of a proof, once no point was found unsafe: the box in halves, down to parts
         that intervals close. On a point they are exact."""
-        problem, kernels = self._problem, self._problem.kernels
-        ends = [kernels.asarray(end[None]) for end in (problem.lower, problem.upper)]
-        waiting = [(*ends, np.zeros(1, np.int64))]
+        kernels, limit = self._problem.kernels, Deadline.after(None)
+        waiting = [(*self._problem.root, np.zeros(1, np.int64))]
         while waiting:
             look()
             lower, upper, entries = waiting.pop()
-            open_ = (problem.bound(lower, upper)[0] != 0).any(axis=1) & kernels.to_host(
-                (lower < upper).any(axis=1)
-            )
+            asked = np.ones((len(entries), len(self._known.sought.cases)), np.bool_)
+            found = INTERVALS.refute(self._known, Boxes(lower, upper), asked, limit)
+            wide = kernels.to_host((lower < upper).any(axis=1))
+            open_ = ~found.cases.all(axis=1) & wide
             proof.close(entries[~open_])
             at = kernels.asarray(np.flatnonzero(open_))
             lower, upper, entries = lower[at], upper[at], entries[open_]
-            variable, rows = (upper - lower).argmax(axis=1), kernels.xp.arange(len(entries))
-            low, high = (kernels.to_host(end[rows, variable]) for end in (lower, upper))
-            entries = proof.cut(entries, 0, kernels.to_host(variable), (low + high) // 2 + 1)
-            lower, upper = split(kernels, lower, upper, variable)
+            cut = middle(kernels, lower, upper, (upper - lower).argmax(axis=1))
+            variable, threshold = kernels.to_host(cut.entry), kernels.to_host(cut.threshold)
+            entries = proof.cut(entries, 0, variable, threshold)
+            lower, upper = halves(kernels, lower, upper, cut)
             for start in range(0, len(entries), self._batch):
                 part = slice(start, start + self._batch)
                 waiting.append((lower[part], upper[part], entries[part]))

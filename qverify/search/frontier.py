@@ -1,12 +1,14 @@
-"""What is open: stacks of arrays in the machine's memory, taken in batches from the top (depth
-first). The bottom of one that outgrows a GPU's memory waits in the host's; what is taken, and in
-which order, does not depend on it."""
+"""What is open: a stack of blocks of subproblems, taken in batches from the top (depth first).
+
+Blocks at the bottom wait in the host's memory where the machine's own is a GPU's and small. What is
+taken, and in which order, does not depend on that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,162 +16,128 @@ import numpy.typing as npt
 from qverify.kernels import Array, Kernels
 
 
-class Frontier:
-    """Boxes as int16 arrays [capacity, 2, codes]; the first `_held` rows are in use.
-
-    Depth first with batches keeps it small: every step takes up to a batch from the top and returns
-    at most two children for each. When it outgrows its byte budget, batches shrink, and at a batch
-    of one it can grow by one box a step at most, along one path of the tree.
-
-    No more than `resident_bytes` (if given) stay in a GPU's memory: beyond them the bottom of the
-    stack goes to the host, half of what may be resident at a time, and comes back in the same
-    blocks before it is needed. So the boxes come in the same order and in the same batches as
-    without that limit.
-    """
-
-    def __init__(
-        self, kernels: Kernels, codes: int, budget_bytes: int, resident_bytes: int | None = None
-    ) -> None:
-        self._kernels = kernels
-        self._boxes = kernels.xp.empty((64, 2, codes), dtype=kernels.xp.int16)
-        self._entries = np.zeros(64, np.int64)  # of all boxes, those on the host among them
-        self._budget = max(64, budget_bytes // (4 * max(codes, 1)))
-        self._resident = max(
-            2, (budget_bytes if resident_bytes is None else resident_bytes) // (4 * max(codes, 1))
-        )
-        self._below: list[Any] = []  # blocks on the host, from the bottom up
-        self._held = 0
-        self.size = 0  # of all boxes
-        self.taken = self._entries[:0]  # the entries of the boxes taken last
-
-    def push(self, lower: Array, upper: Array, entries: Any = 0) -> None:
-        """Add boxes [N, codes], with their numbers in the proof; the last is taken first."""
-        count = lower.shape[0]
-        while self._held and self._held + count > self._resident:
-            self._put_away(min(self._held, self._resident // 2))
-        if self._held + count > self._boxes.shape[0]:
-            self._grow(max(min(2 * self._boxes.shape[0], self._resident), self._held + count))
-        if self.size + count > len(self._entries):
-            more = max(len(self._entries), count)
-            self._entries = np.concatenate([self._entries, np.zeros(more, np.int64)])
-        self._boxes[self._held : self._held + count, 0] = lower
-        self._boxes[self._held : self._held + count, 1] = upper
-        self._entries[self.size : self.size + count] = entries
-        self._held += count
-        self.size += count
-
-    def pop(self, batch: int) -> tuple[Array, Array]:
-        """Take up to `batch` boxes from the top: (lower, upper), int32 [N, codes]."""
-        fullness = self.size / self._budget
-        if fullness > 0.5:
-            batch = max(1, int(batch * (1.0 - fullness)))
-        count = min(batch, self.size)
-        while self._held < count:
-            self._bring_back()
-        self.size -= count
-        self._held -= count
-        self.taken = self._entries[self.size : self.size + count].copy()
-        taken: Any = self._boxes[self._held : self._held + count].astype(self._kernels.xp.int32)
-        return taken[:, 0], taken[:, 1]
-
-    def _grow(self, capacity: int) -> None:
-        xp = self._kernels.xp
-        grown = xp.empty((capacity, *self._boxes.shape[1:]), dtype=xp.int16)
-        grown[: self._held] = self._boxes[: self._held]
-        self._boxes = grown
-
-    def _put_away(self, count: int) -> None:
-        """Move the lowest boxes on the machine to the host."""
-        self._below.append(self._kernels.to_host(self._boxes[:count].copy()))
-        self._held -= count
-        self._boxes[: self._held] = self._boxes[
-            count : count + self._held
-        ].copy()  # the two may overlap
-
-    def _bring_back(self) -> None:
-        """Put the topmost block of the host's below the boxes on the machine."""
-        block = self._kernels.asarray(self._below.pop())
-        xp, own = self._kernels.xp, self._boxes[: self._held]
-        self._boxes = xp.concatenate([block, own])
-        self._held += len(block)
-
-
 @dataclass(frozen=True, eq=False)
-class Provenance:
-    """What N subproblems are parts of; on the host."""
+class Rows:
+    """N rows of several arrays, [N, ...] each: on the machine, but for those named `on_host`."""
 
-    region: npt.NDArray[np.int64]
-    entry: npt.NDArray[np.int64]  # numbers in the proof
-    share: npt.NDArray[np.float64]  # of the whole search, halved by every cut (for progress only)
+    on_host: ClassVar[frozenset[str]]
 
     def __len__(self) -> int:
-        return len(self.region)
+        first: Array = getattr(self, fields(self)[0].name)
+        return len(first)
 
-    def __getitem__(self, rows: Any) -> Provenance:
-        return Provenance(self.region[rows], self.entry[rows], self.share[rows])
-
-    @staticmethod
-    def joined(parts: Sequence[Provenance]) -> Provenance:
-        """All of some."""
-        return Provenance(
-            *(
-                np.concatenate([getattr(p, name) for p in parts])
-                for name in ("region", "entry", "share")
-            )
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Subproblems:
-    """N open subproblems, as arrays of one machine."""
-
-    lower: Array  # int32 [N, size of the layout]
-    upper: Array
-    origin: Provenance
-    mu: Array  # float32 [N, K]
-    multipliers: Array  # float32 [N, all of them]
-    bound: npt.NDArray[np.float64]  # [N], on the host; a guide
-    branch: Array  # int64 [N]: the entry to cut
-    threshold: Array  # int32 [N]: into at most threshold - 1 and at least threshold
-
-    def take(self, rows: Any, there: Any) -> Subproblems:
+    def take(self, rows: Any, there: Any) -> Self:
         """Some of them: a slice, or numbers on the host, and `there` the same on the machine."""
-        host = ("origin", "bound")
-        return Subproblems(
-            *(
-                getattr(self, name)[rows if name in host else there]
-                for name in self.__dataclass_fields__
-            )
+        kept = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(
+            self,
+            **{
+                f.name: kept[f.name][rows if f.name in self.on_host else there]
+                for f in fields(self)
+            },
         )
 
-    def moved(self, move: Callable[[Array], Array]) -> Subproblems:
+    def moved(self, move: Callable[[Array], Array]) -> Self:
         """The same with its arrays of the machine on another one."""
-        names = ("lower", "upper", "mu", "multipliers", "branch", "threshold")
+        names = [f.name for f in fields(self) if f.name not in self.on_host]
         return replace(self, **{name: move(getattr(self, name)) for name in names})
 
     def bytes(self) -> int:
         """What they take of the machine's memory."""
-        flat = (self.lower, self.upper, self.mu, self.multipliers, self.branch, self.threshold)
-        return sum(int(a.size) * a.dtype.itemsize for a in flat)
+        arrays = (getattr(self, f.name) for f in fields(self) if f.name not in self.on_host)
+        return sum(int(array.size) * array.dtype.itemsize for array in arrays)
+
+    @classmethod
+    def joined(cls, kernels: Kernels, parts: Sequence[Self]) -> Self:
+        """The rows of several parts, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        columns: dict[str, Any] = {}
+        for f in fields(cls):
+            column = [getattr(part, f.name) for part in parts]
+            xp = np if f.name in cls.on_host else kernels.xp
+            nested = isinstance(column[0], Rows)
+            columns[f.name] = (
+                type(column[0]).joined(kernels, column) if nested else xp.concatenate(column)
+            )
+        return cls(**columns)
 
 
-class Waiting:
+@dataclass(frozen=True, eq=False)
+class OpenBoxes(Rows):
+    """Boxes of codes that wait to be bounded and split."""
+
+    on_host: ClassVar[frozenset[str]] = frozenset({"entry"})
+
+    lower: Array  # [N, codes], in the narrowest type that holds the root box
+    upper: Array
+    entry: npt.NDArray[np.int64]  # [N]: numbers in the proof
+
+    @staticmethod
+    def narrowest(lower: npt.NDArray[np.int32], upper: npt.NDArray[np.int32]) -> Any:
+        """The integer type that holds every code of a root box [codes], as NumPy's."""
+        least, most = int(lower.min(initial=0)), int(upper.max(initial=0))
+        return np.int16 if least >= -(2**15) and most < 2**15 else np.int32
+
+
+@dataclass(frozen=True, eq=False)
+class Provenance(Rows):
+    """What N subproblems are parts of."""
+
+    on_host: ClassVar[frozenset[str]] = frozenset({"region", "entry", "share"})
+
+    region: npt.NDArray[np.int64]
+    entry: npt.NDArray[np.int64]  # numbers in the proof
+    share: npt.NDArray[np.float64]  # of the search, halved by every cut (for progress)
+
+    def __getitem__(self, rows: Any) -> Provenance:
+        return self.take(rows, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Subproblems(Rows):
+    """Regions of the unsafe set on parts of the root box, with what was found about them."""
+
+    on_host: ClassVar[frozenset[str]] = frozenset({"provenance", "bound"})
+
+    lower: Array  # int32 [N, size of the layout]: bounds of every value that may be cut
+    upper: Array
+    provenance: Provenance
+    mu: Array  # float32 [N, K]
+    multipliers: Array  # float32 [N, all of them]
+    bound: npt.NDArray[np.float64]  # [N]; a guide
+    branch: Array  # int64 [N]: the entry of the layout to cut
+    threshold: Array  # int32 [N]: into at most threshold - 1 and at least threshold
+
+
+Block = TypeVar("Block", bound=Rows)
+
+
+class Frontier(Generic[Block]):
     """A stack of open subproblems, in blocks. The top one is in the machine's memory; of the others
-    no more than `room` bytes (None: all). What is below lies in the host's memory, and comes back
-    block by block, when it is the top."""
+    no more than `room` bytes (None: all).
 
-    def __init__(self, kernels: Kernels, room: int | None) -> None:
-        self.blocks: list[Subproblems] = []
+    Depth first with batches keeps it small: every step takes up to a batch from the top and returns
+    at most two children for each. Beyond half of `most` rows, `pop` takes fewer; at a batch of one
+    the stack can grow by one row a step at most, along one path of the tree.
+    """
+
+    def __init__(self, kernels: Kernels, room: int | None, most: int | None = None) -> None:
+        self.blocks: list[Block] = []
+        self.size = 0  # rows of all blocks
         self.away = 0  # so many blocks, from the bottom up, are on the host
-        self._kernels, self._room, self._resident = kernels, room, 0
+        self._kernels, self._room, self._most, self._resident = kernels, room, most, 0
 
     def __len__(self) -> int:
-        return sum(len(nodes.origin) for nodes in self.blocks)
+        return self.size
 
-    def push(self, nodes: Subproblems) -> None:
+    def push(self, block: Block) -> None:
         """Put a block on top."""
-        self.blocks.append(nodes)
-        self._resident += nodes.bytes()
+        if not len(block):
+            return
+        self.blocks.append(block)
+        self.size += len(block)
+        self._resident += block.bytes()
         while (
             self._room is not None
             and self._resident > self._room
@@ -179,16 +147,30 @@ class Waiting:
             self.blocks[self.away] = self.blocks[self.away].moved(self._kernels.to_host)
             self.away += 1
 
-    def pop(self, count: int) -> Subproblems:
-        """Take up to `count` subproblems off the top block."""
-        nodes = self.blocks.pop()
+    def pop_block(self, count: int) -> Block:
+        """Take up to `count` subproblems off the top block, its last rows first."""
+        block = self.blocks.pop()
+        self.size -= len(block)
         if len(self.blocks) < self.away:
             self.away -= 1
-            nodes = nodes.moved(self._kernels.asarray)
+            block = block.moved(self._kernels.asarray)
         else:
-            self._resident -= nodes.bytes()
-        if len(nodes.origin) > count:
+            self._resident -= block.bytes()
+        if len(block) > count:
             rest, top = slice(None, -count), slice(-count, None)
-            self.push(nodes.take(rest, rest))
-            nodes = nodes.take(top, top)
-        return nodes
+            self.push(block.take(rest, rest))
+            block = block.take(top, top)
+        return block
+
+    def pop(self, count: int) -> Block:
+        """Take `count` subproblems off the top (all, if there are fewer), in the order in which
+        they lie; fewer where the stack is large."""
+        fullness = 0.0 if self._most is None else self.size / self._most
+        if fullness > 0.5:
+            count = max(1, int(count * (1.0 - fullness)))
+        taken = [self.pop_block(count)]
+        count -= len(taken[0])
+        while count > 0 and self.blocks:
+            taken.append(self.pop_block(count))
+            count -= len(taken[-1])
+        return type(taken[0]).joined(self._kernels, taken[::-1])

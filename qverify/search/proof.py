@@ -34,7 +34,7 @@ class Proof:
     regions: list[int] = field(default_factory=list)
     mu: list[IntArray] = field(default_factory=list)  # [K] each
     multipliers: list[IntArray] = field(default_factory=list)  # [M] each
-    inner: list[BoundStep] = field(default_factory=list)
+    intermediate: list[BoundStep] = field(default_factory=list)
     columns: list[tuple[int, int]] = field(default_factory=list)  # (node, size)
     rules: dict[int, str] = field(default_factory=dict)
     slopes: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -42,8 +42,8 @@ class Proof:
     def _grow(self, count: int) -> int:
         start = len(self.kind)
         self.kind.extend([-1] * count)
-        for own in (self.first, self.value, self.element, self.threshold, self.data):
-            own.extend([0] * count)
+        for column in (self.first, self.value, self.element, self.threshold, self.data):
+            column.extend([0] * count)
         return start
 
     def cut(self, entries: Any, value: int, elements: Any, thresholds: Any) -> IntArray:
@@ -59,7 +59,7 @@ class Proof:
         return np.concatenate([lower, lower + 1])
 
     def close(self, entries: Any) -> None:
-        """Entries that intervals or edges refute, or that hold no point."""
+        """Entries that bounds refute which a checker can repeat, or that hold no point."""
         for entry in entries:
             self.kind[entry] = CLOSED
 

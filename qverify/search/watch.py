@@ -20,7 +20,7 @@ import numpy.typing as npt
 from qverify.boundary.domain import Domain
 from qverify.boundary.leaves import Leaves
 from qverify.boundary.outputs import Decoder
-from qverify.bounds.unsafe import CERTAIN, REFUTED, Unsafe
+from qverify.bounds.unsafe import CERTAIN, Unsafe
 from qverify.bounds.unsafe_regions import UnsafeRegions
 from qverify.errors import SoundnessError
 from qverify.kernels import Array, Kernels
@@ -84,14 +84,13 @@ class Watch:
             inside = inside & own.all(axis=tuple(range(1, own.ndim)))
         return np.asarray(inside)
 
-    def boxes(self, lower: Array, upper: Array, status: npt.NDArray[np.int8], by: str) -> None:
-        """No case that holds at the point was refuted, in boxes of codes [N, codes] with `status`
+    def boxes(self, lower: Array, upper: Array, refuted: BoolArray, by: str) -> None:
+        """No case that holds at the point was refuted, in boxes of codes [N, codes] with `refuted`
         [N, cases]."""
-        wrong = ((status == REFUTED) & self.holds)[self.within({0: (lower, upper)})]
+        wrong = (refuted & self.holds)[self.within({0: (lower, upper)})]
         if wrong.any():
-            _lost(
-                f"{by} refute case {int(np.flatnonzero(wrong.any(axis=0))[0])}, which holds there"
-            )
+            case = int(np.flatnonzero(wrong.any(axis=0))[0])
+            _lost(f"{by} refute case {case}, which holds there")
 
     def bounds(self, ends: Mapping[int, Interval], by: str) -> None:
         """Bounds of values that should hold in the whole root box hold at the point."""
@@ -114,7 +113,7 @@ class Watch:
                 "intervals",
             )
 
-    def cover(self, cover: UnsafeRegions) -> None:
+    def regions(self, cover: UnsafeRegions) -> None:
         """Every case that holds at the point and is expressed by regions has a region that holds
         there."""
         for k in np.flatnonzero(self.nominal):

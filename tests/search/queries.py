@@ -27,9 +27,10 @@ from qverify.ops import Dense, FloatProgram, Layout, Requantize
 from qverify.options import Options
 from qverify.property import Box, Case, Query, Row
 from qverify.result import Stats, Verdict
-from qverify.search.bab import Outcome, search
+from qverify.search.bab import search
 from qverify.search.problem import Problem
 from qverify.search.proof import Proof
+from qverify.search.run import Outcome
 from qverify.search.watch import Watch
 from tests.networks import CPU, Maker, all_points, random_network
 
@@ -69,7 +70,6 @@ class Asked:
 
     def problem(
         self,
-        watch: Any = None,
         kernels: Kernels = CPU,
         backward: bool = True,
         readings: bool = False,
@@ -78,32 +78,48 @@ class Asked:
         decoder = make_decoder(lowered)
         domain = make_domain(Encoder(lowered.encoders, np.zeros(size, np.bool_)), self.query.box)
         lower, upper = domain.code_box()
-        unsafe = make_unsafe(self.query, size, decoder.grid)
-        problem = Problem(kernels, self.network.on(kernels), domain, decoder, unsafe, lower, upper)
-        if readings:  # as the engine does; a tie of theirs leaves an exact answer open
-            read = make_readings(self.query, domain, decoder)
-            problem.unsafe = make_unsafe(read.possible, size, decoder.grid)
-            if read.certain is not read.possible:
-                problem.certain, problem.readings = (
-                    make_unsafe(read.certain, size, decoder.grid),
-                    read,
-                )
-        problem.dual = Dual.make(self.network, kernels) if backward else None
-        problem.described = described_outputs(lowered)
-        if watch is not None:
-            problem.watch = Watch.make(
-                kernels, problem.network, domain, decoder, unsafe, None, watch.astype(np.float64)
-            )
-            assert problem.watch is not None
-            assert problem.watch.holds.any() == self.unsafe[(self.points == watch).all(axis=1)][0]
-        return problem
+        read = make_readings(self.query, domain, decoder)
+        # As the engine does; a tie of the readings leaves an exact answer open.
+        differ = readings and read.certain is not read.possible
+        possible = read.possible if readings else self.query
+        return Problem(
+            kernels,
+            self.network.on(kernels),
+            domain,
+            decoder,
+            make_unsafe(possible, size, decoder.grid),
+            lower,
+            upper,
+            dual=Dual.make(self.network, kernels) if backward else None,
+            described=described_outputs(lowered),
+            readings=read if differ else None,
+            certain=make_unsafe(read.certain, size, decoder.grid) if differ else None,
+        )
+
+    def watch(self, problem: Problem, point: Any) -> Watch | None:
+        """A point that the search of the problem may not lose."""
+        if point is None:
+            return None
+        watch = Watch.make(
+            problem.kernels,
+            problem.network,
+            problem.domain,
+            problem.decoder,
+            problem.unsafe,
+            None,
+            point.astype(np.float64),
+        )
+        assert watch is not None
+        assert watch.holds.any() == self.unsafe[(self.points == point).all(axis=1)][0]
+        return watch
 
     def searched(
         self, watch: Any = None, proof: Proof | None = None, kernels: Kernels = CPU
     ) -> Outcome:
         """How the search ends, without the attack; SoundnessError where the watched point is
         lost."""
-        problem, stats = self.problem(watch, kernels), Stats()
+        problem, stats = self.problem(kernels), Stats()
+        watched = self.watch(problem, watch)
         outcome = search(
             problem,
             Options(attack=False),
@@ -112,9 +128,10 @@ class Asked:
             stats,
             None,
             proof,
+            watched,
         )
-        if problem.watch is not None and outcome.verdict is Verdict.UNSAT:
-            problem.watch.unsat()
+        if watched is not None and outcome.verdict is Verdict.UNSAT:
+            watched.unsat()
         return outcome
 
 

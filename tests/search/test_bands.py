@@ -23,8 +23,9 @@ from qverify.options import Options
 from qverify.property import Box, Query, Row
 from qverify.result import Stats, Verdict
 from qverify.search import bab
-from qverify.search.bab import Outcome, search
+from qverify.search.bab import search
 from qverify.search.problem import Problem
+from qverify.search.run import Outcome
 from qverify.search.watch import Watch
 from tests.graphs import ROUNDS
 from tests.networks import CPU, Maker, all_points, random_network
@@ -108,18 +109,20 @@ class Banded:
     def searched(self, options: Options, watch: bool) -> Outcome:
         """How the search ends, after the test that it is right."""
         problem = self.problem(options.backward)
+        watched = None
         if watch:
             points = self.asked.points[self.unsafe] if self.unsafe.any() else self.asked.points
-            problem.watch = self.watched(problem, points[len(points) // 2])
+            watched = self.watched(problem, points[len(points) // 2])
             self.questions.clear()
-        outcome = search(problem, options, Deadline.after(60), np.random.default_rng(0), Stats())
+        rng, limit = np.random.default_rng(0), Deadline.after(60)
+        outcome = search(problem, options, limit, rng, Stats(), watch=watched)
         assert outcome.verdict is (Verdict.SAT if self.unsafe.any() else Verdict.UNSAT)
         if outcome.candidate is not None:
             at = np.flatnonzero((self.asked.points == outcome.candidate.codes).all(axis=1))
             assert self.unsafe[at].all()
             assert (outcome.candidate.outputs == self.outputs[at[0]]).all()
-        elif problem.watch is not None:
-            problem.watch.unsat()
+        elif watched is not None:
+            watched.unsat()
         return outcome
 
 
@@ -129,7 +132,7 @@ def split(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     if request.param == "neurons":
         monkeypatch.setattr(bab, "SPLITTABLE", 0)
         # The root's bounds would leave little to do.
-        monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status: status)
+        monkeypatch.setattr(bab, "refute", lambda known, boxes, refuted, *_: refuted)
     return str(request.param)
 
 

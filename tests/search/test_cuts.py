@@ -18,8 +18,8 @@ import pytest
 
 from qverify import Options, Result, Verdict, verify
 from qverify.bounds import unsafe_regions
-from qverify.bounds.unsafe import OPEN, REFUTED
 from qverify.checker import check
+from qverify.deadline import Deadline
 from qverify.errors import UnsupportedModel
 from qverify.frontend.model import read_model
 from qverify.kernels import Kernels, open_kernels
@@ -27,10 +27,12 @@ from qverify.kernels.gpu import CudaKernels
 from qverify.ops import Dense, Type, relax
 from qverify.property import Box, Query
 from qverify.property import Row as Condition
-from qverify.search import bab, cuts, watch
-from qverify.search.cuts import CutSearch
+from qverify.search import bab, bounds, cuts, watch
+from qverify.search.bounds import Boxes, backward_bounds, refute
+from qverify.search.cuts import NeuronCuts
 from qverify.search.frontier import Subproblems
-from qverify.search.problem import Problem
+from qverify.search.knowledge import Knowledge
+from qverify.search.memory import subproblem_batch
 from qverify.search.proof import Proof
 from tests.graphs import ROUNDS, Graph, write
 from tests.kernels.strict import open_strict
@@ -140,9 +142,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(place, name, counted)
 
     spy(bab, "cut_neurons")
-    spy(bab, "split_boxes")
-    spy(cuts.CutSearch, "step")
-    for name in ("boxes", "parts", "refuted", "cover", "bounds"):
+    spy(cuts.NeuronCuts, "step")
+    for name in ("boxes", "parts", "refuted", "regions", "bounds"):
         spy(watch.Watch, name)
     return counts
 
@@ -163,7 +164,7 @@ def test_the_search_by_cuts_equals_brute_force(
         )
         own.verified(attack=False, watch=own.point)  # no SoundnessError
     assert min(verdicts[v] for v in (Verdict.SAT, Verdict.UNSAT)) >= EACH // 5
-    assert seen["cut_neurons"] and seen["boxes"] >= EACH and seen["cover"]
+    assert seen["cut_neurons"] and seen["boxes"] >= EACH and seen["regions"]
 
 
 def test_an_inequality_of_a_value_without_axes_keeps_its_weight() -> None:
@@ -173,8 +174,10 @@ def test_an_inequality_of_a_value_without_axes_keeps_its_weight() -> None:
     for least, closed in ((4, False), (6, True)):  # Y_0 >= least
         row = Condition((), ((0, Fraction(-1)),), Fraction(-least), False)
         problem = Asked(scalar, Query(box, ((row,),)), None, np.ones(1)).problem()
-        lower, upper = problem.lower[None], problem.upper[None]
-        assert (problem.refute(lower, upper, np.full((1, 1), OPEN)) == REFUTED).all() == closed
+        none = np.zeros((1, 1), np.bool_)
+        boxes, limit = Boxes(*problem.root), Deadline.after(None)
+        found = refute(Knowledge(problem), boxes, none, backward_bounds(False), limit)
+        assert found.all() == closed
 
 
 @pytest.mark.parametrize("share,count", [(1.0, 16), (0.4, 30), (0.0, 30)])
@@ -183,15 +186,13 @@ def test_trees_of_cuts_on_integer_networks(
 ) -> None:
     """Also with hardly a step of improvement, and when only some of the proofs are taken, or none:
     then the cuts themselves have to decide, down to single codes. Every other query does without
-    edges before the cuts."""
+    backward bounds before the cuts."""
     if share < 1:
         hobble(monkeypatch, share)
-    right, verdicts = Problem.refute, Counter[Verdict]()
+    verdicts = Counter[Verdict]()
     for seed in range(count * ROUNDS):
         off = seed % 2 == 0
-        monkeypatch.setattr(
-            Problem, "refute", (lambda self, lower, upper, status: status) if off else right
-        )
+        monkeypatch.setattr(bab, "refute", leave if off else refute)
         rng = np.random.default_rng([3, seed])
         own = asked(rng, 600 if share else 60)
         verdicts[own.expected] += 1
@@ -202,6 +203,11 @@ def test_trees_of_cuts_on_integer_networks(
         min(seen[name] for name in ("refuted", "parts", "bounds")) >= count
         and seen["step"] >= count // 2
     )
+
+
+def leave(known: Knowledge, boxes: Boxes, refuted: Any, *_: Any) -> Any:
+    """No backward bound refutes anything."""
+    return refuted
 
 
 def classifier(seed: int) -> Asked:
@@ -230,7 +236,7 @@ def classifiers(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     """Some that bounds of the whole box do not decide; those of several regions have to be
     taken."""
     monkeypatch.setattr(bab, "SPLITTABLE", 0)
-    monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status: status)
+    monkeypatch.setattr(bab, "refute", leave)
     return [classifier(seed) for seed in range(8)]
 
 
@@ -243,7 +249,7 @@ def test_regions_in_groups_end_as_one_by_one(
     tried = Counter[Verdict]()
     for own in classifiers(monkeypatch)[: None if kernels is CPU else 2]:
         for most in (1, 2, 256):
-            monkeypatch.setattr(CutSearch, "_batch_size", lambda self, most=most: most)
+            monkeypatch.setattr(NeuronCuts, "_batch_size", lambda self, most=most: most)
             proof = Proof()
             assert (
                 own.searched(own.watched(np.random.default_rng(0)), proof, kernels).verdict
@@ -258,21 +264,20 @@ def test_the_worst_region_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of one: what is left out when the first is not closed are the others, from bad to
     good."""
     queries = classifiers(monkeypatch)
-    monkeypatch.setattr(CutSearch, "_batch_size", lambda self: 1)
-    monkeypatch.setattr(cuts, "ROOT", ((1, 0.1),))
+    monkeypatch.setattr(NeuronCuts, "_batch_size", lambda self: 1)
+    monkeypatch.setattr(cuts, "ROOT_PHASES", ((1, 0.1),))
     seen: list[Any] = []
-    honest = CutSearch.root
+    honest = NeuronCuts.root
 
-    def root(self: CutSearch, origin: Any, to_the_end: bool = True) -> Any:
-        bounds = dict(
-            zip(origin.region.tolist(), self._at_crown_slopes(origin).tolist(), strict=True)
-        )
-        result = honest(self, origin, to_the_end)
-        seen.append([bounds[r] for r in result[1].region.tolist()])
-        assert not seen[-1] or max(bounds.values()) >= seen[-1][0]
+    def root(self: NeuronCuts, provenance: Any, to_the_end: bool = True) -> Any:
+        guesses = bounds.region_guesses(self.relaxed, self.root_values, provenance.region, 1)
+        guess = dict(zip(provenance.region.tolist(), guesses.tolist(), strict=True))
+        result = honest(self, provenance, to_the_end)
+        seen.append([guess[r] for r in result[1].region.tolist()])
+        assert not seen[-1] or max(guess.values()) >= seen[-1][0]
         return result
 
-    monkeypatch.setattr(CutSearch, "root", root)
+    monkeypatch.setattr(NeuronCuts, "root", root)
     for own in queries:
         own.searched(None, Proof())
     assert max(map(len, seen)) > 1 and all(own == sorted(own, reverse=True) for own in seen)
@@ -286,8 +291,8 @@ def hobble(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
         done, precision = right(*args)
         return done & (rng.random(len(done)) < share), precision
 
-    monkeypatch.setattr(cuts, "proved", sometimes)
-    monkeypatch.setattr(cuts, "ROOT", ((1, 0.1),))
+    monkeypatch.setattr(bounds, "proved", sometimes)
+    monkeypatch.setattr(cuts, "ROOT_PHASES", ((1, 0.1),))
     monkeypatch.setattr(cuts, "PHASES", ((1, 0.1),))
 
 
@@ -386,11 +391,8 @@ def test_a_batch_follows_the_memory() -> None:
             "cpu": open_kernels("cpu"),
             "cuda": CudaKernels("", np, np, lambda: 1 << 60 if free is None else free),
         }
-        search: Any = SimpleNamespace(
-            problem=SimpleNamespace(kernels=machines[machine]),
-            dual=SimpleNamespace(network=SimpleNamespace(nodes=nodes)),
-        )
-        return cuts.CutSearch._batch_size(search)
+        network: Any = SimpleNamespace(nodes=nodes)
+        return subproblem_batch(machines[machine], network)
 
     assert [batch("cpu", size) for size in (10, 10_000, 10**7)] == [256, 39, 2]
     assert [batch("cuda", size) for size in (10, 10_000, 10**7)] == [4096, 3355, 3]
@@ -418,10 +420,10 @@ def test_what_waits_on_the_host_changes_nothing(monkeypatch: pytest.MonkeyPatch)
     """A GPU without memory to spare, and one with plenty: the same subproblems, the same proof, the
     same verdict."""
     monkeypatch.setattr(bab, "SPLITTABLE", 0)
-    monkeypatch.setattr(Problem, "refute", lambda self, lower, upper, status: status)
-    monkeypatch.setattr(cuts, "ROOT", ((2, 0.1),))
+    monkeypatch.setattr(bab, "refute", leave)
+    monkeypatch.setattr(cuts, "ROOT_PHASES", ((2, 0.1),))
     monkeypatch.setattr(cuts, "PHASES", ((2, 0.1),))
-    monkeypatch.setattr(cuts, "BATCH", {"cuda": (0, 1, 8)})
+    monkeypatch.setattr(NeuronCuts, "_batch_size", lambda self: 2)
     original, moved, found = Subproblems.moved, 0, []
 
     def counted(self: Subproblems, move: Any) -> Subproblems:
@@ -431,9 +433,10 @@ def test_what_waits_on_the_host_changes_nothing(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Subproblems, "moved", counted)
     for room in (1 << 40, 200, 1):
-        monkeypatch.setattr(cuts, "RESIDENT", (room, 1.0))
+        strict = open_strict()
+        monkeypatch.setattr(type(strict), "resident_bytes", lambda self, most=room: most)
         before, proof = moved, Proof()
-        outcome = parity(6).searched(None, proof, open_strict())
+        outcome = parity(6).searched(None, proof, strict)
         assert outcome.verdict is Verdict.UNSAT
         found.append((proof.kind, proof.element, proof.threshold, proof.data))
         assert (moved > before) == (room < 1 << 40)

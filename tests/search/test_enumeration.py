@@ -19,6 +19,8 @@ from qverify.result import Stats
 from qverify.search import bab, enumeration
 from qverify.search.bab import search
 from qverify.search.enumeration import Points
+from qverify.search.knowledge import Knowledge
+from qverify.search.problem import Problem
 from tests.graphs import ROUNDS
 from tests.kernels.strict import open_strict
 from tests.networks import CPU
@@ -43,11 +45,12 @@ def test_the_verdict_is_brute_force_s(
     """And no box is split, nor a neuron cut. In batches of three, so that digits carry over."""
     rng = np.random.default_rng([seed, 5])
     own = asked(rng)
-    problem, stats = own.problem(own.watched(rng), kernels), Stats()
+    problem, stats = own.problem(kernels), Stats()
+    watch = own.watch(problem, own.watched(rng))
     monkeypatch.setattr(bab, "SWEPT", 10**6)
     monkeypatch.delattr(bab, "cut_neurons")
     options = Options(attack=False, batch=3)
-    outcome = search(problem, options, FOREVER, np.random.default_rng(0), stats)
+    outcome = search(problem, options, FOREVER, np.random.default_rng(0), stats, watch=watch)
     assert outcome.verdict is own.expected
     if outcome.candidate is None:
         # Unless intervals refute the whole box.
@@ -56,7 +59,9 @@ def test_the_verdict_is_brute_force_s(
 
 def test_every_point_comes_once() -> None:
     lower, upper = np.array([3, 7, -2, 0], np.int32), np.array([5, 7, 1, 1], np.int32)
-    own = Points(SimpleNamespace(kernels=CPU, lower=lower, upper=upper), 4, 100)  # type: ignore[arg-type]
+    problem = SimpleNamespace(kernels=CPU, lower=lower, upper=upper)
+    known: Any = SimpleNamespace(problem=problem)
+    own = Points(known, 4, 100)
     assert own.count == 3 * 4 * 2 and own.few
     found = np.concatenate(
         [own._points(start, min(start + 5, own.count)) for start in range(0, own.count, 5)]
@@ -82,18 +87,18 @@ def test_certificates_of_points_are_accepted(
     assert min(kinds.values()) > 0
 
 
-def slow(per_point: float, problem: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def slow(per_point: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A clock that evaluation moves; how many points were evaluated at a time."""
     sizes: list[int] = []
     clock = SimpleNamespace(perf_counter=lambda: per_point * sum(sizes))
     monkeypatch.setattr(enumeration, "time", clock)
-    honest = problem.evaluate
+    honest = Problem.evaluate
 
-    def evaluate(own: Any) -> Any:
-        sizes.append(len(own))
-        return honest(own)
+    def evaluate(self: Problem, points: Any) -> Any:
+        sizes.append(len(points))
+        return honest(self, points)
 
-    problem.evaluate = evaluate
+    monkeypatch.setattr(Problem, "evaluate", evaluate)
     return sizes
 
 
@@ -107,22 +112,23 @@ def test_points_are_given_up_where_they_would_take_too_long(
         for q in iter(lambda: asked(rng), None)
         if q.expected is Verdict.UNSAT and len(q.points) > 200
     )
-    problem = own.problem()
-    sizes = slow(1.0, problem, monkeypatch)
-    few = Points(problem, 10, 10**6)
+    known = Knowledge(own.problem())
+    sizes = slow(1.0, monkeypatch)
+    few = Points(known, 10, 10**6)
     assert few.sweep(patience=100.0) is None
     assert few.done == sum(sizes) == sum(enumeration.TRIAL) + 10 < few.count
     assert few.sweep(patience=1.0 * few.count) is None
     assert few.done == sum(sizes) == few.count
-    assert Points(problem, 10, few.count - 1).sweep(np.inf) is None
+    assert Points(known, 10, few.count - 1).sweep(np.inf) is None
     assert sum(sizes) == few.count  # beyond the most, none is
 
 
 def test_time_is_up_between_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
-    problem = next(q for q in iter(lambda: asked(rng), None) if len(q.points) > 200).problem()
-    sizes = slow(1.0, problem, monkeypatch)
-    monkeypatch.setattr(problem, "find_unsafe", lambda *_: None)
+    query = next(q for q in iter(lambda: asked(rng), None) if len(q.points) > 200)
+    known = Knowledge(query.problem())
+    sizes = slow(1.0, monkeypatch)
+    monkeypatch.setattr(Knowledge, "find_unsafe", lambda *_: None)
     with Looks.of(3).limits(), pytest.raises(TimeUp):
-        Points(problem, 10, 10**6).sweep(np.inf)
+        Points(known, 10, 10**6).sweep(np.inf)
     assert len(sizes) <= 3

@@ -30,12 +30,15 @@ from qverify.ops import AbstractOp, Dense, FloatProgram, Requantize, Type
 from qverify.options import Options
 from qverify.property import Box, Case, Query, Row
 from qverify.result import Progress, Stats, Verdict
-from qverify.search import bab
 from qverify.search.attack import Attack, corners, slack_gradient
-from qverify.search.bab import Outcome, batch_size, search
-from qverify.search.branch import RULES, BranchingContext, split
-from qverify.search.frontier import Frontier
+from qverify.search.bab import search
+from qverify.search.branch import INPUT_RULES, RULES, BoxView, halves, middle
+from qverify.search.frontier import Frontier, OpenBoxes
+from qverify.search.knowledge import Knowledge
+from qverify.search.memory import box_batch
+from qverify.search.observer import Observer
 from qverify.search.problem import Candidate, Problem
+from qverify.search.run import Outcome
 from tests.graphs import ROUNDS
 from tests.kernels.strict import open_strict
 
@@ -59,21 +62,25 @@ def points_of(lower: Iterable[int], upper: Iterable[int]) -> list[tuple[int, ...
 SPANS = [(a, b) for a in range(-2, 3) for b in range(a, 3)]
 
 
+def split(lower: Int32Array, upper: Int32Array, variable: Any) -> tuple[Any, Any]:
+    return halves(CPU, lower, upper, middle(CPU, lower, upper, variable))
+
+
 def test_halves_share_no_point_and_cover_their_parent() -> None:
     for box in itertools.product(SPANS, repeat=2):
         lower, upper = ([span[end] for span in box] for end in (0, 1))
         for variable in range(2):
             if lower[variable] == upper[variable]:
                 continue
-            lows, highs = split(CPU, int32([lower]), int32([upper]), np.array([variable]))
-            halves = [points_of(low, high) for low, high in zip(lows, highs, strict=True)]
-            assert all(halves)
-            assert sorted(halves[0] + halves[1]) == points_of(lower, upper)
+            lows, highs = split(int32([lower]), int32([upper]), np.array([variable]))
+            parts = [points_of(low, high) for low, high in zip(lows, highs, strict=True)]
+            assert all(parts)
+            assert sorted(parts[0] + parts[1]) == points_of(lower, upper)
 
 
 def test_many_boxes_are_split_at_once() -> None:
     lower, upper = int32([[0, 0, 5], [-3, 2, 2]]), int32([[0, 9, 6], [4, 2, 3]])
-    lows, highs = split(CPU, lower, upper, np.array([1, 0]))
+    lows, highs = split(lower, upper, np.array([1, 0]))
     assert lows.tolist() == [[0, 0, 5], [-3, 2, 2], [0, 5, 5], [1, 2, 2]]
     assert highs.tolist() == [[0, 4, 6], [0, 2, 3], [0, 9, 6], [4, 2, 3]]
 
@@ -81,7 +88,7 @@ def test_many_boxes_are_split_at_once() -> None:
 GRADIENTS = [0.0, -0.0, 1.0, -1e-3, 1e-45, 1e38, -3e38, np.inf, -np.inf, np.nan]
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", INPUT_RULES)
 @settings(max_examples=100 * ROUNDS, deadline=None)
 @given(data=st.data())
 def test_every_rule_picks_a_variable_with_codes_left(name: str, data: st.DataObject) -> None:
@@ -94,15 +101,16 @@ def test_every_rule_picks_a_variable_with_codes_left(name: str, data: st.DataObj
     width = int32(data.draw(st.lists(widths, min_size=1, max_size=4)))
     gradient = np.array([data.draw(slopes) for _ in width], np.float32)
     lower = int32(np.full(width.shape, -128))
-    variable = RULES[name](BranchingContext(CPU, lower, lower + width, gradient))
-    assert (width[np.arange(len(width)), variable] > 0).all()
+    cut = INPUT_RULES[name].choose(BoxView(CPU, lower, lower + width, gradient))
+    assert (width[np.arange(len(width)), cut.entry] > 0).all() and cut.possible.all()
 
 
 def test_influence_prefers_the_steep_and_widest_the_wide() -> None:
-    context = BranchingContext(
+    view = BoxView(
         CPU, int32([[0, 0, 0]]), int32([[9, 3, 3]]), np.array([[0.1, 0.0, -8.0]], np.float32)
     )
-    assert {name: int(rule(context)[0]) for name, rule in RULES.items()} == {
+    chosen = {name: int(rule.choose(view).entry[0]) for name, rule in INPUT_RULES.items()}
+    assert chosen == {
         "influence": 2,
         "balanced": 2,
         "widest": 0,
@@ -117,40 +125,52 @@ def numbered(first: int, count: int) -> tuple[Int32Array, Int32Array]:
     return lower, lower + 1
 
 
-def test_the_last_pushed_is_popped_first_and_the_stack_grows() -> None:
-    frontier = Frontier(CPU, 2, 1 << 30)
-    frontier.push(*numbered(0, 3))
-    frontier.push(*numbered(3, 200))  # beyond the first allocation
-    assert frontier.size == 203
-    lower, upper = frontier.pop(4)
-    assert lower.dtype == upper.dtype == np.int32
-    assert np.array_equal(lower, numbered(199, 4)[0])
-    assert np.array_equal(upper, numbered(199, 4)[1])
-    frontier.push(*numbered(500, 1))
-    assert frontier.pop(2)[0][:, 0].tolist() == [198, 500]
-    rest, _ = frontier.pop(1000)
-    assert rest[:, 0].tolist() == list(range(198))
-    assert frontier.size == 0
-    assert len(frontier.pop(5)[0]) == 0
+def block(first: int, count: int, kernels: Kernels = CPU) -> OpenBoxes:
+    lower, upper = (kernels.asarray(bound) for bound in numbered(first, count))
+    return OpenBoxes(lower, upper, np.arange(first, first + count))
 
 
-def test_the_codes_of_both_types_survive_the_narrow_storage() -> None:
-    frontier = Frontier(CPU, 2, 1 << 20)
-    frontier.push(int32([[-128, 0]]), int32([[127, 255]]))
-    lower, upper = frontier.pop(1)
-    assert (lower.tolist(), upper.tolist()) == ([[-128, 0]], [[127, 255]])
+def test_the_last_pushed_is_popped_first() -> None:
+    frontier = Frontier[OpenBoxes](CPU, None)
+    frontier.push(block(0, 3))
+    frontier.push(block(3, 200))
+    assert len(frontier) == 203
+    taken = frontier.pop(4)
+    assert np.array_equal(taken.lower, numbered(199, 4)[0])
+    assert np.array_equal(taken.upper, numbered(199, 4)[1])
+    frontier.push(block(500, 1))
+    assert frontier.pop(2).entry.tolist() == [198, 500]
+    assert frontier.pop(1000).entry.tolist() == list(range(198))
+    assert len(frontier) == 0
+    frontier.push(block(7, 0))
+    assert not frontier.blocks
+
+
+def test_the_top_block_alone_can_be_asked_for() -> None:
+    frontier = Frontier[OpenBoxes](CPU, None)
+    frontier.push(block(0, 3))
+    frontier.push(block(3, 2))
+    assert frontier.pop_block(4).entry.tolist() == [3, 4]
+    assert frontier.pop_block(2).entry.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("low,high", [(-128, 127), (0, 255), (-(2**15), 2**15 - 1), (0, 65535)])
+def test_the_codes_of_all_types_survive_the_narrow_storage(low: int, high: int) -> None:
+    """65535 does not fit int16."""
+    dtype = OpenBoxes.narrowest(int32([low]), int32([high]))
+    assert np.array([low, high]).astype(dtype).tolist() == [low, high]
+    assert dtype is (np.int32 if high > 2**15 else np.int16)
 
 
 def test_batches_shrink_when_the_budget_is_half_used() -> None:
-    frontier = Frontier(CPU, 1, 4 * 1000)  # a thousand boxes
-    lower, upper = int32(np.zeros((500, 1))), int32(np.ones((500, 1)))
-    frontier.push(lower, upper)
-    assert len(frontier.pop(100)[0]) == 100
-    frontier.push(lower[:350], upper[:350])  # 750 boxes
-    assert len(frontier.pop(100)[0]) == 25
-    frontier.push(lower, upper)  # beyond the budget
-    assert [len(frontier.pop(100)[0]) for _ in range(3)] == [1, 1, 1]
-    assert frontier.size == 1222
+    frontier = Frontier[OpenBoxes](CPU, None, 1000)
+    frontier.push(block(0, 500))
+    assert len(frontier.pop(100)) == 100
+    frontier.push(block(0, 350))  # 750 boxes
+    assert len(frontier.pop(100)) == 25
+    frontier.push(block(0, 500))  # beyond the budget
+    assert [len(frontier.pop(100)) for _ in range(3)] == [1, 1, 1]
+    assert len(frontier) == 1222
 
 
 # -- problems, and their brute-force answers -------------------------------------------------------
@@ -439,28 +459,30 @@ def test_progress_never_falls_and_counts_what_is_open() -> None:
 
 
 def test_a_batch_fits_the_share_of_memory() -> None:
-    assert batch_size(random_problem(0)) == 4096
+    assert box_batch(CPU, random_problem(0).network) == 4096
     wide = [dense(np.ones((1, 200_000)), np.zeros(200_000))]
-    assert batch_size(problem_of(wide, box_of((0, 1)), [])) == 16
+    assert box_batch(CPU, problem_of(wide, box_of((0, 1)), []).network) == 16
 
 
-@pytest.mark.parametrize("kernels", [CPU, open_strict()], ids=lambda own: own.name)
-@pytest.mark.parametrize("resident", [1, 5 * 8, 40 * 8])
-def test_the_host_holds_the_bottom_of_the_stack(resident: int, kernels: Kernels) -> None:
+@pytest.mark.parametrize("kernels", [CPU, open_strict()], ids=lambda kernels: kernels.name)
+@pytest.mark.parametrize("room", [1, 1 << 8, 1 << 10])
+def test_the_host_holds_the_bottom_of_the_stack(room: int, kernels: Kernels) -> None:
     """Whatever is resident, the same boxes come in the same batches."""
-    rng, next_ = np.random.default_rng(resident), 0
-    whole, part = Frontier(CPU, 2, 8 * 1000), Frontier(kernels, 2, 8 * 1000, resident)
+    rng, next_ = np.random.default_rng(room), 0
+    whole, part = Frontier[OpenBoxes](CPU, None, 2000), Frontier[OpenBoxes](kernels, room, 2000)
     away = 0
     for _ in range(300):
         count = int(rng.integers(0, 30))
-        (lower, upper), entries = numbered(next_ % 10_000, count), np.arange(next_, next_ + count)
-        whole.push(lower, upper, entries)
-        part.push(kernels.asarray(lower), kernels.asarray(upper), entries)
-        next_, away = next_ + count, max(away, len(part._below))
-        batch = int(rng.integers(1, 40))
-        for ours, theirs in zip(whole.pop(batch), part.pop(batch), strict=True):
-            assert np.array_equal(ours, kernels.to_host(theirs))
-        assert np.array_equal(whole.taken, part.taken) and whole.size == part.size
+        whole.push(block(next_ % 10_000, count))
+        part.push(block(next_ % 10_000, count, kernels))
+        next_, away = next_ + count, max(away, part.away)
+        if len(whole):
+            batch = int(rng.integers(1, 40))
+            ours, theirs = whole.pop(batch), part.pop(batch)
+            assert np.array_equal(ours.lower, kernels.to_host(theirs.lower))
+            assert np.array_equal(ours.upper, kernels.to_host(theirs.upper))
+            assert np.array_equal(ours.entry, theirs.entry)
+        assert len(whole) == len(part)
     assert away > 2
 
 
@@ -468,10 +490,10 @@ def test_a_small_gpu_splits_the_same_boxes(monkeypatch: pytest.MonkeyPatch) -> N
     """A search whose frontier is mostly on the host: the same boxes, the same verdict."""
     counts = set()
     for resident in (1, 1 << 30):
-        monkeypatch.setattr(bab, "RESIDENT", (resident, 1.0))
-        problem = parity_problem(3, 15)
         strict = open_strict()
-        problem.kernels, problem.network = strict, problem.network.on(strict)
+        monkeypatch.setattr(type(strict), "resident_bytes", lambda self, most=resident: most)
+        problem = parity_problem(3, 15)
+        problem = replace(problem, kernels=strict, network=problem.network.on(strict))
         outcome, stats = run(problem, Options(batch=16, attack=False))
         assert outcome.verdict is Verdict.UNSAT
         counts.add((stats.subproblems, stats.leaves, stats.max_open))
@@ -481,9 +503,14 @@ def test_a_small_gpu_splits_the_same_boxes(monkeypatch: pytest.MonkeyPatch) -> N
 # -- the attack ------------------------------------------------------------------------------------
 
 
+def attack_of(problem: Problem, stats: Stats, batch: int) -> Attack:
+    observer = Observer(problem.kernels, stats, FOREVER)
+    return Attack(Knowledge(problem), np.random.default_rng(0), observer, batch)
+
+
 def attack_round(problem: Problem, rounds: int = 1) -> Candidate | None:
     """What some rounds of the attack find."""
-    attack = Attack(problem, np.random.default_rng(0), Stats(), 4096)
+    attack = attack_of(problem, Stats(), 4096)
     return next(
         (found for _ in range(rounds) if (found := attack.attack_round()) is not None), None
     )
@@ -518,7 +545,7 @@ def test_the_attack_tries_every_case_of_many() -> None:
 def test_the_attack_takes_its_share_of_the_work(before: int) -> None:
     """What was bounded for earlier queries is no reason to attack this one more often."""
     problem, stats = parity_problem(2, 15), Stats(subproblems=before)
-    attack = Attack(problem, np.random.default_rng(0), stats, 4096)
+    attack = attack_of(problem, stats, 4096)
     assert attack.due()
     attack.attack_round()
     assert stats.attack_points > 0 and not attack.due()
@@ -541,7 +568,7 @@ def test_the_attack_keeps_to_what_fits_the_memory(
     problem = problem_of(
         [dense([[1]], [0])], box_of((0, 255)), [(y_row(-1 - k, 1),) for k in range(30)]
     )
-    assert Attack(problem, np.random.default_rng(0), Stats(), batch).attack_round() is None
+    assert attack_of(problem, Stats(), batch).attack_round() is None
     assert max(sizes) <= max(batch, 4)
 
 
@@ -550,7 +577,7 @@ def test_gradient_and_corner_point_downhill() -> None:
         [dense([[3, 0], [-2, 1]], [0, 0])], box_of((0, 9), (0, 9)), [(y_row(0, 1, -1),)]
     )
     lower, upper = problem.lower[None], problem.upper[None]
-    gradient = slack_gradient(problem, problem.network.values(CPU, lower), np.array([0]))
+    gradient = slack_gradient(Knowledge(problem), problem.network.values(CPU, lower), np.array([0]))
     assert np.sign(gradient).tolist() == [[1, -1]]
     assert corners(problem, lower, upper, gradient).tolist() == [[0, 9]]
 
@@ -598,7 +625,7 @@ def test_open_points_are_realised_inside_their_cell() -> None:
     problem = problem_of(ops, box_of((F(3, 10), F(4, 10))), [case], scale=0.1)
     point = int32([[3]])
     y = problem.decoder.decode(problem.network.run(CPU, point))
-    assert problem.unsafe.status((y, y), problem.input_ends(point, point)).tolist() == [[OPEN]]
+    assert problem.unsafe.status((y, y), problem.input_bounds(point, point)).tolist() == [[OPEN]]
     outcome, _ = run(problem)
     check_candidate(problem, outcome)
     assert outcome.candidate is not None and 0.32 <= outcome.candidate.inputs[0] < 0.36

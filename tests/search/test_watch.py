@@ -19,8 +19,9 @@ from qverify.network import Network
 from qverify.ops import Requantize, relax, table
 from qverify.ops.pool import MaxHull
 from qverify.ops.relax import StaircaseRelaxation
-from qverify.search import bab, frontier
-from qverify.search.problem import Problem
+from qverify.search import bab, frontier, splitting
+from qverify.search.bounds import Intervals
+from qverify.search.knowledge import Knowledge
 from tests.graphs import ROUNDS
 from tests.networks import CPU, random_network
 from tests.search.queries import asked, shortcut
@@ -96,7 +97,7 @@ def test_a_point_that_tests_nothing_is_a_warning() -> None:
 
 
 def test_a_point_outside_the_box_is_never_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Problem, "find_unsafe", lambda *args: None)  # loses every counterexample
+    monkeypatch.setattr(Knowledge, "find_unsafe", lambda *args: None)  # loses every counterexample
     assert (
         verify(*TINY, Options(device="cpu", attack=False, watch=(99.0, -99.0))).verdict
         is Verdict.UNSAT
@@ -161,21 +162,25 @@ BUGS: dict[str, Plant] = {
     "a maximum's bound too low": changed(
         MaxHull, "best", lambda found, *args: (found[0] - (1 << 17), *found[1:])
     ),
-    "inner bounds too tight": changed(
+    "intermediate bounds too tight": changed(
         relax.NonlinearRelaxation, "narrowed", lambda r, *args: (r[0], (r[1][0] + 1, r[1][1]))
     ),
-    "bounds by edges too tight": changed(
+    "CROWN bounds too tight": changed(
         intermediate, "_by_crown", lambda r, *args: ((r[0][0] + 3, r[0][1] - 3), r[1])
     ),
     "an interval too short": changed(
         Requantize, "interval", lambda box, *args: (box[0], np.maximum(box[0], box[1] - 1))
     ),
-    "everything refuted": changed(Problem, "bound", lambda found, *args: (found[0] * 0, found[1])),
-    "single code vectors not looked at": changed(Problem, "find_unsafe", lambda found, *args: None),
-    "halves that leave a gap": changed(
-        bab, "split", lambda h, *args: (np.minimum(h[0] + 1, h[1]), h[1])
+    "everything refuted": changed(
+        Intervals, "refute", lambda r, *args: dataclasses.replace(r, cases=r.cases | True)
     ),
-    "parts that leave a gap": changed(frontier.Waiting, "pop", without_lowest),
+    "single code vectors not looked at": changed(
+        Knowledge, "find_unsafe", lambda found, *args: None
+    ),
+    "halves that leave a gap": changed(
+        splitting, "halves", lambda h, *args: (np.minimum(h[0] + 1, h[1]), h[1])
+    ),
+    "parts that leave a gap": changed(frontier.Frontier, "pop_block", without_lowest),
 }
 
 
@@ -212,8 +217,8 @@ NEEDS = {  # other networks than any
     "a table's hull without an entry": with_rules("scan", 1),
     "a sum's hull too low": with_rules("sum", 1),
     "a maximum's bound too low": with_rules("max", 1),
-    "inner bounds too tight": with_rules("staircase", 2),
-    "bounds by edges too tight": with_rules("staircase", 2),
+    "intermediate bounds too tight": with_rules("staircase", 2),
+    "CROWN bounds too tight": with_rules("staircase", 2),
 }
 
 
