@@ -31,11 +31,11 @@ from qverify.replay import NotReplayed, replay
 from qverify.result import Verdict, Witness
 from qverify.search.problem import Candidate, Problem
 
-FIX = (
+FIX_THE_SHAPES = (
     "fix the shapes in the file (onnxruntime.tools.make_dynamic_shape_fixed) to run what is "
     "verified"
 )
-# Of the outputs' range: differences up to here pass for another rounding of some codes.
+# Of the outputs' range: up to here, a difference is no more than another rounding of some codes.
 FUSION_SHARE = 0.005
 
 
@@ -159,30 +159,27 @@ class Engine:
                 for i, v in enumerate(candidate.inputs)
             )
             text = tuple(decimals)
-            sure = make_readings(query, problem.domain, self.decoder).certain_at(candidate.outputs)
-            inputs, own = self.graph_inputs(candidate.inputs), self.read
-            witness = replay(own.path, sure, inputs, text, candidate.outputs, own.shapes)
-            if own.shapes and own.assumed:
-                replay(own.path, sure, inputs, text, candidate.outputs, {})
-        except (
-            SpecError
-        ) as error:  # no decimal inside the bounds is read as the float32 that was found
-            return (
-                Verdict.UNKNOWN,
-                f"a counterexample was found, but cannot be written down: {error}",
-                None,
-            )
+            outputs, read = candidate.outputs, self.read
+            certain = make_readings(query, problem.domain, self.decoder).certain_at(outputs)
+            inputs = self.graph_inputs(candidate.inputs)
+            witness = replay(read.path, certain, inputs, text, outputs, read.shapes)
+            if read.shapes and read.assumed:
+                replay(read.path, certain, inputs, text, outputs, {})
+        except SpecError as error:
+            # No decimal inside the bounds is read as the float32 that was found.
+            reason = f"a counterexample was found, but cannot be written down: {error}"
+            return Verdict.UNKNOWN, reason, None
         except NotReplayed as error:
             if self.read.shapes and self.read.assumed:
-                return (
-                    Verdict.UNKNOWN,
-                    f"a counterexample did not replay on the file as it stands ({error}): {FIX}",
-                    None,
+                reason = (
+                    f"a counterexample did not replay on the file as it stands ({error}): "
+                    f"{FIX_THE_SHAPES}"
                 )
-            reason = (
-                f"a counterexample of the integer network did not replay on the file ({error}); "
-                "please report this"
-            )
+            else:
+                reason = (
+                    "a counterexample of the integer network did not replay on the file "
+                    f"({error}); please report this"
+                )
             return Verdict.UNKNOWN, reason, None
         return Verdict.SAT, "", witness
 
@@ -202,7 +199,8 @@ class Engine:
         warnings = [self.written.text] if self.written.share > FUSION_SHARE else []
         if self.read.shapes:
             warnings.append(
-                f"verdicts are about the model with --shape {shapes_text(self.read.shapes)}; {FIX}"
+                f"verdicts are about the model with --shape {shapes_text(self.read.shapes)}; "
+                f"{FIX_THE_SHAPES}"
             )
         return warnings
 
@@ -226,13 +224,9 @@ class Engine:
             gaps = np.where(fused == literal, 0.0, np.abs(fused - literal))
             differ = np.where(np.isnan(gaps), np.inf, gaps).max(axis=1, initial=0.0)
             span = max(fused.max(), literal.max()) - min(fused.min(), literal.min())
-        share = (
-            0.0
-            if not differ.any()
-            else float(differ.max() / span)
-            if np.isfinite(span) and span
-            else 1.0
-        )
+        share = 0.0
+        if differ.any():
+            share = float(differ.max() / span) if np.isfinite(span) and span else 1.0
         turned = np.count_nonzero(fused.argmax(axis=1) != literal.argmax(axis=1))
         return AsWritten(share, int(np.count_nonzero(differ)), int(turned), len(flat))
 
@@ -294,7 +288,7 @@ class Engine:
             return ""
         return (
             f"with open shapes the file itself gives other outputs (on {differ} of {len(flat)} "
-            f"inputs tried): {FIX}"
+            f"inputs tried): {FIX_THE_SHAPES}"
         )
 
     def _affordable(self) -> int:

@@ -108,9 +108,8 @@ def _verify(
         details["intervals_by"] = engine.propagator.name
         details["warnings"] += engine.propagator.take_warnings()
         if outcome.verdict is Verdict.SAT:
-            with Deadline.after(
-                None
-            ).limits():  # what was found in time is replayed, whatever that takes
+            # What was found in time is replayed, however long that takes.
+            with Deadline.after(None).limits():
                 found = _answer_sat(engine, query, problem, outcome, stats, details, deadline)
             if found.verdict is Verdict.SAT:
                 return _certified(found, proofs)
@@ -197,9 +196,14 @@ def _watch(problem: Problem, point: tuple[float, ...] | None) -> Watch | None:
         raise UsageError("the point to watch has a value that its input cannot take")
     with np.errstate(over="ignore"):
         flat = np.where(is_float, flat.astype(np.float32).astype(np.float64), flat)
-    own = problem
     return Watch.make(
-        own.kernels, own.network, own.domain, own.decoder, own.unsafe, own.runtime, flat
+        problem.kernels,
+        problem.network,
+        problem.domain,
+        problem.decoder,
+        problem.unsafe,
+        problem.runtime,
+        flat,
     )
 
 

@@ -24,7 +24,7 @@ from qverify.property import Row
 
 Float64Array = npt.NDArray[np.float64]
 Point = dict[int, Fraction]
-Ends = dict[int, tuple[Fraction, Fraction]]
+Bounds = dict[int, tuple[Fraction, Fraction]]  # of inputs, by their numbers
 
 MAX_BOXES = 500  # of the search through a cell
 ONE_BY_ONE = 24  # numbers of a solution that are replaced one after another
@@ -52,8 +52,8 @@ def may_hold(
 ) -> bool:
     """Whether all rows may hold together at outputs `y` for inputs in [lower, upper], real numbers
     or integers: False is a proof."""
-    own = conditions(rows, y)
-    return any(True for _ in _parts(own, _ends(own, lower, upper), is_float))
+    inequalities = conditions(rows, y)
+    return any(True for _ in _parts(inequalities, _box_of(inequalities, lower, upper), is_float))
 
 
 def solve_in_cell(
@@ -66,11 +66,11 @@ def solve_in_cell(
     """Values in [first, last] (float32, or integers) for which all rows hold at outputs `y`; None
     if no real numbers are (nor integers, for integer inputs). Raises Undecided if that is not
     known."""
-    own = conditions(rows, y)
+    inequalities = conditions(rows, y)
     doubt = False
-    for box, found in _parts(own, _ends(own, first, last), is_float):
-        for point in _tries(own, box, found, is_float):
-            if all(row.holds(point) for row in own):
+    for box, found in _parts(inequalities, _box_of(inequalities, first, last), is_float):
+        for point in _tries(inequalities, box, found, is_float):
+            if all(row.holds(point) for row in inequalities):
                 result = first.copy()
                 for j, value in point.items():
                     result[j] = float(value)
@@ -85,8 +85,8 @@ def solve_in_cell(
 
 
 def _parts(
-    own: list[RationalInequality], box: Ends, is_float: npt.NDArray[np.bool_]
-) -> Iterator[tuple[Ends, Point | None]]:
+    rows: list[RationalInequality], box: Bounds, is_float: npt.NDArray[np.bool_]
+) -> Iterator[tuple[Bounds, Point | None]]:
     """The parts of a box in which all integer inputs are fixed and all rows may hold, with real
     numbers for which they do (None: not known); and after MAX_BOXES parts, what is left,
     unparted."""
@@ -95,7 +95,7 @@ def _parts(
         if not stack:
             return
         box = stack.pop()
-        found = common_point(own, box)
+        found = common_point(rows, box)
         if isinstance(found, RationalInequality):
             continue
         whole = [j for j, (low, high) in box.items() if not is_float[j] and low < high]
@@ -109,31 +109,34 @@ def _parts(
     yield from ((box, None) for box in stack)
 
 
-def _ends(own: Sequence[RationalInequality], lower: Float64Array, upper: Float64Array) -> Ends:
-    used = sorted({j for row in own for j in row.terms})
+def _box_of(rows: Sequence[RationalInequality], lower: Float64Array, upper: Float64Array) -> Bounds:
+    used = sorted({j for row in rows for j in row.terms})
     return {j: (Fraction(float(lower[j])), Fraction(float(upper[j]))) for j in used}
 
 
 def _tries(
-    own: list[RationalInequality], box: Ends, found: Point | None, is_float: npt.NDArray[np.bool_]
+    rows: list[RationalInequality],
+    box: Bounds,
+    found: Point | None,
+    is_float: npt.NDArray[np.bool_],
 ) -> Iterator[Mapping[int, Fraction]]:
-    """Points of float32 in a box of float32 ends that may satisfy all rows; integers are fixed."""
-    yield {j: ends[0] for j, ends in box.items()}
+    """Points of float32 in a box of float32 that may satisfy all rows; integers are fixed."""
+    yield {j: low for j, (low, _) in box.items()}
     if found is None:
         return
     yield _rounded(found, box)
-    roomy = common_point([_with_room(row, own, box) for row in own], box)
+    roomy = common_point([_with_room(row, rows, box) for row in rows], box)
     if isinstance(roomy, dict):
         yield _rounded(roomy, box)
         found = roomy
     for order in (list(box), list(box)[::-1]):
-        yield from _few_bits(own, box, found, order)
+        yield from _few_bits(rows, box, found, order)
     yield from _searched(
-        own, {j: (float(low), float(high)) for j, (low, high) in box.items()}, is_float
+        rows, {j: (float(low), float(high)) for j, (low, high) in box.items()}, is_float
     )
 
 
-def _rounded(point: Point, box: Ends) -> Point:
+def _rounded(point: Point, box: Bounds) -> Point:
     return {
         j: min(max(Fraction(float(np.float32(float(v)))), box[j][0]), box[j][1])
         for j, v in point.items()
@@ -141,11 +144,11 @@ def _rounded(point: Point, box: Ends) -> Point:
 
 
 def _with_room(
-    row: RationalInequality, own: list[RationalInequality], box: Ends
+    row: RationalInequality, rows: list[RationalInequality], box: Bounds
 ) -> RationalInequality:
     """The row, tighter by what rounding its variables can change; half of an equality as it is."""
     opposite = {j: -c for j, c in row.terms.items()}
-    if any(other.rhs == -row.rhs and other.terms == opposite for other in own):
+    if any(other.rhs == -row.rhs and other.terms == opposite for other in rows):
         return row
     room = sum(
         (abs(c) * _spacing(*box[j]) for j, c in row.terms.items() if box[j][0] < box[j][1]),
@@ -159,7 +162,7 @@ def _spacing(low: Fraction, high: Fraction) -> Fraction:
 
 
 def _few_bits(
-    own: list[RationalInequality], box: Ends, point: Point, order: list[int]
+    rows: list[RationalInequality], box: Bounds, point: Point, order: list[int]
 ) -> Iterator[Point]:
     """Fix one variable after another at a number of few bits near its value, such that the others
     still have a solution. Of many, all but the last are fixed together: these make up for it."""
@@ -168,7 +171,7 @@ def _few_bits(
     for bits in (6, 9, 12) if most else ():
         fixed = {j: next(_simple_numbers(point[j], *box[j], bits)) for j in most}
         near = common_point(
-            own, {**box, **{j: (value, value) for j, value in fixed.items()}}, point
+            rows, {**box, **{j: (value, value) for j, value in fixed.items()}}, point
         )
         if isinstance(near, dict):
             box, point = {**box, **{j: (value, value) for j, value in fixed.items()}}, near
@@ -179,7 +182,7 @@ def _few_bits(
     for j in order:
         low, high = box[j]
         for value in _simple_numbers(point[j], low, high) if low < high else ():
-            near = common_point(own, {**box, j: (value, value)}, point)
+            near = common_point(rows, {**box, j: (value, value)}, point)
             if isinstance(near, dict):
                 box[j], point = (value, value), near
                 break
@@ -215,7 +218,7 @@ def _log2(value: Fraction) -> int:
 
 
 def _searched(
-    own: list[RationalInequality],
+    rows: list[RationalInequality],
     start: dict[int, tuple[float, float]],
     is_float: npt.NDArray[np.bool_],
 ) -> Iterator[Point]:
@@ -225,16 +228,16 @@ def _searched(
         if not stack:
             return
         box = stack.pop()
-        ends = {j: (Fraction(low), Fraction(high)) for j, (low, high) in box.items()}
-        for row in own:
-            yield {j: pair[row.terms.get(j, 0) < 0] for j, pair in ends.items()}
+        exact = {j: (Fraction(low), Fraction(high)) for j, (low, high) in box.items()}
+        for row in rows:
+            yield {j: pair[row.terms.get(j, 0) < 0] for j, pair in exact.items()}
         wide = [j for j, (low, high) in box.items() if low < high]
-        if any(row.fails_on(ends) for row in own) or not wide:
+        if any(row.fails_on(exact) for row in rows) or not wide:
             continue
         j = max(
             wide,
             key=lambda j: (
-                (box[j][1] - box[j][0]) * max(abs(float(row.terms.get(j, 0))) for row in own)
+                (box[j][1] - box[j][0]) * max(abs(float(row.terms.get(j, 0))) for row in rows)
             ),
         )
         below, above = halves(*box[j], bool(is_float[j]))
@@ -276,10 +279,11 @@ class CellTable:
             last[:, k] = np.where(domain.falling(), below[0], below[1])
         return CellTable(domain, lower, first, last)
 
-    def ends(
+    def bounds(
         self, lower: npt.NDArray[np.int32], upper: npt.NDArray[np.int32]
     ) -> tuple[Float64Array, Float64Array]:
         """Bounds of each input element over code boxes [N, codes]: float64 [N, inputs] pairs."""
         at = np.arange(len(self.low))
+        # A falling quantizer gives its largest code for the least input.
         one, other = self.first[at, lower - self.low], self.last[at, upper - self.low]
         return self.domain.spread(np.minimum(one, other), np.maximum(one, other))

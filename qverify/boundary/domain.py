@@ -4,9 +4,9 @@ as floats.
 The runtime is fed float32, so a box of rationals stands for a set of float32 values, and there are
 several readings of a decimal bound: the rational that it spells, the nearest double, and the
 nearest float32 (at once, or by way of the double, as a harness does that compares in float32). An
-input may be a decimal too, of which the network is fed the rounding, so an excluded bound's own
-rounding counts as well. `Domain` holds the values that lie inside under some reading, and `unsat`
-holds for all of them; `Domain.sure` are those that lie inside under every reading, and only they
+input may be a decimal too, of which the network is fed the rounding, so the rounding of an excluded
+bound counts as well. `Domain` holds the values that lie inside under some reading, and `unsat`
+holds for all of them; `Domain.certain` are those that lie inside under every reading, and only they
 are counterexamples. A witness is printed as a decimal inside the exact box that every one of these
 roundings turns into the value that was run.
 """
@@ -47,8 +47,8 @@ class Domain:
 
         Sound and tight because each quantizer is a monotone function of its one source element.
         """
-        ends = self.encoder.encode(np.stack([self.lower, self.upper]))
-        return ends.min(axis=0), ends.max(axis=0)
+        codes = self.encoder.encode(np.stack([self.lower, self.upper]))
+        return codes.min(axis=0), codes.max(axis=0)
 
     def cells(self, low: Int32Array, high: Int32Array) -> tuple[Float64Array, Float64Array] | None:
         """Per input element, the least and largest value in the domain whose codes lie in [low,
@@ -67,9 +67,8 @@ class Domain:
         domain."""
         source = self.encoder.source
         real = source >= 0
-        lower, upper = (
-            np.repeat(end[None], len(first), axis=0) for end in (self.lower, self.upper)
-        )
+        lower = np.repeat(self.lower[None], len(first), axis=0)
+        upper = np.repeat(self.upper[None], len(first), axis=0)
         at: Any = (slice(None), source[real])
         np.maximum.at(lower, at, first[:, real])
         np.minimum.at(upper, at, last[:, real])
@@ -88,19 +87,19 @@ class Domain:
         at = np.maximum(source, 0)
         a, b = self._ordinals(self.lower[at]), self._ordinals(self.upper[at])
         rising = ~self.falling()
-        enters = _first_true(
-            a, b, lambda m: np.where(rising, self._codes_at(m) >= low, self._codes_at(m) <= high)
-        )
-        leaves = (
-            _first_true(
-                a, b, lambda m: np.where(rising, self._codes_at(m) > high, self._codes_at(m) < low)
-            )
-            - 1
-        )
-        constant = source < 0
+
+        def inside(ordinal: Any) -> Any:  # or already beyond
+            codes = self._codes_at(ordinal)
+            return np.where(rising, codes >= low, codes <= high)
+
+        def beyond(ordinal: Any) -> Any:
+            codes = self._codes_at(ordinal)
+            return np.where(rising, codes > high, codes < low)
+
+        first, last = _first_true(a, b, inside), _first_true(a, b, beyond) - 1
         fixed = self._codes_at(a)
-        empty = np.where(constant, (fixed < low) | (fixed > high), enters > leaves)
-        return self._values(np.minimum(enters, b)), self._values(np.maximum(leaves, a)), empty
+        empty = np.where(source < 0, (fixed < low) | (fixed > high), first > last)
+        return self._values(np.minimum(first, b)), self._values(np.maximum(last, a)), empty
 
     def falling(self) -> npt.NDArray[np.bool_]:
         """[codes]: whether the code falls as the input rises, over the domain."""
@@ -130,11 +129,11 @@ class Domain:
         return self.encoder.encode_at(self._values(ordinal))
 
     @functools.cached_property
-    def sure(self) -> tuple[Float64Array, Float64Array]:
+    def certain(self) -> tuple[Float64Array, Float64Array]:
         """Least and largest value of each input element that lies within its bounds under every
         reading [inputs]; the first is the larger one where there is none."""
-        ends = [_ends(self.encoder, self.box, i, sure=True) for i in range(len(self.lower))]
-        return np.array([low for low, _ in ends]), np.array([high for _, high in ends])
+        bounds = [_bounds(self.encoder, self.box, i, certain=True) for i in range(len(self.lower))]
+        return np.array([low for low, _ in bounds]), np.array([high for _, high in bounds])
 
     def lift(self, codes: Int32Array) -> Float64Array | None:
         """Input values in the domain that quantize to `codes` [codes], away from cell borders and
@@ -143,11 +142,9 @@ class Domain:
         if cell is None:
             return None
         first, last = cell
-        inner = np.maximum(first, self.sure[0]), np.minimum(last, self.sure[1])
-        first, last = (
-            np.where(inner[0] <= inner[1], own, end) for own, end in zip(inner, cell, strict=True)
-        )
-        return self.middle(first, last)
+        low, high = np.maximum(first, self.certain[0]), np.minimum(last, self.certain[1])
+        possible = low <= high
+        return self.middle(np.where(possible, low, first), np.where(possible, high, last))
 
     def middle(self, first: Float64Array, last: Float64Array) -> Float64Array:
         """Input values halfway between others [inputs]."""
@@ -164,19 +161,18 @@ class Domain:
         Sound because a decimal lies at most half a step from its float32; one that becomes a double
         first, and is then halfway between two, half a step of that more.
         """
+
+        def border(value: Float64Array, side: float) -> Float64Array:
+            """What the last decimal on that side that is fed as `value` may become."""
+            beyond = np.nextafter(value.astype(np.float32), np.float32(side)).astype(np.float64)
+            result: Float64Array = np.nextafter((value + beyond) / 2, side)
+            return result
+
         with np.errstate(over="ignore", invalid="ignore"):
-            ends = []
-            for end, side, bound in (
-                (lower, -np.inf, self._outside[0]),
-                (upper, np.inf, self._outside[1]),
-            ):
-                beyond = np.nextafter(end.astype(np.float32), np.float32(side)).astype(np.float64)
-                border = np.nextafter((end + beyond) / 2, side)
-                nearer, further = (np.maximum, np.minimum) if side < 0 else (np.minimum, np.maximum)
-                ends.append(
-                    np.where(self.encoder.is_float, further(end, nearer(border, bound)), end)
-                )
-        return ends[0], ends[1]
+            low = np.minimum(lower, np.maximum(border(lower, -np.inf), self._outside[0]))
+            high = np.maximum(upper, np.minimum(border(upper, np.inf), self._outside[1]))
+        is_float = self.encoder.is_float
+        return np.where(is_float, low, lower), np.where(is_float, high, upper)
 
     @functools.cached_property
     def _outside(self) -> tuple[Float64Array, Float64Array]:
@@ -185,21 +181,21 @@ class Domain:
         return np.array(lower), np.array([double_above(high) for high in self.box.upper])
 
     @functools.cached_property
-    def _sure_codes(self) -> tuple[Int32Array, Int32Array] | None:
-        low, high = self.sure
+    def _certain_codes(self) -> tuple[Int32Array, Int32Array] | None:
+        low, high = self.certain
         return None if (low > high).any() else replace(self, lower=low, upper=high).code_box()
 
-    def beyond_surely(self, low: Int32Array, high: Int32Array) -> npt.NDArray[np.bool_]:
+    def without_certain(self, low: Int32Array, high: Int32Array) -> npt.NDArray[np.bool_]:
         """Which boxes of codes [N, codes] have no code that an input inside the box under every
         reading has: [N]."""
-        if self._sure_codes is None:
+        if self._certain_codes is None:
             return np.ones(len(low), np.bool_)
-        first, last = self._sure_codes
+        first, last = self._certain_codes
         return np.asarray(((high < first) | (low > last)).any(axis=1), np.bool_)
 
-    def holds_surely(self, x: Float64Array) -> bool:
+    def is_certain(self, x: Float64Array) -> bool:
         """Whether inputs [inputs] lie inside the box under every reading of its bounds."""
-        return bool(((self.sure[0] <= x) & (x <= self.sure[1])).all())
+        return bool(((self.certain[0] <= x) & (x <= self.certain[1])).all())
 
     def decimal_for(self, index: int, value: float, exactly: bool = False) -> str:
         """A decimal that lies in the exact box (as a double, in the box of doubles) and that is
@@ -210,14 +206,11 @@ class Domain:
         lower, upper = self.box.lower[index], self.box.upper[index]
         number = np.float32(value)
         exact = Fraction(float(number))
-        ends = (as_decimal(lower, upward=True), as_decimal(upper, upward=False))
-        # For ends that are excluded.
-        inside = (
-            nudged_decimal(lower, exact),
-            nudged_decimal(upper, exact),
-        )
         short = (str(number), repr(float(number)), as_decimal(exact, upward=True))
-        for text in (*(short[::-1] if exactly else short), *ends, *inside):
+        bounds = (as_decimal(lower, upward=True), as_decimal(upper, upward=False))
+        # Where a bound is excluded: decimals just inside of it.
+        inside = (nudged_decimal(lower, exact), nudged_decimal(upper, exact))
+        for text in (*(short[::-1] if exactly else short), *bounds, *inside):
             point = Fraction(text)
             if inside_bounds(self.box, index, point) and set(float32s(point)) == {number}:
                 return text
@@ -255,8 +248,8 @@ def make_domain(encoder: Encoder, box: Box) -> Domain:
     """The domain of a box. Integer inputs have the integers of their type that lie within it.
     Raises EmptyBox where an input has no value inside its bounds under any reading, SpecError where
     the bounds overflow float32 on the way to the quantizer."""
-    ends = np.array([_ends(encoder, box, i) for i in range(len(box.lower))]).reshape(-1, 2)
-    lower, upper = ends[:, 0].copy(), ends[:, 1].copy()
+    bounds = np.array([_bounds(encoder, box, i) for i in range(len(box.lower))]).reshape(-1, 2)
+    lower, upper = bounds[:, 0].copy(), bounds[:, 1].copy()
     if (lower > upper).any():
         i = int(np.flatnonzero(lower > upper)[0])
         raise EmptyBox(f"no value of X_{i} lies within its bounds {_interval(box, i)}")
@@ -277,43 +270,43 @@ def check_range(encoder: Encoder, lower: Float64Array, upper: Float64Array) -> N
     the ends is one at an end too, so a product with 0, the only step that makes a NaN of it, makes
     one at that end.
     """
-    ends = np.stack([lower, upper])
-    if not np.isfinite(ends).all() or np.isnan(encoder.scaled(ends)).any():
+    bounds = np.stack([lower, upper])
+    if not np.isfinite(bounds).all() or np.isnan(encoder.scaled(bounds)).any():
         raise SpecError(
             "the bounds are so large that the model's input arithmetic overflows float32"
         )
 
 
-def _ends(encoder: Encoder, box: Box, i: int, sure: bool = False) -> tuple[float, float]:
+def _bounds(encoder: Encoder, box: Box, i: int, certain: bool = False) -> tuple[float, float]:
     strict = i in box.lower_strict, i in box.upper_strict
-    return element_ends(encoder, i, box.lower[i], box.upper[i], strict, sure)
+    return element_bounds(encoder, i, box.lower[i], box.upper[i], strict, certain)
 
 
-def element_ends(
+def element_bounds(
     encoder: Encoder,
     index: int,
     low: Fraction,
     high: Fraction,
     strict: tuple[bool, bool] = (False, False),
-    sure: bool = False,
+    certain: bool = False,
 ) -> tuple[float, float]:
     """Least and largest value of an input element that lies within its bounds under some reading,
-    or (`sure`) under every one. The first is the larger one where there is none.
+    or (`certain`) under every one. The first is the larger one where there is none.
 
     Sound because rounding is monotone: a decimal inside the bounds is fed as a float32 between
     their roundings, and so is every float32 inside; where bounds exclude one another, so do their
     roundings.
     """
-    if low >= high if any(strict) else low > high and sure:
+    if low >= high if any(strict) else low > high and certain:
         return np.inf, -np.inf
-    wider: Callable[..., Any] = min if sure else max
+    wider: Callable[..., Any] = min if certain else max
     if not encoder.is_float[index]:
         first, last = -wider(_last(-low, strict[0])), wider(_last(high, strict[1]))
         return float(max(first, encoder.low)), float(min(last, encoder.high))
     first, last = -wider(float32s(-low)), wider(float32s(high))
-    # an excluded bound's own rounding may stand for a decimal inside, but as a float32 it is
-    # excluded
-    if sure:
+    if certain:
+        # The rounding of an excluded bound may stand for a decimal inside; as a float32 it is
+        # excluded.
         first = np.nextafter(first, np.float32(np.inf)) if strict[0] else first
         last = np.nextafter(last, np.float32(-np.inf)) if strict[1] else last
     return float(first) + 0.0, float(last) + 0.0  # no -0.0

@@ -23,7 +23,7 @@ from qverify.property import Row
 Float64Array = npt.NDArray[np.float64]
 
 
-def solve_surely(
+def solve_certain(
     domain: Domain, rows: Sequence[Row], y: Float64Array, first: Float64Array, last: Float64Array
 ) -> Float64Array | None:
     """Values in [first, last] and inside the box under every reading, for which all rows hold at
@@ -33,7 +33,7 @@ def solve_surely(
     input has none, it is printed as a decimal beside it, and every row must hold for both. (A few
     float32 at the ends of a box are not tried.)
     """
-    first, last = np.maximum(first, domain.sure[0]), np.minimum(last, domain.sure[1])
+    first, last = np.maximum(first, domain.certain[0]), np.minimum(last, domain.certain[1])
     if (first > last).any():
         return None
     used = sorted({i for row in rows for i, _ in row.x})

@@ -57,12 +57,12 @@ class Decoder:
         """[outputs]: a magnitude that no value exceeds, on any input; not finite where it may
         overflow float32."""
         sizes = [size for _, size, _ in self.parts]
-        ends = (
-            np.repeat([pair[k] for pair in self.types], sizes).astype(np.int32)[None]
-            for k in (0, 1)
+        low, high = (
+            np.repeat(np.array(column, np.int32), sizes)[None]
+            for column in zip(*self.types, strict=True)
         )
         with np.errstate(over="ignore", invalid="ignore"):
-            lower, upper = self.decode_box(*ends)
+            lower, upper = self.decode_box(low, high)
             reach: Float64Array = np.maximum(np.abs(lower[0]), np.abs(upper[0]))
         return reach
 
@@ -71,11 +71,11 @@ class Decoder:
         this decoder is exact, else nominal ones, which lie within the band of the runtime's."""
         result, start = [], 0
         for program, size, shape in self.parts:
-            own = z[:, start : start + size]
+            values = z[:, start : start + size]
             start += size
             if program is not None:
-                own = program.run(CPU, own.reshape(len(z), *shape)).reshape(len(z), size)
-            result.append(own.astype(np.float64))
+                values = program.run(CPU, values.reshape(len(z), *shape)).reshape(len(z), size)
+            result.append(values.astype(np.float64))
         return np.concatenate(result, axis=1)
 
     def decode_box(self, lower: Int32Array, upper: Int32Array) -> tuple[Float64Array, Float64Array]:
@@ -129,9 +129,8 @@ def _grid_of(lowered: Lowered, codes: Codes, program: Any) -> tuple[int | None, 
     if program is None:
         return 0, float(max(abs(codes.type.low), abs(codes.type.high)))
     op = lowered.network.nodes[codes.value - 1].op if codes.value else None
-    while (
-        isinstance(op, Layout) and op.constants is None
-    ):  # a reshape or a transpose after the table
+    # a reshape or a transpose after the table
+    while isinstance(op, Layout) and op.constants is None:
         value, *more = lowered.network.nodes[codes.value - 1].inputs
         if value == 0 or more:
             return None, 0.0
@@ -180,21 +179,19 @@ def _levels_of(lowered: Lowered, output: Output) -> Levels | None:
         else:
             break
         (value,) = node.inputs
-    own = lowered.network.type_of(value)
-    if own.count > 2**16:
+    codes_there = lowered.network.type_of(value)
+    if codes_there.count > 2**16:
         return None
-    x = np.arange(own.low, own.high + 1, dtype=np.int32)
+    x = np.arange(codes_there.low, codes_there.high + 1, dtype=np.int32)
     for table in reversed(tables):
         x = table.values[0][x - table.low]
-    y = (
-        x.astype(np.float64)
-        if program is None
-        else program.run(CPU, x).reshape(-1).astype(np.float64)
-    )
+    floats = x if program is None else program.run(CPU, x).reshape(-1)
+    y = floats.astype(np.float64)
     if not np.isfinite(y).all():
         return None
     rise = np.diff(y)
-    return Levels(value, index, own.low, y) if (rise >= 0).all() or (rise <= 0).all() else None
+    monotone = (rise >= 0).all() or (rise <= 0).all()
+    return Levels(value, index, codes_there.low, y) if monotone else None
 
 
 def _line_of(lowered: Lowered, output: Output) -> Line | None:
@@ -209,23 +206,19 @@ def _line_of(lowered: Lowered, output: Output) -> Line | None:
     kinds = tuple(step.kind for step in output.program.steps)
     if kinds not in (("mul",), ("mul", "add")):
         return None
-    scale = (
-        np.broadcast_to(output.program.steps[0].operand, codes.shape).reshape(-1).astype(np.float64)
+    factor, *addend = (step.operand.astype(np.float64) for step in output.program.steps)
+    scale, shift = (
+        np.broadcast_to(operand, codes.shape).reshape(-1)
+        for operand in (factor, addend[0] if addend else np.zeros(()))
     )
-    shift = (
-        np.zeros(codes.shape)
-        if len(kinds) == 1
-        else output.program.steps[1].operand.astype(np.float64)
-    )
-    shift = np.broadcast_to(shift, codes.shape).reshape(-1)
     unit = int(np.frexp(np.abs(scale).max())[1]) - 24
     if not np.isfinite(scale).all() or not scale.any() or not -200 < unit < 200:
         return None
     step = 2.0**unit
     slope = np.rint(scale / step)
     reach = float(max(abs(codes.type.low), abs(codes.type.high)))
-    # Three float32 roundings (of acc, the product, the sum), the slope's own rounding, and a float
-    # sum's proved error.
+    # Three float32 roundings (of acc, the product, the sum), the rounding of the slope, and the
+    # proved error of a float sum.
     loose = (
         reach * np.abs(scale - slope * step)
         + 2.0**-21 * (reach * np.abs(scale) + np.abs(shift))
@@ -235,8 +228,8 @@ def _line_of(lowered: Lowered, output: Output) -> Line | None:
     middle = np.rint(shift / step)
     if float(np.abs(middle).max() + loose.max()) > 2.0**52:
         return None
-    ends = ((middle - loose).astype(np.int64), (middle + loose).astype(np.int64))
-    return Line(codes.value, slope.astype(np.int64), *ends, unit)
+    lower, upper = (middle - loose).astype(np.int64), (middle + loose).astype(np.int64)
+    return Line(codes.value, slope.astype(np.int64), lower, upper, unit)
 
 
 def _line_of_table(lowered: Lowered, codes: Codes) -> Line | None:
@@ -258,5 +251,7 @@ def _line_of_table(lowered: Lowered, codes: Codes) -> Line | None:
     rise = (whole[-1] - whole[0]) / max(len(values) - 1, 1)
     rest = whole.astype(np.int64) - int(np.rint(rise)) * x
     size = codes.type.size
-    ends = (np.full(size, rest.min(), np.int64), np.full(size, rest.max(), np.int64))
-    return Line(node.inputs[0], np.full(size, int(np.rint(rise)), np.int64), *ends, unit)
+    slope, lower, upper = (
+        np.full(size, int(value), np.int64) for value in (np.rint(rise), rest.min(), rest.max())
+    )
+    return Line(node.inputs[0], slope, lower, upper, unit)

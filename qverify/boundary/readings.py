@@ -167,12 +167,12 @@ class _RowReader:
             return ALWAYS, self._certain_bound(row)
         found = [
             (row.rhs, row.rhs),
-            *(end for form in self._formats(row) for end in self._ends(row, form)),
+            *(pair for form in self._formats(row) for pair in self._right_sides(row, form)),
         ]
         low, high = min(low for low, _ in found), max(high for _, high in found)
         if low == high:
-            own = row if row.arithmetic is None else replace(row, arithmetic=None)
-            return own, own
+            both = row if row.arithmetic is None else replace(row, arithmetic=None)
+            return both, both
         return _with(row, high), _with(row, low)
 
     def _certain_bound(self, row: Row) -> Row:
@@ -182,16 +182,18 @@ class _RowReader:
             low
             for low, _ in [
                 (row.rhs, row.rhs),
-                *(end for f in self._formats(row) for end in self._ends(row, f)),
+                *(pair for f in self._formats(row) for pair in self._right_sides(row, f)),
             ]
         )
-        sure = _with(row, least)
-        if sure is NEVER:
-            return sure
-        ((i, c),) = sure.x
-        end = self.domain.hull(self.domain.lower[None], self.domain.upper[None])[int(c > 0)][0, i]
-        value = c * Fraction(float(end))
-        return ALWAYS if (value < sure.rhs if sure.strict else value <= sure.rhs) else sure
+        certain = _with(row, least)
+        if certain is NEVER:
+            return certain
+        ((i, c),) = certain.x
+        bounds = self.domain.hull(self.domain.lower[None], self.domain.upper[None])
+        value = c * Fraction(float(bounds[int(c > 0)][0, i]))
+        return (
+            ALWAYS if (value < certain.rhs if certain.strict else value <= certain.rhs) else certain
+        )
 
     def _formats(self, row: Row) -> list[Format]:
         floats = any(self.outputs.is_float[j] for j, _ in row.y) or any(
@@ -199,41 +201,41 @@ class _RowReader:
         )
         return [DOUBLE, SINGLE] if self.float32 and (floats or not (row.x or row.y)) else [DOUBLE]
 
-    def _ends(self, row: Row, form: Format) -> Iterator[Interval]:
+    def _right_sides(self, row: Row, form: Format) -> Iterator[Interval]:
         """What the right-hand side may stand for in a format."""
-        own = row.arithmetic
-        alone = own is None or own.alone
+        arithmetic = row.arithmetic
+        alone = arithmetic is None or arithmetic.alone
         constants = form.rounded(row.rhs) if alone else {row.rhs}
-        if own is None or self._is_exact(row, own, form):
+        if arithmetic is None or self._is_exact(row, arithmetic, form):
             yield from ((exact(d), exact(d)) for d in constants)
-        elif self._is_rounded_once(row, own, form):
+        elif self._is_rounded_once(row, arithmetic, form):
             yield from (_cell(d, form, row.strict) for d in form.rounded(row.rhs))
         else:
-            error = self._error(row, own, form)
+            error = self._error(row, arithmetic, form)
             for d in (exact(d) for d in {*form.rounded(row.rhs), row.rhs}):
                 yield (-math.inf, math.inf) if error is None else (d - error, d + error)
 
-    def _error(self, row: Row, own: Arithmetic, form: Format) -> Fraction | None:
+    def _error(self, row: Row, arithmetic: Arithmetic, form: Format) -> Fraction | None:
         """How far rounding may take a row's two sides from one another; None where one may
         overflow."""
-        size = own.constants
+        size = arithmetic.constants
         if (
-            own.plain
+            arithmetic.plain
             and not row.x
             and all(abs(c) * _finite(self.outputs.least[j]) >= SAFE for j, c in row.y)
         ):
-            size = Fraction(0) if own.alone else abs(row.rhs)  # no product underflows
+            size = Fraction(0) if arithmetic.alone else abs(row.rhs)  # no product underflows
         for terms, reach in ((row.x, self._input_reach), (row.y, self.outputs.reach)):
             for index, c in terms:
                 size += max(abs(c), LEAST_NORMAL) * _finite(reach[index])
-        for key, magnitude in own.excess:
+        for key, magnitude in arithmetic.excess:
             size += magnitude * _finite(
                 self.outputs.reach[~key] if key < 0 else self._input_reach[key]
             )
         # As an expression, or as a matrix.
-        count = max(own.depth, len(row.x) + len(row.y) + 1 if form is DOUBLE else 0)
+        count = max(arithmetic.depth, len(row.x) + len(row.y) + 1 if form is DOUBLE else 0)
         loss = Fraction(count, 2**form.bits)
-        if loss > Fraction(1, 4) or 2 * size * own.shrink >= Fraction(2) ** form.top:
+        if loss > Fraction(1, 4) or 2 * size * arithmetic.shrink >= Fraction(2) ** form.top:
             return None
         return size * loss / (1 - loss)
 
@@ -244,12 +246,12 @@ class _RowReader:
         reach: npt.NDArray[np.float64] = np.maximum(np.abs(lower[0]), np.abs(upper[0]))
         return reach
 
-    def _is_rounded_once(self, row: Row, own: Arithmetic, form: Format) -> bool:
+    def _is_rounded_once(self, row: Row, arithmetic: Arithmetic, form: Format) -> bool:
         """Whether a single operation, of operands that are exact, is compared with a constant as it
         stands: a sum, or a product that is not compared with 0."""
-        if own.once:
+        if arithmetic.once:
             return True
-        if not (own.plain and own.alone) or row.x:
+        if not (arithmetic.plain and arithmetic.alone) or row.x:
             return False
         if len(row.y) == 1:
             ((j, c),) = row.y
@@ -275,21 +277,21 @@ class _RowReader:
         far = least >= Fraction(2) ** (form.bottom + 1) and most < Fraction(2) ** (form.top - 1)
         return not row.rhs and abs(c) >= LEAST_NORMAL and far
 
-    def _is_exact(self, row: Row, own: Arithmetic, form: Format) -> bool:
+    def _is_exact(self, row: Row, arithmetic: Arithmetic, form: Format) -> bool:
         """Whether a row's sides are computed without rounding, or rounded so that it does not
         matter: one output times a constant has the right sign; all leaves are multiples of one
         power of two, and their sum is below 2**bits of it."""
         if row.bounds_input and is_scaled(row):
             return True
-        if not own.plain or row.x:
+        if not arithmetic.plain or row.x:
             return False
         if (
-            own.alone
+            arithmetic.alone
             and len(row.y) == 1
             and (self._leaves_are_exact(row, form) or self._sign_is_exact(row, form))
         ):
             return True
-        constants = [] if own.alone or not row.rhs else [(row.rhs, 0, Fraction(1))]
+        constants = [] if arithmetic.alone or not row.rhs else [(row.rhs, 0, Fraction(1))]
         grid = self.outputs.grid
         leaves = [(c, grid.unit[j], _finite(grid.largest[j])) for j, c in row.y]
         step, total = 0, Fraction(0)

@@ -63,9 +63,7 @@ def _certain(
     """The cases of a query with the rows that no reading of their numbers doubts at outputs `y`;
     none where `x` lies within rounding of the box's bounds."""
     domain = make_domain(encoder, query.box)
-    return (
-        make_readings(query, domain, decoder).certain_at(y).cases if domain.holds_surely(x) else ()
-    )
+    return make_readings(query, domain, decoder).certain_at(y).cases if domain.is_certain(x) else ()
 
 
 def _rounded(point: Sequence[Fraction], texts: Sequence[str], encoder: Encoder) -> Floats:

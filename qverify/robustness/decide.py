@@ -117,7 +117,7 @@ class Decider:
         for i in np.flatnonzero(~right).tolist():
             found.append((i, task.eps[i][0], "misclassified", "tie" if tied[i] else "clean", each))
         left = np.flatnonzero(right)
-        for eps in sorted({eps for own in task.eps for eps in own}):
+        for eps in sorted({eps for radii in task.eps for eps in radii}):
             rows = np.array([i for i in left if eps in task.eps[i]], np.int64)
             if not len(rows):
                 continue
@@ -171,10 +171,8 @@ class Decider:
     def _root(self, label: int) -> Knowledge:
         """What is known of a label over all images, which holds in the box of every one."""
         if label not in self._roots:
-            radius, blank = (
-                self._radius(Fraction(PIXEL_MAX)),
-                np.zeros((1, 1, len(self.inputs.order)), np.uint8),
-            )
+            radius = self._radius(Fraction(PIXEL_MAX))
+            blank = np.zeros((1, 1, len(self.inputs.order)), np.uint8)
             lower, upper = (end[0] for end in self.inputs.ends(blank[None], radius))
             box = self.inputs.box(blank, radius)
             query = Query(box, cases(label, self.engine.decoder.size))
@@ -191,8 +189,8 @@ class Decider:
         step = memory.box_batch(engine.kernels, engine.network)
         parts = []
         for start in range(0, len(lower), step):
-            ends = (engine.kernels.asarray(end[start : start + step]) for end in (lower, upper))
-            codes = (engine.kernels.to_host(end) for end in engine.propagator.intervals(*ends))
+            part = (engine.kernels.asarray(end[start : start + step]) for end in (lower, upper))
+            codes = (engine.kernels.to_host(end) for end in engine.propagator.intervals(*part))
             with np.errstate(over="ignore", invalid="ignore"):
                 parts.append(engine.decoder.decode_box(*codes))
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
@@ -235,8 +233,8 @@ class Decider:
         and two of them tie."""
         started = time.perf_counter()
         lower, upper = self.inputs.ends(task.pixels[rows], self._radius(eps))
-        ends = self.engine.encoder.encode(lower), self.engine.encoder.encode(upper)
-        low, high = np.minimum(*ends), np.maximum(*ends)  # a quantizer may fall
+        codes = self.engine.encoder.encode(lower), self.engine.encoder.encode(upper)
+        low, high = np.minimum(*codes), np.maximum(*codes)  # a quantizer may fall
         y = self._scores(low, high)
         status = self._status(task.labels[rows], y)
         proved: BoolArray = (status == REFUTED).all(axis=1)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qverify.boundary.domain import check_range, element_ends
+from qverify.boundary.domain import check_range, element_bounds
 from qverify.errors import SpecError, UsageError
 from qverify.frontend.encoder import Encoder
 from qverify.frontend.lower import GraphValue
@@ -152,7 +152,7 @@ class Inputs:
             [[self.scaling.value(pair[k], c) for pair in around] for c in channels] for k in (0, 1)
         )
         ends = [
-            [element_ends(self.encoder, 0, a, b) for a, b in zip(low, high, strict=True)]
+            [element_bounds(self.encoder, 0, a, b) for a, b in zip(low, high, strict=True)]
             for low, high in zip(lower, upper, strict=True)
         ]
         both = np.array(ends)

@@ -135,7 +135,7 @@ class Knowledge:
     def without_sought(self, lower: Array, upper: Array) -> BoolArray:
         """Which boxes of codes hold no input that is sought: [N]."""
         without = self.problem.without_input(lower, upper)
-        return without | self.problem.without_sure_input(lower, upper) if self.narrowed else without
+        return without | self.problem.without_certain_input(lower, upper) if self.narrowed else without
 
     # -- points ------------------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ class Knowledge:
         self.joint.refine(status, (lower, upper), x, search=False)
         unsafe = (status != REFUTED).any(axis=1)
         if self.undecided:  # one more doubt would change nothing
-            unsafe &= ~problem.without_sure_input(points, points)
+            unsafe &= ~problem.without_certain_input(points, points)
             if problem.certain is not None and problem.leaves.exact and not problem.mixed:
                 some = y[unsafe], y[unsafe]
                 unsafe[unsafe] = (problem.certain.status(some) == CERTAIN).any(axis=1)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from qverify.boundary.cells import CellTable, may_hold
 from qverify.boundary.domain import Domain
-from qverify.boundary.inputs import solve_surely
+from qverify.boundary.inputs import solve_certain
 from qverify.boundary.leaves import Leaves, Runtime
 from qverify.boundary.outputs import Decoder
 from qverify.boundary.readings import Readings
@@ -87,7 +87,7 @@ class Problem:
         return CellTable.make(self.domain, self.lower, self.upper)
 
     def _cell_bounds(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array]:
-        return self._cells.ends(self.kernels.to_host(lower), self.kernels.to_host(upper))
+        return self._cells.bounds(self.kernels.to_host(lower), self.kernels.to_host(upper))
 
     def input_bounds(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array] | None:
         """Bounds of what the inputs stand for over code boxes; only where rows mention inputs (None
@@ -104,10 +104,10 @@ class Problem:
         first, last = self._cell_bounds(lower, upper)
         return np.asarray((first > last).any(axis=1), np.bool_)
 
-    def without_sure_input(self, lower: Array, upper: Array) -> BoolArray:
+    def without_certain_input(self, lower: Array, upper: Array) -> BoolArray:
         """In which code boxes no input lies that is inside its bounds under every reading: [N]."""
         low, high = self.kernels.to_host(lower), self.kernels.to_host(upper)
-        return self.domain.beyond_surely(low, high)
+        return self.domain.without_certain(low, high)
 
     def completed(self, point: dict[int, Fraction]) -> Float64Array:
         """Input values near those of `point`, in the middle of the domain where it says nothing."""
@@ -207,7 +207,7 @@ class Problem:
             if not may_hold(possible, y, *hull):
                 continue
             try:
-                found = solve_surely(self.domain, certain, y, *cell)
+                found = solve_certain(self.domain, certain, y, *cell)
             except Undecided as error:
                 found, doubt = None, str(error)
             if found is not None:

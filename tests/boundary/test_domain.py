@@ -198,10 +198,13 @@ def test_strict_bounds_leave_out_their_ends_surely() -> None:
     reading 1 is inside."""
     d = domain(encoder(quantizer()), (1, 3), strict=True)
     assert (d.lower[0], d.upper[0]) == (1, 3)
-    assert (d.sure[0][0], d.sure[1][0]) == (np.nextafter(F32(1), INF), np.nextafter(F32(3), -INF))
+    assert (d.certain[0][0], d.certain[1][0]) == (
+        np.nextafter(F32(1), INF),
+        np.nextafter(F32(3), -INF),
+    )
     d = domain(encoder(quantizer()), ("0.1", "0.3"), strict=True)
     assert (d.lower[0], d.upper[0]) == (F32(0.1), F32(0.3))
-    assert (d.sure[0][0], d.sure[1][0]) == (
+    assert (d.certain[0][0], d.certain[1][0]) == (
         np.nextafter(F32(0.1), INF),
         np.nextafter(F32(0.3), -INF),
     )
@@ -217,12 +220,12 @@ def test_bounds_between_two_float32() -> None:
     """A decimal inside is fed as a float32 outside: an input under some reading, under every one
     there is none."""
     d = domain(encoder(quantizer()), ("0.1", "0.1000000001"), strict=True)
-    assert d.lower[0] == d.upper[0] == F32(0.1) and not d.holds_surely(d.lower)
+    assert d.lower[0] == d.upper[0] == F32(0.1) and not d.is_certain(d.lower)
     d = domain(encoder(quantizer()), ("0.1", "0.1000000001"))
-    assert d.lower[0] == d.upper[0] == F32(0.1) and d.holds_surely(d.lower)
+    assert d.lower[0] == d.upper[0] == F32(0.1) and d.is_certain(d.lower)
     # Excluded as decimals, one point as float32.
     d = domain(encoder(quantizer()), ("0.1000000001", "0.1"))
-    assert d.lower[0] == d.upper[0] == F32(0.1) and not d.holds_surely(d.lower)
+    assert d.lower[0] == d.upper[0] == F32(0.1) and not d.is_certain(d.lower)
     with pytest.raises(EmptyBox):
         domain(encoder(quantizer()), ("0.1", "0.09"))
 
@@ -230,9 +233,9 @@ def test_bounds_between_two_float32() -> None:
 def test_lift_prefers_values_that_lie_inside_under_every_reading() -> None:
     d = domain(encoder(quantizer()), ("0.1", "0.10000002"), strict=True)
     first, second = F32(0.1), np.nextafter(F32(0.1), INF)
-    assert d.lower[0] == first and d.upper[0] >= second and d.sure[0][0] == second
+    assert d.lower[0] == first and d.upper[0] >= second and d.certain[0][0] == second
     x = d.lift(d.encoder.encode(np.array([[first]]))[0])
-    assert x is not None and d.holds_surely(x) and x[0] == second
+    assert x is not None and d.is_certain(x) and x[0] == second
 
 
 def test_strict_bounds_are_kept_by_decimals() -> None:
@@ -270,11 +273,11 @@ def test_integer_inputs_have_the_integers_of_their_box() -> None:
 def test_bounds_of_integers_are_read_as_doubles_too() -> None:
     e = encoder(Identity(np.array([0]), 0, 255))
     d = domain(e, ("3.00000000000000000001", "6.99999999999999999999"))
-    assert (d.lower[0], d.upper[0]) == (3, 7) and (d.sure[0][0], d.sure[1][0]) == (4, 6)
+    assert (d.lower[0], d.upper[0]) == (3, 7) and (d.certain[0][0], d.certain[1][0]) == (4, 6)
     d = domain(e, ("2.99999999999999999999", "7.00000000000000000001"), strict=True)
-    assert (d.lower[0], d.upper[0]) == (3, 7) and (d.sure[0][0], d.sure[1][0]) == (4, 6)
+    assert (d.lower[0], d.upper[0]) == (3, 7) and (d.certain[0][0], d.certain[1][0]) == (4, 6)
     d = domain(e, (-(10**400), 10**400))
-    assert (d.lower[0], d.upper[0]) == (0, 255) == (d.sure[0][0], d.sure[1][0])
+    assert (d.lower[0], d.upper[0]) == (0, 255) == (d.certain[0][0], d.certain[1][0])
 
 
 @pytest.mark.parametrize(("low", "high"), [("0.2", "0.8"), (3, 2.5)])
@@ -394,7 +397,7 @@ def test_ends_of_a_domain(
             for a, b in readings
         ]
         assert d.lower[0] <= v <= d.upper[0] or not any(found)
-        if d.sure[0][0] <= v <= d.sure[1][0]:
+        if d.certain[0][0] <= v <= d.certain[1][0]:
             assert all(found[1:])
             text = d.decimal_for(0, float(v))
             assert is_inside(low, Fraction(text), high, strict) and is_inside(
