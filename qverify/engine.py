@@ -1,5 +1,4 @@
-"""A model made ready once, to decide many queries: how problems are made of it, and how
-counterexamples leave it."""
+"""A model made ready once, to decide many queries: their problems, and the door for `sat`."""
 
 from __future__ import annotations
 
@@ -41,9 +40,11 @@ FUSION_SHARE = 0.005
 
 @dataclass(frozen=True)
 class AsWritten:
-    """How the outputs of a file's graph as it is written differ from those of the graph that
-    onnxruntime makes of it: at most by `share` of the outputs' range, on `inputs` of `count` random
-    inputs, on `turned` with another largest output."""
+    """How the file's graph as it is written differs from the one that onnxruntime makes of it.
+
+    The outputs differ by at most `share` of their range, on `inputs` of `count` random inputs, on
+    `turned` with another largest output.
+    """
 
     share: float
     inputs: int
@@ -98,8 +99,10 @@ class Engine:
         )
 
     def problem(self, query: Query, domain: Domain | None = None) -> Problem:
-        """A query, ready to be searched; `domain` is its box's where that is known already. Raises
-        EmptyBox for a box without a point, SpecError for one beyond float32."""
+        """A query, ready to be searched; `domain` is its box's, where it is known already.
+
+        Raises EmptyBox for a box without a point, SpecError for one beyond float32.
+        """
         domain = make_domain(self.encoder, query.box) if domain is None else domain
         lower, upper = domain.code_box()
         read = make_readings(query, domain, self.decoder)
@@ -127,8 +130,11 @@ class Engine:
     def file_function(
         self, as_written: bool = False, with_shapes: bool = True
     ) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
-        """The user's file in onnxruntime as a function of flat inputs; `as_written` without
-        optimisation, and with the shapes that were fixed to read it, or as open as it is."""
+        """The user's file in onnxruntime as a function of flat inputs.
+
+        `as_written` is without optimisation. The shapes are those that were fixed to read the file,
+        or as open as they are.
+        """
         session = runtime.Session(
             self.read.path, as_written, self.read.shapes if with_shapes else {}
         )
@@ -184,10 +190,10 @@ class Engine:
         return Verdict.SAT, "", witness
 
     def cross_check(self) -> list[str]:
-        """Compare the integer network with onnxruntime running the file with default options, on a
-        few inputs, and that with the file as it is written.
+        """Compare the network with onnxruntime running the file, on a few inputs; returns warnings.
 
-        Returns warnings. Raises SoundnessError as `_check_same` does.
+        With default options, and that with the file as it is written. Raises SoundnessError as
+        `_check_same` does.
         """
         flat = self._random_inputs(min(16, self._affordable()))
         self._check_same(flat, "on random inputs")
@@ -206,8 +212,7 @@ class Engine:
 
     @property
     def written(self) -> AsWritten:
-        """The file as it is written (no optimisation) against the graph that onnxruntime runs for
-        it by default."""
+        """The file as written, without optimisation, against what onnxruntime runs by default."""
         if self.read.identity not in _WRITTEN:
             _WRITTEN[self.read.identity] = self._as_written()
         return _WRITTEN[self.read.identity]
@@ -239,14 +244,13 @@ class Engine:
         return np.where(encoder.is_float, wide.astype(np.float32).astype(np.float64), whole)
 
     def confirm(self, problem: Problem) -> str:
-        """Compare the network with the file inside the box of a query, before it is said to be
-        safe: at the ends of its domain, at random inputs, and at those of many that come nearest to
-        being unsafe.
+        """Compare the network with the file inside a query's box, before it is said to be safe.
 
-        Sound without this; it is here since a fault of the reader that decides this query is
-        likeliest to show where the query looks. Raises SoundnessError as `_check_same` does.
-        Returns why the query is not decided after all, "" if it is: where shapes that the file
-        leaves open were fixed without being asked for, the file as it stands may be fused
+        At the corners of its domain, at random inputs, and at those of many that come nearest to
+        being unsafe. Sound without this; it is here since a fault of the reader that decides this
+        query is likeliest to show where the query looks. Raises SoundnessError as `_check_same`
+        does. Returns why the query is not decided after all, "" if it is: where shapes that the
+        file leaves open were fixed without being asked for, the file as it stands may be fused
         otherwise, and is compared as well.
         """
         domain, rng = problem.domain, np.random.default_rng(1)
@@ -271,16 +275,20 @@ class Engine:
         return self._open_doubt(chosen)
 
     def check_points(self, flat: npt.NDArray[np.float64]) -> None:
-        """Compare the network with the file on given inputs [N, inputs]. Raises SoundnessError as
-        `_check_same` does, and UsageError where the file as it stands, with open shapes, computes
-        otherwise."""
+        """Compare the network with the file on given inputs [N, inputs].
+
+        Raises SoundnessError as `_check_same` does, and UsageError where the file as it stands,
+        with open shapes, computes otherwise.
+        """
         self._check_same(flat, "at the ends of an image's box")
         if doubt := self._open_doubt(flat):
             raise UsageError(f"{self.read.path}: {doubt}, or give them with --shape")
 
     def _open_doubt(self, flat: npt.NDArray[np.float64]) -> str:
-        """Why the file as it stands is not what was read: where shapes were fixed without being
-        asked for. "" if it is."""
+        """Why the file as it stands, with open shapes, is not what was read; "" if it is.
+
+        There is a doubt only where shapes were fixed without being asked for.
+        """
         if not self.read.shapes or not self.read.assumed or self._saturating:
             return ""
         differ = np.count_nonzero(self._differs(self._open_file, flat))
@@ -304,8 +312,10 @@ class Engine:
 
     @functools.cached_property
     def _saturating(self) -> bool:
-        """Whether this CPU computes other integers than those that verdicts are about: x86 without
-        VNNI, on a network that can saturate there."""
+        """Whether this CPU computes other integers than those that verdicts are about.
+
+        That is x86 without VNNI, on a network that can saturate there.
+        """
         return bool(self.read.lowered.saturable) and runtime.saturates()
 
     @functools.cached_property
@@ -317,9 +327,11 @@ class Engine:
         return self.file_function()
 
     def _check_same(self, flat: npt.NDArray[np.float64], where: str) -> None:
-        """Raise SoundnessError unless onnxruntime computes on inputs [N, inputs] what the network
-        does, bit for bit or within its bands: no verdict may be built on another network. Where
-        this CPU saturates, nothing is asked."""
+        """Raise SoundnessError unless onnxruntime gives what the network allows.
+
+        For inputs [N, inputs], that is the same bits, or values within its bands: no verdict may be
+        built on another network. Where this CPU saturates, nothing is asked.
+        """
         if self._saturating:
             return
         if differ := np.count_nonzero(self._differs(self._file, flat)):
@@ -334,7 +346,7 @@ class Engine:
         file: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
         flat: npt.NDArray[np.float64],
     ) -> npt.NDArray[np.bool_]:
-        """On which of some inputs a file gives outputs that the network does not allow [N]."""
+        """On which inputs [N, inputs] a file gives outputs that the network does not allow: [N]."""
         actual = np.stack([file(row) for row in flat])
         with np.errstate(over="ignore", invalid="ignore"):
             allowed = self.leaves.allow(self.encoder.encode(flat), actual)

@@ -18,8 +18,7 @@ from qverify.ops import AbstractOp, Interval, Type
 
 @dataclass(frozen=True)
 class Node:
-    """One op applied to earlier values; `name` is the node's name in the ONNX file, for
-    messages."""
+    """One op applied to earlier values; `name` is the node's in the ONNX file, for messages."""
 
     op: AbstractOp
     inputs: tuple[int, ...]
@@ -29,8 +28,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Network:
-    """`input_type` is the flat code vector [n]; `outputs` are value numbers, flattened one after
-    another on output."""
+    """A list of ops over int32 tensors.
+
+    `input_type` is that of the flat code vector [n]; `outputs` are value numbers, flattened and
+    joined on output.
+    """
 
     input_type: Type
     nodes: tuple[Node, ...]
@@ -38,23 +40,24 @@ class Network:
 
     @functools.cached_property
     def exact(self) -> bool:
-        """Whether no op has a band: then `run` gives the runtime's very integers, and `intervals`
-        gives them on points."""
+        """Whether no op has a band.
+
+        Then `run` gives the runtime's integers, and so does `intervals` on points.
+        """
         return all(node.op.exact for node in self.nodes)
 
     def type_of(self, value: int) -> Type:
         return self.input_type if value == 0 else self.nodes[value - 1].type
 
     def validate(self) -> None:
-        """Raise ValueError unless every node only reads earlier values and has the type its op
-        gives."""
+        """Raise ValueError unless every node reads earlier values only, and has its op's type."""
         for k, node in enumerate(self.nodes):
             if any(not 0 <= i <= k for i in node.inputs):
                 raise ValueError(f"node {k} '{node.name}' reads a later value")
             if node.op.output_type(*(self.type_of(i) for i in node.inputs)) != node.type:
                 raise ValueError(f"node {k} '{node.name}' is mistyped")
         if not self.outputs or any(not 0 <= i <= len(self.nodes) for i in self.outputs):
-            raise ValueError("an output is no value")
+            raise ValueError("an output is not one of the values")
 
     def on(self, kernels: Kernels) -> Network:
         """This network with its arrays on the given machine."""
@@ -76,8 +79,7 @@ class Network:
         return self.input_type.size + sum(node.type.size for node in self.nodes)
 
     def last_use(self) -> list[int]:
-        """For each value, the last node that reads it (len(nodes) for outputs), so that memory can
-        be freed."""
+        """For each value the last node that reads it (len(nodes) for outputs), to free memory."""
         last = [-1] * (len(self.nodes) + 1)
         for k, node in enumerate(self.nodes):
             for i in node.inputs:
@@ -110,11 +112,11 @@ class Network:
         return parts[0] if len(parts) == 1 else kernels.xp.concatenate(parts, axis=1)
 
     def intervals(self, kernels: Kernels, lower: Array, upper: Array) -> Interval:
-        """Interval bound propagation: bounds of the outputs, each [N, output_size], over boxes of
-        code vectors [N, n].
+        """Interval bound propagation: bounds of the outputs over boxes of code vectors [N, n].
 
-        Sound by induction over the nodes: each op's `interval` contains every result that the
-        runtime may give for inputs in their intervals. Exact on points, if the network is exact.
+        Each is int32 [N, output_size]. Sound by induction over the nodes: each op's `interval`
+        contains every result that the runtime may give for inputs in their intervals. Exact on
+        points, if the network is exact.
         """
         boxes: list[Interval | None] = [(lower, upper)]
         last = self.last_use()
@@ -135,12 +137,11 @@ class Network:
         clamps: Mapping[int, Interval] | None = None,
         known: Mapping[int, Interval] | None = None,
     ) -> tuple[list[Interval], Array]:
-        """Intervals of every value over boxes [N, codes], each intersected with its clamp ([N or 1,
-        *shape] ends), if any.
+        """Intervals of every value over boxes [N, codes], each intersected with its clamp, if any.
 
-        A value in `known` takes the ends given there ([1, *shape], before its clamp) instead of
-        being computed. Also says which boxes may hold a point that meets all clamps: bool [N]; in
-        the others, some interval is not one.
+        Clamps are [N or 1, *shape] each. A value in `known` takes the bounds given there ([1,
+        *shape], before its clamp) instead of being computed. Also says which boxes may hold a point
+        that meets all clamps: bool [N]; in the others, some interval is empty.
         """
         xp, n = kernels.xp, lower.shape[0]
         boxes: list[Interval] = [(lower, upper)]
@@ -158,8 +159,7 @@ class Network:
         return boxes, possible
 
     def gradient(self, kernels: Kernels, values: list[Array], upstream: Array) -> Array:
-        """The straight-through gradient [N, n] of `upstream` [N, output_size] . outputs at stored
-        `values`. A guide."""
+        """A straight-through gradient [N, n] of `upstream` [N, output_size] . outputs (a guide)."""
         xp = kernels.xp
         grads: list[Array | None] = [None] * len(values)
         start = 0

@@ -1,5 +1,4 @@
-"""The whole story on one screen: read the model and the property, search each query, replay,
-answer."""
+"""The whole story on one screen: read model and property, search each query, replay, answer."""
 
 from __future__ import annotations
 
@@ -146,8 +145,11 @@ def _said_of(empty: list[str]) -> list[str]:
 
 
 def _wanted_proofs(options: Options, prop: Property, engine: Engine) -> list[Proof] | None:
-    """Where the proofs of the queries will be, if a certificate is wanted. UsageError, before the
-    search, where there can be none: no search can tell beforehand which query it will end with."""
+    """Where the proofs of the queries will be, if a certificate is wanted.
+
+    UsageError, before the search, where there can be none: no search can tell beforehand which
+    query it will end with.
+    """
     if not options.certificate:
         return None
     mixed = prop.mixed

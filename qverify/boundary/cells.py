@@ -1,10 +1,9 @@
-"""Conditions on inputs inside one quantization cell, where the outputs are constant: linear
-inequalities over float32.
+"""Conditions on inputs inside one quantization cell: linear inequalities over float32.
 
-Whether real numbers satisfy them is decided exactly. Whether float32 numbers do is an integer
-problem: a real solution is rounded, with room to spare where there is room; where equalities leave
-none, its numbers are replaced one after another by nearby ones of few bits; and small cells are
-searched through.
+The outputs are constant there. Whether real numbers satisfy the conditions is decided exactly.
+Whether float32 numbers do is an integer problem: a real solution is rounded, with room to spare
+where there is room; where equalities leave none, its numbers are replaced one after another by
+nearby ones of few bits; and small cells are searched through.
 """
 
 from __future__ import annotations
@@ -50,8 +49,10 @@ def may_hold(
     upper: Float64Array,
     is_float: npt.NDArray[np.bool_],
 ) -> bool:
-    """Whether all rows may hold together at outputs `y` for inputs in [lower, upper], real numbers
-    or integers: False is a proof."""
+    """Whether all rows may hold together at outputs `y`; False is a proof that they do not.
+
+    The inputs are real numbers, or integers, in [lower, upper].
+    """
     inequalities = conditions(rows, y)
     return any(True for _ in _parts(inequalities, _box_of(inequalities, lower, upper), is_float))
 
@@ -63,9 +64,11 @@ def solve_in_cell(
     last: Float64Array,
     is_float: npt.NDArray[np.bool_],
 ) -> Float64Array | None:
-    """Values in [first, last] (float32, or integers) for which all rows hold at outputs `y`; None
-    if no real numbers are (nor integers, for integer inputs). Raises Undecided if that is not
-    known."""
+    """Values in [first, last], float32 or integers, for which all rows hold at outputs `y`.
+
+    None if no real numbers are (nor integers, for integer inputs). Raises Undecided if that is not
+    known.
+    """
     inequalities = conditions(rows, y)
     doubt = False
     for box, found in _parts(inequalities, _box_of(inequalities, first, last), is_float):
@@ -87,9 +90,11 @@ def solve_in_cell(
 def _parts(
     rows: list[RationalInequality], box: Bounds, is_float: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[Bounds, Point | None]]:
-    """The parts of a box in which all integer inputs are fixed and all rows may hold, with real
-    numbers for which they do (None: not known); and after MAX_BOXES parts, what is left,
-    unparted."""
+    """The parts of a box in which all integer inputs are fixed and all rows may hold.
+
+    With each, real numbers for which they hold (None: not known). After MAX_BOXES parts comes what
+    is left, undivided.
+    """
     stack = [box]
     for _ in looking(range(MAX_BOXES)):
         if not stack:
@@ -164,8 +169,11 @@ def _spacing(low: Fraction, high: Fraction) -> Fraction:
 def _few_bits(
     rows: list[RationalInequality], box: Bounds, point: Point, order: list[int]
 ) -> Iterator[Point]:
-    """Fix one variable after another at a number of few bits near its value, such that the others
-    still have a solution. Of many, all but the last are fixed together: these make up for it."""
+    """Fix one variable after another at a number of few bits near its value.
+
+    The others always keep a solution. Of many variables, all but the last are fixed together: these
+    make up for it.
+    """
     box = dict(box)
     most = [j for j in order if box[j][0] < box[j][1]][:-ONE_BY_ONE]
     for bits in (6, 9, 12) if most else ():
@@ -195,8 +203,10 @@ def _few_bits(
 def _simple_numbers(
     value: Fraction, low: Fraction, high: Fraction, least: int = 0
 ) -> Iterator[Fraction]:
-    """float32 numbers in [low, high] near `value`, those of few bits first; closer than the width
-    halved `least` times."""
+    """float32 numbers in [low, high] near `value`, those of few bits first.
+
+    They are closer than the width halved `least` times.
+    """
     seen = set()
     width = high - low
     for k in range(least, HALVINGS) if width else ():
@@ -257,8 +267,10 @@ def halves(low: float, high: float, is_float: bool) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class CellTable:
-    """For every code variable and code k above the root's lower end, the ends of the input values
-    with at least (at most) that code; made once, for properties whose rows mention inputs."""
+    """For every code variable and code k: which inputs have at least, and at most, that code.
+
+    Made once for a root box, for properties whose rows mention inputs.
+    """
 
     domain: Domain
     low: npt.NDArray[np.int32]  # [codes]: the code of column 0

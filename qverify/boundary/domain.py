@@ -1,5 +1,4 @@
-"""Where the file's floats and the network's integers meet: box -> codes, codes -> floats, outputs
-as floats.
+"""Where the file's floats meet the network's integers on the way in: boxes, cells, decimals.
 
 The runtime is fed float32, so a box of rationals stands for a set of float32 values, and there are
 several readings of a decimal bound: the rational that it spells, the nearest double, and the
@@ -34,8 +33,10 @@ Int32Array = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """The input values that a box allows under some reading, element by element: every float32 (or
-    integer) in [lower, upper]."""
+    """The input values that a box allows under some reading.
+
+    Element by element, they are every float32 (or integer) in [lower, upper].
+    """
 
     encoder: Encoder
     box: Box
@@ -51,10 +52,9 @@ class Domain:
         return codes.min(axis=0), codes.max(axis=0)
 
     def cells(self, low: Int32Array, high: Int32Array) -> tuple[Float64Array, Float64Array] | None:
-        """Per input element, the least and largest value in the domain whose codes lie in [low,
-        high] (int32 [codes]).
+        """Per input element, the least and the largest value whose codes lie in [low, high].
 
-        None if for some element there is no such value.
+        None if for some element no value in the domain has such codes (int32 [codes]).
         """
         first, last, empty = self.code_cells(low, high)
         lower, upper = self.spread(first[None], last[None])
@@ -63,8 +63,7 @@ class Domain:
         return lower[0], upper[0]
 
     def spread(self, first: Float64Array, last: Float64Array) -> tuple[Float64Array, Float64Array]:
-        """From ends per code variable [N, codes] to ends per input element [N, inputs], within the
-        domain."""
+        """From bounds per code variable [N, codes] to bounds per input element [N, inputs]."""
         source = self.encoder.source
         real = source >= 0
         lower = np.repeat(self.lower[None], len(first), axis=0)
@@ -77,11 +76,10 @@ class Domain:
     def code_cells(
         self, low: Int32Array, high: Int32Array
     ) -> tuple[Float64Array, Float64Array, npt.NDArray[np.bool_]]:
-        """Per code variable: the ends of the domain's values whose code lies in [low, high], and
-        whether there are none.
+        """Per code variable, the least and the largest value whose code lies in [low, high].
 
-        Bisection over the ordinals of float32: the set is an interval, since each quantizer is
-        monotone.
+        The third result says where there is none. By bisection over the ordinals of float32: the
+        set is an interval, since each quantizer is monotone.
         """
         source = self.encoder.source
         at = np.maximum(source, 0)
@@ -130,14 +128,19 @@ class Domain:
 
     @functools.cached_property
     def certain(self) -> tuple[Float64Array, Float64Array]:
-        """Least and largest value of each input element that lies within its bounds under every
-        reading [inputs]; the first is the larger one where there is none."""
+        """Least and largest value of each input [inputs] inside its bounds under every reading.
+
+        The first is the larger one where there is none.
+        """
         bounds = [_bounds(self.encoder, self.box, i, certain=True) for i in range(len(self.lower))]
         return np.array([low for low, _ in bounds]), np.array([high for _, high in bounds])
 
     def lift(self, codes: Int32Array) -> Float64Array | None:
-        """Input values in the domain that quantize to `codes` [codes], away from cell borders and
-        inside the box under every reading where possible; None if there are none."""
+        """Input values in the domain that quantize to `codes` [codes]; None if there are none.
+
+        They lie away from the borders of the cell, and inside the box under every reading where
+        possible.
+        """
         cell = self.cells(codes, codes)
         if cell is None:
             return None
@@ -155,11 +158,11 @@ class Domain:
         return np.clip(rounded, first, last)
 
     def hull(self, lower: Float64Array, upper: Float64Array) -> tuple[Float64Array, Float64Array]:
-        """From ends of values [N, inputs] to ends of all that they may stand for: themselves, and
-        the decimals inside the box that are fed as one of them, also after they became doubles.
+        """From bounds of inputs [N, inputs] to bounds of all that these inputs may stand for.
 
-        Sound because a decimal lies at most half a step from its float32; one that becomes a double
-        first, and is then halfway between two, half a step of that more.
+        That is themselves, and the decimals inside the box that are fed as one of them, also after
+        they became doubles. Sound because a decimal lies at most half a step from its float32; one
+        that becomes a double first, and is then halfway between two, half a step of that more.
         """
 
         def border(value: Float64Array, side: float) -> Float64Array:
@@ -186,8 +189,7 @@ class Domain:
         return None if (low > high).any() else replace(self, lower=low, upper=high).code_box()
 
     def without_certain(self, low: Int32Array, high: Int32Array) -> npt.NDArray[np.bool_]:
-        """Which boxes of codes [N, codes] have no code that an input inside the box under every
-        reading has: [N]."""
+        """Which boxes of codes [N, codes] no input in `certain` has a code in: [N]."""
         if self._certain_codes is None:
             return np.ones(len(low), np.bool_)
         first, last = self._certain_codes
@@ -198,9 +200,11 @@ class Domain:
         return bool(((self.certain[0] <= x) & (x <= self.certain[1])).all())
 
     def decimal_for(self, index: int, value: float, exactly: bool = False) -> str:
-        """A decimal that lies in the exact box (as a double, in the box of doubles) and that is
-        rounded to the float32 `value`, at once and by way of float64: a short one, or (`exactly`)
-        the value itself where it lies in the box."""
+        """A decimal in the exact box (as a double, in the box of doubles) that is fed as `value`.
+
+        It is rounded to the float32 `value` at once and by way of float64. It is a short one, or
+        (`exactly`) the value itself where that lies in the box. Raises SpecError if there is none.
+        """
         if not self.encoder.is_float[index]:
             return str(int(value))
         lower, upper = self.box.lower[index], self.box.upper[index]
@@ -218,8 +222,7 @@ class Domain:
 
 
 def inside_bounds(box: Box, index: int, point: Fraction) -> bool:
-    """Whether an input element's value lies within its bounds: as rationals, and all of them as
-    doubles."""
+    """Whether an input element lies within its bounds, both as rationals and as doubles."""
     lower, upper = box.lower[index], box.upper[index]
     for low, x, high in (
         (lower, point, upper),
@@ -263,12 +266,11 @@ def _interval(box: Box, i: int) -> str:
 
 
 def check_range(encoder: Encoder, lower: Float64Array, upper: Float64Array) -> None:
-    """Raise SpecError where inputs between `lower` and `upper` [inputs] may be infinite or become
-    NaN before rounding.
+    """Raise SpecError where inputs in [lower, upper] could become infinite or NaN before rounding.
 
-    Sound because each step by a constant is monotone also where it overflows: an infinity between
-    the ends is one at an end too, so a product with 0, the only step that makes a NaN of it, makes
-    one at that end.
+    Sound because each step by a constant is monotone also where it overflows: an infinity in
+    between is one at `lower` or `upper` too, so a product with 0, the only step that makes a NaN of
+    it, makes one there.
     """
     bounds = np.stack([lower, upper])
     if not np.isfinite(bounds).all() or np.isnan(encoder.scaled(bounds)).any():
@@ -290,8 +292,9 @@ def element_bounds(
     strict: tuple[bool, bool] = (False, False),
     certain: bool = False,
 ) -> tuple[float, float]:
-    """Least and largest value of an input element that lies within its bounds under some reading,
-    or (`certain`) under every one. The first is the larger one where there is none.
+    """Least and largest value of an input element that lies within its bounds under some reading.
+
+    With `certain`: under every one. The first is the larger one where there is none.
 
     Sound because rounding is monotone: a decimal inside the bounds is fed as a float32 between
     their roundings, and so is every float32 inside; where bounds exclude one another, so do their
@@ -313,7 +316,6 @@ def element_bounds(
 
 
 def _last(high: Fraction, strict: bool) -> list[Any]:
-    """The largest integer that is at most `high` (less, if `strict`), as a rational and as a
-    double."""
+    """The largest integer at most `high` (less, if `strict`), as a rational and as a double."""
     readings = {high} if np.isinf(as_double(high)) else {high, Fraction(as_double(high))}
     return [-(-r // 1) - 1 if strict else r // 1 for r in readings]

@@ -14,22 +14,20 @@ from qverify.property import Property, Variable
 
 
 def check_fit(prop: Property, lowered: Lowered, spec: Path) -> list[str]:
-    """Raise SpecError, one line that begins with `spec`, unless the property's variables are the
-    model's.
+    """Raise SpecError unless a property's variables are the model's; remarks on what differs.
 
-    1.0 counts elements only. 2.x declares tensors, and as the VNNLIB-Standard wants it, they are
-    the model's in number, order, type and shape. Shapes may differ by axes of size 1, which leave
-    every element in its place; a remark on each is returned.
+    The error is one line that begins with `spec`. 1.0 counts elements only. 2.x declares tensors,
+    and as the VNNLIB-Standard wants it, they are the model's in number, order, type and shape.
+    Shapes may differ by axes of size 1, which leave every element in its place; a remark on each is
+    returned.
     """
     remarks = []
     for what, declared, actual in (
         ("input", prop.inputs, lowered.inputs),
         ("output", prop.outputs, lowered.graph_outputs),
     ):
-        wanted, given = (
-            sum(prod(shape) for _, shape, _ in actual),
-            sum(prod(v.shape) for v in declared),
-        )
+        wanted = sum(prod(shape) for _, shape, _ in actual)
+        given = sum(prod(v.shape) for v in declared)
         if wanted != given:
             raise SpecError(f"{spec}: {_other_sizes(what, declared, actual, given, wanted)}")
         if prop.version.startswith("1"):
@@ -57,8 +55,7 @@ def _other_sizes(
         if ours[1:] == theirs[1:]:
             return (
                 f"it declares {declared[0].name} {ours}, a batch of {ours[0]}, but the model's "
-                f"'{actual[0][0]}' is read "
-                f"as {theirs}: export the model with that batch size"
+                f"'{actual[0][0]}' is read as {theirs}: export the model with that batch size"
             )
     return f"it declares {given} {what} elements, but the model has {wanted}: another model's?"
 
@@ -75,8 +72,6 @@ def _check_variable(
         raise SpecError(
             f"{spec}: {variable.name} is {variable.dtype}, the model's '{name}' is {dtype}"
         )
-    return (
-        [f"{differs}: taken as the same elements in the same order"]
-        if tuple(variable.shape) != shape
-        else []
-    )
+    if tuple(variable.shape) == shape:
+        return []
+    return [f"{differs}: taken as the same elements in the same order"]

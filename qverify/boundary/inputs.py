@@ -1,5 +1,4 @@
-"""Inputs of a counterexample: float32 in a quantization cell that satisfy conditions under every
-reading.
+"""Inputs of a counterexample: float32 in a cell that satisfy conditions under every reading.
 
 An input in a condition may be read as the decimal that a witness prints, as the double nearest to
 it, or as the float32 that is fed. A counterexample needs all of them; a proof that there is none
@@ -26,12 +25,12 @@ Float64Array = npt.NDArray[np.float64]
 def solve_certain(
     domain: Domain, rows: Sequence[Row], y: Float64Array, first: Float64Array, last: Float64Array
 ) -> Float64Array | None:
-    """Values in [first, last] and inside the box under every reading, for which all rows hold at
-    outputs `y`, whichever of its readings an input stands for; None if none is found.
+    """Inputs in [first, last] for which all rows hold at outputs `y` under every reading, or None.
 
-    A float32 inside the exact box is printed as it is, so all of its readings are one. Where an
-    input has none, it is printed as a decimal beside it, and every row must hold for both. (A few
-    float32 at the ends of a box are not tried.)
+    They lie inside the box under every reading, too. A float32 inside the exact box is printed as
+    it is, so all of its readings are one. Where an input has none, it is printed as a decimal
+    beside it, and every row must hold for both. (A few float32 at the bounds of a box are not
+    tried.)
     """
     first, last = np.maximum(first, domain.certain[0]), np.minimum(last, domain.certain[1])
     if (first > last).any():

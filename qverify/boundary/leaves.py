@@ -51,8 +51,10 @@ class Leaves:
     def bounds(
         self, points: Array, nominal: Float64Array | None = None
     ) -> tuple[Float64Array, Float64Array]:
-        """Bounds [N, outputs] of the outputs that the runtime may give at code vectors [N, codes];
-        `nominal` are those that the network gives, where they are known already."""
+        """Bounds [N, outputs] of what the runtime may give at code vectors [N, codes].
+
+        `nominal` are the outputs that the network gives, where they are known already.
+        """
         if self.network.exact:
             return self.decoder.around(self.nominal(points) if nominal is None else nominal)
         points = self.kernels.asarray(points)
@@ -60,16 +62,22 @@ class Leaves:
         return self.decoder.decode_box(self.kernels.to_host(lower), self.kernels.to_host(upper))
 
     def allow(self, points: Array, actual: Float64Array) -> npt.NDArray[np.bool_]:
-        """Whether the runtime may give outputs `actual` [N, outputs] at code vectors [N, codes]:
-        bool [N, outputs]. NaN never is one, infinities are where the network gives the same."""
+        """Whether the runtime may give outputs `actual` [N, outputs] at code vectors [N, codes].
+
+        Each by itself, bool [N, outputs]. NaN is never allowed, infinities are where the network
+        gives the same.
+        """
         lower, upper = self.bounds(points)
         with np.errstate(invalid="ignore"):
             allowed: npt.NDArray[np.bool_] = (lower <= actual) & (actual <= upper)
         return allowed
 
     def ask(self, inputs: Float64Array, lower: Float64Array, upper: Float64Array) -> Float64Array:
-        """The runtime's own outputs [outputs] for `inputs` [inputs], whose codes allow the outputs
-        in [lower, upper]. SoundnessError if it gives others: then a proved band is wrong."""
+        """The outputs [outputs] that the runtime gives for `inputs` [inputs], which decide.
+
+        The codes of the inputs allow outputs in [lower, upper]. SoundnessError if the runtime gives
+        others: then a proved band is wrong.
+        """
         assert self.runtime is not None, "a point is open, and there is no runtime to ask"
         actual = self.runtime(inputs)
         if not ((lower <= actual) & (actual <= upper)).all():

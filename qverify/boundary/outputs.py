@@ -1,5 +1,4 @@
-"""The network's output integers as the runtime's output values: bit for bit, as bounds, as lines
-and levels of codes."""
+"""The network's output integers as outputs of the runtime: values, bounds, lines, code levels."""
 
 from __future__ import annotations
 
@@ -23,8 +22,10 @@ from qverify.ops.requantize import from_ordinals
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """The network's output integers -> the graph's output values, as float64 that are exact float32
-    (or integers)."""
+    """The network's output integers -> the graph's output values, as float64.
+
+    Each is an exact float32, or an integer.
+    """
 
     # (FloatProgram or None for integers, size, shape), in order.
     parts: tuple[tuple[Any, int, tuple[int, ...]], ...]
@@ -54,8 +55,7 @@ class Decoder:
 
     @functools.cached_property
     def reach(self) -> Float64Array:
-        """[outputs]: a magnitude that no value exceeds, on any input; not finite where it may
-        overflow float32."""
+        """[outputs]: a magnitude that no value exceeds; not finite where it may overflow."""
         sizes = [size for _, size, _ in self.parts]
         low, high = (
             np.repeat(np.array(column, np.int32), sizes)[None]
@@ -67,8 +67,10 @@ class Decoder:
         return reach
 
     def decode(self, z: Int32Array) -> Float64Array:
-        """int32 [N, outputs] -> output values, float64 [N, outputs]: the runtime's own bits where
-        this decoder is exact, else nominal ones, which lie within the band of the runtime's."""
+        """int32 [N, outputs] -> nominal output values, float64 [N, outputs].
+
+        If this decoder is exact, they are the runtime's, bit for bit.
+        """
         result, start = [], 0
         for program, size, shape in self.parts:
             values = z[:, start : start + size]

@@ -1,5 +1,4 @@
-"""How the rows of a property may be read: with exact numbers, in double, or (VNN-LIB 2.x) in
-float32.
+"""How the rows of a property may be read: with exact numbers, in double, or (VNN-LIB 2.x) float32.
 
 A checker of counterexamples computes with floats: the one of VNN-COMP multiplies a matrix of
 doubles for 1.0, and evaluates the expressions of 2.x in float32, with constants rounded to it. Near
@@ -14,7 +13,7 @@ of itself, and a side is off by the sum of that over the leaves, whose magnitude
 ranges of inputs and outputs. Three cases are tighter. Comparing floats is exact, so a variable
 against a constant depends on the constant's rounding only, and one variable against another on
 nothing. A single operation is rounded monotonically, so its result is compared with a constant d as
-the exact one with an end of d's cell; and a sum of two floats is zero only where it is zero
+the exact one with a border of d's cell; and a sum of two floats is zero only where it is zero
 exactly. Sums that need no rounding (all leaves are small multiples of one power of two) are exact.
 Integers are never rounded to float32.
 """
@@ -47,12 +46,11 @@ Interval = tuple[Fraction | float, Fraction | float]
 
 @dataclass(frozen=True)
 class Format:
-    """A binary float format: its significant bits, the power of two where it ends, and its least
-    positive number's."""
+    """A binary float format."""
 
-    bits: int
-    top: int
-    bottom: int
+    bits: int  # of a number, the significant ones
+    top: int  # below 2**top nothing overflows
+    bottom: int  # 2**bottom is the least positive number
 
     def rounded(self, value: Fraction) -> set[float]:
         """What a constant may become; infinite beyond the format."""
@@ -84,14 +82,15 @@ class Readings:
     reader: _RowReader
 
     def at(self, case: int, y: npt.NDArray[np.float64]) -> tuple[Case, Case]:
-        """The possible and the certain version of a case at outputs `y` [outputs]: more is known of
-        them than of all."""
+        """The possible and the certain version of a case at outputs `y` [outputs].
+
+        More is known of these outputs than of all, so the two versions are closer.
+        """
         reader = _reader_at(self.reader, np.asarray(y, np.float64).tobytes())
         return _cases([reader.versions(row) for row in self.query.cases[case]])
 
     def accept(self, case: int, y: npt.NDArray[np.float64]) -> bool:
-        """Whether some reading may accept a case, whose rows are about outputs only, at outputs `y`
-        [outputs]."""
+        """Whether some reading may accept a case about outputs only, at outputs `y` [outputs]."""
         for row in self.at(case, y)[0]:
             value = sum((c * Fraction(float(y[j])) for j, c in row.y), Fraction(0))
             if not (value < row.rhs if row.strict else value <= row.rhs):
@@ -134,8 +133,10 @@ def make_readings(query: Query, domain: Domain, decoder: Decoder) -> Readings:
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What is known of the outputs: their types, the magnitudes between which those lie that are
-    not zero, their grid."""
+    """What is known of the outputs: their types, the range of their magnitudes, their grid.
+
+    A value that is not zero has a magnitude in [least, reach].
+    """
 
     is_float: npt.NDArray[np.bool_]
     reach: npt.NDArray[np.float64]
@@ -189,11 +190,9 @@ class _RowReader:
         if certain is NEVER:
             return certain
         ((i, c),) = certain.x
-        bounds = self.domain.hull(self.domain.lower[None], self.domain.upper[None])
-        value = c * Fraction(float(bounds[int(c > 0)][0, i]))
-        return (
-            ALWAYS if (value < certain.rhs if certain.strict else value <= certain.rhs) else certain
-        )
+        largest = c * Fraction(float(self._hull[int(c > 0)][i]))
+        holds = largest < certain.rhs if certain.strict else largest <= certain.rhs
+        return ALWAYS if holds else certain
 
     def _formats(self, row: Row) -> list[Format]:
         floats = any(self.outputs.is_float[j] for j, _ in row.y) or any(
@@ -216,8 +215,7 @@ class _RowReader:
                 yield (-math.inf, math.inf) if error is None else (d - error, d + error)
 
     def _error(self, row: Row, arithmetic: Arithmetic, form: Format) -> Fraction | None:
-        """How far rounding may take a row's two sides from one another; None where one may
-        overflow."""
+        """How far rounding may move a row's two sides apart; None where one may overflow."""
         size = arithmetic.constants
         if (
             arithmetic.plain
@@ -242,13 +240,21 @@ class _RowReader:
     @functools.cached_property
     def _input_reach(self) -> npt.NDArray[np.float64]:
         """[inputs]: a magnitude that no input exceeds, whatever it stands for."""
-        lower, upper = self.domain.hull(self.domain.lower[None], self.domain.upper[None])
-        reach: npt.NDArray[np.float64] = np.maximum(np.abs(lower[0]), np.abs(upper[0]))
+        lower, upper = self._hull
+        reach: npt.NDArray[np.float64] = np.maximum(np.abs(lower), np.abs(upper))
         return reach
 
+    @functools.cached_property
+    def _hull(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Bounds of what the inputs may stand for: [inputs] each."""
+        lower, upper = self.domain.hull(self.domain.lower[None], self.domain.upper[None])
+        return lower[0], upper[0]
+
     def _is_rounded_once(self, row: Row, arithmetic: Arithmetic, form: Format) -> bool:
-        """Whether a single operation, of operands that are exact, is compared with a constant as it
-        stands: a sum, or a product that is not compared with 0."""
+        """Whether a single operation, of exact operands, is compared with a constant as it stands.
+
+        That is a sum, or a product that is not compared with 0.
+        """
         if arithmetic.once:
             return True
         if not (arithmetic.plain and arithmetic.alone) or row.x:
@@ -260,8 +266,7 @@ class _RowReader:
         return len(row.y) == 2 and self._leaves_are_exact(row, form)
 
     def _leaves_are_exact(self, row: Row, form: Format) -> bool:
-        """Whether every coefficient is a power of two that is at least 1 in magnitude, and nothing
-        overflows."""
+        """Whether all coefficients are powers of two of at least 1, and nothing overflows."""
         return all(
             abs(c) >= 1
             and abs(c) == Fraction(2) ** (power_of_two(c) or 0)
@@ -270,17 +275,18 @@ class _RowReader:
         )
 
     def _sign_is_exact(self, row: Row, form: Format) -> bool:
-        """Whether one output times a constant is compared with 0, and can neither underflow nor
-        overflow."""
+        """Whether one scaled output is compared with 0, and can neither underflow nor overflow."""
         ((j, c),) = row.y
         least, most = (abs(c) * _finite(end[j]) for end in (self.outputs.least, self.outputs.reach))
         far = least >= Fraction(2) ** (form.bottom + 1) and most < Fraction(2) ** (form.top - 1)
         return not row.rhs and abs(c) >= LEAST_NORMAL and far
 
     def _is_exact(self, row: Row, arithmetic: Arithmetic, form: Format) -> bool:
-        """Whether a row's sides are computed without rounding, or rounded so that it does not
-        matter: one output times a constant has the right sign; all leaves are multiples of one
-        power of two, and their sum is below 2**bits of it."""
+        """Whether a row's sides are computed without rounding, or rounded so that it is no matter.
+
+        One output times a constant has the right sign; or all leaves are multiples of one power of
+        two, and their sum is below 2**bits of it.
+        """
         if row.bounds_input and is_scaled(row):
             return True
         if not arithmetic.plain or row.x:
@@ -343,8 +349,7 @@ def _finite(value: float) -> Fraction:
 
 
 def _cell(d: float, form: Format, strict: bool) -> Interval:
-    """A sum that is rounded once is at most (less than, if `strict`) the constant d of the
-    format."""
+    """Bounds of what is rounded to at most (less than, if `strict`) the constant d of a format."""
     if not d or math.isinf(d):
         return exact(d), exact(d)
     other = form.next(d, -math.inf if strict else math.inf)

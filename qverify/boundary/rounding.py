@@ -1,5 +1,4 @@
-"""Rationals as floats and as decimals: how a bound's number is rounded on its way to the runtime,
-and back."""
+"""Rationals as floats and as decimals: how bounds are rounded for the runtime, and back."""
 
 from __future__ import annotations
 
@@ -9,8 +8,7 @@ import numpy as np
 
 
 def as_decimal(value: Fraction, upward: bool) -> str:
-    """`value` in decimals, exactly if it terminates; else rounded up or down far behind the digits
-    of a float64."""
+    """`value` in decimals: exactly if these end, else rounded far behind the digits of a double."""
     digits = max(value.denominator.bit_length() // 3 + 30, 60)
     scaled = value * 10**digits
     whole = (
@@ -27,14 +25,15 @@ def as_decimal(value: Fraction, upward: bool) -> str:
 
 
 def nudged_decimal(end: Fraction, towards: Fraction) -> str:
-    """A decimal strictly between two rationals, next to `end`; `end` itself where they are
-    equal."""
+    """A decimal strictly between two rationals, next to `end`, or `end` where they are equal."""
     return as_decimal(end + (towards - end) / 2**40, upward=towards > end)
 
 
 def float32s(value: Fraction) -> tuple[np.float32, np.float32]:
-    """`value` rounded to float32, at once and by way of float64. They differ where the double is
-    halfway between."""
+    """`value` rounded to float32, at once and by way of float64.
+
+    The two differ where the double is halfway between two float32.
+    """
     double = as_double(value)
     with np.errstate(over="ignore"):
         twice = np.float32(double)

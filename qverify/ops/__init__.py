@@ -1,5 +1,7 @@
-"""The integer ops. To add one: write its class here in a file, list it in ALL, and give it cases in
-tests/ops/cases.py."""
+"""The integer ops.
+
+To add one: write its class in a file here, list it in ALL, and give it cases in tests/ops/cases.py.
+"""
 
 from qverify.ops.affine import Conv, Dense
 from qverify.ops.base import AbstractOp

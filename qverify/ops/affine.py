@@ -1,5 +1,4 @@
-"""Integer weighted sums: dense layers and convolutions, zero points already folded into weights and
-bias.
+"""Integer weighted sums: dense layers and convolutions, zero points folded into weights and bias.
 
 Interval rule (both ops): with centre c = lower + upper and radius r = upper - lower, W x + b lies
 between (W c - |W| r) / 2 + b and (W c + |W| r) / 2 + b over the box. Sound because each product w x
@@ -29,8 +28,10 @@ IntArray = npt.NDArray[np.int64]
 
 
 def _accumulator_range(weight: IntArray, bias: IntArray, x: Type) -> tuple[int, int]:
-    """Least and largest accumulator for `weight` [..., K, M] (reduced over K) and a `bias` that
-    broadcasts to the result, over x in its type's range."""
+    """Least and largest accumulator over x in its type's range.
+
+    `weight` [..., K, M] is reduced over K, `bias` broadcasts to the result.
+    """
     positive = np.maximum(weight, 0).sum(axis=-2, keepdims=True)
     negative = np.minimum(weight, 0).sum(axis=-2, keepdims=True)
     lower = positive * x.low + negative * x.high + bias
@@ -49,8 +50,10 @@ def _checked(shape: tuple[int, ...], low: int, high: int) -> Type:
 
 @dataclass(frozen=True, eq=False)
 class ExactProduct:
-    """x -> x @ weight for integers |x| <= reach, without any rounding. `pieces` are float weights
-    for slices of K."""
+    """x -> x @ weight for integers |x| <= reach, without any rounding.
+
+    `pieces` are float weights for slices of K.
+    """
 
     stops: tuple[int, ...]  # where the pieces end along K
     pieces: tuple[Array, ...]  # [..., k, M], float32 or float64
@@ -80,8 +83,10 @@ class ExactProduct:
         return ExactProduct(tuple(edges[1:]), pieces, total)
 
     def __call__(self, kernels: Kernels, x: Array) -> Array:
-        """`x` [..., K] (integers, any numeric type) -> integers [..., M], int32 where that holds
-        them, else int64."""
+        """`x` [..., K] (integers of any numeric type) -> integers [..., M].
+
+        They are int32 where that holds them, else int64.
+        """
         integer = kernels.xp.int64 if self.reach >= 2**31 else kernels.xp.int32
         result, start = None, 0
         for stop, piece in zip(self.stops, self.pieces, strict=True):
@@ -98,8 +103,7 @@ def _narrowest(values: IntArray, *products: ExactProduct) -> Array:
 
 
 def _halved(kernels: Kernels, centre: Array, radius: Array) -> Interval:
-    """(centre -+ radius) / 2 for integers of equal parity: an arithmetic shift halves them
-    exactly."""
+    """(centre -+ radius) / 2 for integers of equal parity, exactly: an arithmetic shift."""
     integer = kernels.xp.int32
     return ((centre - radius) >> 1).astype(integer), ((centre + radius) >> 1).astype(integer)
 
@@ -153,8 +157,7 @@ class Dense(AbstractOp):
         return _checked(shape, *_accumulator_range(self.weight, self.bias, x))
 
     def _stacked(self, x: Array) -> Array:
-        """`x` with an axis for each of the weight's that it lacks, so that none meets the batch
-        axis."""
+        """`x` with the axes of the weight that it lacks, so that none meets the batch axis."""
         lacking = self.weight.ndim - (x.ndim - 1) if self.weight.ndim > 2 else 0
         return x.reshape(x.shape[0], *([1] * lacking), *x.shape[1:]) if lacking > 0 else x
 
@@ -184,13 +187,12 @@ class Dense(AbstractOp):
 
 @dataclass(frozen=True, eq=False)
 class Conv(AbstractOp):
-    """A convolution of integer codes [B, C, *spatial] -> accumulators [B, M, *output], any number
-    of spatial axes.
+    """A convolution of integer codes, over any number of spatial axes.
 
-    `weight` [M, C/groups, *kernel] int64 (zero point subtracted), `bias` [M] int64 (input zero
-    point folded in), `pads` as ONNX orders them (all begins, all ends); padding holds `pad_value`,
-    the input's zero point, so that it contributes nothing. Source: ONNX QLinearConv-10,
-    ConvInteger-10 before requantization.
+    [B, C, *spatial] -> accumulators [B, M, *output]. `weight` [M, C/groups, *kernel] int64 (zero
+    point subtracted), `bias` [M] int64 (input zero point folded in), `pads` as ONNX orders them
+    (all begins, all ends); padding holds `pad_value`, the input's zero point, so that it
+    contributes nothing. Source: ONNX QLinearConv-10, ConvInteger-10 before requantization.
     """
 
     weight: IntArray
@@ -254,8 +256,10 @@ class Conv(AbstractOp):
         return _checked((x.shape[0], self.weight.shape[0], *output), low, high)
 
     def _columns(self, kernels: Kernels, x: Array, fill: int) -> tuple[Array, tuple[int, ...]]:
-        """im2col in float32: [N, groups, positions, C/groups*prod(kernel)], and the output's
-        spatial shape."""
+        """im2col in float32, and the output's shape.
+
+        The columns are [N, groups, positions, C/groups*prod(kernel)].
+        """
         xp = kernels.xp
         rank = len(self.strides)
         x = kernels.as_float32(x)  # |x| < 2**24
@@ -312,8 +316,11 @@ class Conv(AbstractOp):
 def transposed(
     op: Conv, kernels: Kernels, upstream: Array, weight: Array, shape: tuple[int, ...]
 ) -> tuple[Array, Array]:
-    """The transposed convolution in `weight`'s float type: upstream [N, B, M, *output] -> ([N, B,
-    C, *spatial] of `shape`, the same with the padding kept [N * B, C, *padded])."""
+    """The transposed convolution, in `weight`'s float type.
+
+    upstream [N, B, M, *output] -> [N, B, C, *spatial] of `shape`, and the same with the padding
+    kept [N * B, C, *padded].
+    """
     xp = kernels.xp
     samples, batch, channels, *spatial = shape
     rank, n = len(spatial), samples * batch
@@ -335,8 +342,10 @@ def _biases(kernels: Kernels, bias: IntArray) -> tuple[Array, Array]:
 
 @dataclass(frozen=True, eq=False)
 class DenseRelaxation(Relaxation):
-    """weights . (x W + b) = (weights Wᵀ) . x + weights . b. Exact: float64 holds every partial sum
-    (checked)."""
+    """weights . (x W + b) = (weights Wᵀ) . x + weights . b.
+
+    Exact: float64 holds every partial sum (checked).
+    """
 
     weight: Array  # [M, K] float64
     guide: Array  # the same in the guide's type
@@ -361,8 +370,7 @@ class DenseRelaxation(Relaxation):
 
 @dataclass(frozen=True, eq=False)
 class ConvRelaxation(Relaxation):
-    """The same for a convolution; multipliers of the padding, which holds `pad_value`, go to the
-    constant."""
+    """The same for a convolution; multipliers of the padding go to the constant."""
 
     op: Conv
     weight: Array  # [groups, M/groups, C/groups*prod(kernel)] float64

@@ -1,5 +1,4 @@
-"""What every integer op answers. An op is a frozen value; bounds live beside the network, never on
-it.
+"""What every integer op answers. An op is a frozen value; bounds live beside the network.
 
 Conventions: an op's arrays are NumPy until `on(kernels)` moves them; a value is an int32 array [N,
 *shape] whose elements lie in [low, high] of its `Type`. `interval` takes and returns (lower, upper)
@@ -37,14 +36,15 @@ class AbstractOp(ABC):
 
     @property
     def exact(self) -> bool:
-        """Whether the runtime gives the result of `run` bit for bit; otherwise any result in the
-        interval of a point."""
+        """Whether `run` gives the runtime's result, bit for bit.
+
+        Otherwise the runtime may give any result in the interval of a point.
+        """
         return True
 
     @abstractmethod
     def output_type(self, *types: Type) -> Type:
-        """The type of the result. Raises ValueError where shapes do not fit or an int32 could
-        overflow."""
+        """The type of the result. ValueError where shapes do not fit or int32 could overflow."""
 
     @abstractmethod
     def run(self, kernels: Kernels, *xs: Array) -> Array:
@@ -58,12 +58,16 @@ class AbstractOp(ABC):
     def gradient(
         self, kernels: Kernels, xs: tuple[Array, ...], upstream: Array
     ) -> tuple[Array, ...]:
-        """A straight-through gradient, float32: rounding counts as the identity. Guides the attack
-        and the branching; nothing that is proved rests on it."""
+        """A straight-through gradient, float32: rounding counts as the identity.
+
+        It guides the attack and the branching; nothing that is proved rests on it.
+        """
 
     def relaxation(self, kernels: Kernels, *types: Type) -> Relaxation:
-        """The backward rule for inputs of these types (see `relax`). Without one of its own, an op
-        stops the backward pass at its result's bounds."""
+        """The backward rule for inputs of these types (see `relax`).
+
+        By default the backward pass stops at the bounds of the result.
+        """
         return IntervalRelaxation()
 
     def on(self, kernels: Kernels) -> Self:
@@ -75,8 +79,7 @@ class AbstractOp(ABC):
 
 
 def unbroadcast(full: Array, x: Array) -> Array:
-    """Sum `full` over the axes along which `x` was broadcast (the batch axis, first in both,
-    apart)."""
+    """Sum `full` over the axes along which `x` was broadcast, but for the batch axis, the first."""
     while full.ndim > x.ndim:
         full = full.sum(axis=1)
     axes = tuple(i for i in range(1, x.ndim) if x.shape[i] == 1 and full.shape[i] != 1)
@@ -84,8 +87,7 @@ def unbroadcast(full: Array, x: Array) -> Array:
 
 
 def moved(value: Any, kernels: Kernels) -> Any:
-    """A copy of a dataclass with every NumPy array field, also inside tuples, moved to the
-    machine."""
+    """A copy of a dataclass with every NumPy array field, also inside tuples, on the machine."""
     if isinstance(value, np.ndarray):
         return kernels.asarray(value)
     if isinstance(value, tuple):

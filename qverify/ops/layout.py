@@ -1,5 +1,7 @@
-"""Moving elements without changing them: reshape, transpose, slice, pad, concat, split, gather,
-im2col, ... are one op."""
+"""Moving elements without changing them.
+
+Reshape, transpose, slice, pad, concat, split, gather, im2col, ... are one op.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ from qverify.ops.types import Interval, Type, Unfit
 
 @dataclass(frozen=True, eq=False)
 class Layout(AbstractOp):
-    """result.flat[i] = source.flat[index[i]], where source is all inputs, flattened, one after
-    another, then `constants`.
+    """result.flat[i] = source.flat[index[i]], for all inputs and then `constants` as the source.
 
-    `index` is None for a pure reshape. Sound because elements are only moved.
+    Inputs are flattened, one after another. `index` is None for a pure reshape. Sound because
+    elements are only moved.
     """
 
     shape: tuple[int, ...]

@@ -28,8 +28,7 @@ from qverify.ops.types import Interval, Type, Unfit, joint_shape
 
 @dataclass(frozen=True, eq=False)
 class Max(AbstractOp):
-    """The maximum over the last axis. Sound and exact because max is increasing in every
-    argument."""
+    """The maximum over the last axis. Sound and exact because max increases in every argument."""
 
     def output_type(self, *types: Type) -> Type:
         (x,) = types
@@ -56,14 +55,15 @@ class Max(AbstractOp):
 
 @dataclass(frozen=True, eq=False)
 class MaxHull(Hull):
-    """Of y = max z_i over the last axis: bounds of every z_i, `z` [1, 2, N, 1, *shape, K], and of
-    y, `y` [1, 2, N, 1, *shape].
+    """The hull of y = max z_i over the last axis.
+
+    Bounds of every z_i, `z` [1, 2, N, 1, *shape, K], and of y, `y` [1, 2, N, 1, *shape].
 
     Sound, for w >= 0: some z_j is y, so that with its multiplier m_j >= 0 it gives (w - m_j) y,
     largest at a bound of y or of z_j; every other term is at most what a bound of its z_i gives.
-    For w < 0: every z_i is at most y, so that for m_i <= 0 the sum is at most
-    w y + sum |m_i| min(y, upper_i), which grows by at most sum |m_i| - |w| for each unit above y's
-    lower bound; terms with m_i > 0 are at most what z_i's lower bound gives.
+    For w < 0: every z_i is at most y, so that for m_i <= 0 the sum is at most w y + sum |m_i|
+    min(y, upper_i), which grows by at most sum |m_i| - |w| for each unit above y's lower bound;
+    terms with m_i > 0 are at most what z_i's lower bound gives.
     """
 
     def _check_sizes(self, kernels: Kernels, weights: Array, multipliers: Array) -> None:
@@ -138,14 +138,13 @@ class MaxRelaxation(NonlinearRelaxation):
 
 @dataclass(frozen=True, eq=False)
 class Mean(AbstractOp):
-    """The float32 mean over the last axis of values[x - low], as an ordinal (see
-    `requantize.ordinals`).
+    """The float32 mean over the last axis of values[x - low], as an ordinal.
 
-    `values` [K] float32 must be non-decreasing; `divisor` float32 broadcasts to the result. `order`
-    is the order of the float32 additions, which decides the rounding: "sequential" (onnxruntime's
-    QLinearAveragePool: row by row through the window) or "eigen" (ReduceMean over trailing axes:
-    Eigen's linear vectorized reduction with four lanes, where a row that does not begin at a
-    multiple of four elements is first brought to one).
+    `values` [K] float32 must be non-decreasing; `divisor` float32 broadcasts to the result (see
+    `requantize.ordinals` for its integers). `order` is the order of the float32 additions, which
+    decides the rounding: "sequential" (onnxruntime's QLinearAveragePool: row by row through the
+    window) or "eigen" (ReduceMean over trailing axes: Eigen's linear vectorized reduction with four
+    lanes, where a row that does not begin at a multiple of four elements is first brought to one).
 
     Sound because float32 addition and division by a positive number are monotone in each argument,
     in any fixed order.
@@ -208,8 +207,7 @@ def _sequential_sum(kernels: Kernels, v: Array) -> Array:
 
 
 def _eigen_sum(kernels: Kernels, v: Array) -> Array:
-    """Eigen 3's redux with packets of four floats over each row of a contiguous float32 matrix
-    [rows, T]."""
+    """Eigen 3's redux with packets of four, over each row of a contiguous float32 [rows, T]."""
     xp = kernels.xp
     size = v.shape[-1]
     rows = int(np.prod(v.shape[1:-1], dtype=np.int64))
@@ -223,8 +221,7 @@ def _eigen_sum(kernels: Kernels, v: Array) -> Array:
 
 
 def _eigen_row(kernels: Kernels, v: Array, start: int) -> Array:
-    """One alignment class of `_eigen_sum`: `v` [N, rows, T], the first aligned element is
-    `start`."""
+    """One alignment class of `_eigen_sum`: `v` [N, rows, T], aligned from element `start` on."""
     add, size = kernels.ieee.add, v.shape[-1]
     packets, pairs = (size - start) // 4, (size - start) // 8
 

@@ -1,5 +1,4 @@
-"""Backward rules: how a linear function of an op's result is bounded by a linear function of its
-inputs, exactly.
+"""Backward rules: a linear function of an op's result, bounded by one of its inputs, exactly.
 
 A `Relaxation` takes multipliers `weights` [N, R, *shape] of a value y = op(x) (R functions per box)
 and returns multipliers of x and constants [N, R] such that, for every x in its interval,
@@ -55,8 +54,10 @@ def summed(x: Array) -> Array:
 
 
 def concretize(kernels: Kernels, weights: Array, box: Interval) -> tuple[Array, Array]:
-    """(max of sum weights * x over x in `box` ([N or 1, *shape] each) [N, R], where it is taken [N,
-    R, *shape])."""
+    """max of sum weights * x over x in `box` [N, R], and where it is taken [N, R, *shape].
+
+    The bounds in `box` are [N or 1, *shape] each.
+    """
     lower, upper = (end.astype(weights.dtype, copy=False)[:, None] for end in box)
     if exact(weights):
         size, *reach = kernels.largest(weights, *box)
@@ -77,8 +78,10 @@ class Relaxation(ABC):
     def backward(
         self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[tuple[Array | None, ...], Array]:
-        """(multipliers of each input, or None; constants [N, R]) for `weights` of the result, whose
-        bounds are `result`."""
+        """Multipliers of each input (or None), and constants [N, R], for `weights` of the result.
+
+        The inputs lie in `boxes`, the result in `result`.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +96,7 @@ class IntervalRelaxation(Relaxation):
 
 @dataclass(frozen=True, eq=False)
 class Hull:
-    """What a nonlinear op can do on given boxes, element by element: pairs (z, y) of argument and
-    result.
+    """What a nonlinear op can do on given boxes: pairs (z, y) of argument and result, per element.
 
     Of `z` and `y` [2, C, N, 1, *shape], row 0 holds the C corners that matter where z has a
     multiplier m >= 0, row 1 those for m < 0; [1, C, ...] where they are the same. For every
@@ -134,8 +136,7 @@ class Hull:
 
 
 class NonlinearRelaxation(Relaxation):
-    """y = f(z), element by element, for an argument z that is an integer linear function of the
-    inputs.
+    """y = f(z), element by element, for an integer linear function z of the inputs.
 
     `cuts` says which value the search may cut to make the hull smaller: the op's "input", its
     "result", or "none".
@@ -153,15 +154,19 @@ class NonlinearRelaxation(Relaxation):
     def slopes(
         self, kernels: Kernels, weights: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> Array:
-        """A multiplier per function and element to start from: weights times an edge of the hull,
-        in float64."""
+        """A multiplier per function and element to start from: weights times an edge of the hull.
+
+        In float64: a guide.
+        """
 
     def cut(
         self, kernels: Kernels, z: Array, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[Array, Array]:
-        """Where to cut near arguments z [N, *shape]: thresholds t that part the op's `cuts` value
-        into at most t - 1 and at least t, and where that is possible: both [N, *shape]. Never: for
-        an op without cuts."""
+        """Where to cut near arguments z [N, *shape], and where that is possible: both [N, *shape].
+
+        A threshold t parts the op's `cuts` value into at most t - 1 and at least t. Never possible
+        for an op without cuts.
+        """
         return z, kernels.xp.zeros(z.shape, dtype=kernels.xp.bool_)
 
     def pace(self) -> Array | None:
@@ -176,8 +181,10 @@ class NonlinearRelaxation(Relaxation):
     def narrowed(
         self, kernels: Kernels, z: Interval, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[int, Interval]:
-        """What bounds `z` ([N, *shape] each) of the argument say of a network value: the number of
-        an input, and bounds of it; or -1, and bounds of the result."""
+        """What bounds `z` of the argument, [N, *shape] each, say of a network value.
+
+        The number of an input and bounds of it, or -1 and bounds of the result.
+        """
         return 0, z
 
     def argument(self, kernels: Kernels, *xs: Array) -> Array:
@@ -200,9 +207,11 @@ class NonlinearRelaxation(Relaxation):
 
 
 def steepness(thresholds: Array) -> Array:
-    """Steps per unit of the argument of rows of thresholds [P, K + 1], NumPy's, between the first
-    and the last one that the argument can reach: [P]. A row with fewer than two takes the most of
-    any; 0 if there is none."""
+    """Steps per unit of the argument, of rows of NumPy thresholds [P, K + 1]: [P].
+
+    Counted between the first and the last one that the argument can reach. A row with fewer than
+    two takes the most of any; 0 if there is none.
+    """
     inner = np.atleast_2d(thresholds)[:, 1:-1].astype(np.float64)
     if not inner.size:
         return np.zeros(len(np.atleast_2d(thresholds)))
@@ -248,8 +257,10 @@ class StaircaseRelaxation(NonlinearRelaxation):
     def _bounds(
         self, kernels: Kernels, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[Array, ...]:
-        """Bounds of x where the result lies in `result`, the first and the last code: int64 [N, 1,
-        *shape] each."""
+        """Bounds of x where the result lies in `result`, then its first and its last code.
+
+        int64 [N, 1, *shape] each.
+        """
         a, b, first, last = (end.astype(kernels.xp.int64)[:, None] for end in (*boxes[0], *result))
         xp, low, high = kernels.xp, self.low, self.low + self.thresholds.shape[1] - 2
         a = xp.where(first > low, xp.maximum(a, self.begin(kernels, xp.maximum(first, low + 1))), a)
@@ -307,12 +318,11 @@ def corners(
     low: int,
     begin: Callable[[Array], Array],
 ) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
-    """The corners (z, y) of a staircase with codes `first`..`last` on [a, b], and where it has more
-    than two steps.
+    """The corners (z, y) of a staircase on [a, b], and where it has more than two steps.
 
-    They are the left ends of the first, the second and the last step, then the right ends of the
-    last, the first and the last but one; `begin` says where a step begins (for codes above `low`).
-    Where there is one step, its ends are repeated.
+    Its codes are `first`..`last`; `begin` says where a step begins (for codes above `low`). The
+    corners are the left ends of the first, the second and the last step, then the right ends of the
+    last, the first and the last but one. Where there is one step, its ends are repeated.
     """
     xp = kernels.xp
     steps = last > first
@@ -339,8 +349,10 @@ def edges(
     low: int,
     begin: Callable[[Array], Array],
 ) -> tuple[Array, Array]:
-    """Slopes to start from (float64): an edge of the concave hull of a staircase, and one of its
-    convex hull (or 0, where the lowest step is the longer part)."""
+    """Slopes to start from (float64): an edge of a staircase's concave hull, and one of its convex.
+
+    The second is 0 where the lowest step is the longer part.
+    """
     xp = kernels.xp
     steps = last > first
     entry = begin(xp.where(steps, first + 1, low + 1))
@@ -354,9 +366,11 @@ def edges(
 def make_staircase(
     run: Callable[[Any], Any], rows: int, which: Any, x: Type, low: int, high: int
 ) -> StaircaseRelaxation | IntervalRelaxation:
-    """The staircase of an element-wise op with `rows` parameter sets, `which` (broadcastable to x's
-    shape) picking each element's. `run` maps int32 [N, rows] to codes in [low, high], one column
-    per set. An op that is not non-decreasing is only concretized."""
+    """The staircase of an element-wise op with `rows` parameter sets.
+
+    `which` (broadcastable to x's shape) picks each element's set. `run` maps int32 [N, rows] to
+    codes in [low, high], one column per set. An op that is not non-decreasing is only concretized.
+    """
     first, last = (run(np.full((1, rows), end, np.int32)) for end in (x.low, x.high))
     if (first > last).any():
         return IntervalRelaxation()
@@ -380,8 +394,7 @@ def make_staircase(
 
 
 def slack_of(thresholds: Any, x: Type) -> Any:
-    """Per row: how far a threshold inside the input's range can lie from a chord between two
-    others, rounded up."""
+    """Per row: how far a threshold inside the input's range can lie from a chord, rounded up."""
     slack = np.zeros(len(thresholds), np.int64)
     for p, row in enumerate(thresholds):
         inside = np.flatnonzero((row > x.low) & (row <= x.high))

@@ -23,8 +23,7 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class FloatStep:
-    """v -> v <kind> operand in float32. `operand` broadcasts against the value's shape (without the
-    batch axis)."""
+    """v -> v <kind> operand in float32; the operand broadcasts to the value."""
 
     kind: str  # "mul", "add", "sub" (v - c), "rsub" (c - v), "div" (v / c), "max", "min"
     operand: FloatArray
@@ -62,8 +61,7 @@ class FloatStep:
 
 @dataclass(frozen=True, eq=False)
 class FloatProgram:
-    """int32 -> float32, then the steps. With `ordinal`, the integer is the ordinal of a float32
-    (see `ordinals`)."""
+    """int32 -> float32, then the steps; with `ordinal`, the integer is the ordinal of a float32."""
 
     steps: tuple[FloatStep, ...] = ()
     ordinal: bool = False
@@ -83,8 +81,11 @@ class FloatProgram:
         return v
 
     def ends(self, x: Type) -> FloatArray:
-        """float32 [2, *shape]: its values at the least and the largest integer of `x`; all others
-        lie between, since every step is monotone. Raises ValueError where it could be NaN."""
+        """float32 [2, *shape]: its values at the least and the largest integer of `x`.
+
+        All others lie between, since every step is monotone. Raises ValueError where it could be
+        NaN.
+        """
         for step in self.steps:
             if step.kind not in ("max", "min") and not np.isfinite(step.operand).all():
                 # 0 * infinity may lie between the two.
@@ -108,8 +109,7 @@ class FloatProgram:
 
 
 def ordinals(kernels: Kernels, v: Array) -> Array:
-    """float32 -> int32 such that a <= b iff ordinals(a) <= ordinals(b); -0 and +0 share 0. NaN is
-    not allowed."""
+    """float32 -> int32 in the same order; -0 and +0 share 0. NaN is not allowed."""
     xp = kernels.xp
     bits = v.view(xp.int32)
     return xp.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
@@ -124,8 +124,7 @@ def from_ordinals(kernels: Kernels, x: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Requantize(AbstractOp):
-    """q = rint(clip(program(acc), low - zero_point, high - zero_point)) + zero_point, rounding half
-    to even.
+    """q = rint(clip(program(acc), low - zero_point, high - zero_point)) + zero_point, half to even.
 
     For QLinearConv, QLinearMatMul and QGemm the program is one multiplication by the float32
     (x_scale * w_scale) / y_scale, per channel; a QuantizeLinear after float steps divides by its

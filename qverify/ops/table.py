@@ -38,8 +38,10 @@ MOST_STEPS = 4096  # values of a function that is taken as steps
 
 
 def _range_extremes(values: Int32Array) -> tuple[Int32Array, Int32Array]:
-    """Sparse tables [levels, P, K]: level l holds the minimum (maximum) of values[p, k : k + 2**l]
-    (clipped at K)."""
+    """Sparse tables [levels, P, K] of minima and of maxima.
+
+    Level l holds the minimum (maximum) of values[p, k : k + 2**l], clipped at K.
+    """
     least, most = [values], [values]
     width = 1
     while 2 * width <= values.shape[1]:
@@ -52,8 +54,10 @@ def _range_extremes(values: Int32Array) -> tuple[Int32Array, Int32Array]:
 
 @dataclass(frozen=True, eq=False)
 class Table(AbstractOp):
-    """y = values[which, x - low]. `values` [P, K] int32: one row per parameter set; `which` picks
-    an element's row (broadcastable to the value's shape; None where P = 1).
+    """y = values[which, x - low].
+
+    `values` [P, K] int32: one row per parameter set; `which` picks an element's row (broadcastable
+    to the value's shape; None where P = 1).
 
     Interval: the exact minimum and maximum of the row over [lower, upper] (range queries on sparse
     tables), so the function need not be monotone. Sound because every entry in the range is
@@ -146,7 +150,9 @@ class Table(AbstractOp):
 @dataclass(frozen=True, eq=False)
 class TableRelaxation(NonlinearRelaxation):
     """y = values[which, x - low] for any table: the hull's corners are all entries in the range.
-    Sound because none is left out."""
+
+    Sound because none is left out.
+    """
 
     name = "scan"
     cuts = "input"
@@ -184,13 +190,13 @@ class TableRelaxation(NonlinearRelaxation):
 
 @dataclass(frozen=True, eq=False)
 class PairwiseRelaxation(NonlinearRelaxation):
-    """y = f(a, b) between two staircases of z = slope_a a + slope_b b: `most`[z - z_low] >= f >=
-    `least`[z - z_low].
+    """y = f(a, b) between two staircases of z = slope_a a + slope_b b.
 
-    Entry k - low of `begin_most` is the least z at which f can be k or more, that of `begin_least`
-    the least z from which it is; both rows of a StaircaseRelaxation's form, with their slack. Sound
-    because both were taken over all entries of f's table; where y is known to lie in [first, last],
-    so does z between the least z that can give first and the largest that can give last.
+    That is, `most`[z - z_low] >= f >= `least`[z - z_low]. Entry k - low of `begin_most` is the
+    least z at which f can be k or more, that of `begin_least` the least z from which it is; both
+    rows of a StaircaseRelaxation's form, with their slack. Sound because both were taken over all
+    entries of f's table; where y is known to lie in [first, last], so does z between the least z
+    that can give first and the largest that can give last.
     """
 
     name = "sum"
@@ -231,8 +237,7 @@ class PairwiseRelaxation(NonlinearRelaxation):
     def _bounds(
         self, kernels: Kernels, boxes: tuple[Interval, ...], result: Interval
     ) -> tuple[Array, ...]:
-        """Bounds of z, and of the codes on the upper and on the lower staircase; int64 [N, 1,
-        *shape]."""
+        """Bounds of z, and of the codes on both staircases; int64 [N, 1, *shape] each."""
         xp = kernels.xp
         first, last = (end.astype(xp.int64)[:, None] for end in result)
         # What makes z least, and what makes it largest.
@@ -315,8 +320,10 @@ class PairwiseRelaxation(NonlinearRelaxation):
 def make_sandwich(
     values: Int32Array, a: tuple[int, Type], b: tuple[int, Type]
 ) -> PairwiseRelaxation | None:
-    """Staircases around a table [Ka, Kb] of two codes, whose axes begin at a[0] and b[0]; None
-    where it is no function of a sum: where the two staircases lie more than two codes apart."""
+    """Staircases around a table [Ka, Kb] of two codes, whose axes begin at a[0] and b[0].
+
+    None where it is no function of a sum: where the two staircases lie more than two codes apart.
+    """
     rows, columns = (np.arange(t.low, t.high + 1) for _, t in (a, b))
     part = values[
         rows[0] - a[0] : rows[-1] - a[0] + 1, columns[0] - b[0] : columns[-1] - b[0] + 1

@@ -15,13 +15,14 @@ Interval = tuple[Array, Array]
 
 
 class Unfit(ValueError):
-    """An op that cannot be, or cannot take its input; the text says why. Its parameters came from a
-    file."""
+    """An op that cannot be, or cannot take its input; the text says why.
+
+    Its parameters came from a file.
+    """
 
 
 def joint_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """What shapes broadcast to, as NumPy and ONNX do. Raises Unfit where they do not fit each
-    other."""
+    """What shapes broadcast to, as NumPy and ONNX do. Raises Unfit where they do not fit."""
     try:
         return tuple(np.broadcast_shapes(*shapes))
     except ValueError:
@@ -32,8 +33,7 @@ def joint_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """The type of a network value: shape without the batch axis, and the range of every element
-    (inclusive)."""
+    """The type of a network value: its shape without batch axis, and the range of its elements."""
 
     shape: tuple[int, ...]
     low: int

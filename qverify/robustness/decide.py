@@ -108,8 +108,7 @@ class Decider:
         return self.batch(task) if isinstance(task, Batch) else self.single(task, options)
 
     def batch(self, task: Batch) -> list[Found]:
-        """Classify images, then bound the correct ones at radius after radius, until a radius is
-        too large for bounds."""
+        """Classify images, then bound the right ones at ever larger radii, while that suffices."""
         found: list[Found] = []
         started = time.perf_counter()
         right, tied = self._classified(task)
@@ -183,8 +182,7 @@ class Decider:
     def _scores(
         self, lower: Any, upper: Any
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Bounds of the scores over boxes of codes [N, codes]; NaN and infinities where they
-        overflow float32."""
+        """Bounds of the scores over boxes of codes [N, codes]; maybe NaN or infinite."""
         engine = self.engine
         step = memory.box_batch(engine.kernels, engine.network)
         parts = []
@@ -198,8 +196,10 @@ class Decider:
     def _status(
         self, labels: Any, y: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
     ) -> Any:
-        """The status of every case, int8 [N, classes - 1]; nothing is refuted where a score may be
-        infinite."""
+        """The status of every case, int8 [N, classes - 1].
+
+        Nothing is refuted where a score may be infinite.
+        """
         status = np.full((len(labels), self.engine.decoder.size - 1), CERTAIN, np.int8)
         finite = _finite(y)
         for label in np.unique(labels).tolist():
@@ -208,8 +208,10 @@ class Decider:
         return status
 
     def _classified(self, task: Batch) -> tuple[BoolArray, BoolArray]:
-        """Which images the network gives their label, and for which of the others it is a tie, by
-        bounds of the scores at points."""
+        """Which images the network gives their label, and which others tie with it.
+
+        By bounds of the scores at points, and where these do not decide, by the runtime.
+        """
         flat = self.inputs.clean(task.pixels)
         codes = self.engine.encoder.encode(flat)
         y = self._scores(codes, codes)
@@ -228,9 +230,11 @@ class Decider:
     def _bounded(
         self, task: Batch, rows: npt.NDArray[np.int64], eps: Fraction
     ) -> dict[str, tuple[BoolArray, float]]:
-        """By stage: which images (of those that the stage before left) are proved, and the seconds
-        for each. Nothing is where a score may be infinite: the rows say nothing about infinities,
-        and two of them tie."""
+        """By stage: which images left by the stage before are proved, and the seconds for each.
+
+        Nothing is proved where a score may be infinite: the rows say nothing about infinities, and
+        two of them tie.
+        """
         started = time.perf_counter()
         lower, upper = self.inputs.ends(task.pixels[rows], self._radius(eps))
         codes = self.engine.encoder.encode(lower), self.engine.encoder.encode(upper)
@@ -262,8 +266,7 @@ def _finite(y: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]) -> BoolA
 def load_decider(
     path: Path, sha256: str, shape: tuple[int, int, int], scaling: Scaling | None, options: Options
 ) -> Callable[[Task, Options], Any]:
-    """The decider of a model, in a worker process. UsageError if the file is not the same any
-    more."""
+    """The decider of a model, in a worker process. UsageError if the file has changed since."""
     read = read_model(path, options.shapes)
     if read.sha256 != sha256:
         raise UsageError(f"{path}: the file has changed")

@@ -135,7 +135,9 @@ class Knowledge:
     def without_sought(self, lower: Array, upper: Array) -> BoolArray:
         """Which boxes of codes hold no input that is sought: [N]."""
         without = self.problem.without_input(lower, upper)
-        return without | self.problem.without_certain_input(lower, upper) if self.narrowed else without
+        return (
+            without | self.problem.without_certain_input(lower, upper) if self.narrowed else without
+        )
 
     # -- points ------------------------------------------------------------------------------------
 
