@@ -63,7 +63,7 @@ class Softmax(AbstractOp):
         return Type(x.shape, self.low, self.high)
 
     def _terms(self, kernels: Kernels, x: Array, top: Array) -> Array:
-        """The table's entries for codes `x` in a row with maximum `top`, or an end of it."""
+        """The table's entries for codes `x` in a row with maximum `top`, clipped to the table."""
         xp = kernels.xp
         return xp.take(self._table, xp.clip(x - top + 255, 0, 255))
 

@@ -193,7 +193,7 @@ def test_a_point_between_two_codes_has_the_code_of_its_float32() -> None:
         assert Fraction(d.decimal_for(0, 0.5)) == end
 
 
-def test_strict_bounds_leave_out_their_ends_surely() -> None:
+def test_strict_bounds_are_not_certain() -> None:
     """X > 1 excludes 1, but the decimal 1.00000000001 lies inside and is fed as 1: under some
     reading 1 is inside."""
     d = domain(encoder(quantizer()), (1, 3), strict=True)
@@ -373,7 +373,7 @@ def is_inside(low: Any, x: Any, high: Any, strict: bool) -> bool:
 def test_ends_of_a_domain(
     one: Fraction, other: Fraction, strict: bool, parts: list[Fraction]
 ) -> None:
-    """What lies inside under any reading is in the domain, and what is `sure` does under every
+    """What lies inside under any reading is in the domain, and what is `certain` does under every
     one."""
     low, high = sorted((one, other))
     which = frozenset([0]) if strict else frozenset()

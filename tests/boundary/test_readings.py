@@ -94,8 +94,8 @@ def computed(tree: Tree, values: dict[str, Any], number: Callable[[str], Any]) -
     """An expression as the checker of VNN-COMP evaluates it, with the arithmetic of the values."""
     if isinstance(tree, str):
         return values[tree] if tree in values else number(tree)
-    head, *own = tree
-    operands = [computed(part, values, number) for part in own]
+    head, *parts = tree
+    operands = [computed(part, values, number) for part in parts]
     if head == "+":
         return sum(operands)
     if head == "-":
@@ -132,7 +132,9 @@ def matrix_accepts(cases: Sequence[Case], x: Sequence[float], y: Sequence[float]
 
 
 def named(x: Sequence[Any], y: Sequence[Any]) -> dict[str, Any]:
-    return {f"{letter}_{i}": v for letter, own in (("X", x), ("Y", y)) for i, v in enumerate(own)}
+    return {
+        f"{letter}_{i}": v for letter, values in (("X", x), ("Y", y)) for i, v in enumerate(values)
+    }
 
 
 def hold(cases: Sequence[Case], x: Sequence[Any], y: Sequence[Any]) -> bool:
@@ -209,7 +211,7 @@ def check(tree: Tree, second: bool, point: Point, unit: int | None, met: Counter
         )
         for possible, certain in versions(read, y):
             assert not accepted or hold(possible, x, point.y)
-            if all(hold(certain, own, point.y) for own, _ in answers):
+            if all(hold(certain, x, point.y) for x, _ in answers):
                 assert accepted
                 met["certain"] += 1
             elif not hold(possible, x, point.y):
@@ -221,7 +223,9 @@ def check(tree: Tree, second: bool, point: Point, unit: int | None, met: Counter
 def versions(read: Readings, y: npt.NDArray[np.float64]) -> list[tuple[list[Case], list[Case]]]:
     """The possible and the certain cases, for all outputs and at some."""
     at = [read.at(k, y) for k in range(len(read.query.cases))]
-    assert [own for _, own in at] == list(read.certain_at(y).cases) or read.certain is read.possible
+    assert [certain for _, certain in at] == list(
+        read.certain_at(y).cases
+    ) or read.certain is read.possible
     whole = list(read.possible.cases), list(read.certain.cases)
     return [whole, ([possible for possible, _ in at], [certain for _, certain in at])]
 
@@ -256,8 +260,8 @@ def trees(draw: st.DrawFn, depth: int, names: list[str], second: bool) -> Tree:
     if kind == "/":
         return ("/", draw(part), draw(st.sampled_from(["3", "0.1", "-7"])))
     if kind == "*":
-        own = (draw(factors), draw(part))
-        return ("*", *(own if draw(st.booleans()) else own[::-1]))
+        product = (draw(factors), draw(part))
+        return ("*", *(product if draw(st.booleans()) else product[::-1]))
     return (kind, *draw(st.lists(part, min_size=2, max_size=3)))
 
 

@@ -46,11 +46,13 @@ def with_parts(first: Any, last: Any) -> Iterator[tuple[int, int, int]]:
         yield from ((i, p, q) for p in range(f, t + 1) for q in range(p, t + 1))
 
 
-def best_of(rule: NonlinearRelaxation, boxes: list[Any], own: Any, pairs: Any) -> tuple[Any, Any]:
+def best_of(
+    rule: NonlinearRelaxation, boxes: list[Any], result: Any, pairs: Any
+) -> tuple[Any, Any]:
     """(the hull's best [N, R], its slack [N] or zeros) for N scalar subproblems."""
     inputs = tuple((b[:, 0].astype(np.int32), b[:, 1].astype(np.int32)) for b in boxes)
-    hull = rule.hull(CPU, inputs, (own[:, 0].astype(np.int32), own[:, 1].astype(np.int32)))
-    n = len(own)
+    hull = rule.hull(CPU, inputs, (result[:, 0].astype(np.int32), result[:, 1].astype(np.int32)))
+    n = len(result)
     weights, multipliers = (np.broadcast_to(p, (n, len(pairs))).copy() for p in pairs.T)
     best, y, z = hull.best(CPU, weights, multipliers)
     spread = weights * y - multipliers * z
@@ -102,23 +104,23 @@ def test_a_staircase_of_4_bits_on_every_interval(kind: str) -> None:
         table = monotone(kind, rng, x.count, high)
         rule, ends = staircase(table, x, high), intervals(x.low, x.high)
         rows = np.array(list(with_parts(*(table[ends[:, i] - x.low] for i in (0, 1)))))
-        box, own = ends[rows[:, 0]], rows[:, 1:]
+        box, result = ends[rows[:, 0]], rows[:, 1:]
         inside = (
             (box[:, :1] <= arguments)
             & (arguments <= box[:, 1:])
-            & (own[:, :1] <= table)
-            & (table <= own[:, 1:])
+            & (result[:, :1] <= table)
+            & (table <= result[:, 1:])
         )
         keep = inside.any(axis=1)  # a part whose codes are all jumped over holds no point
-        box, own, inside = box[keep], own[keep], inside[keep]
+        box, result, inside = box[keep], result[keep], inside[keep]
         pairs = grid(rng, (table[-1] - table[0]) / x.count)
-        best, slack = best_of(rule, [box], own, pairs)
+        best, slack = best_of(rule, [box], result, pairs)
         true = truth(arguments, table, inside, pairs)
         assert (best >= true).all()
         if kind in ("even", "linear", "uneven"):  # every code occurs, so corners are points
             assert (best <= true + np.abs(pairs[:, 1]) * slack[:, None]).all()
             assert int(rule.slack.max()) <= {"even": 1, "linear": 2, "uneven": 16}[kind]
-            assert (slack[own[:, 1] - own[:, 0] < 2] == 0).all()
+            assert (slack[result[:, 1] - result[:, 0] < 2] == 0).all()
         seen += best.size
     assert seen > 100_000
 
@@ -232,10 +234,12 @@ def test_a_sum_of_two_codes_on_every_box() -> None:
         for _ in range(3):
             cut = np.sort(rng.integers(least, most + 1, (2, len(least))), axis=0)
             whole = rng.random(len(least)) < 0.3
-            own = np.stack([np.where(whole, least, cut[0]), np.where(whole, most, cut[1])], axis=1)
-            inside = within & (own[:, :1] <= y) & (y <= own[:, 1:])
+            result = np.stack(
+                [np.where(whole, least, cut[0]), np.where(whole, most, cut[1])], axis=1
+            )
+            inside = within & (result[:, :1] <= y) & (y <= result[:, 1:])
             keep = inside.any(axis=1)
-            best, _ = best_of(rule, [e[keep] for e in box], own[keep], pairs)
+            best, _ = best_of(rule, [e[keep] for e in box], result[keep], pairs)
             assert (best >= truth(z, y, inside[keep], pairs)).all()
     assert found >= 12 * ROUNDS
 

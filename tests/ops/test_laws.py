@@ -69,13 +69,13 @@ def run(case: Case, xs: tuple[Ints, ...]) -> Any:
 
 
 def interval(case: Case, lower: tuple[Ints, ...], upper: tuple[Ints, ...]) -> Interval:
-    """`interval`, flattened to [N, elements] ends."""
-    ends = case.op.interval(CPU, *zip(lower, upper, strict=True))
+    """`interval`, flattened to [N, elements] each."""
+    least, most = case.op.interval(CPU, *zip(lower, upper, strict=True))
     shape = (len(lower[0]), *case.op.output_type(*case.inputs).shape)
-    for end in ends:
-        assert end.dtype == np.int32 and end.shape == shape
-    assert (ends[0] <= ends[1]).all()
-    return ends[0].reshape(len(ends[0]), -1), ends[1].reshape(len(ends[1]), -1)
+    for bound in (least, most):
+        assert bound.dtype == np.int32 and bound.shape == shape
+    assert (least <= most).all()
+    return least.reshape(len(least), -1), most.reshape(len(most), -1)
 
 
 def results(case: Case, xs: tuple[Ints, ...]) -> Interval:
@@ -109,8 +109,8 @@ def test_laws_on_all_boxes(case: Case) -> None:
     points = np.array(list(product(*codes)), np.int32)
     least, most = results(case, parts(case, points))
     pairs = [[(a, b) for a in code for b in code if a <= b] for code in codes]
-    ends = np.array(list(product(*pairs)), np.int32)
-    a, b = ends[:, :, 0].copy(), ends[:, :, 1].copy()
+    boxes = np.array(list(product(*pairs)), np.int32)
+    a, b = boxes[:, :, 0].copy(), boxes[:, :, 1].copy()
     lower, upper = interval(case, parts(case, a), parts(case, b))
 
     for start in range(0, len(a), 2_000):  # containment
@@ -134,7 +134,7 @@ def test_laws_on_all_boxes(case: Case) -> None:
 # -- some boxes ------------------------------------------------------------------------------------
 
 
-def ends(rng: np.random.Generator, lower: Ints, upper: Ints) -> tuple[Ints, Ints]:
+def inner_boxes(rng: np.random.Generator, lower: Ints, upper: Ints) -> tuple[Ints, Ints]:
     """Random boxes inside the given ones [N, elements]: anything, points, whole, from an end, from
     zero, narrow."""
     low, high = lower.astype(np.int64), upper.astype(np.int64)
@@ -161,7 +161,7 @@ def whole(case: Case, count: int) -> tuple[Ints, Ints]:
 @pytest.mark.parametrize("case", LAWFUL, ids=str)
 def test_laws_on_some_boxes(case: Case) -> None:
     rng = np.random.default_rng(0)
-    a, b = ends(rng, *whole(case, SAMPLES))
+    a, b = inner_boxes(rng, *whole(case, SAMPLES))
     lower, upper = interval(case, parts(case, a), parts(case, b))
     for x in (
         a,
@@ -173,7 +173,7 @@ def test_laws_on_some_boxes(case: Case) -> None:
         least, most = results(case, parts(case, x))
         assert (lower <= least).all() and (most <= upper).all()
     for _ in range(3):
-        a, b = ends(rng, a, b)
+        a, b = inner_boxes(rng, a, b)
         less = interval(case, parts(case, a), parts(case, b))
         assert (less[0] >= lower).all() and (less[1] <= upper).all()
         lower, upper = less
@@ -183,21 +183,20 @@ def test_laws_on_some_boxes(case: Case) -> None:
 def test_samples_are_independent(case: Case) -> None:
     """A batch gives what its samples give one by one."""
     rng = np.random.default_rng(1)
-    a, b = ends(rng, *whole(case, 3))
+    a, b = inner_boxes(rng, *whole(case, 3))
     y, box = run(case, parts(case, a)), interval(case, parts(case, a), parts(case, b))
     for k in range(3):
         one, other = a[k : k + 1], b[k : k + 1]
         np.testing.assert_array_equal(run(case, parts(case, one)), y[k : k + 1])
-        for end, ends_ in zip(
-            interval(case, parts(case, one), parts(case, other)), box, strict=True
-        ):
-            np.testing.assert_array_equal(end, ends_[k : k + 1])
+        alone = interval(case, parts(case, one), parts(case, other))
+        for bound, bounds in zip(alone, box, strict=True):
+            np.testing.assert_array_equal(bound, bounds[k : k + 1])
 
 
 @pytest.mark.parametrize("case", LAWFUL, ids=str)
 def test_gradient_is_finite_and_shaped_like_the_inputs(case: Case) -> None:
     rng = np.random.default_rng(2)
-    xs = parts(case, ends(rng, *whole(case, 5))[0])
+    xs = parts(case, inner_boxes(rng, *whole(case, 5))[0])
     upstream = rng.normal(size=(5, *case.op.output_type(*case.inputs).shape)).astype(np.float32)
     gradients = case.op.gradient(CPU, xs, upstream)
     assert len(gradients) == len(xs)

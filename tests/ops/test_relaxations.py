@@ -54,21 +54,21 @@ def test_a_backward_bound_is_never_below_the_function(case: Case) -> None:
     rng = np.random.default_rng(5)
     rule = case.op.relaxation(CPU, *case.inputs)
     count, functions = 12, 6
-    own_boxes = boxes(case, rng, count)
-    own = case.op.interval(CPU, *own_boxes)
-    shape = own[0].shape[1:]
+    inputs = boxes(case, rng, count)
+    result = case.op.interval(CPU, *inputs)
+    shape = result[0].shape[1:]
     for scale in (1, 1000, 2**20):
         weights = rng.integers(-scale, scale, size=(count, functions, *shape), endpoint=True)
         weights[:, 1] = np.abs(weights[:, 1])
         weights[:, 2] = -np.abs(weights[:, 2])
         weights[:, 3] *= rng.random(shape) < 0.2
         try:
-            parts, constant = rule.backward(CPU, weights, tuple(own_boxes), own)
+            parts, constant = rule.backward(CPU, weights, tuple(inputs), result)
         except TooLarge:
             assert scale > 1
             continue
         for k in range(40):
-            xs = tuple(points(box, rng, corner=k % 2 == 0) for box in own_boxes)
+            xs = tuple(points(box, rng, corner=k % 2 == 0) for box in inputs)
             bound = constant.astype(object)
             for part, x in zip(parts, xs, strict=True):
                 if part is not None:
