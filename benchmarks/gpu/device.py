@@ -159,22 +159,22 @@ def describe(kernels: Kernels, what: str, emit: Emit, timed: bool = True) -> Non
 def examined(kernels: Kernels, variant: Variant, timed: bool) -> dict[str, Any]:
     """Seconds of compiling, whether all test layers come out exactly, microseconds of a layer of
     16384 x 512 x 512."""
-    own: dict[str, Any] = {}
+    row: dict[str, Any] = {}
     start = time.perf_counter()
     try:
         module = kernels.xp.RawModule(code=source(), options=options(variant))
         module.compile()
-        own["compile_s"] = round(time.perf_counter() - start, 2)
+        row["compile_s"] = round(time.perf_counter() - start, 2)
         fused = Fused(kernels, variant, module)
         wrong = {
             name: text for name, check in comparisons(fused).items() if (text := _outcome(check))
         }
-        own |= {"exact": not wrong, "wrong": wrong} if wrong else {"exact": True}
+        row |= {"exact": not wrong, "wrong": wrong} if wrong else {"exact": True}
         if timed:
-            own["layer_us"] = round(1e6 * _seconds(fused, (16384, 512, 512)), 1)
+            row["layer_us"] = round(1e6 * _seconds(fused, (16384, 512, 512)), 1)
     except Exception as error:  # whatever a first run on a new device brings is a result
-        own["error"] = f"{type(error).__name__}: {error}"[:2000]
-    return own
+        row["error"] = f"{type(error).__name__}: {error}"[:2000]
+    return row
 
 
 def _outcome(check: Callable[[], bool]) -> str:

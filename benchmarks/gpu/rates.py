@@ -149,8 +149,8 @@ class Timed:
     def row(self, kernels: Kernels, batch: int, seconds: float) -> dict[str, Any]:
         """The times of a batch."""
         clock, (lower, upper) = Clock(kernels, seconds), boxes_of(self.host, batch)
-        there, own = (kernels.asarray(lower), kernels.asarray(upper)), self.propagator
-        found = own.intervals(*there)
+        there, fast = (kernels.asarray(lower), kernels.asarray(upper)), self.propagator
+        found = fast.intervals(*there)
         some = slice(None, None, max(1, batch // 16))
         expected = self.host.intervals(CPU, lower[some], upper[some])
         if any(
@@ -159,15 +159,15 @@ class Timed:
         ):
             raise SystemExit("the bounds differ from NumPy's")
         row: dict[str, Any] = {
-            "by": own.name,
-            "interval_s": clock.median(lambda: own.intervals(*there)),
+            "by": fast.name,
+            "interval_s": clock.median(lambda: fast.intervals(*there)),
         }
-        row["points_s"] = clock.median(lambda: own.intervals(there[0], there[0]))
+        row["points_s"] = clock.median(lambda: fast.intervals(there[0], there[0]))
         if batch * self.host.elements_per_point() < 1 << 28:
             row["run_s"] = clock.median(lambda: self.network.run(kernels, there[0]))
         if self.inference is not None:
             row["inference_s"] = self._inference(kernels, there[0], lower, clock)
-        plan = own._fast
+        plan = fast._fast
         if isinstance(plan, Plan):
             row |= _by_step(plan, clock, *there)
             row |= {"launches": " + ".join(plan.launches()), "steps": len(plan.steps)}
@@ -180,9 +180,10 @@ class Timed:
         assert plan is not None
         first, second = (there[:half], there[half : 2 * half]) if half else (there, there)
         found = plan.run(first, second)
-        for start, own in zip((0, half), found, strict=True):
+        for start, part in zip((0, half), found, strict=True):
             if not np.array_equal(
-                kernels.to_host(own[:16]), self.host.run(CPU, points[start : start + len(own)][:16])
+                kernels.to_host(part[:16]),
+                self.host.run(CPU, points[start : start + len(part)][:16]),
             ):
                 raise SystemExit("the inference differs from NumPy's")
         return clock.median(lambda: plan.run(first, second))
@@ -195,17 +196,17 @@ def intervals(
     is a row, too."""
     nets = {name: Timed.make(kernels, name) for name in ((FOUR[0], FOUR[3]) if quick else SHAPES)}
     for batch in (8, 1) if quick else BATCHES:
-        for name, own in nets.items():
-            if 24 * batch * own.host.input_type.size > kernels.allowance(8 << 30, 0.3):
+        for name, net in nets.items():
+            if 24 * batch * net.host.input_type.size > kernels.allowance(8 << 30, 0.3):
                 continue
             row: dict[str, Any] = {"network": name, "batch": batch}
             try:
-                row |= own.row(kernels, batch, 0.03 if quick else 0.2)
+                row |= net.row(kernels, batch, 0.03 if quick else 0.2)
             except Exception as error:  # no memory, or a kernel that fails
                 emit({"row": {**row, "by": f"failed: {type(error).__name__}: {error}"[:300]}})
                 continue
             row |= _runtime(ort, name, min(batch, 1024), quick)
-            emit({"row": row | _ratios(own.host, row, ceilings)})
+            emit({"row": row | _ratios(net.host, row, ceilings)})
 
 
 def _ratios(host: Network, row: dict[str, Any], ceilings: dict[str, float]) -> dict[str, float]:
@@ -363,7 +364,7 @@ def dual(kernels: Kernels, quick: bool, emit: Emit) -> None:
 def _dual_row(problem: Problem, machine: Kernels, batch: int, rounds: int) -> dict[str, Any]:
     relaxed, rng = Knowledge(problem).relaxed(), np.random.default_rng(3)
     assert relaxed is not None
-    own, cover = relaxed.dual, relaxed.regions
+    dual, cover = relaxed.dual, relaxed.regions
     lower, upper = (np.repeat(end[None], batch, axis=0) for end in (problem.lower, problem.upper))
     middle = (
         lower + upper
@@ -374,19 +375,19 @@ def _dual_row(problem: Problem, machine: Kernels, batch: int, rounds: int) -> di
         np.where(cut == 1, np.minimum(middle + 1, upper), lower),
     )
     there = machine.asarray(lower.astype(np.int32)), machine.asarray(upper.astype(np.int32))
-    objective = cover.objective(own, [0] * batch)
+    objective = cover.objective(dual, [0] * batch)
     guide = objective.as_guide()
 
     def task() -> Any:
-        boxes, _ = own.network.boxes(machine, *there)
-        relaxations = own.relaxations(boxes, cover.last)
+        boxes, _ = dual.network.boxes(machine, *there)
+        relaxations = dual.relaxations(boxes, cover.last)
         mu = machine.xp.zeros(objective.constants.shape, dtype=GUIDE)
         mu[:, 0] = 1
-        start = Point(mu, own.crown_multipliers(boxes, guide.weights(mu)), mu[:, 0])
+        start = Point(mu, dual.crown_multipliers(boxes, guide.weights(mu)), mu[:, 0])
         point = improve(
-            own, relaxations.as_guide(machine), guide, start, rounds, RATE, NEVER, enough=-1e30
+            dual, relaxations.as_guide(machine), guide, start, rounds, RATE, NEVER, enough=-1e30
         )
-        return proved(own, relaxations, objective, point, cover.precision())[0]
+        return proved(dual, relaxations, objective, point, cover.precision())[0]
 
     seconds = Clock(machine, 0.5).median(task)
     found = int(machine.to_host(task()).sum())

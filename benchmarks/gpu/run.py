@@ -276,21 +276,21 @@ Command = tuple[str, list[str]]  # with a name, where a stage has several
 
 def commands(name: str, given: argparse.Namespace, report: Report) -> list[Command]:
     """What a stage runs."""
-    own = [sys.executable, str(Path(__file__).resolve())]
+    this = [sys.executable, str(Path(__file__).resolve())]
     base = ["--device", given.device, "--timeout", str(given.timeout), *["--quick"] * given.quick]
     if (
         name == "device" and given.device != "cpu"
     ):  # each variant for itself: one that fails leaves a dead process
         found = [["--variant", variant] for variant in (*VARIANTS, "chosen")]
         return [
-            (" ".join(more[1:]), [*own, "--stage", name, *base, *more]) for more in ([], *found)
+            (" ".join(more[1:]), [*this, "--stage", name, *base, *more]) for more in ([], *found)
         ]
     if name == "tests":
         return [("", _tests(given, report))]
     if name == "sanitizer":
         tool = shutil.which("compute-sanitizer")
         checks = [(t, [tool, "--tool", t, "--error-exitcode", "9"]) for t in TOOLS] if tool else []
-        return [(t, [*check, *own, "--stage", "exact", *base]) for t, check in checks]
+        return [(t, [*check, *this, "--stage", "exact", *base]) for t, check in checks]
     if name == "intervals":
         base += [
             "--ceilings",
@@ -298,7 +298,7 @@ def commands(name: str, given: argparse.Namespace, report: Report) -> list[Comma
         ]
     if name == "verdicts":
         base += ["--instances", *map(str, given.instances)]
-    return [("", [*own, "--stage", name, *base])]
+    return [("", [*this, "--stage", name, *base])]
 
 
 def _tests(given: argparse.Namespace, report: Report) -> list[str]:
@@ -320,7 +320,7 @@ def _tests(given: argparse.Namespace, report: Report) -> list[str]:
 def run_stage(name: str, given: argparse.Namespace, report: Report, limit: float) -> None:
     """One stage, within so many seconds."""
     start = time.monotonic()
-    own = report.stages[name] = {"state": "running", "limit_s": round(limit, 1)}
+    stage = report.stages[name] = {"state": "running", "limit_s": round(limit, 1)}
     report.write()
     wanted = commands(name, given, report)
     state = "ok" if wanted else "left out"
@@ -328,29 +328,29 @@ def run_stage(name: str, given: argparse.Namespace, report: Report, limit: float
         left = (limit - (time.monotonic() - start)) / (len(wanted) - k)
         code, late = follow(command, max(left, 1.0), report, name)
         if which:
-            own.setdefault("processes", {})[which] = "out of time" if late else f"exit code {code}"
+            end = "out of time" if late else f"exit code {code}"
+            stage.setdefault("processes", {})[which] = end
         if late or code:
             state = "out of time" if late and state != "failed" else "failed"
-            end = (
-                (report.out / "gpu_log.txt").read_text(errors="replace").rstrip().splitlines()[-3:]
-            )
-            own.setdefault("why", " | ".join(line[:200] for line in end))
+            log = (report.out / "gpu_log.txt").read_text(errors="replace")
+            last = log.rstrip().splitlines()[-3:]
+            stage.setdefault("why", " | ".join(line[:200] for line in last))
         report.write()
     if not wanted:
-        own["why"] = "compute-sanitizer is not on PATH"
-    own |= {"state": state, "seconds": round(time.monotonic() - start, 1)}
+        stage["why"] = "compute-sanitizer is not on PATH"
+    stage |= {"state": state, "seconds": round(time.monotonic() - start, 1)}
 
 
 def tables(report: Report) -> list[str]:
     """What is printed at the end: the states, and the figures that matter most."""
     lines = []
-    for name, own in report.stages.items():
-        more = own.get("why") or own.get("last_line", "")
-        lines.append(f"{name:10} {own['state']:12} {own.get('seconds', '')} s  {more}".rstrip())
-        lines += [f"  {line}" for line in own.get("failed", [])[:20]]
-    for name, own in report.stages.get("device", {}).get("variants", {}).items():
+    for name, stage in report.stages.items():
+        more = stage.get("why") or stage.get("last_line", "")
+        lines.append(f"{name:10} {stage['state']:12} {stage.get('seconds', '')} s  {more}".rstrip())
+        lines += [f"  {line}" for line in stage.get("failed", [])[:20]]
+    for name, result in report.stages.get("device", {}).get("variants", {}).items():
         lines.append(
-            f"variant {name}: " + ", ".join(f"{key} {value}" for key, value in own.items())
+            f"variant {name}: " + ", ".join(f"{key} {value}" for key, value in result.items())
         )
     lines += [
         f"{row['what']}: {row['rate']:.4g} {row['unit']}" for row in report.rows.get("ceilings", [])
@@ -384,7 +384,7 @@ def tables(report: Report) -> list[str]:
         from benchmarks.gpu.verdicts import summary
 
         lines += summary(report.rows["verdicts"])
-    notes = {own["left_out"] for own in report.stages.values() if "left_out" in own}
+    notes = {stage["left_out"] for stage in report.stages.values() if "left_out" in stage}
     return lines + [f"left out: {note}" for note in sorted(notes)]
 
 
@@ -436,7 +436,7 @@ def main(arguments: list[str] | None = None) -> int:
             flush=True,
         )
     print("\n".join(report.table))
-    return int(any(own["state"] == "failed" for own in report.stages.values()))
+    return int(any(stage["state"] == "failed" for stage in report.stages.values()))
 
 
 if __name__ == "__main__":

@@ -49,15 +49,15 @@ def race(
     kernels: Kernels, lists: list[Path], timeout: float, qdq: bool, limit: int | None, emit: Emit
 ) -> None:
     """Rows of every method's verdict and seconds."""
-    own = list(instances(lists, qdq))[:limit]
+    chosen = list(instances(lists, qdq))[:limit]
     devices = ["cpu"] if kernels.is_host else ["cuda", "cpu"]
     if not kernels.is_host:
         with suppress(DeviceError):
             opened(kernels)
-    if own:
+    if chosen:
         for device in devices:
-            _qverify(*own[0][1:], device, timeout)
-    for suite, model, spec in own:
+            _qverify(*chosen[0][1:], device, timeout)
+    for suite, model, spec in chosen:
         for method in (*devices, "paper2023"):
             if method == "paper2023":
                 found = _paper(model, spec, kernels, timeout)
@@ -123,9 +123,9 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     over the CPU's."""
     lines = []
     for suite in dict.fromkeys(row["suite"] for row in rows):
-        own = [row for row in rows if row["suite"] == suite]
-        for method in dict.fromkeys(row["method"] for row in own):
-            some = [row for row in own if row["method"] == method]
+        of_suite = [row for row in rows if row["suite"] == suite]
+        for method in dict.fromkeys(row["method"] for row in of_suite):
+            some = [row for row in of_suite if row["method"] == method]
             times = [float(row["seconds"]) for row in some]
             decided = sum(row["verdict"] in DECIDED for row in some)
             lines.append(
@@ -134,7 +134,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
                 f"sum {sum(times):.1f} s"
             )
         pairs = {}
-        for row in own:
+        for row in of_suite:
             pairs.setdefault((row["onnx"], row["vnnlib"]), {})[row["method"]] = row
         both = [pair for pair in pairs.values() if {"qverify, cuda", "qverify, cpu"} <= pair.keys()]
         ratios = [

@@ -33,9 +33,9 @@ def build(formula: Formula) -> tuple[cp_model.CpModel, list[Any]]:
                 )
                 if size > LARGEST:
                     raise Unsupported("a sum beyond 64 bits")
-                own, weights = [expression[v] for _, v in d.terms], [c for c, _ in d.terms]
+                variables, weights = [expression[v] for _, v in d.terms], [c for c, _ in d.terms]
                 model.add(
-                    cp_model.LinearExpr.weighted_sum(own, weights) + d.bias == expression[d.y]
+                    cp_model.LinearExpr.weighted_sum(variables, weights) + d.bias == expression[d.y]
                 )
             case Steps():
                 _add_steps(model, formula, d, expression[d.x], expression[d.y])
@@ -87,20 +87,19 @@ def solve(formula: Formula, seconds: float) -> Answer:
                     return
                 continue
             literal = model.new_bool_var("")
-            own, weights = [expression[v] for _, v in row.terms], [c for c, _ in row.terms]
-            model.add(cp_model.LinearExpr.weighted_sum(own, weights) <= row.rhs).only_enforce_if(
-                literal
-            )
+            variables, weights = [expression[v] for _, v in row.terms], [c for c, _ in row.terms]
+            left = cp_model.LinearExpr.weighted_sum(variables, weights)
+            model.add(left <= row.rhs).only_enforce_if(literal)
             literals.append(literal)
         model.add_bool_or([*literals, *([] if enforce is None else [~enforce])])
 
-    for own in formula.clauses:
-        clause(own)
+    for rows in formula.clauses:
+        clause(rows)
     cases = [model.new_bool_var("") for _ in formula.cases]
     model.add_bool_or(cases)
     for case, literal in zip(formula.cases, cases, strict=True):
-        for own in case:
-            clause(own, literal)
+        for rows in case:
+            clause(rows, literal)
     solver = cp_model.CpSolver()
     solver.parameters.max_time_in_seconds = seconds
     solver.parameters.num_workers = 1

@@ -75,10 +75,10 @@ def is_unsafe(instance: Instance, query: Query, codes: Sequence[int]) -> bool:
 def unreachable(domain: Domain, formula: Formula, codes: Sequence[int]) -> Clause | None:
     """None where some input in the domain has these codes; else a clause that rules out codes which
     none has."""
-    own = np.array(codes, np.int32)
-    if domain.lift(own) is not None:
+    point = np.array(codes, np.int32)
+    if domain.lift(point) is not None:
         return None
-    first, last, empty = domain.code_cells(own, own)
+    first, last, empty = domain.code_cells(point, point)
     lower, upper = domain.spread(first[None], last[None])
     source = domain.encoder.source
     bad = empty | np.where(source >= 0, (lower > upper)[0][np.maximum(source, 0)], False)

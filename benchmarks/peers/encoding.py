@@ -357,8 +357,9 @@ def _dense(formula: Formula, op: Dense, xs: list[Ids], shape: tuple[int, ...]) -
     bias = np.broadcast_to(op.bias, shape)
     result = []
     for at in np.ndindex(*shape):
-        own = weight[(*at[:-2], slice(None), at[-1])] if op.weight.ndim > 2 else weight[:, at[-1]]
-        result.append(formula.linear(own.tolist(), rows[at[:-1]].tolist(), int(bias[at])))
+        stack = at[:-2] if op.weight.ndim > 2 else ()
+        column = weight[(*stack, slice(None), at[-1])]
+        result.append(formula.linear(column.tolist(), rows[at[:-1]].tolist(), int(bias[at])))
     return result
 
 

@@ -40,8 +40,8 @@ def decide(instance: Instance, timeout: float, kernels: Kernels = CPU, batch: in
     for query in instance.property.queries:
         if any(row.x for case in query.cases for row in case):
             return Answer("unsupported", "a condition on inputs and outputs")
-        answer, own = _decide_query(instance, query, end, network, kernels, batch)
-        boxes += own
+        answer, tried = _decide_query(instance, query, end, network, kernels, batch)
+        boxes += tried
         if answer.verdict != "unsat":
             return answer
     return Answer("unsat", f"{boxes} boxes")
@@ -59,7 +59,7 @@ def _decide_query(
             return Answer("timeout", f"{boxes} boxes"), boxes
         taken = [stack.pop() for _ in range(min(batch, len(stack)))]
         boxes += len(taken)
-        lower, upper = (np.stack(own) for own in zip(*taken, strict=True))
+        lower, upper = (np.stack(ends) for ends in zip(*taken, strict=True))
         ends = network.intervals(kernels, kernels.asarray(lower), kernels.asarray(upper))
         left = ~rows.refuted(*decode(*(kernels.to_host(z) for z in ends)))
         lower, upper = lower[left], upper[left]
@@ -87,9 +87,9 @@ class _Rows:
     def __init__(self, query: Query, outputs: int) -> None:
         self._cases, self._all = query.cases, [row for case in query.cases for row in case]
         weight = np.zeros((len(self._all), outputs))
-        for row, own in zip(self._all, weight, strict=True):
+        for row, coefficients in zip(self._all, weight, strict=True):
             for j, c in row.y:
-                own[j] += float(c)
+                coefficients[j] += float(c)
         self._positive, self._negative = np.maximum(weight, 0).T, np.minimum(weight, 0).T
         self._rhs = np.array([float(row.rhs) for row in self._all])
 

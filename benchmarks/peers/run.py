@@ -151,19 +151,19 @@ def table(rows: list[Row], peers: Sequence[str], absent: Sequence[str] = ()) -> 
     )
     lines = [" | ".join(head), " | ".join(["---"] + ["--:"] * (len(head) - 1))]
     par: dict[str, float] = {}
-    own: dict[str, list[Row]] = {peer: [by[(*n, peer)] for n in common] for peer in peers}
-    for peer, mine in own.items():
+    rows_of: dict[str, list[Row]] = {peer: [by[(*n, peer)] for n in common] for peer in peers}
+    for peer, mine in rows_of.items():
         cost = [
             float(r["seconds"]) if r["verdict"] in DECIDED else 2 * float(r["timeout"])
             for r in mine
         ]
         par[peer] = sum(cost) / max(len(cost), 1)
-    for peer, mine in own.items():
+    for peer, mine in rows_of.items():
         said = [r["verdict"] for r in mine]
         times = [float(r["seconds"]) for r in mine if r["verdict"] in DECIDED]
         both = [
             float(a["seconds"]) / float(b["seconds"])
-            for a, b in zip(mine, own.get("qverify", []), strict=False)
+            for a, b in zip(mine, rows_of.get("qverify", []), strict=False)
             if a["verdict"] in DECIDED and b["verdict"] in DECIDED
         ]
         cells = (

@@ -65,12 +65,12 @@ class Terms:
 
     def resized(self, v: int, width: int) -> Any:
         """The variable modulo 2**width."""
-        own = self.width[v]
-        if own > width:
+        bits = self.width[v]
+        if bits > width:
             return self.tm.mk_term(Kind.BV_EXTRACT, [self.of(v)], [width - 1, 0])
         return (
-            self.tm.mk_term(Kind.BV_SIGN_EXTEND, [self.of(v)], [width - own])
-            if own < width
+            self.tm.mk_term(Kind.BV_SIGN_EXTEND, [self.of(v)], [width - bits])
+            if bits < width
             else self.of(v)
         )
 
@@ -169,8 +169,8 @@ class Terms:
         for v in d.xs[1:]:
             x = self.resized(v, width)
             best = self.tm.mk_term(Kind.ITE, [self.tm.mk_term(Kind.BV_SGE, [x, best]), x, best])
-        own = self.width[d.y]
-        return self.tm.mk_term(Kind.BV_EXTRACT, [best], [own - 1, 0]) if own < width else best
+        bits = self.width[d.y]
+        return self.tm.mk_term(Kind.BV_EXTRACT, [best], [bits - 1, 0]) if bits < width else best
 
     def inequality(self, row: Inequality) -> Any:
         """sum <= rhs, in a width that holds both."""

@@ -154,7 +154,7 @@ class Rows:
         self.shape = tuple(int(n) for n in re.findall(rb"\d+", match[3]))
         self._type = np.dtype(f"<i{int(match[1] or match[2])}")
         if len(self.shape) != len(wanted) or any(
-            n not in (None, own) for n, own in zip(wanted, self.shape, strict=True)
+            n not in (None, length) for n, length in zip(wanted, self.shape, strict=True)
         ):
             raise archive.fault(
                 f"{name} has the shape {list(self.shape)}, which does not fit the rest"

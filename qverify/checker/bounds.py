@@ -62,8 +62,8 @@ class Rule:
 
     size: int
 
-    def hull(self, boxes: list[Ends], own: Ends) -> Hull:
-        """The hull where the inputs lie in `boxes` and the result in `own`."""
+    def hull(self, boxes: list[Ends], result: Ends) -> Hull:
+        """The hull where the inputs lie in `boxes` and the result in `result`."""
         raise NotImplementedError
 
     def back(self, m: Ints) -> list[Ints]:
@@ -125,7 +125,7 @@ class Steps:
 
     def __init__(self, begin: Ints, row: Ints, low: int, ends: tuple[int, int]) -> None:
         self.begin, self.row, self.low = begin, row, low
-        self.slack = np.array([slack_of(own, *ends) for own in begin], np.int64)[row]
+        self.slack = np.array([slack_of(row_begin, *ends) for row_begin in begin], np.int64)[row]
 
     def at(self, code: Ints) -> Ints:
         """The least argument from which the result is at least `code` [N, size]."""
@@ -234,8 +234,8 @@ class Staircase(Rule):
             begin = thresholds(run, count, x, y.low, y.high)
         self.steps, self.size = Steps(begin, row, y.low, (x.low, x.high)), x.size
 
-    def hull(self, boxes: list[Ends], own: Ends) -> Hull:
-        (a, b), (first, last) = boxes[0], own
+    def hull(self, boxes: list[Ends], result: Ends) -> Hull:
+        (a, b), (first, last) = boxes[0], result
         a, b = np.maximum(a, self.steps.at(first)), np.minimum(b, self.steps.at(last + 1) - 1)
         graph = self.steps.graph(a, b, first, last)
         return Between(graph, graph)
@@ -266,10 +266,10 @@ class Sum(Rule):
         np.maximum.at(right, codes - low + 1, z + 1)
         left, right = np.minimum.accumulate(left[::-1])[::-1], np.maximum.accumulate(right)
         row = np.zeros(y.size, np.int64)
-        self.left, self.right = (Steps(own[None], row, low, ends) for own in (left, right))
+        self.left, self.right = (Steps(begin[None], row, low, ends) for begin in (left, right))
 
-    def hull(self, boxes: list[Ends], own: Ends) -> Hull:
-        (first, last), ends = own, [np.zeros((1, 1), np.int64)] * 2
+    def hull(self, boxes: list[Ends], result: Ends) -> Hull:
+        (first, last), ends = result, [np.zeros((1, 1), np.int64)] * 2
         for slope, (spot, _), box in zip(self.slopes, self.inputs, boxes, strict=True):
             ends = [
                 e + slope * end[:, spot]
@@ -321,7 +321,7 @@ class Scan(Rule):
         found: Ints = self.values[self.rows, x - self.low]
         return found
 
-    def hull(self, boxes: list[Ends], own: Ends) -> Hull:
+    def hull(self, boxes: list[Ends], result: Ends) -> Hull:
         return Entries(self, *boxes[0])
 
 
@@ -358,9 +358,9 @@ class Largest(Rule):
         if self.each > ARGUMENTS:
             raise Rejected(f"a maximum of {self.each} values is taken apart")
 
-    def hull(self, boxes: list[Ends], own: Ends) -> Hull:
+    def hull(self, boxes: list[Ends], result: Ends) -> Hull:
         low, high = (end.reshape(len(end), 1, -1, self.each) for end in boxes[0])
-        return Highest(low, high, own[0][:, None], own[1][:, None])
+        return Highest(low, high, result[0][:, None], result[1][:, None])
 
     def known(self, z: Ends) -> tuple[int | None, Ends]:
         raise Rejected("inner bounds are not for the arguments of a maximum")
@@ -383,7 +383,7 @@ class Highest(Hull):
 
     def most(self, w: Ints, m: Ints) -> Ints:
         each = self.low.shape[3]
-        own = m.reshape(*m.shape[:2], -1, each)
+        m = m.reshape(*m.shape[:2], -1, each)
         fits(
             (reach(w) + (each + 2) * reach(m))
             * reach(self.low, self.high, self.first, self.last)
@@ -392,10 +392,10 @@ class Highest(Hull):
         high, none = np.minimum(self.high, self.last[..., None]), np.int64(-(2**63))
         best = np.full((len(self.first), *w.shape[1:]), none)
         for t in (self.first, *(np.clip(high[..., i], self.first, self.last) for i in range(each))):
-            others = -own * np.where(own < 0, np.minimum(t[..., None], high), self.low)
+            others = -m * np.where(m < 0, np.minimum(t[..., None], high), self.low)
             total = w * t + others.sum(axis=3)
             for j in range(each):
-                value = total - others[..., j] - own[..., j] * t
+                value = total - others[..., j] - m[..., j] * t
                 best = np.maximum(
                     best, np.where((self.low[..., j] <= t) & (t <= high[..., j]), value, none)
                 )
@@ -474,23 +474,23 @@ class Net:
         for k, before in enumerate(known):
             limits = [cuts[k]] if k in cuts else []
             if before is None or not changed.isdisjoint(self.inputs[k]):
-                own = self.interval[k]([ends[i] for i in self.inputs[k]])
+                box = self.interval[k]([ends[i] for i in self.inputs[k]])
                 limits += [] if before is None else [before]
                 changed.add(k)
             else:
                 shape = n, before[0].shape[1]
-                own = np.broadcast_to(before[0], shape), np.broadcast_to(before[1], shape)
+                box = np.broadcast_to(before[0], shape), np.broadcast_to(before[1], shape)
             for limit in limits:
                 changed.add(k)
-                low, high = np.maximum(own[0], limit[0]), np.minimum(own[1], limit[1])
+                low, high = np.maximum(box[0], limit[0]), np.minimum(box[1], limit[1])
                 none = low > high
                 possible &= ~none.any(axis=1)
                 # No point: any ends will do.
-                own = (
-                    np.where(none, own[0], low),
-                    np.where(none, own[1], high),
+                box = (
+                    np.where(none, box[0], low),
+                    np.where(none, box[1], high),
                 )
-            ends.append(own)
+            ends.append(box)
         return Part(ends), possible
 
     def upper(
@@ -518,6 +518,6 @@ class Net:
             else:
                 constant = maximum(w, part.ends[k])
             total = added(total, constant)
-            for i, own in zip(self.inputs[k], parts, strict=False):
-                held[i] = added(held[i], own) if i in held else own
+            for i, back in zip(self.inputs[k], parts, strict=False):
+                held[i] = added(held[i], back) if i in held else back
         return total  # type: ignore[no-any-return]

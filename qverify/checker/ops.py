@@ -139,8 +139,8 @@ class Product(Weighted):
         self.shape = (*([1] * stacks), *x.shape)
 
     def times(self, x: Ints, weight: Floats) -> Ints:
-        own = x.reshape(-1, weight.shape[0]) if weight.ndim == 2 else x.reshape(-1, *self.shape)
-        product: Ints = np.matmul(own.astype(np.float64), weight).astype(np.int64)
+        rows = x.reshape(-1, weight.shape[0]) if weight.ndim == 2 else x.reshape(-1, *self.shape)
+        product: Ints = np.matmul(rows.astype(np.float64), weight).astype(np.int64)
         return product.reshape(len(x), -1)
 
     def back(self, w: Ints) -> tuple[list[Ints], Ints]:
@@ -170,8 +170,8 @@ class Convolution(Weighted):
 
     def split(self, x: Ints, shape: tuple[int, ...]) -> Floats:
         """[n, size of a value B x C x spatial] in the form that it has while it works."""
-        own = x.reshape(-1, shape[0], self.op.groups, shape[1] // self.op.groups, *shape[2:])
-        return np.moveaxis(np.moveaxis(own, 2, 0), 3, -1).astype(np.float64)
+        groups = x.reshape(-1, shape[0], self.op.groups, shape[1] // self.op.groups, *shape[2:])
+        return np.moveaxis(np.moveaxis(groups, 2, 0), 3, -1).astype(np.float64)
 
     def joined(self, x: Floats) -> Ints:
         """The inverse of `split`."""
@@ -189,13 +189,14 @@ class Convolution(Weighted):
 
     def times(self, x: Ints, weight: Floats) -> Ints:
         groups, results, inputs = weight.shape[:3]
-        own = np.full((groups, len(x), self.x[0], *self.padded, inputs), float(self.op.pad_value))
-        own[self.inside] = self.split(x, self.x)
+        shape = (groups, len(x), self.x[0], *self.padded, inputs)
+        padded = np.full(shape, float(self.op.pad_value))
+        padded[self.inside] = self.split(x, self.x)
         shape = (groups, len(x), self.y[0], *self.y[2:], results)
         total = np.zeros(shape)
         for tap, where in self.taps():
             total += np.matmul(
-                own[where].reshape(groups, -1, inputs), weight[tap].swapaxes(1, 2)
+                padded[where].reshape(groups, -1, inputs), weight[tap].swapaxes(1, 2)
             ).reshape(shape)
         return self.joined(total)
 
@@ -203,10 +204,10 @@ class Convolution(Weighted):
         fits(reach(w) * self.over_results, 2**53)
         fits(reach(w) * (reach(self.bias) + abs(self.op.pad_value) * self.over_inputs) * w.shape[2])
         groups, results, inputs = self.all.shape[:3]
-        own = self.split(w, self.y).reshape(groups, -1, results)
+        weights = self.split(w, self.y).reshape(groups, -1, results)
         total = np.zeros((groups, w.shape[0] * w.shape[1], self.x[0], *self.padded, inputs))
         for tap, where in self.taps():
-            total[where] += np.matmul(own, self.all[tap]).reshape(total[where].shape)
+            total[where] += np.matmul(weights, self.all[tap]).reshape(total[where].shape)
         parts = self.joined(total[self.inside]).reshape(*w.shape[:2], -1)
         constant = (w * self.bias).sum(axis=2)
         if self.op.pad_value and any(self.op.pads):  # weights of the padding

@@ -60,7 +60,7 @@ class Proof:
             query.cases
         )
         self.inequalities = self.cover.inequalities
-        self.values = sorted({v for own in self.inequalities for v, _, _ in own.terms})
+        self.values = sorted({v for row in self.inequalities for v, _, _ in row.terms})
         self.sizes = np.array([t.size for t in self.net.types])
         self.leaves = self.inner = self.duals = 0
         self.bare, self.at_root = root, np.zeros(len(query.cases), np.bool_)
@@ -142,17 +142,17 @@ class Proof:
         low, high = np.full((1, rule.size), -BEYOND), np.full((1, rule.size), BEYOND)
         step = max(1, BATCH // (2 * int(self.sizes.max())))
         for start in range(0, count, step):
-            own = elements[start : start + step]
-            unit = np.zeros((1, 2 * len(own), rule.size), np.int64)
-            unit[0, np.arange(len(own)), own] = 1 << precision
-            unit[0, len(own) + np.arange(len(own)), own] = -1 << precision
+            some = elements[start : start + step]
+            unit = np.zeros((1, 2 * len(some), rule.size), np.int64)
+            unit[0, np.arange(len(some)), some] = 1 << precision
+            unit[0, len(some) + np.arange(len(some)), some] = -1 << precision
             weights: dict[int, Ints] = {}
             for i, w in zip(self.net.inputs[node], rule.back(unit), strict=True):
                 weights[i] = added(weights[i], w) if i in weights else w
-            rows = np.r_[start : start + len(own), count + start : count + start + len(own)]
+            rows = np.r_[start : start + len(some), count + start : count + start + len(some)]
             mine = {k: m[rows].swapaxes(0, 1) for k, m in given.items()}
             bound = self._bounds(part, weights, mine, precision)[0]
-            low[0, own], high[0, own] = -bound[len(own) :], bound[: len(own)]
+            low[0, some], high[0, some] = -bound[len(some) :], bound[: len(some)]
         return low, high
 
     def _bounds(
@@ -167,10 +167,11 @@ class Proof:
             if count == 1:
                 return np.full((1, 1), BEYOND)
         halves = slice(0, count // 2), slice(count // 2, None)
-        parts = (
-            ({k: m[:, rows] for k, m in own.items()} for own in (weights, given)) for rows in halves
-        )
-        return np.concatenate([self._bounds(part, w, m, precision) for w, m in parts], axis=1)
+        bounds = [
+            self._bounds(part, _columns_of(weights, half), _columns_of(given, half), precision)
+            for half in halves
+        ]
+        return np.concatenate(bounds, axis=1)
 
     # -- leaves
 
@@ -193,7 +194,7 @@ class Proof:
             rows = left[start : start + step]
             fails = dict(zip(self.inequalities, self._negative(part.take(rows)).T, strict=True))
             empty = [
-                np.any([fails[own] for own in region], axis=0) for region in self.cover.regions
+                np.any([fails[row] for row in region], axis=0) for region in self.cover.regions
             ]
             for case, regions in enumerate(self.cover.cases):
                 if regions is not None:
@@ -205,17 +206,14 @@ class Proof:
     def _negative(self, part: Part) -> BoolArray:
         """Which inequalities have a negative upper bound, by ends or by edges: [N,
         inequalities]."""
-        most = max((abs(c) for own in self.inequalities for _, _, c in own.terms), default=1)
-        ends, edges = (
-            (1, None),
-            (1 << max(PRECISION - most.bit_length() + 1, LEAST_PRECISION), dict[int, Ints]()),
-        )
+        most = max((abs(c) for row in self.inequalities for _, _, c in row.terms), default=1)
+        by_ends = (1, None)
+        by_edges = (1 << max(PRECISION - most.bit_length() + 1, LEAST_PRECISION), dict[int, Ints]())
         result = np.zeros((len(part.ends[0][0]), len(self.inequalities)), np.bool_)
-        for unit, given in (ends, edges):
+        for unit, given in (by_ends, by_edges):
             try:
-                result |= (
-                    self._upper(part, [[[(own, unit)] for own in self.inequalities]], given) < 0
-                )
+                sums = [[(row, unit)] for row in self.inequalities]
+                result |= self._upper(part, [sums], given) < 0
                 continue
             except TooLarge:  # one of them may be, and the others not
                 pass
@@ -233,15 +231,10 @@ class Proof:
         constants = np.zeros(shape, np.int64)
         for n, row in enumerate(sums):
             for r, terms in enumerate(row):
-                fits(
-                    sum(
-                        abs(f) * max(abs(v) for v in (own.constant, *(c for _, _, c in own.terms)))
-                        for own, f in terms
-                    )
-                )
-                for own, factor in terms:
-                    constants[n, r] += factor * own.constant
-                    for value, element, c in own.terms:
+                fits(sum(abs(factor) * _magnitude(inequality) for inequality, factor in terms))
+                for inequality, factor in terms:
+                    constants[n, r] += factor * inequality.constant
+                    for value, element, c in inequality.terms:
                         weights[value][n, r, element] += factor * c
         return added(self.net.upper(part, weights, given), constants)
 
@@ -249,7 +242,9 @@ class Proof:
         """The root's children stand for regions; a case that has another one must be closed."""
         named = set(self.tree.regions.tolist())
         left = [
-            i for i, own in enumerate(self.cover.cases) if own is None or not named.issuperset(own)
+            i
+            for i, regions in enumerate(self.cover.cases)
+            if regions is None or not named.issuperset(regions)
         ]
         if not self.at_root[left].all():
             raise Rejected("a region of the property is missing, and its case is not refuted")
@@ -265,9 +260,9 @@ class Proof:
         rows = np.flatnonzero(possible)
         if len(rows):
             closed = self._closed_cases(part.take(rows)) | self.at_root
-            for i, own in enumerate(leaves.region[rows].tolist()):
-                closed[i] |= own >= 0 and np.array(
-                    [own not in (case or ()) for case in self.cover.cases]
+            for i, region in enumerate(leaves.region[rows].tolist()):
+                closed[i] |= region >= 0 and np.array(
+                    [region not in (case or ()) for case in self.cover.cases]
                 )
             for row in np.flatnonzero(~closed.all(axis=1)):
                 if not self._holds_nothing(part, rows[row], np.flatnonzero(~closed[row])):
@@ -294,21 +289,19 @@ class Proof:
     def _check_dual(self, step: int) -> None:
         """Parts in which a combination of a region's inequalities has a negative upper bound."""
         columns = self._columns(self.header)
-        count, longest = (
-            int((self.tree.kind == DUAL).sum()),
-            max(len(own) for own in self.cover.regions),
-        )
+        count = int((self.tree.kind == DUAL).sum())
+        longest = max(len(region) for region in self.cover.regions)
         mixes = self.archive.rows(f"{self.name}mix", count, longest)
         multipliers = self.archive.rows(f"{self.name}multipliers", count, sum(columns.values()))
         for leaves in self.tree.leaves(DUAL, step):
-            own = leaves.entries
-            if (self.tree.data[own] != np.arange(self.duals, self.duals + len(own))).any():
+            entries = leaves.entries
+            if (self.tree.data[entries] != np.arange(self.duals, self.duals + len(entries))).any():
                 raise Rejected(
                     "its rows of multipliers are not those of its tree's entries, in the order of "
                     "a walk"
                 )
-            self.duals += len(own)
-            mix, given = mixes.take(len(own)), _split(multipliers.take(len(own)), columns)
+            self.duals += len(entries)
+            mix, given = mixes.take(len(entries)), _split(multipliers.take(len(entries)), columns)
             if (mix < 0).any():
                 raise Rejected("a combination of inequalities has a negative weight")
             part, possible = self._part(leaves)
@@ -319,9 +312,9 @@ class Proof:
             rows = np.flatnonzero(possible)
             if (bad := self._first_open(part, sums, given, rows)) is not None:
                 raise Rejected(
-                    f"entry {own[bad]} of its tree is not closed: its bound is not negative"
+                    f"entry {entries[bad]} of its tree is not closed: its bound is not negative"
                 )
-            self.leaves += len(own)
+            self.leaves += len(entries)
 
     def _first_open(
         self, part: Part, sums: list[list[Terms]], given: dict[int, Ints], rows: Ints
@@ -329,15 +322,25 @@ class Proof:
         """The first of `rows` whose sum has no negative upper bound."""
         if not len(rows):
             return None
-        own = {k: m[rows] for k, m in given.items()}
+        chosen = {k: m[rows] for k, m in given.items()}
         try:
-            bound = self._upper(part.take(rows), [sums[i] for i in rows], own)[:, 0]
+            bound = self._upper(part.take(rows), [sums[i] for i in rows], chosen)[:, 0]
         except TooLarge:  # one of them may be, and the others not
             if len(rows) == 1:
                 return int(rows[0])
             found = (self._first_open(part, sums, given, rows[i : i + 1]) for i in range(len(rows)))
             return next((row for row in found if row is not None), None)
         return int(rows[(bound >= 0).argmax()]) if (bound >= 0).any() else None
+
+
+def _magnitude(inequality: Inequality) -> int:
+    """The largest magnitude of its coefficients and its constant."""
+    return max(abs(c) for c in (inequality.constant, *(c for _, _, c in inequality.terms)))
+
+
+def _columns_of(numbers: dict[int, Ints], columns: slice) -> dict[int, Ints]:
+    """Some columns of every array."""
+    return {k: array[:, columns] for k, array in numbers.items()}
 
 
 def _split(rows: Ints, columns: dict[int, int]) -> dict[int, Ints]:

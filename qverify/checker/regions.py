@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import product
+from itertools import chain, product
 from math import ceil, floor, lcm, prod
 from typing import Any
 
@@ -70,7 +70,7 @@ class Cover:
     @property
     def inequalities(self) -> list[Inequality]:
         """All of them, each once."""
-        return list(dict.fromkeys(own for region in self.regions for own in region))
+        return list(dict.fromkeys(inequality for region in self.regions for inequality in region))
 
 
 @dataclass
@@ -104,19 +104,17 @@ class Compiler:
         options = [found for row in case if (found := self.row(row)) is not None]
         if prod(len(found) for found in options) > MOST:
             options = [found for row in case if (found := self.as_line(row)) is not None]
-        return (
-            [tuple(own for region in one for own in region) for one in product(*options)]
-            if options
-            else None
-        )
+        if not options:
+            return None
+        return [tuple(chain.from_iterable(regions)) for regions in product(*options)]
 
     def row(self, row: Row) -> list[Region] | None:
         """The regions of one row."""
         if not row.y:
             return [()] if holds(row, Fraction(0)) else []
         if len(row.y) <= 2:
-            steps = [own for j, c in row.y if (own := self.along(j, c)) is not None]
-            if len({(own.value, own.element) for own in steps}) == len(row.y):
+            steps = [step for j, c in row.y if (step := self.along(j, c)) is not None]
+            if len({(step.value, step.element) for step in steps}) == len(row.y):
                 return _one(row, *steps) if len(steps) == 1 else _two(row, *steps)
         return self.as_line(row)
 
@@ -137,29 +135,29 @@ class Compiler:
 
     def reach(self, value: int) -> int:
         """The largest magnitude in a value's type."""
-        own = self.network.type_of(value)
-        return max(abs(own.low), abs(own.high))
+        kind = self.network.type_of(value)
+        return max(abs(kind.low), abs(kind.high))
 
     def output(self, j: int) -> tuple[Any, int]:
         """The tensor of output element j, and its place there."""
-        for own in self.outputs:
-            if j < own.size:
-                return own, j
-            j -= own.size
+        for output in self.outputs:
+            if j < output.size:
+                return output, j
+            j -= output.size
         raise Rejected("the property speaks of an output that the model does not have")
 
     def along(self, j: int, c: Fraction) -> Along | None:
         """Output j as steps, in the direction in which c Y_j does not rise."""
-        own, at = self.output(j)
-        steps = None if own.levels is None else self.staircase(own.levels.value)
+        output, at = self.output(j)
+        steps = None if output.levels is None else self.staircase(output.levels.value)
         if steps is None:
             return None
-        element, levels = int(own.levels.index[at]), own.levels.levels
-        low, high = (int(end[0, element]) for end in self.root[own.levels.value])
+        element, levels = int(output.levels.index[at]), output.levels.levels
+        low, high = (int(end[0, element]) for end in self.root[output.levels.value])
         codes = np.arange(low, high + 1)
         begin = steps.begin[steps.row[element], np.arange(low, high + 2) - steps.low]
-        terms = [c * Fraction(float(y)) for y in levels[codes - own.levels.low]]
-        (accumulator,) = self.network.nodes[own.levels.value - 1].inputs
+        terms = [c * Fraction(float(y)) for y in levels[codes - output.levels.low]]
+        (accumulator,) = self.network.nodes[output.levels.value - 1].inputs
         if (levels[-1] >= levels[0]) == (c < 0):
             return Along(accumulator, element, 1, terms, [int(t) for t in begin[:-1]])
         return Along(accumulator, element, -1, terms[::-1], [1 - int(t) for t in begin[:0:-1]])
@@ -183,10 +181,10 @@ class Compiler:
     def line(self, row: Row) -> Inequality | None:
         """A row as one inequality over lines."""
         parts = [(*self.output(j), c) for j, c in row.y]
-        if not parts or any(own.line is None for own, _, _ in parts):
+        if not parts or any(output.line is None for output, _, _ in parts):
             return None
         units, scale = (
-            [own.line.unit for own, _, _ in parts],
+            [output.line.unit for output, _, _ in parts],
             lcm(*(c.denominator for _, _, c in parts)),
         )
         if max(units) - min(units) > APART or any(abs(c * scale) > LARGEST for _, _, c in parts):
@@ -194,8 +192,8 @@ class Compiler:
         terms: dict[tuple[int, int], int] = {}
         limit = row.rhs * scale / Fraction(2) ** min(units)
         constant = ceil(limit) - 1 if row.strict else floor(limit)
-        for (own, at, c), unit in zip(parts, units, strict=True):
-            factor, line = -int(c * scale) << (unit - min(units)), own.line
+        for (output, at, c), unit in zip(parts, units, strict=True):
+            factor, line = -int(c * scale) << (unit - min(units)), output.line
             terms[line.value, at] = terms.get((line.value, at), 0) + factor * int(line.slope[at])
             constant += max(factor * int(line.lower[at]), factor * int(line.upper[at]))
         shift = max(0, max(abs(c).bit_length() for c in terms.values()) - BITS)

@@ -43,8 +43,8 @@ class Tree:
         self.kind = archive.array(f"{name}kind", None)
         self.sizes, count = sizes, len(self.kind)
         self.first, self.value, self.element, self.threshold, self.data = (
-            archive.array(name + own, count)
-            for own in ("first", "value", "element", "threshold", "data")
+            archive.array(name + part, count)
+            for part in ("first", "value", "element", "threshold", "data")
         )
         if (
             not count
@@ -110,9 +110,9 @@ class Tree:
             n = len(held)
             cuts: dict[int, Ends] = {}
             for v, a in starts.items():
-                own = low[:n, a : a + self.sizes[v]], high[:n, a : a + self.sizes[v]]
-                if own[0].max() > -BEYOND or own[1].min() < BEYOND:
-                    cuts[v] = own[0].copy(), own[1].copy()
+                ends = low[:n, a : a + self.sizes[v]], high[:n, a : a + self.sizes[v]]
+                if ends[0].max() > -BEYOND or ends[1].min() < BEYOND:
+                    cuts[v] = ends[0].copy(), ends[1].copy()
             entries, region = np.array(held, np.int64).reshape(n, 2).T
             held.clear()
             return Leaves(entries, region, cuts)
@@ -134,13 +134,13 @@ class Tree:
         while stack:
             entry, region, side, place, end = stack.pop()
             if side >= 0:
-                own = box[side]
-                before = int(own[place])
-                own[place] = end
+                side_ends = box[side]
+                before = int(side_ends[place])
+                side_ends[place] = end
                 if entry < 0:
                     continue
                 if (end < before) == (side == 0):  # the cut above leaves less already
-                    own[place] = before
+                    side_ends[place] = before
                 stack.append((-1, -1, side, place, before))
             if kind[entry] == REGIONS:
                 stack += [

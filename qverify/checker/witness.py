@@ -83,7 +83,7 @@ def _rounded(point: Sequence[Fraction], texts: Sequence[str], encoder: Encoder) 
     if not np.isfinite(x).all() or np.isnan(encoder.scaled(x[None])).any():
         raise Rejected("an input overflows float32")
     if any(
-        f and float32s(own)[0] != v for f, own, v in zip(encoder.is_float, point, x, strict=True)
+        f and float32s(text)[0] != v for f, text, v in zip(encoder.is_float, point, x, strict=True)
     ):
         raise Rejected("an input is another float32 where it is rounded at once")
     return x

@@ -205,9 +205,10 @@ def layout(buffers: Buffers, op: Layout, k: int, rounding: int | None) -> None:
     tail = kernels.asarray(rest)
 
     def joined(*values: Array) -> Array:
-        own = [x + shift if shift else x for x, shift in zip(values, shifts, strict=True)]
-        rows = [kernels.xp.broadcast_to(tail, (len(own[0]), *rest.shape[1:]))] if rest.size else []
-        return kernels.xp.ascontiguousarray(kernels.xp.concatenate([*own, *rows], axis=1))
+        blocks = [x + shift if shift else x for x, shift in zip(values, shifts, strict=True)]
+        if rest.size:
+            blocks.append(kernels.xp.broadcast_to(tail, (len(blocks[0]), *rest.shape[1:])))
+        return kernels.xp.ascontiguousarray(kernels.xp.concatenate(blocks, axis=1))
 
     buffer = buffers.step(joined, tuple(part.buffer for part in parts), 4 * codes)
     at = np.concatenate(places)
