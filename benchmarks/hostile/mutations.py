@@ -74,6 +74,7 @@ TWICE = (
     BufferError,
     LookupError,
     OverflowError,
+    onnx.checker.ValidationError,
     TypeError,
     ValueError,
 )

@@ -96,9 +96,15 @@ def test_it_learns_and_exports(options: dict[str, Any], data: Path, tmp_path: Pa
     assert last["certified"] <= last["certified_1"] <= last["clean"]
     assert float(rows[0]["loss"]) > last["loss"] or options.get("recipe") == "paper"
     assert "equal to onnxruntime bit for bit on 90 test images" in said[-1]
-    assert (tmp_path / "run" / "training.png").read_bytes().startswith(b"\x89PNG")
     about = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert about["qverify.eps"] == "4.0" and not any("thirds" in value for value in about.values())
+
+
+@pytest.mark.usefixtures("curves")
+@pytest.mark.parametrize("eps", [1.0, 4.0])
+def test_the_curves_of_a_run_are_drawn(eps: float, data: Path, tmp_path: Path) -> None:
+    train(config(data, epochs=2, eps=eps), tmp_path)
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -528,6 +534,7 @@ def test_bad_runs(data: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("curves")
 def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     words = (
