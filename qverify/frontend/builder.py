@@ -177,10 +177,8 @@ class Builder:
             return self.emit(Layout(index.shape), x, dtype=x.dtype)
         constants = None
         if (flat < 0).any():
-            if (
-                not np.can_cast(np.min_scalar_type(fill), x.dtype)
-                and not x.type.low <= fill <= x.type.high
-            ):
+            fits = np.can_cast(np.min_scalar_type(fill), x.dtype)
+            if not fits and not x.type.low <= fill <= x.type.high:
                 raise Refusal(f"the padding value {fill} does not fit {x.dtype}")
             constants = np.array([fill], np.int32)
             flat = np.where(flat < 0, x.type.size, flat)
@@ -213,21 +211,9 @@ class Builder:
             return self._concat_codes(parts, joined)
         if all(isinstance(p, FloatCodes) for p in parts):
             return self._concat_tables([p for p in parts if isinstance(p, FloatCodes)], joined)
-        if all(isinstance(p, FloatInput) for p in parts):
-            inputs = [p for p in parts if isinstance(p, FloatInput)]
-            kinds = {tuple(s.kind for s in p.steps) for p in inputs}
-            if len(kinds) == 1:
-                flat = [p.source.reshape(-1) for p in inputs]
-                constant = np.concatenate([p.constant.reshape(-1) for p in inputs])
-                operands = [
-                    np.concatenate([_spread(p.steps[k].operand, p.shape) for p in inputs])
-                    for k in range(len(inputs[0].steps))
-                ]
-                steps = tuple(
-                    FloatStep(s.kind, o[joined])
-                    for s, o in zip(inputs[0].steps, operands, strict=True)
-                )
-                return FloatInput(np.concatenate(flat)[joined], constant[joined], steps)
+        inputs = [p for p in parts if isinstance(p, FloatInput)]
+        if len(inputs) == len(parts) and len({tuple(s.kind for s in p.steps) for p in inputs}) == 1:
+            return _concat_inputs(inputs, joined)
         raise Refusal("a concatenation of unlike tensors (quantize them first)")
 
     def _concat_codes(self, parts: Sequence[Tensor], joined: IndexArray) -> Codes:
@@ -235,9 +221,8 @@ class Builder:
         constants = [np.asarray(p) for p in parts if isinstance(p, np.ndarray)]
         sizes = [int(np.prod(p.shape, dtype=np.int64)) for p in parts]
         starts, end = [0] * len(parts), 0
-        for i in sorted(
-            range(len(parts)), key=lambda i: isinstance(parts[i], np.ndarray)
-        ):  # constants come last
+        # Constants come last.
+        for i in sorted(range(len(parts)), key=lambda i: isinstance(parts[i], np.ndarray)):
             starts[i], end = end, end + sizes[i]
         source = np.concatenate(
             [np.arange(begin, begin + n) for begin, n in zip(starts, sizes, strict=True)]
@@ -258,8 +243,8 @@ class Builder:
             return FloatCodes(codes, parts[0].table)
         which, rows = [], 0
         for p in parts:
-            own = np.zeros(p.shape, np.int64) if p.which is None else p.which
-            which.append(own.reshape(-1) + rows)
+            chosen = np.zeros(p.shape, np.int64) if p.which is None else p.which
+            which.append(chosen.reshape(-1) + rows)
             rows += len(p.table)
         return FloatCodes(
             codes, np.concatenate([p.table for p in parts]), np.concatenate(which)[joined]
@@ -268,9 +253,9 @@ class Builder:
     def _alike(self, parts: list[FloatCodes]) -> list[FloatCodes]:
         """The same tensors with codes of one type and tables of one range.
 
-        Sound because int8 codes move to uint8 one to one, and a code outside a part's own range
-        never comes up: whatever its table says there (the nearest value, so that tables still rise)
-        is not looked at.
+        Sound because int8 codes move to uint8 one to one, and a part never has a code outside its
+        range: what its table says there (the nearest value, so that tables still rise) is never
+        looked at.
         """
         if len({p.codes.dtype for p in parts}) > 1:
             parts = [self._unsigned(p) for p in parts]
@@ -340,8 +325,8 @@ class Builder:
             return replace(x, table=function(x.table, column))
         values, inverse = np.unique(parameter.reshape(-1), return_inverse=True)
         chosen = stretched(inverse.reshape(parameter.shape), x.shape)
-        own = np.zeros(x.shape, np.int64) if x.which is None else x.which
-        pairs, which = np.unique(own * len(values) + chosen, return_inverse=True)
+        row = np.zeros(x.shape, np.int64) if x.which is None else x.which
+        pairs, which = np.unique(row * len(values) + chosen, return_inverse=True)
         table = function(x.table[pairs // len(values)], values[pairs % len(values)][:, None])
         return FloatCodes(x.codes, table, which.reshape(x.shape).astype(np.int64))
 
@@ -469,6 +454,17 @@ def _range(t: Type) -> npt.NDArray[np.int32]:
 def _spread(operand: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """`operand` broadcast to `shape`, flat."""
     return np.broadcast_to(operand, shape).reshape(-1)
+
+
+def _concat_inputs(parts: list[FloatInput], joined: IndexArray) -> FloatInput:
+    """`parts` with steps of the same kinds, joined as the flat indices `joined` say."""
+    source = np.concatenate([p.source.reshape(-1) for p in parts])
+    constant = np.concatenate([p.constant.reshape(-1) for p in parts])
+    steps = []
+    for k, first in enumerate(parts[0].steps):
+        operand = np.concatenate([_spread(p.steps[k].operand, p.shape) for p in parts])
+        steps.append(FloatStep(first.kind, operand[joined]))
+    return FloatInput(source[joined], constant[joined], tuple(steps))
 
 
 def _move_input(

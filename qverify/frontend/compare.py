@@ -353,30 +353,30 @@ class Asker:
     def _on_vectors(self, read: ReadNode, roots: list[int]) -> NodeTrial | None:
         """The node on all codes, or all pairs of codes, as vectors. None where that is another
         function or too many."""
-        tensors = [t for t in read.inputs if t is not None and not isinstance(t, np.ndarray)]
-        shapes = {t.shape for t in tensors}
-        same = (
-            len(shapes) == 1 and prod(next(iter(shapes))) > 1 and read.node.op_type in ELEMENTWISE
-        )
-        scalars = all(t.size == 1 and t.ndim < 2 for t in read.inputs if isinstance(t, np.ndarray))
-        made = self.trace.values[read.first : read.last]
-        plain = all(
-            isinstance(node.op, Pairwise | Table | Requantize) and _is_uniform(node)
-            for node in made
-        )
         kinds = [self.trace.values[v - 1].type for v in roots]
-        codes = [np.arange(t.low, t.high + 1, dtype=np.int32) for t in kinds if t.count <= PAIRS]
-        if (
-            not (same and scalars and plain and roots)
-            or len(codes) < len(kinds)
-            or prod(map(len, codes)) > PAIRS
-        ):
+        if not roots or prod(kind.count for kind in kinds) > PAIRS or not self._is_alike(read):
             return None
-        if any(isinstance(t, FloatInput) or not _is_uniform(t) for t in (*tensors, *read.outputs)):
-            return None
+        codes = [np.arange(kind.low, kind.high + 1, dtype=np.int32) for kind in kinds]
         grid = np.meshgrid(*codes, indexing="ij")
         values = {v: g.reshape(1, -1) for v, g in zip(roots, grid, strict=True)}
         return self._task(read, values, 1, complete=True)
+
+    def _is_alike(self, read: ReadNode) -> bool:
+        """Whether the node is one function of codes, the same for all of several elements, so that
+        it may be asked on vectors of any length."""
+        constants = [t for t in read.inputs if isinstance(t, np.ndarray)]
+        tensors = [t for t in read.inputs if t is not None and not isinstance(t, np.ndarray)]
+        shapes = {t.shape for t in tensors}
+        if read.node.op_type not in ELEMENTWISE or len(shapes) != 1 or prod(shapes.pop()) < 2:
+            return False
+        if any(t.size != 1 or t.ndim > 1 for t in constants):
+            return False
+        if any(isinstance(t, FloatInput) or not _is_uniform(t) for t in (*tensors, *read.outputs)):
+            return False
+        return all(
+            isinstance(node.op, Pairwise | Table | Requantize) and _is_uniform(node)
+            for node in self.trace.values[read.first : read.last]
+        )
 
     def _array(self, tensor: Tensor, values: Values, x: Array, rounds: int) -> Array:
         """A tensor as the runtime would hold it, for drawn codes and inputs: [rounds, *shape]."""

@@ -2,7 +2,7 @@
 
 A node whose inputs are all constants is computed by onnxruntime itself. What cannot be read is told
 all at once, with its name, op, input types and a hint. A node that needs what such a node gives is
-a cause of its own only where no input would help.
+named as well only where no input would help.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class ReadNode:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """How a graph was read, node by node, but for those that onnxruntime itself computed since all
-    inputs are constants."""
+    """How a graph was read, node by node, without those that onnxruntime computed because all
+    their inputs are constants."""
 
     nodes: tuple[ReadNode, ...]
     values: tuple[Node, ...]  # of the network as the rules made it
@@ -89,39 +89,37 @@ class Trace:
 def lower(model: onnx.ModelProto, file: onnx.ModelProto | None = None) -> tuple[Lowered, Trace]:
     """Read a graph; `file` is what the runtime made it of, whose names the user knows. Raises
     UnsupportedModel for nodes that no rule reads, ModelError for a broken graph."""
-    graph = model.graph
-    reader = _GraphReader(model, Diagnosis(graph, (file or model).graph))
-    builder = reader.builder
+    reader = _GraphReader(model, Diagnosis(model.graph, (file or model).graph))
     inputs = reader.declare_inputs()
-    read = [reader.node(node) for node in looking(graph.node)]
-    made, encoders = tuple(builder.nodes), tuple(builder.encoders)
-    trace = Trace(
-        tuple(r for r in read if r is not None), made, encoders, tuple(model.opset_import)
-    )
+    read = [reader.node(node) for node in looking(model.graph.node)]
+    trace = reader.trace([node for node in read if node is not None])
     outputs = reader.outputs()
     if reader.blockers:
         raise refused(reader.blockers, reader.behind)
-    if not builder.encoders:
+    return _lowered(reader.builder, inputs, outputs), trace
+
+
+def _lowered(
+    builder: Builder, inputs: list[GraphValue], outputs: list[tuple[str, Output]]
+) -> Lowered:
+    """The network that the rules have built, simplified and in its canonical order."""
+    ranges = {(encoder.low, encoder.high) for encoder in builder.encoders}
+    if not ranges:
         raise UnsupportedModel(
             "no output depends on a quantized input: this is not a quantized network"
         )
-    low, high = {e.low for e in builder.encoders}, {e.high for e in builder.encoders}
-    if len(low) > 1 or len(high) > 1:
+    if len(ranges) > 1:
         raise UnsupportedModel(
             "inputs quantized to int8 and to uint8 in one network are not supported"
         )
-    nodes, ordered = canonical_codes(builder.nodes, builder.encoders)
-    size = sum(len(e.source) for e in ordered)
-    values = tuple(codes_of(t).value for _, t in outputs)
-    network, number = simplified(
-        Network(Type((size,), low.pop(), high.pop()), tuple(nodes), values)
-    )
+    nodes, encoders = canonical_codes(builder.nodes, builder.encoders)
+    codes = Type((sum(len(encoder.source) for encoder in encoders),), *ranges.pop())
+    built = Network(codes, tuple(nodes), tuple(codes_of(output).value for _, output in outputs))
+    network, simpler = simplified(built)
     network, last = canonical_values(network)
-    outputs = [
-        (name, _renumbered(output, network, [last[k] for k in number])) for name, output in outputs
-    ]
-    saturable = tuple(builder.saturable)
-    return Lowered(network, tuple(inputs), tuple(ordered), tuple(outputs), saturable), trace
+    number = [last[k] for k in simpler]  # of every value that was built, in the network
+    renumbered = tuple((name, _renumbered(output, network, number)) for name, output in outputs)
+    return Lowered(network, tuple(inputs), tuple(encoders), renumbered, tuple(builder.saturable))
 
 
 def _renumbered(output: Output, network: Network, number: list[int]) -> Output:
@@ -200,12 +198,16 @@ class _GraphReader:
         }
         self._stored = frozenset(self._env)
         self._unread: set[str] = set()  # tensors that would come from what cannot be read
-        self._sums: dict[
-            str, onnx.NodeProto
-        ] = {}  # tensor -> the float product that it is, or is moved from
+        # Tensor -> the float product that it is, or is moved from.
+        self._sums: dict[str, onnx.NodeProto] = {}
+
+    def trace(self, nodes: list[ReadNode]) -> Trace:
+        """How the graph was read."""
+        built, encoders = tuple(self.builder.nodes), tuple(self.builder.encoders)
+        return Trace(tuple(nodes), built, encoders, tuple(self.model.opset_import))
 
     def declare_inputs(self) -> list[GraphValue]:
-        """The graph's own inputs, which are no initializers."""
+        """The inputs of the graph that are not initializers."""
         inputs: list[GraphValue] = []
         start = 0
         for item in self.model.graph.input:
@@ -395,23 +397,21 @@ class _GraphReader:
         if isinstance(tensor, np.ndarray):
             raise UnsupportedModel(f"the output '{name}' is a constant")
         try:
-            return (
-                tensor
-                if isinstance(tensor, Codes | FloatSum)
-                else self.builder.as_accumulator(tensor)
-            )
+            if isinstance(tensor, Codes | FloatSum):
+                return tensor
+            return self.builder.as_accumulator(tensor)
         except Refusal:
             raise UnsupportedModel(
                 f"the output '{name}' does not pass a quantizer: a float network cannot be "
-                "verified exactly; "
-                "quantize it first (for instance with onnxruntime's quantize_static)"
+                "verified exactly; quantize it first (for instance with onnxruntime's "
+                "quantize_static)"
             ) from None
         except Unfit as error:  # a function of two codes that is not monotone in each
             raise UnsupportedModel(f"the output '{name}': {error}; quantize it first") from None
 
 
-# What a fault of a rule raises. The runtime has accepted the file by then, so it is not said to be
-# the file's.
+# What a fault in a rule of ours raises. By then the runtime has accepted the file, so the file is
+# not blamed.
 OURS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 

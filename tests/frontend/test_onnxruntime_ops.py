@@ -1409,7 +1409,7 @@ def reduce_mean_leading(rng: Rng) -> Iterator[Case]:
         )
 
 
-@op("ReduceMean after a convolution", values=3_000)
+@op("ReduceMean after a convolution", values=700)
 def reduce_mean_after_conv(rng: Rng) -> Iterator[Case]:
     """At the default level the convolution's NHWC layout reaches the mean, whose order of additions
     changes with it."""

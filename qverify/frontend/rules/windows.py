@@ -53,34 +53,26 @@ def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], pool
         raise Refusal(
             f"auto_pad '{auto}' of a convolution with dilations is not supported by the runtime"
         )
+    up = pool and bool(n.attr("ceil_mode", 0))
     output = []
-    for i in range(rank):
+    for i, size in enumerate(spatial):
+        first, last = pads[i], pads[rank + i]
         if auto.startswith("SAME"):
-            pads[i], pads[rank + i] = _same(
-                spatial[i], kernel[i], strides[i], auto == "SAME_LOWER", pool
-            )
+            first, last = _same(size, kernel[i], strides[i], auto == "SAME_LOWER", pool)
         elif auto == "VALID":
-            pads[i] = pads[rank + i] = 0
-        room = spatial[i] + pads[i] + pads[rank + i] - span[i]
-        if (
-            room < 0 and pool and -room < strides[i]
-        ):  # the runtime's division gives one window, which sticks out
-            pads[rank + i], room = pads[rank + i] - room, 0
+            first = last = 0
+        pads[i], pads[rank + i] = first, last
+        room = size + first + last - span[i]  # behind the first window
+        if room < 0 and pool and -room < strides[i]:
+            # The runtime's division rounds towards zero: one window, which sticks out.
+            pads[rank + i], room = last - room, 0
         if room < 0:
-            raise Refusal(
-                f"a window of {span[i]} does not fit {spatial[i]} elements with pads {pads}"
-            )
-        size = room // strides[i] + 1
-        if (
-            pool
-            and n.attr("ceil_mode", 0)
-            and room % strides[i]
-            and size * strides[i] < spatial[i] + pads[i]
-        ):
+            raise Refusal(f"a window of {span[i]} does not fit {size} elements with pads {pads}")
+        count, beyond = room // strides[i] + 1, room % strides[i]
+        if up and beyond and count * strides[i] < size + first:
             # A last window that begins inside the padded input.
-            pads[rank + i] += strides[i] - room % strides[i]
-            size += 1
-        output.append(size)
+            pads[rank + i], count = last + strides[i] - beyond, count + 1
+        output.append(count)
     checked_size(s + pads[i] + pads[rank + i] for i, s in enumerate(spatial))
     checked_size((*output, *kernel))
     return Window(kernel, strides, dilations, tuple(pads), tuple(output))
