@@ -50,28 +50,28 @@ def certificate(result: Result, proofs: Sequence[Proof]) -> bytes:
 
 
 def _query(proof: Proof, prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    own: dict[str, npt.NDArray[Any]] = {"kind": np.array(proof.kind, np.int8)}
+    found: dict[str, npt.NDArray[Any]] = {"kind": np.array(proof.kind, np.int8)}
     for name in ("first", "value", "element", "threshold", "data", "regions"):
-        own[name] = np.array(getattr(proof, name), np.int64)
+        found[name] = np.array(getattr(proof, name), np.int64)
     walked = proof.walked()  # their rows are read in this order
     rows = [proof.data[entry] for entry in walked]
-    own["data"][walked] = np.arange(len(walked))
+    found["data"][walked] = np.arange(len(walked))
     inner = []
     for j, step in enumerate(proof.intermediate):
-        own[f"inner{j}"] = np.asarray(step.elements, np.int64)
+        found[f"inner{j}"] = np.asarray(step.elements, np.int64)
         entry: dict[str, Any] = {"node": step.node}
         if step.multipliers is not None:
             entry |= {
                 "precision": step.precision,
                 "columns": [[k, int(m[0].size)] for k, m in step.multipliers.items()],
             }
-            own[f"given{j}"] = np.concatenate([_flat(m) for m in step.multipliers.values()], axis=1)
+            found[f"given{j}"] = np.concatenate([_flat(m) for m in step.multipliers.values()], axis=1)
         inner.append(entry)
-    own["mix"], own["multipliers"] = (
+    found["mix"], found["multipliers"] = (
         np.stack([given[row] for row in rows]) if rows else np.zeros((0, 0), np.int64)
         for given in (proof.mu, proof.multipliers)
     )
-    arrays |= {f"{prefix}.{name}": array for name, array in own.items()}
+    arrays |= {f"{prefix}.{name}": array for name, array in found.items()}
     return {
         "inner": inner,
         "columns": [list(pair) for pair in proof.columns],
@@ -96,9 +96,9 @@ def _zip(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> b
         with zipfile.ZipFile(buffer, "w", method) as archive:
             archive.writestr("header.json", text)
             for name, array in arrays.items():
-                own = io.BytesIO()
-                np.save(own, array, allow_pickle=False)
-                archive.writestr(f"{name}.npy", own.getvalue())
+                file = io.BytesIO()
+                np.save(file, array, allow_pickle=False)
+                archive.writestr(f"{name}.npy", file.getvalue())
         data = buffer.getvalue()
         if content <= CONTENT + RATIO * len(data):
             break

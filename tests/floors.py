@@ -104,14 +104,19 @@ def _direct(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     }
 
 
+# What nearly everything imports: arrows to these would hide the others.
+COMMON = {"errors", "property", "options", "result", "deadline", "files", "formats", "printer"}
+
+
 def figure() -> str:
-    """The floors as SVG: a row for each, an arrow for every import that no longer way implies."""
+    """The floors as SVG: a row for each, an arrow for every import that no longer way implies, but
+    for imports of what is common to all."""
     width, row, box, left = 1120, 64, 112, 330
     lines = {unit: 0 for unit in FLOOR}
     for name, module in NAMES.items():
         if unit_of(name):
             lines[unit_of(name)] += len(source(module).splitlines())
-    height = row * len(FLOORS) + 30
+    height = row * len(FLOORS) + 40
     at: dict[str, tuple[int, int]] = {}
     for floor, (units, _) in enumerate(FLOORS):
         room = (width - left) // len(units)
@@ -132,7 +137,7 @@ def figure() -> str:
         parts.append(f'<tspan x="38">{why}</tspan></text>')
     for unit, others in _direct(edges()).items():
         x, y = at[unit]
-        for other in sorted(others):
+        for other in sorted(others - COMMON):
             to, deep = at[other]
             parts.append(
                 f'<line x1="{x}" y1="{y + 18}" x2="{to}" y2="{deep - 18}" stroke="#8a8f98" '
@@ -145,6 +150,8 @@ def figure() -> str:
             f'{unit}</text><text x="{x}" y="{y + 12}" text-anchor="middle" font-size="10" '
             f'fill="#666">{round(lines[unit], -2):,} lines</text>'
         )
+    note = f"Not drawn: what a longer way implies, and imports of {', '.join(sorted(COMMON))}."
+    parts.append(f'<text x="12" y="{height - 8}" font-size="11" fill="#555">{note}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

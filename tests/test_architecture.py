@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.floors import (
+    FIGURE,
     FLOOR,
     MODULES,
     NAMES,
     REPOSITORY,
     dotted,
+    figure,
     imports,
     source,
     tree,
@@ -93,6 +95,12 @@ def test_only_the_printer_prints() -> None:
                 assert module.name == "printer.py", (
                     f"{module}:{node.lineno} takes {ast.unparse(node)}"
                 )
+
+
+def test_the_figure_shows_these_floors() -> None:
+    """But for numbers of lines, which change all the time: python -m tests.floors draws it anew."""
+    drawn, now = (re.sub(r"[\d,]+ lines", "", text) for text in (FIGURE.read_text(), figure()))
+    assert drawn == now, "python -m tests.floors"
 
 
 # -- sizes and manners -----------------------------------------------------------------------------

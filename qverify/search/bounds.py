@@ -1,8 +1,8 @@
 """Bounds as plugs: ways to say of boxes that no unsafe input lies in them.
 
 Every `Bound` refutes cases of a query on boxes of codes. `BOUNDS` lists them, the cheapest first,
-and `refute` goes up the list until nothing is left to refute. A new one is a class in a file of its
-own and a line in that list (`specs/extending.md`).
+and `refute` goes up the list until nothing is left to refute. A new one is a class in one file
+and a line in that list (`specs/extending.md`).
 
 Sound because each bound is: what one of them refutes, no unsafe input of the box meets.
 """

@@ -1,7 +1,7 @@
 """What is open: a stack of blocks of subproblems, taken in batches from the top (depth first).
 
-Blocks at the bottom wait in the host's memory where the machine's own is a GPU's and small. What is
-taken, and in which order, does not depend on that.
+On a GPU with little memory, blocks at the bottom wait in the host's. What is taken, and in which
+order, does not depend on that.
 """
 
 from __future__ import annotations
