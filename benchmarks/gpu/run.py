@@ -1,22 +1,22 @@
 """Everything that only a GPU can tell, in one command: `make gpu`, or
 
-    python benchmarks/gpu/run.py [--device cuda|cpu] [--out FOLDER] [--seconds 540] [--stages NAME
-    ...] [--quick]
-        [--instances INSTANCES.csv ...] [--timeout 5]
+    python benchmarks/gpu/run.py [--device cuda|cpu] [--out FOLDER] [--seconds 540]
+        [--stages NAME ...] [--quick] [--instances INSTANCES.csv ...] [--timeout 5]
 
 Needed are Python 3.11 or newer, NumPy, CuPy, onnx, click and pytest; no network, no installation.
 Stages run in the order of their importance, each in a process of its own (a kernel that fails takes
 its process along, not the run) and in its share of the time: what one leaves goes to the next ones.
 What a stage finds is written at once:
 
-| stage | question | file | |---|---|---| | `device` | what is this; does every variant of the
-kernels compile, and is it exact here? | `gpu_summary.json` | | `ceilings` | bytes copied and int8
-multiplications per second | `gpu_ceilings.csv` | | `intervals` | boxes per second; against
-inference, and the smaller ceiling | `gpu_intervals.csv` | | `tests` | the tests marked `gpu`: the
-same bits as the CPU | `gpu_tests.xml`, `gpu_log.txt` | | `dual` | subproblems per second of the
-dual, on the GPU and the CPU | `gpu_dual.csv` | | `verdicts` | time to a verdict: GPU, CPU, the 2023
-procedure on the same GPU | `gpu_verdicts.csv` | | `sanitizer` | compute-sanitizer over the kernels'
-test layers, where it is on PATH | `gpu_log.txt` |
+| stage | question | file |
+|---|---|---|
+| `device` | what is this; is every kernel variant exact here? | `gpu_summary.json` |
+| `ceilings` | bytes copied and int8 multiplications per second | `gpu_ceilings.csv` |
+| `intervals` | boxes per second; against inference and ceilings | `gpu_intervals.csv` |
+| `tests` | the tests marked `gpu`: the same bits as the CPU | `gpu_tests.xml`, `gpu_log.txt` |
+| `dual` | subproblems per second of the dual, on the GPU and the CPU | `gpu_dual.csv` |
+| `verdicts` | time to a verdict: GPU, CPU, 2023 procedure on the GPU | `gpu_verdicts.csv` |
+| `sanitizer` | compute-sanitizer, where it is on PATH, on test layers | `gpu_log.txt` |
 
 `gpu_summary.json` holds every stage's state (`ok`, `out of time`, `failed`, `left out`) and the
 table that is printed last; it is rewritten after every stage. With --device cpu and --quick all
@@ -160,7 +160,7 @@ def stage(name: str, given: argparse.Namespace) -> None:
     elif name == "verdicts":
         limit = 2 if quick else None
         verdicts.race(kernels, given.instances, given.timeout, runtime.available(), limit, emit)
-    elif name == "exact" and kernels.name == "cuda":  # under compute-sanitizer
+    elif name == "exact" and not kernels.is_host:  # under compute-sanitizer
         # Every array its own allocation, so that a stray access is seen.
         kernels.xp.cuda.set_allocator(None)
         for variant in ("SPARSE", "DENSE", "PLAIN", "SMALL"):

@@ -1,8 +1,8 @@
 """Do brute force, SMT, MILP, CP-SAT, the 2023 procedure and qverify say the same of random small
 networks?
 
-    python benchmarks/peers/agree.py [--count 2000] [--seed 0] [--timeout 60] [--out
-    benchmarks/results/agree.csv]
+    python benchmarks/peers/agree.py [--count 2000] [--seed 0] [--timeout 60]
+        [--out benchmarks/results/agree.csv]
 
 The networks, the properties and the brute force (every code vector run by onnxruntime) are those of
 `tests/test_brute_force.py`. One row per network; a row that is there is not run again. A
@@ -64,7 +64,7 @@ def draw(rng: np.random.Generator, wanted: str, folder: Path) -> Sample:
                 np.logical_and.reduce([points.holds(row) for row in case]).any() for case in cases
             )
             truth = "sat" if unsafe else "unsat"
-            # No encoding has these; a few suffice.
+            # No encoding has rows that mix inputs and outputs, so a few of them suffice.
             mixed = any(row.x for case in cases for row in case)
             if truth == wanted and (not mixed or rng.random() < 0.1):
                 break

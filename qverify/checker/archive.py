@@ -21,11 +21,9 @@ import numpy.typing as npt
 from qverify.errors import CertificateError
 
 FORMAT, VERSION = "qverify certificate", 2
-# Bytes that a file may hold: numbers count as int64, the header HEADER_COST times.
-CONTENT, RATIO = (
-    2**19,
-    16,
-)
+# A file may hold CONTENT bytes, and RATIO times its own size besides. Numbers count as int64, the
+# header HEADER_COST times.
+CONTENT, RATIO = 2**19, 16
 HEADER_COST = 8  # what a text takes as Python's objects
 PIECE = 2**16
 _NPY = re.compile(

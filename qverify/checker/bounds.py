@@ -36,11 +36,8 @@ from qverify.ops import AbstractOp, Dense, Max, Mean, Pairwise, Requantize, Soft
 
 STEPS = 2**13  # values of a function that is taken as steps
 SLOPE = 2**16
-# Of a table that is scanned, and of a maximum that is taken apart, in one box.
-ENTRIES, ARGUMENTS = (
-    2**10,
-    16,
-)
+ENTRIES = 2**10  # of a table that is scanned
+ARGUMENTS = 16  # of a maximum that is taken apart
 
 
 class Hull:
@@ -485,11 +482,8 @@ class Net:
                 low, high = np.maximum(box[0], limit[0]), np.minimum(box[1], limit[1])
                 none = low > high
                 possible &= ~none.any(axis=1)
-                # No point: any ends will do.
-                box = (
-                    np.where(none, box[0], low),
-                    np.where(none, box[1], high),
-                )
+                # Where no point is left, any ends will do.
+                box = np.where(none, box[0], low), np.where(none, box[1], high)
             ends.append(box)
         return Part(ends), possible
 

@@ -21,12 +21,9 @@ from qverify.frontend.encoder import make_encoder
 from qverify.frontend.lower import Lowered
 from qverify.property import Query
 
-# Powers of two that sums are multiplied by before edges are taken.
-INNER, PRECISION, LEAST_PRECISION = (
-    16,
-    18,
-    8,
-)
+# Powers of two that sums are multiplied by before CROWN slopes are rounded: for inner bounds, and
+# for inequalities, at most (so much less the bits of the largest coefficient) and at least.
+INNER, PRECISION, LEAST_PRECISION = 16, 18, 8
 BATCH = 2**19  # elements of an array
 BoolArray = npt.NDArray[np.bool_]
 Terms = list[tuple[Inequality, int]]  # inequalities and their factors
@@ -77,8 +74,8 @@ class Proof:
         self.tree = Tree(self.archive, self.name, self.sizes, len(self.cover.regions))
         kinds = self.tree.kind
         if self.tree.parted or (kinds == CLOSED).any():
-            # What is refuted in the whole box is so in every part. (Edges need not be better where
-            # bounds are.)
+            # What is refuted in the whole box is refuted in every part. (Both are needed: tighter
+            # bounds do not always give a tighter bound by CROWN slopes.)
             self.at_root = (self._closed_cases(self.bare) | self._closed_cases(self.root))[0]
         if self.tree.parted:
             self._check_root()

@@ -99,10 +99,7 @@ class Tree:
         )
         total = int(self.sizes[values].sum())
         # What the cuts above the entry leave of every value.
-        box = (
-            np.full(total, -BEYOND),
-            np.full(total, BEYOND),
-        )
+        box = np.full(total, -BEYOND), np.full(total, BEYOND)
         held: list[tuple[int, int]] = []
         low, high = (np.empty((most, total), np.int64) for _ in range(2))
 
@@ -137,7 +134,7 @@ class Tree:
                 side_ends = box[side]
                 before = int(side_ends[place])
                 side_ends[place] = end
-                if entry < 0:
+                if entry < 0:  # the end was only put back
                     continue
                 if (end < before) == (side == 0):  # the cut above leaves less already
                     side_ends[place] = before

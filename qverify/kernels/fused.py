@@ -1,9 +1,9 @@
 """Exact integer bounds of one layer in one launch: geometry and choice of the CUDA kernels of
 `interval.cu`.
 
-    fused = open_fused(kernels)                                    # compiles, compares, chooses;
-    once per device layer = fused.pack_dense(weight, bias, PackedScale(multiplier, zero_point, low,
-    high, low)) pairs = fused.dense(layer, interleave(kernels, lower - low, upper - low))
+    fused = open_fused(kernels)  # compiles, compares, chooses; once per device
+    layer = fused.pack_dense(weight, bias, PackedScale(multiplier, zero_point, low, high, low))
+    pairs = fused.dense(layer, interleave(kernels, lower - low, upper - low))
 
 That a compiled kernel computes what it should is not taken from the name of a device: `choose`
 compares every variant with NumPy on the device itself, on layers of every pattern of signs and of
@@ -48,7 +48,7 @@ from qverify.kernels.packing import (
 )
 
 Bounds = tuple[Array, Array]
-# From which it compiles.
+# The least compute capability of a device that a variant compiles for.
 CAPABILITY = {
     Variant.PLAIN: 50,
     Variant.SPARSE: 80,
@@ -111,8 +111,9 @@ class Fused:
     kernels: Kernels
     variant: Variant
     module: Any
+    # Functions of the module by name, with the bytes of shared memory that they were granted.
     _functions: dict[str, tuple[Any, int]] = field(default_factory=dict, repr=False)
-    # Attributes that were asked for.
+    # Attributes of the device that were asked for.
     _limits: dict[str, int] = field(default_factory=dict, repr=False)
 
     def pack_dense(
@@ -420,27 +421,20 @@ def _trial(
     bias = rng.integers(-(2**20), 2**20, neurons)
     reach = float(np.abs(weight).sum(axis=0).max() * 255)
     multiplier = (rng.uniform(0.2, 4.0, neurons) * 255 / reach).astype(np.float32)
-    # Many halves to round.
-    weight[:, 3::4], weight[:2, 3::4], bias[3::4], multiplier[3::4] = (
-        0,
-        [[1], [-1]],
-        60,
-        0.5,
-    )
+    # Every fourth column has many halves to round: (x - y + 60) / 2 for two inputs x and y.
+    weight[:, 3::4] = 0
+    weight[:2, 3::4] = [[1], [-1]]
+    bias[3::4], multiplier[3::4] = 60, 0.5
     table = np.sort(rng.integers(-int(reach), int(reach), (3, 200)), axis=1).astype(np.int32)
     table[0] = np.arange(-40, 160)  # met exactly by the small sums
     row = np.where(np.arange(neurons) % 4 == 3, 0, rng.integers(0, 3, neurons)).astype(np.int32)
-    steps = Thresholds(table, row)
-    return (
-        weight,
-        bias,
-        (
-            Ends(),
-            PackedScale(multiplier, 7, 0, 255, 0),
-            PackedScale(multiplier, -3, -128, 100, -128),
-            steps,
-        ),
+    epilogues = (
+        Ends(),
+        PackedScale(multiplier, 7, 0, 255, 0),
+        PackedScale(multiplier, -3, -128, 100, -128),
+        Thresholds(table, row),
     )
+    return weight, bias, epilogues
 
 
 def _box(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Ints, Ints]:

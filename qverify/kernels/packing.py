@@ -43,18 +43,10 @@ class Variant(IntEnum):
     SMALL = 3  # mma m8n8k16
 
 
-# Bytes of 16 neurons x 32 inputs.
-RECORD = {
-    Variant.SPARSE: 640,
-    Variant.DENSE: 512,
-    Variant.SMALL: 512,
-}
-# Neurons, rows, threads of a block.
-TILES = {
-    "wide": (128, 128, 256),
-    "narrow": (64, 128, 128),
-    "thin": (16, 128, 128),
-}
+# Bytes that the weights of 16 neurons x 32 inputs take, metadata included.
+RECORD = {Variant.SPARSE: 640, Variant.DENSE: 512, Variant.SMALL: 512}
+# What a block computes: neurons, rows; and its threads.
+TILES = {"wide": (128, 128, 256), "narrow": (64, 128, 128), "thin": (16, 128, 128)}
 
 
 def rounded(count: int, step: int) -> int:
@@ -154,12 +146,9 @@ def _pack_epilogue(epilogue: Epilogue, bias: Ints, groups: int, size: int) -> Pa
                     f"float32 does not hold the codes [{low}, {high}] from the zero point "
                     f"{zero_point}"
                 )
-            least, most, offset = (
-                float(low - zero_point),
-                float(high - zero_point),
-                zero_point - out_low,
-            )
             one = _padded(scale, groups, size, np.float32)
+            least, most = float(low - zero_point), float(high - zero_point)
+            offset = zero_point - out_low
             return PackedEpilogue(packed_bias, one, table, row, 1, 0, least, most, offset, neurons)
         case Thresholds(steps, rows):
             steps, rows = np.asarray(steps), np.broadcast_to(np.asarray(rows), (neurons,))
@@ -170,8 +159,8 @@ def _pack_epilogue(epilogue: Epilogue, bias: Ints, groups: int, size: int) -> Pa
             if steps.shape[1] > 255:
                 raise Unpackable(f"a row of {steps.shape[1]} thresholds: a byte counts to 255")
             count, row = steps.shape[1], _padded(rows, groups, size, np.int32)
-            # no accumulator reaches the largest int32 (`_admit`), so it stands for all that lies
-            # beyond
+            # No accumulator reaches the largest int32 (`_admit`), so that it stands for everything
+            # beyond it.
             if steps.size:
                 table = np.clip(steps.astype(np.int64), -LIMIT, LIMIT - 1).astype(np.int32)
             return PackedEpilogue(packed_bias, one, table, row, 2, count, 0.0, 0.0, 0, neurons)
@@ -335,7 +324,7 @@ class PackedNetwork:
         variant: Variant, layers: Sequence[tuple[Ints, Ints, Epilogue]], width: int | None = None
     ) -> PackedNetwork:
         """(weight [K, M], bias [M], epilogue) of every layer, M <= 128: `PackedScale` everywhere,
-        or `Ends` at the end. Raises ValueError for layers that do not follow each other, or that
+        or `Ends` at the end. Raises Unpackable for layers that do not follow each other, or that
         are no such network."""
         counts = [weight.shape[1] for weight, _, _ in layers]
         follow = all(
@@ -347,41 +336,37 @@ class PackedNetwork:
             raise Unpackable("not a network of scaled layers of at most 128 neurons")
         packed = [PackedDense.make(variant, *layers[0], width)]
         packed += [PackedDense.make(variant, *layer) for layer in layers[1:]]
-        kind, size, between = (
-            packed[-1].epilogue.kind,
-            64 if max(counts) <= 64 else 128,
-            rounded(2 * max(counts), 128),
-        )
+        kind, size = packed[-1].epilogue.kind, 64 if max(counts) <= 64 else 128
+        between = rounded(2 * max(counts), 128)
         shape = (variant, size, packed[0].inputs, packed[0].width)
         if variant is Variant.PLAIN:
             none, real = np.zeros(1, np.int32), np.zeros(1, np.float32)
             return PackedNetwork(
                 *shape, none, none, none, real, between, kind, counts[-1], tuple(packed)
             )
-        records, rows, bias, multiplier, byte, place = [], [], [], [], 0, 0
-        for (weight, offset, _), layer in zip(layers, packed, strict=True):
-            piece, padded = _pack_groups(variant, weight[None], "thin")
-            end = layer.epilogue
-            bits = np.array([end.least, end.most], np.float32).view(np.int32)
-            rows.append(
-                [
-                    rounded(weight.shape[0], 32) // 32,
-                    padded // 16,
-                    byte,
-                    place,
-                    *bits,
-                    end.offset,
-                    0,
-                ]
-            )
-            records.append(piece.reshape(-1))
-            bias.append(_padded(offset, 1, padded, np.int32))
-            scale = end.multiplier[: len(offset)] if end.kind == 1 else np.zeros(len(offset))
-            multiplier.append(_padded(scale, 1, padded, np.float32))
-            byte, place = byte + piece.size, place + padded
-        table = np.array(rows, np.int32)
-        arrays = (np.concatenate(records), table, np.concatenate(bias), np.concatenate(multiplier))
+        arrays = _layers_in_a_row(variant, layers, [layer.epilogue for layer in packed])
         return PackedNetwork(*shape, *arrays, between + 64, kind, counts[-1], ())
+
+
+def _layers_in_a_row(
+    variant: Variant,
+    layers: Sequence[tuple[Ints, Ints, Epilogue]],
+    epilogues: Sequence[PackedEpilogue],
+) -> tuple[Array, Array, Array, Array]:
+    """The records, the table of layers, biases and multipliers of a `PackedNetwork`."""
+    records, rows, bias, multiplier, byte, place = [], [], [], [], 0, 0
+    for (weight, offset, _), end in zip(layers, epilogues, strict=True):
+        piece, padded = _pack_groups(variant, weight[None], "thin")
+        bits = np.array([end.least, end.most], np.float32).view(np.int32)
+        blocks, tiles = rounded(weight.shape[0], 32) // 32, padded // 16
+        rows.append([blocks, tiles, byte, place, *bits, end.offset, 0])
+        records.append(piece.reshape(-1))
+        bias.append(_padded(offset, 1, padded, np.int32))
+        scale = end.multiplier[: len(offset)] if end.kind == 1 else np.zeros(len(offset))
+        multiplier.append(_padded(scale, 1, padded, np.float32))
+        byte, place = byte + piece.size, place + padded
+    table = np.array(rows, np.int32)
+    return np.concatenate(records), table, np.concatenate(bias), np.concatenate(multiplier)
 
 
 @dataclass(frozen=True, eq=False)
@@ -400,9 +385,8 @@ class PackedWindow:
     def output(self) -> tuple[int, int]:
         def count(size: int, axis: int) -> int:
             padded = size + self.pads[axis] + self.pads[axis + 2]
-            return (padded - (self.kernel[axis] - 1) * self.dilations[axis] - 1) // self.strides[
-                axis
-            ] + 1
+            span = (self.kernel[axis] - 1) * self.dilations[axis] + 1
+            return (padded - span) // self.strides[axis] + 1
 
         return count(self.height, 0), count(self.width, 1)
 

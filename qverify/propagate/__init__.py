@@ -23,9 +23,9 @@ from qverify.ops import Interval
 from qverify.propagate import distrust
 from qverify.propagate.graphs import Graphs
 
-PATIENCE = 0.05  # seconds of NumPy's (or CuPy's) before a graph (or a plan) is built
-# seconds of CuPy's before the CUDA kernels are compiled, which takes about as long, once per
-# process
+PATIENCE = 0.05  # seconds of NumPy's (or CuPy's) work before a graph (or a plan) is built
+# Seconds of CuPy's work before the CUDA kernels are compiled, once per process: compiling takes
+# about as long.
 TO_COMPILE = 3.0
 
 

@@ -101,54 +101,74 @@ def _shaped(buffers: Buffers, buffer: int, change: Callable[[Array], Array], siz
 def conv(buffers: Buffers, op: Conv, k: int, rounding: int | None) -> None:
     """A convolution along one or two axes, on images with channels last."""
     node, (x,) = buffers.network.nodes[k], buffers.network.nodes[k].inputs
-    kind, rank = buffers.network.type_of(x), len(op.strides)
-    weight, bias = (np.asarray(buffers.home(v), np.int64) for v in (op.weight, op.bias))
-    if rank not in (1, 2):
+    kind = buffers.network.type_of(x)
+    if len(op.strides) not in (1, 2):
         raise Refused
     held = buffers.in_pairs(x)
-    one, two = (1,) * (2 - rank), (0,) * (2 - rank)
-    weight = weight.reshape(*weight.shape[:2], *one, *weight.shape[2:])
-    batch, channels = kind.shape[:2]
-    high, wide = (*one, *kind.shape[2:])
-    pads = (*two, *op.pads[:rank], *two, *op.pads[rank:])
-    strides, dilations = (*one, *op.strides), (*one, *op.dilations)
-    window = PackedWindow(high, wide, weight.shape[2:], strides, pads, dilations)  # type: ignore[arg-type]
-    pad = op.pad_value - kind.low if any(pads) else 0
+    weight, bias = (np.asarray(buffers.home(v), np.int64) for v in (op.weight, op.bias))
+    window = _window(op, kind.shape, weight.shape)
+    weight = weight.reshape(*weight.shape[:2], *window.kernel)
+    pad = op.pad_value - kind.low if any(window.pads) else 0
     bias = bias + kind.low * weight.sum(axis=(1, 2, 3))
     epilogue = _epilogue(buffers, k, rounding, 1)
-    places = batch * high * wide
-    width = held.codes // places
-    if (
-        width % 2
-        or width < channels
-        or not held.is_at(_image(batch, channels, high * wide, width), places * width)
-    ):
-        width = image_width(channels)
-        held = buffers.moved(held, _image(batch, channels, high * wide, width), places * width)
-    fused, layer = (
-        buffers.fused,
-        buffers.fused.pack_conv(weight, bias, epilogue, window, op.groups, pad, width),
-    )
+    held, width = _channels_last(buffers, held, kind.shape)
+    fused = buffers.fused
+    layer = fused.pack_conv(weight, bias, epilogue, window, op.groups, pad, width)
     neurons, shape = len(weight), node.type.shape
     out = rounded(neurons, 8)
     codes = prod(shape) // neurons * out
 
     def convolved(pairs: Array) -> Any:
-        result = fused.conv(layer, pairs.reshape(-1, high, wide, width, 2))
+        result = fused.conv(layer, pairs.reshape(-1, window.height, window.width, width, 2))
         return result if rounding is None else result.reshape(-1, codes, 2)
 
-    def first(end: Array) -> Array:
+    def channels_first(end: Array) -> Array:
         last = end.reshape(-1, *shape[:1], *shape[2:], neurons)
         return buffers.kernels.xp.ascontiguousarray(buffers.kernels.xp.moveaxis(last, -1, 2))
 
     size = 8 * prod(shape) if rounding is None else 2 * codes
     buffer = buffers.step(convolved, (held.buffer,), size, kernel="conv")
     if rounding is None:
-        buffers.ends[k + 1] = _shaped(buffers, buffer, first, size)
+        buffers.ends[k + 1] = _shaped(buffers, buffer, channels_first, size)
     else:
-        buffers.pairs[rounding + 1] = Pairs(
-            buffer, _image(batch, neurons, prod(shape[2:]), out), codes
-        )
+        at = _image(shape[0], neurons, prod(shape[2:]), out)
+        buffers.pairs[rounding + 1] = Pairs(buffer, at, codes)
+
+
+def _window(op: Conv, image: tuple[int, ...], weight: tuple[int, ...]) -> PackedWindow:
+    """Where a convolution along one or two axes looks; one axis becomes the second of two. The
+    shapes are [N, C, *spatial] and [M, C / groups, *kernel]."""
+    rank = len(op.strides)
+    one, none = (1,) * (2 - rank), (0,) * (2 - rank)
+    height, width = (*one, *image[2:])
+    kernel_height, kernel_width = (*one, *weight[2:])
+    top, left, bottom, right = (*none, *op.pads[:rank], *none, *op.pads[rank:])
+    down, across = (*one, *op.strides)
+    apart_down, apart_across = (*one, *op.dilations)
+    return PackedWindow(
+        height,
+        width,
+        (kernel_height, kernel_width),
+        (down, across),
+        (top, left, bottom, right),
+        (apart_down, apart_across),
+    )
+
+
+def _channels_last(buffers: Buffers, held: Pairs, shape: tuple[int, ...]) -> tuple[Pairs, int]:
+    """Images [N, C, *spatial] with channels last, and how many channels of a pixel are stored."""
+    batch, channels, places = *shape[:2], prod(shape[2:])
+    width = held.codes // (batch * places)
+    codes = batch * places * width
+    if (
+        width < channels
+        or width % 2
+        or not held.is_at(_image(batch, channels, places, width), codes)
+    ):
+        width = image_width(channels)
+        at = _image(batch, channels, places, width)
+        held = buffers.moved(held, at, batch * places * width)
+    return held, width
 
 
 def _epilogue(buffers: Buffers, k: int, rounding: int | None, axis: int) -> Epilogue:
@@ -281,13 +301,8 @@ def pairwise(buffers: Buffers, op: Pairwise, k: int, rounding: int | None) -> No
     node, kernels, xp = buffers.network.nodes[k], buffers.kernels, buffers.kernels.xp
     if node.type.count > 256:
         raise Refused
-    kinds, shape = [buffers.network.type_of(i) for i in node.inputs], node.type.shape
-    parts = []
-    for i, kind in zip(node.inputs, kinds, strict=True):
-        held = buffers.in_pairs(i)
-        at = np.broadcast_to(held.at.reshape(kind.shape), shape).reshape(-1)
-        parts.append(replace(held, at=at))
-    first, second = parts
+    kinds = [buffers.network.type_of(i) for i in node.inputs]
+    first, second = (_broadcast(buffers, i, node.type.shape) for i in node.inputs)
     if not first.is_injective():
         first = buffers.moved(first, np.arange(node.type.size), rounded(node.type.size, 8))
     second = buffers.moved(second, first.at, first.codes)
@@ -312,6 +327,12 @@ def pairwise(buffers: Buffers, op: Pairwise, k: int, rounding: int | None) -> No
     reads, size = (first.buffer, second.buffer), 18 * first.codes
     buffer = buffers.step(looked_up if op.increasing else enclosed, reads, size)
     buffers.pairs[k + 1] = replace(first, buffer=buffer)
+
+
+def _broadcast(buffers: Buffers, value: int, shape: tuple[int, ...]) -> Pairs:
+    """A value's pairs, read as if it had a shape that it broadcasts to."""
+    held, kind = buffers.in_pairs(value), buffers.network.type_of(value)
+    return replace(held, at=np.broadcast_to(held.at.reshape(kind.shape), shape).reshape(-1))
 
 
 def _image(batch: int, channels: int, places: int, width: int) -> IntArray:

@@ -6,8 +6,8 @@ or as int32; in one tensor [N, 2, ...], lower ends first, or in two tensors [N, 
 increasing treats ends like any points. For a weighted sum, with the positive part P and the
 negative part Q of its weights W, and d = upper - lower,
 
-    lower end = P lower + Q upper + b = W lower + Q d + b,    upper end = Q lower + P upper + b = W
-    lower + P d + b:
+    lower end = P lower + Q upper + b = W lower + Q d + b,
+    upper end = Q lower + P upper + b = W lower + P d + b:
 
 the first form is one product of twice the rows and columns, whose rounding onnxruntime fuses; the
 second is three. Sound because both are the op's own interval rule, in integers, and a float step is
@@ -53,7 +53,8 @@ from qverify.propagate.weights import (
 from qverify.runtime import IntegerGraph
 
 UINT8, INT32, FLOAT = 2, 6, 1  # ONNX's numbers of types
-# From these numbers of rows and columns on, three products are faster than a doubled one.
+# From these numbers of rows and columns of a weight on, three products are faster than one of twice
+# the rows and columns (measured).
 LONG, WIDE = 512, 128
 STEPS = {"mul": "Mul", "add": "Add", "sub": "Sub", "div": "Div", "max": "Max", "min": "Min"}
 
@@ -368,24 +369,18 @@ class Rules:
                 self.pair(xs[0], 2 * xs[0].type.size)
             return Held(result, xs[0].low, xs[0].pairs, xs[0].ends, source=xs[0].source)
         total = sum(sizes)
-        constants = (
-            np.zeros(0, np.int32)
-            if op.constants is None
-            else op.constants[np.unique(index[index >= total]) - total]
-        )
-        if len(np.unique(constants)) > 1:
-            raise Inexpressible
+        constants = _constants_read(op, total)
+        if len(constants) > 1:
+            raise Inexpressible  # Pad has one value
         low = xs[0].low
-        if any(x.low != low for x in xs) or (
-            low is not None and not ((constants >= low) & (constants <= low + 255)).all()
-        ):
+        if any(x.low != low for x in xs) or not _are_codes(constants, low):
             xs, low = [self.wide(x) for x in xs], None
         parts = [self.pair(x, 2, size) for x, size in zip(xs, sizes, strict=True)]
         name = parts[0] if len(parts) == 1 else self.node("Concat", *parts, axis=2)
         if len(constants):
             value = self.int32(constants[0]) if low is None else self.uint8(constants[0] - low)
-            ends = self.graph.constant([0, 0, 0, 0, 0, 1], np.int64)
-            name = self.node("Pad", name, ends, value)
+            one_behind = self.graph.constant([0, 0, 0, 0, 0, 1], np.int64)
+            name = self.node("Pad", name, one_behind, value)
         exchange = (
             transposition(index, op.shape, total) if len(xs) == 1 and not len(constants) else None
         )
@@ -395,7 +390,8 @@ class Rules:
                 "Transpose", self.pair(xs[0], 2, *split), perm=[0, 1, *(2 + k for k in order)]
             )
             return Held(result, low, {(2, *(split[k] for k in order)): name})
-        # Elements are copied for all boxes at once, since Gather is slow where pieces are small.
+        # With the boxes as the last axis, an element is copied for all of them at once: Gather is
+        # slow where pieces are small.
         name = self.node(
             "Gather",
             self.node("Transpose", name, perm=[2, 0, 1]),
@@ -443,9 +439,21 @@ class Rules:
     def _looked_up(self, values: npt.NDArray[np.int32], index: str, result: Type) -> Held:
         narrow, flat, axes = result.count <= 256, values.reshape(-1), (2, *result.shape)
         entries = self.uint8(flat - result.low) if narrow else self.int32(flat)
-        # Gather is eight times as slow (measured).
+        # Not Gather, which takes eight times as long (measured).
         name = self.node("GatherElements", entries, self.reshaped(index))
         return Held(result, result.low if narrow else None, {axes: self.reshaped(name, *axes)})
+
+
+def _constants_read(op: Layout, total: int) -> npt.NDArray[np.int32]:
+    """The different constants that a move reads; `total` is the size of its inputs."""
+    if op.index is None or op.constants is None:
+        return np.zeros(0, np.int32)
+    return np.unique(op.constants[np.unique(op.index[op.index >= total]) - total])
+
+
+def _are_codes(values: npt.NDArray[np.int32], low: int | None) -> bool:
+    """Whether values fit what is above a `low`: a byte, or without one an int32."""
+    return low is None or bool(((values >= low) & (values <= low + 255)).all())
 
 
 # -- which rule ------------------------------------------------------------------------------------
