@@ -65,7 +65,9 @@ def _query(proof: Proof, prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> di
                 "precision": step.precision,
                 "columns": [[k, int(m[0].size)] for k, m in step.multipliers.items()],
             }
-            found[f"given{j}"] = np.concatenate([_flat(m) for m in step.multipliers.values()], axis=1)
+            found[f"given{j}"] = np.concatenate(
+                [_flat(m) for m in step.multipliers.values()], axis=1
+            )
         inner.append(entry)
     found["mix"], found["multipliers"] = (
         np.stack([given[row] for row in rows]) if rows else np.zeros((0, 0), np.int64)

@@ -335,7 +335,7 @@ def test_other_weights_are_rejected(tmp_path: Path) -> None:
 
 
 def opened(own: Certificate, folder: Path) -> Any:
-    """The proof of the first query, its inner bounds and its tree read."""
+    """The proof of the first query, its intermediate bounds and its tree read."""
     path = folder / "certificate.zip"
     path.write_bytes(own.data())
     proof = Proof(
@@ -774,7 +774,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["check", str(own.model), str(own.spec), str(path)]) == 0
     out, err = capsys.readouterr()
     assert out == "accepted unsat\n"
-    assert re.fullmatch(r"qverify: checked \d+ leaves, 0 inner bounds in [\d.]+ s\n", err)
+    assert re.fullmatch(r"qverify: checked \d+ leaves, 0 intermediate bounds in [\d.]+ s\n", err)
     assert main(["check", str(own.model), str(VNNLIB / "tiny_unsafe.vnnlib"), str(path)]) == 1
     out, err = capsys.readouterr()
     assert out.startswith("rejected: it is about another property: SHA-256 ") and not err

@@ -283,8 +283,8 @@ def dual_of(
 
 @pytest.mark.parametrize("name", ["mnist_mlp_qop", "mnist_cnn_qop"])
 def test_the_dual_is_alike(name: str, cuda: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scenes, bounds at edges and at multipliers, proofs and inner bounds; then the steps that
-    improve multipliers."""
+    """Relaxations, bounds with CROWN slopes and with multipliers, proofs and intermediate bounds;
+    then the steps that improve multipliers."""
     lowered, rng = read_model(EXAMPLES / "onnx" / f"{name}.onnx").lowered, np.random.default_rng(9)
     network, never = lowered.network, Deadline.after(None)
     centre = rng.integers(0, 255, size=(1, network.input_type.size), dtype=np.int32)

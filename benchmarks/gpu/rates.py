@@ -335,7 +335,7 @@ def problem_for(model: Path, spec: Path, kernels: Kernels) -> Problem:
 
 
 def dual(kernels: Kernels, quick: bool, emit: Emit) -> None:
-    """Rows of subproblems per second: hulls, multipliers at the edges, `ROUNDS` steps, the exact
+    """Rows of subproblems per second: hulls, CROWN slopes, `ROUNDS` steps, the exact
     bound. On a GPU, the same batches on the CPU too, as long as they are not large."""
     for machine in [kernels] if kernels.is_host else [kernels, CPU]:
         for name, spec in DUALS:

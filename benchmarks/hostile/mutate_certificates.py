@@ -1,6 +1,6 @@
-"""Changes of certificates: of proofs (trees, multipliers, inner bounds, rules), of arrays as files,
-of the header, of the ZIP archive. A function takes a certificate and changes it, or returns the
-bytes of a file."""
+"""Changes of certificates: of proofs (trees, multipliers, intermediate bounds, rules), of arrays as
+files, of the header, of the ZIP archive. A function takes a certificate and changes it, or returns
+the bytes of a file."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def crown_bounds(
     """Bounds of values up to `last` inside one box ([1, codes] ends).
 
     Node by node, the arguments that can reach a clip of their nonlinear node (elsewhere a tighter
-    bound gains little) are bounded by the dual with multipliers at the hulls' edges, behind the
+    bound gains little) are bounded by the dual with CROWN slopes as multipliers, behind the
     first nonlinear nodes. A node whose bounds would touch more than `budget` elements is left out,
     and so is what the deadline leaves no time for.
     """

@@ -75,7 +75,7 @@ def check(model: File, spec: File, certificate: File, shapes: Sequence[str] = ()
 
 
 def _check_unsat(archive: Archive, prop: Property, lowered: Lowered, spec: Path) -> tuple[int, int]:
-    """A proof for every query; how many leaves and inner bounds they have."""
+    """A proof for every query; how many leaves and intermediate bounds they have."""
     if prop.mixed:
         raise Rejected("no certificate of unsat is possible where conditions mention inputs")
     queries = archive.field(archive.header, "queries", list)

@@ -360,7 +360,7 @@ class Largest(Rule):
         return Highest(low, high, result[0][:, None], result[1][:, None])
 
     def known(self, z: Ends) -> tuple[int | None, Ends]:
-        raise Rejected("inner bounds are not for the arguments of a maximum")
+        raise Rejected("intermediate bounds are not for the arguments of a maximum")
 
 
 @dataclass(frozen=True)

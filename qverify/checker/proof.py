@@ -21,8 +21,9 @@ from qverify.frontend.encoder import make_encoder
 from qverify.frontend.lower import Lowered
 from qverify.property import Query
 
-# Powers of two that sums are multiplied by before CROWN slopes are rounded: for inner bounds, and
-# for inequalities, at most (so much less the bits of the largest coefficient) and at least.
+# Powers of two that sums are multiplied by before CROWN slopes are rounded: for intermediate
+# bounds, and for inequalities, at most (so much less the bits of the largest coefficient) and at
+# least.
 INNER, PRECISION, LEAST_PRECISION = 16, 18, 8
 BATCH = 2**19  # elements of an array
 BoolArray = npt.NDArray[np.bool_]
@@ -30,8 +31,8 @@ Terms = list[tuple[Inequality, int]]  # inequalities and their factors
 
 
 class Proof:
-    """The proof of a query: inner bounds, and a tree of parts of the root box whose leaves are
-    closed one by one."""
+    """The proof of a query: intermediate bounds, and a tree of parts of the root box whose leaves
+    are closed one by one."""
 
     def __init__(self, archive: Archive, query_number: int, lowered: Lowered, query: Query) -> None:
         self.archive, self.name = archive, f"q{query_number}."
@@ -69,7 +70,7 @@ class Proof:
             self._inner_bounds(j, step)
         self.root, possible = self.net.part(1, {}, self.known)
         if not possible.all():
-            return  # no point meets the inner bounds
+            return  # no point meets the intermediate bounds
         self.known = list(self.root.ends)
         self.tree = Tree(self.archive, self.name, self.sizes, len(self.cover.regions))
         kinds = self.tree.kind
@@ -85,7 +86,7 @@ class Proof:
         if (kinds == DUAL).any():
             self._check_dual(step)
 
-    # -- inner bounds
+    # -- intermediate bounds
 
     def _inner_bounds(self, j: int, step: Any) -> None:
         """Bounds of elements of a node's argument, which hold in the whole box: proved from those
@@ -94,7 +95,7 @@ class Proof:
             raise self.archive.fault("'inner' in header.json is no list of objects")
         node = self.archive.field(step, "node", int)
         if node not in self.net.rules:
-            raise Rejected(f"inner bounds are for node {node}, which has no rule")
+            raise Rejected(f"intermediate bounds are for node {node}, which has no rule")
         elements, rule = self.archive.array(f"{self.name}inner{j}", None), self.net.rules[node]
         if len(elements) and not 0 <= elements.min() <= elements.max() < rule.size:
             raise Rejected(f"an inner bound is for an element that node {node} does not have")

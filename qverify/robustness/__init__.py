@@ -7,9 +7,8 @@ L-infinity norm.
     report = certify("model.onnx", images.pixels, images.labels, [1, 2, 4])
     print(report.table())
 
-Bounds of many images at once come first (intervals, then the dual at its hulls' edges); what they
-leave open is searched, image by image.
-"""
+Bounds of many images at once come first (intervals, then backward bounds with CROWN slopes); what
+they leave open is searched, image by image."""
 
 from __future__ import annotations
 

@@ -110,7 +110,9 @@ def test_work_is_linear_in_the_entries(tmp_path: Path, monkeypatch: pytest.Monke
         boxes.clear()
         with pytest.raises(Rejected, match=f"entry {2 * depth} of its tree is not closed"):
             chain(genuine("splits"), depth).check(tmp_path)
-        assert sum(boxes) == depth + 1 + 2  # the leaves, and the root before and after inner bounds
+        assert (
+            sum(boxes) == depth + 1 + 2
+        )  # the leaves, and the root before and after intermediate bounds
 
 
 def test_a_dense_certificate_is_written_so_that_it_can_be_read(tmp_path: Path) -> None:

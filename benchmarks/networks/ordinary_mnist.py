@@ -1,7 +1,7 @@
 """Make a benchmark of ordinarily trained (not robustly trained) int8 networks on MNIST.
 
-    python benchmarks/ordinary_mnist.py DATA_DIR OUT_DIR [--networks mlp,cnn] [--eps 1,2,3,4,5,6]
-    [--images 100] [--seed 0]
+    python benchmarks/networks/ordinary_mnist.py DATA_DIR OUT_DIR [--networks mlp,cnn] [--eps
+    1,2,3,4,5,6] [--images 100] [--seed 0]
 
 DATA_DIR holds `mnist.npz` (`x_train` [60000, 784] uint8, `y_train`, `x_test` [10000, 784],
 `y_test`). Two networks are trained with Adam and cross entropy on the plain images, nothing else:

@@ -1,8 +1,8 @@
 """Quantize the float networks of VNN-COMP benchmarks, so that the competition's own specifications
 have int8 networks.
 
-    python benchmarks/quantize_vnncomp.py SOURCE OUT [--only acasxu mnist_fc] [--formats qop qdq]
-    [--samples 200]
+    python benchmarks/networks/quantize_vnncomp.py SOURCE OUT [--only acasxu mnist_fc] [--formats
+    qop qdq] [--samples 200]
 
 SOURCE holds one folder per benchmark, each with an instance list (`onnx,vnnlib,timeout`). For every
 benchmark, every format and both granularities (per tensor, and `.pc` per output channel) a folder
