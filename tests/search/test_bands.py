@@ -7,16 +7,21 @@ hold for every order, and at a single code vector that they leave open the runti
 
 from __future__ import annotations
 
+import platform
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from fractions import Fraction as F
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from qverify import verification, verify
 from qverify.boundary.leaves import Leaves
 from qverify.deadline import Deadline
-from qverify.errors import SoundnessError
+from qverify.errors import SoundnessError, UsageError
+from qverify.frontend.model import Model, read_model
 from qverify.network import Network
 from qverify.ops import Dense, FloatProgram, Requantize
 from qverify.options import Options
@@ -27,10 +32,15 @@ from qverify.search.bab import search
 from qverify.search.problem import Problem
 from qverify.search.run import Outcome
 from qverify.search.watch import Watch
-from tests.graphs import ROUNDS
+from tests.graphs import ROUNDS, Graph, write
 from tests.networks import CPU, Maker, all_points, random_network
 from tests.ops.banded import Blurred, blurred, in_some_order
 from tests.search.queries import Asked, Rng, asked, holds
+from tests.search.test_cuts import instances
+
+intel = pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="the formulas are those of x86-64"
+)
 
 WAYS = (
     Options(),
@@ -214,3 +224,81 @@ def test_one_op_with_a_band_makes_a_network_inexact() -> None:
     assert not network.exact and not network.on(CPU).exact
     assert all(node.op.exact for node in network.nodes[1:])
     assert random_network(np.random.default_rng(0)).exact
+
+
+# -- whole files -----------------------------------------------------------------------------------
+
+
+def drifted(rng: Rng, network: Network) -> Network:
+    """The network with a band at every requantization whose middle is off: what onnxruntime
+    computes lies within the band, and is not the nominal result."""
+    nodes = []
+    for node in network.nodes:
+        if isinstance(node.op, Requantize):
+            drift = float(rng.uniform(-0.5, 0.5))
+            nominal = replace(node.op, program=node.op.program.then("add", drift))
+            node = replace(node, op=Blurred(nominal, abs(drift) + 0.02))
+        nodes.append(node)
+    return replace(network, nodes=tuple(nodes))
+
+
+@intel
+def test_files_are_decided_by_what_onnxruntime_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random files whose network, as read, knows most values within bands only."""
+    rng, seen = np.random.default_rng(0), Counter[str]()
+    ask = Leaves.ask
+
+    def read(*arguments: Any) -> Model:
+        model = read_model(*arguments)
+        network = drifted(rng, model.lowered.network)
+        seen["inexact"] += not network.exact
+        return replace(model, lowered=replace(model.lowered, network=network))
+
+    def asked_of(leaves: Leaves, *arguments: Any) -> Any:
+        seen["asked"] += 1
+        return ask(leaves, *arguments)
+
+    monkeypatch.setattr(verification, "read_model", read)
+    monkeypatch.setattr(Leaves, "ask", asked_of)
+    for instance in instances(3, 24 * ROUNDS, tmp_path, most=12):
+        for options in ({}, {"attack": False, "sweep": False}):
+            seen[instance.verified(timeout=20, **options).verdict.value] += 1
+    assert seen["inexact"] > 10 and seen["asked"] > 10 and seen["sat"] > 5 and seen["unsat"] > 5
+
+
+def test_a_file_outside_its_band_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the search, and whatever it would say."""
+    g = Graph()
+    one, zero = g.f32(1.0), g.const(np.uint8(0))
+    weight = g.const(np.ones((2, 1)), np.int8)
+    ends = one, zero, weight, one, g.const(np.int8(0)), g.f32(2.0), zero
+    model = write(
+        g.model(g.node("QLinearMatMul", g.input((1, 2), np.uint8), *ends)), tmp_path / "m.onnx"
+    )
+    spec = tmp_path / "spec.vnnlib"
+    declared = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)"
+    box = " ".join(f"(assert (>= X_{i} 0))(assert (<= X_{i} 9))" for i in range(2))
+    spec.write_text(f"{declared} {box} (assert (>= Y_0 10))")
+    drift = 0.0
+
+    def read(*arguments: Any) -> Model:
+        found = read_model(*arguments)
+        *nodes, last = found.lowered.network.nodes
+        assert isinstance(last.op, Requantize)
+        nominal = replace(last.op, program=last.op.program.then("add", drift))
+        network = replace(
+            found.lowered.network, nodes=(*nodes, replace(last, op=Blurred(nominal, 0.5)))
+        )
+        return replace(found, lowered=replace(found.lowered, network=network))
+
+    monkeypatch.setattr(verification, "read_model", read)
+    assert verify(model, spec, Options(device="cpu")).verdict is Verdict.UNSAT
+    with pytest.raises(UsageError, match="no certificate"):
+        verify(model, spec, Options(device="cpu", certificate=True))
+    drift = 3.0
+    with pytest.raises(SoundnessError, match="differ"):
+        verify(model, spec, Options(device="cpu"))
