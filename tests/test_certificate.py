@@ -342,11 +342,11 @@ def opened(own: Certificate, folder: Path) -> Any:
         Archive(path), 0, read_model(own.model).lowered, read_property(own.spec).queries[0]
     )
     for j, step in enumerate(proof.header["inner"]):
-        proof._inner_bounds(j, step)
+        proof._intermediate_bounds(j, step)
     proof.root, possible = proof.net.part(1, {}, proof.known)
     assert possible.all()
     proof.known = list(proof.root.ends)
-    proof.tree = Tree(proof.archive, proof.name, proof.sizes, len(proof.cover.regions))
+    proof.tree = Tree(proof.archive, proof.name, proof.sizes, len(proof.unsafe.regions))
     return proof
 
 
@@ -359,7 +359,7 @@ def sampled(proof: Any, count: int) -> list[Array]:
 
 
 @pytest.mark.parametrize("name", UNSAT)
-def test_inner_bounds_hold(name: str, tmp_path: Path) -> None:
+def test_intermediate_bounds_hold(name: str, tmp_path: Path) -> None:
     proof = opened(genuine(name), tmp_path)
     for (low, high), value in zip(proof.root.ends, sampled(proof, 3000), strict=True):
         assert (low <= value).all() and (value <= high).all()
@@ -429,7 +429,7 @@ def test_a_leaf_s_ends_are_those_of_all_cuts_above_it(name: str, tmp_path: Path)
 def test_a_bound_of_a_combination_is_never_below_what_occurs(name: str, tmp_path: Path) -> None:
     proof = opened(genuine(name), tmp_path)
     rng, values = np.random.default_rng(6), sampled(proof, 500)
-    for region in proof.cover.regions:
+    for region in proof.unsafe.regions:
         mix = [int(v) for v in rng.integers(0, 1000, len(region))]
         given = {
             k: rng.integers(-900, 900, (1, 1, rule.size)) for k, rule in proof.net.rules.items()
@@ -659,16 +659,16 @@ def inner_arrays(own: Certificate) -> list[str]:
 
 
 @pytest.mark.parametrize("value", [-1, 10**6, 2**63 - 1])
-def test_inner_bounds_of_elements_that_are_not_there_are_rejected(
+def test_intermediate_bounds_of_elements_that_are_not_there_are_rejected(
     value: int, tmp_path: Path
 ) -> None:
     own = genuine("root").copy()
     own[inner_arrays(own)[-1]][0] = value
-    with pytest.raises(Rejected, match="inner bound"):
+    with pytest.raises(Rejected, match="intermediate bound"):
         own.check(tmp_path)
 
 
-def test_without_inner_bounds_the_root_stays_open(tmp_path: Path) -> None:
+def test_without_intermediate_bounds_the_root_stays_open(tmp_path: Path) -> None:
     own = genuine("root").copy()
     own.header["queries"][0]["inner"] = []
     with pytest.raises(Rejected, match="not closed"):

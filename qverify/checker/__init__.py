@@ -36,12 +36,12 @@ File = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Report:
-    """What was checked: `leaves` parts of the box were proved one by one, and `inner` bounds of
-    inner values."""
+    """What was checked: so many parts of the box (`leaves`) were proved one by one, and so many
+    `intermediate` bounds."""
 
     verdict: str
     leaves: int
-    inner: int
+    intermediate: int
     seconds: float
 
 
@@ -59,19 +59,19 @@ def check(model: File, spec: File, certificate: File, shapes: Sequence[str] = ()
         check_fit(prop, read.lowered, Path(spec))
         if not make_leaves(read.lowered).exact:
             raise Rejected("no certificate is possible where outputs are float sums")
-        leaves = inner = 0
+        leaves = intermediate = 0
         if verdict == "sat":
             check_sat(archive, prop, read.lowered)
         elif verdict == "unsat":
             try:
-                leaves, inner = _check_unsat(archive, prop, read.lowered, Path(spec))
+                leaves, intermediate = _check_unsat(archive, prop, read.lowered, Path(spec))
             except Rejected as reason:
                 raise other_reading(archive, read, reason) from None
         else:
             raise Rejected(f"its verdict is {verdict[:20]!r}")
     finally:
         archive.close()
-    return Report(verdict, leaves, inner, time.perf_counter() - start)
+    return Report(verdict, leaves, intermediate, time.perf_counter() - start)
 
 
 def _check_unsat(archive: Archive, prop: Property, lowered: Lowered, spec: Path) -> tuple[int, int]:
@@ -81,7 +81,7 @@ def _check_unsat(archive: Archive, prop: Property, lowered: Lowered, spec: Path)
     queries = archive.field(archive.header, "queries", list)
     if len(queries) != len(prop.queries):
         raise Rejected(f"it has {len(queries)} queries, the property {len(prop.queries)}")
-    leaves = inner = 0
+    leaves = intermediate = 0
     for i, query in enumerate(prop.queries):
         try:
             proof = Proof(archive, i, lowered, query)
@@ -90,5 +90,5 @@ def _check_unsat(archive: Archive, prop: Property, lowered: Lowered, spec: Path)
         except SpecError as error:
             raise SpecError(f"{spec}: {error}") from None
         proof.check()
-        leaves, inner = leaves + proof.leaves, inner + proof.inner
-    return leaves, inner
+        leaves, intermediate = leaves + proof.leaves, intermediate + proof.intermediate
+    return leaves, intermediate

@@ -48,7 +48,7 @@ class Hull:
         """The largest w y - m z, summed over the elements: [N, R]."""
         raise NotImplementedError
 
-    def edge(self, w: Ints) -> Ints:
+    def slopes(self, w: Ints) -> Ints:
         """The multipliers where a certificate has none."""
         raise NotImplementedError
 
@@ -203,7 +203,7 @@ class Between(Hull):
         total: Ints = best.sum(axis=2)
         return total
 
-    def edge(self, w: Ints) -> Ints:
+    def slopes(self, w: Ints) -> Ints:
         return rounded(w, np.where(w > 0, self.upper.above, self.lower.below))
 
 
@@ -342,7 +342,7 @@ class Entries(Hull):
         total: Ints = best.sum(axis=2)
         return total
 
-    def edge(self, w: Ints) -> Ints:
+    def slopes(self, w: Ints) -> Ints:
         rise = (self.table.at(self.b) - self.table.at(self.a)).astype(np.float64)
         return rounded(w, (rise / np.maximum(self.b - self.a, 1))[:, None])
 
@@ -401,7 +401,7 @@ class Highest(Hull):
         result: Ints = best.sum(axis=2)
         return result
 
-    def edge(self, w: Ints) -> Ints:
+    def slopes(self, w: Ints) -> Ints:
         sums = self.low + self.high
         m = np.where(sums.argmax(axis=3)[..., None] == np.arange(sums.shape[3]), w[..., None], 0)
         return m.reshape(*m.shape[:2], -1)
@@ -505,7 +505,7 @@ class Net:
                     part.hulls[k] = self.rules[k].hull(
                         [part.ends[i] for i in self.inputs[k]], part.ends[k]
                     )
-                m = given[k] if k in given else part.hulls[k].edge(w)
+                m = given[k] if k in given else part.hulls[k].slopes(w)
                 constant, parts = part.hulls[k].most(w, m), self.rules[k].back(m)
             elif k in self.back:
                 parts, constant = self.back[k](w)

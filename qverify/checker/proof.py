@@ -22,8 +22,7 @@ from qverify.frontend.lower import Lowered
 from qverify.property import Query
 
 # Powers of two that sums are multiplied by before CROWN slopes are rounded: for intermediate
-# bounds, and for inequalities, at most (so much less the bits of the largest coefficient) and at
-# least.
+# bounds, and for inequalities, at most (less the bits of the largest coefficient) and at least.
 INNER, PRECISION, LEAST_PRECISION = 16, 18, 8
 BATCH = 2**19  # elements of an array
 BoolArray = npt.NDArray[np.bool_]
@@ -31,7 +30,7 @@ Terms = list[tuple[Inequality, int]]  # inequalities and their factors
 
 
 class Proof:
-    """The proof of a query: intermediate bounds, and a tree of parts of the root box whose leaves
+    """The proof of a query: intermediate bounds, and a tree of parts of the root box, whose leaves
     are closed one by one."""
 
     def __init__(self, archive: Archive, query_number: int, lowered: Lowered, query: Query) -> None:
@@ -54,25 +53,24 @@ class Proof:
         if not all(np.isfinite(end).all() for end in self._outputs(root)):
             raise Rejected("an output can overflow float32")
         tables = {nodes[k] for k, name in rules.items() if name == "staircase"}
-        self.cover = Compiler(self.network, described_outputs(lowered), root.ends, tables).cover(
-            query.cases
-        )
-        self.inequalities = self.cover.inequalities
+        compiler = Compiler(self.network, described_outputs(lowered), root.ends, tables)
+        self.unsafe = compiler.unsafe_regions(query.cases)
+        self.inequalities = self.unsafe.inequalities
         self.values = sorted({v for row in self.inequalities for v, _, _ in row.terms})
         self.sizes = np.array([t.size for t in self.net.types])
-        self.leaves = self.inner = self.duals = 0
+        self.leaves = self.intermediate = self.duals = 0
         self.bare, self.at_root = root, np.zeros(len(query.cases), np.bool_)
 
     def check(self) -> None:
         """Everything in turn."""
         steps = self.archive.field(self.header, "inner", list)
         for j, step in enumerate(steps):
-            self._inner_bounds(j, step)
+            self._intermediate_bounds(j, step)
         self.root, possible = self.net.part(1, {}, self.known)
         if not possible.all():
             return  # no point meets the intermediate bounds
         self.known = list(self.root.ends)
-        self.tree = Tree(self.archive, self.name, self.sizes, len(self.cover.regions))
+        self.tree = Tree(self.archive, self.name, self.sizes, len(self.unsafe.regions))
         kinds = self.tree.kind
         if self.tree.parted or (kinds == CLOSED).any():
             # What is refuted in the whole box is refuted in every part. (Both are needed: tighter
@@ -88,7 +86,7 @@ class Proof:
 
     # -- intermediate bounds
 
-    def _inner_bounds(self, j: int, step: Any) -> None:
+    def _intermediate_bounds(self, j: int, step: Any) -> None:
         """Bounds of elements of a node's argument, which hold in the whole box: proved from those
         before them."""
         if not isinstance(step, dict):
@@ -98,7 +96,9 @@ class Proof:
             raise Rejected(f"intermediate bounds are for node {node}, which has no rule")
         elements, rule = self.archive.array(f"{self.name}inner{j}", None), self.net.rules[node]
         if len(elements) and not 0 <= elements.min() <= elements.max() < rule.size:
-            raise Rejected(f"an inner bound is for an element that node {node} does not have")
+            raise Rejected(
+                f"an intermediate bound is for an element that node {node} does not have"
+            )
         precision, given = INNER, {}
         if "columns" in step:
             precision = self.archive.field(step, "precision", int)
@@ -118,7 +118,7 @@ class Proof:
             np.where(sane, low, part.ends[at][0]),
             np.where(sane, high, part.ends[at][1]),
         )
-        self.inner += len(elements)
+        self.intermediate += len(elements)
 
     def _columns(self, where: dict[str, Any]) -> dict[int, int]:
         """The nodes that multipliers are given for, and how many for each."""
@@ -136,7 +136,7 @@ class Proof:
         values."""
         rule, count = self.net.rules[node], len(elements)
         if not 0 <= precision <= 32:
-            raise Rejected(f"an inner bound has the precision {precision}")
+            raise Rejected(f"an intermediate bound has the precision {precision}")
         low, high = np.full((1, rule.size), -BEYOND), np.full((1, rule.size), BEYOND)
         step = max(1, BATCH // (2 * int(self.sizes.max())))
         for start in range(0, count, step):
@@ -192,9 +192,9 @@ class Proof:
             rows = left[start : start + step]
             fails = dict(zip(self.inequalities, self._negative(part.take(rows)).T, strict=True))
             empty = [
-                np.any([fails[row] for row in region], axis=0) for region in self.cover.regions
+                np.any([fails[row] for row in region], axis=0) for region in self.unsafe.regions
             ]
-            for case, regions in enumerate(self.cover.cases):
+            for case, regions in enumerate(self.unsafe.cases):
                 if regions is not None:
                     result[rows, case] |= np.all(
                         [np.ones(len(rows), np.bool_), *(empty[r] for r in regions)], axis=0
@@ -202,13 +202,13 @@ class Proof:
         return result
 
     def _negative(self, part: Part) -> BoolArray:
-        """Which inequalities have a negative upper bound, by ends or by edges: [N,
-        inequalities]."""
+        """Which inequalities have a negative upper bound, by last-layer intervals or by CROWN
+        slopes: [N, inequalities]."""
         most = max((abs(c) for row in self.inequalities for _, _, c in row.terms), default=1)
-        by_ends = (1, None)
-        by_edges = (1 << max(PRECISION - most.bit_length() + 1, LEAST_PRECISION), dict[int, Ints]())
+        precision = max(PRECISION - most.bit_length() + 1, LEAST_PRECISION)
+        by_intervals, by_slopes = (1, None), (1 << precision, dict[int, Ints]())
         result = np.zeros((len(part.ends[0][0]), len(self.inequalities)), np.bool_)
-        for unit, given in (by_ends, by_edges):
+        for unit, given in (by_intervals, by_slopes):
             try:
                 sums = [[(row, unit)] for row in self.inequalities]
                 result |= self._upper(part, [sums], given) < 0
@@ -241,7 +241,7 @@ class Proof:
         named = set(self.tree.regions.tolist())
         left = [
             i
-            for i, regions in enumerate(self.cover.cases)
+            for i, regions in enumerate(self.unsafe.cases)
             if regions is None or not named.issuperset(regions)
         ]
         if not self.at_root[left].all():
@@ -260,7 +260,7 @@ class Proof:
             closed = self._closed_cases(part.take(rows)) | self.at_root
             for i, region in enumerate(leaves.region[rows].tolist()):
                 closed[i] |= region >= 0 and np.array(
-                    [region not in (case or ()) for case in self.cover.cases]
+                    [region not in (case or ()) for case in self.unsafe.cases]
                 )
             for row in np.flatnonzero(~closed.all(axis=1)):
                 if not self._holds_nothing(part, rows[row], np.flatnonzero(~closed[row])):
@@ -288,8 +288,8 @@ class Proof:
         """Parts in which a combination of a region's inequalities has a negative upper bound."""
         columns = self._columns(self.header)
         count = int((self.tree.kind == DUAL).sum())
-        longest = max(len(region) for region in self.cover.regions)
-        mixes = self.archive.rows(f"{self.name}mix", count, longest)
+        longest = max(len(region) for region in self.unsafe.regions)
+        all_mu = self.archive.rows(f"{self.name}mix", count, longest)
         multipliers = self.archive.rows(f"{self.name}multipliers", count, sum(columns.values()))
         for leaves in self.tree.leaves(DUAL, step):
             entries = leaves.entries
@@ -299,13 +299,13 @@ class Proof:
                     "a walk"
                 )
             self.duals += len(entries)
-            mix, given = mixes.take(len(entries)), _split(multipliers.take(len(entries)), columns)
-            if (mix < 0).any():
+            mu, given = all_mu.take(len(entries)), _split(multipliers.take(len(entries)), columns)
+            if (mu < 0).any():
                 raise Rejected("a combination of inequalities has a negative weight")
             part, possible = self._part(leaves)
             sums = [
-                [list(zip(self.cover.regions[r], m, strict=False))]
-                for r, m in zip(leaves.region, mix.tolist(), strict=True)
+                [list(zip(self.unsafe.regions[r], m, strict=False))]
+                for r, m in zip(leaves.region, mu.tolist(), strict=True)
             ]
             rows = np.flatnonzero(possible)
             if (bad := self._first_open(part, sums, given, rows)) is not None:

@@ -60,7 +60,7 @@ class Along:
 
 
 @dataclass(frozen=True)
-class Cover:
+class UnsafeRegions:
     """The regions of a query's cases; a case is the numbers of its regions, or None if it has none
     that could be refuted."""
 
@@ -84,7 +84,7 @@ class Compiler:
     taken: set[int]
     known: dict[int, Steps | None] = field(default_factory=dict)
 
-    def cover(self, cases: Sequence[Case]) -> Cover:
+    def unsafe_regions(self, cases: Sequence[Case]) -> UnsafeRegions:
         """The regions of all cases, numbered through."""
         regions: list[Region] = []
         numbers: list[list[int] | None] = []
@@ -97,7 +97,7 @@ class Compiler:
                 regions += found or []
             else:
                 numbers.append(None)  # a region without inequalities
-        return Cover(regions, numbers)
+        return UnsafeRegions(regions, numbers)
 
     def case(self, case: Case) -> list[Region] | None:
         """The regions of one case, or None if none of its rows can be expressed."""

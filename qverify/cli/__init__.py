@@ -389,7 +389,7 @@ def _check(
         return 1
     printer.answer(f"accepted {report.verdict}\n")
     what = (
-        f"{report.leaves} leaves, {report.inner} intermediate bounds"
+        f"{report.leaves} leaves, {report.intermediate} intermediate bounds"
         if report.verdict == "unsat"
         else "the counterexample"
     )

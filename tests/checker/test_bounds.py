@@ -168,7 +168,7 @@ def test_no_point_is_above_a_hull(case: Case) -> None:
             hull = rule.hull(box, own)
             w = rng.integers(-scale, scale, (12, 5, result_type(case).size), endpoint=True)
             w[:, 1], w[:, 2], w[:, 3] = abs(w[:, 1]), -abs(w[:, 2]), 0
-            for m in (multipliers(rng, w, rule.size, scale), hull.edge(w)):
+            for m in (multipliers(rng, w, rule.size, scale), hull.slopes(w)):
                 try:
                     most = hull.most(w, m)
                 except Rejected:
@@ -247,7 +247,7 @@ def test_hulls_are_no_looser_than_the_solver_s(case: Case) -> None:
     shaped = w.reshape(12, 4, *shape)
     edge = np.rint(relaxed.slopes(CPU, shaped, inputs, ends)).astype(np.int64)
     hull = rule.hull(box, own)
-    assert (hull.edge(w) == edge.reshape(12, 4, -1)).all()
+    assert (hull.slopes(w) == edge.reshape(12, 4, -1)).all()
     for m in (edge, multipliers(rng, w, rule.size, 100).reshape(edge.shape)):
         theirs, _, _ = relaxed.hull(CPU, inputs, ends).best(CPU, shaped, m)
         assert (hull.most(w, m.reshape(12, 4, -1)) <= theirs).all()

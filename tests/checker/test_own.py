@@ -57,7 +57,7 @@ def accept(queries: list[Asked], proofs: list[Proof], path: Path) -> Counter[str
     for i, own in enumerate(queries):
         checked = Checked(archive, i, own.lowered, own.query)
         checked.check()
-        met.update(leaves=checked.leaves, duals=checked.duals, inner=checked.inner)
+        met.update(leaves=checked.leaves, duals=checked.duals, intermediate=checked.intermediate)
     archive.close()
     return met
 

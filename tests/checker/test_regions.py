@@ -14,7 +14,7 @@ from qverify.boundary.outputs import described_outputs, make_decoder
 from qverify.bounds.dual import Dual
 from qverify.bounds.unsafe_regions import make_unsafe_regions
 from qverify.checker.bounds import Net
-from qverify.checker.regions import Compiler, Cover, Inequality, refuted
+from qverify.checker.regions import Compiler, Inequality, UnsafeRegions, refuted
 from qverify.frontend.lower import Lowered
 from qverify.frontend.model import read_model
 from qverify.kernels import open_kernels
@@ -93,9 +93,9 @@ def at(inequality: Inequality, values: list[Any], n: int) -> int:
     )
 
 
-def covers(
+def compiled(
     lowered: Lowered, rng: Rng, radius: int
-) -> tuple[Cover, Any, list[Case], Any, list[Any]]:
+) -> tuple[UnsafeRegions, Any, list[Case], Any, list[Any]]:
     """Random cases over a random box: their regions, the solver's, the cases, sampled outputs and
     values."""
     network, decoder = lowered.network, make_decoder(lowered)
@@ -114,21 +114,21 @@ def covers(
     root, _ = Net(network, {}).part(1, {}, [(low, high), *([None] * len(network.nodes))])
     dual, outputs = Dual.make(network, CPU), described_outputs(lowered)
     tables = {k for k, rule in enumerate(dual.rules, 1) if getattr(rule, "name", "") == "staircase"}
-    cover = Compiler(network, outputs, root.ends, tables).cover(cases)
+    unsafe = Compiler(network, outputs, root.ends, tables).unsafe_regions(cases)
     boxes, _ = network.boxes(CPU, low.astype(np.int32), high.astype(np.int32))
-    return cover, make_unsafe_regions(network, dual, outputs, cases, boxes), cases, y, values
+    return unsafe, make_unsafe_regions(network, dual, outputs, cases, boxes), cases, y, values
 
 
 @pytest.mark.parametrize("radius", [2, 60])
 def test_what_satisfies_a_case_lies_in_one_of_its_regions(lowered: Lowered, radius: int) -> None:
-    cover, _, cases, y, values = covers(lowered, np.random.default_rng(radius), radius)
+    unsafe, _, cases, y, values = compiled(lowered, np.random.default_rng(radius), radius)
     met = 0
-    for case, numbers in zip(cases, cover.cases, strict=True):
+    for case, numbers in zip(cases, unsafe.cases, strict=True):
         for n in range(0, len(y), 3):
             if numbers is not None and all(holds(row, y[n]) for row in case):
                 met += 1
                 assert any(
-                    all(at(own, values, n) >= 0 for own in cover.regions[r]) for r in numbers
+                    all(at(own, values, n) >= 0 for own in unsafe.regions[r]) for r in numbers
                 )
     assert met > 50
 
@@ -136,22 +136,22 @@ def test_what_satisfies_a_case_lies_in_one_of_its_regions(lowered: Lowered, radi
 @pytest.mark.parametrize("radius", [2, 60])
 def test_regions_are_those_of_the_solver(lowered: Lowered, radius: int) -> None:
     for seed in range(3):
-        cover, theirs, *_ = covers(lowered, np.random.default_rng([seed, radius]), radius)
+        unsafe, theirs, *_ = compiled(lowered, np.random.default_rng([seed, radius]), radius)
         numbered = [tuple(theirs.inequalities[i] for i in own) for own in theirs.regions]
-        assert [[(i.terms, i.constant) for i in own] for own in cover.regions] == [
+        assert [[(i.terms, i.constant) for i in own] for own in unsafe.regions] == [
             [(i.terms, i.constant) for i in own] for own in numbered
         ]
-        assert [None if own is None else tuple(own) for own in cover.cases] == list(theirs.cases)
+        assert [None if own is None else tuple(own) for own in unsafe.cases] == list(theirs.cases)
 
 
 def test_regions_of_one_or_two_steps_are_exact(lowered: Lowered) -> None:
     """A region of single steps holds only where its row does, too."""
-    cover, _, cases, y, values = covers(lowered, np.random.default_rng(5), 30)
-    for case, numbers in zip(cases, cover.cases, strict=True):
+    unsafe, _, cases, y, values = compiled(lowered, np.random.default_rng(5), 30)
+    for case, numbers in zip(cases, unsafe.cases, strict=True):
         if len(case) > 1 or numbers is None:
             continue
         for r in numbers:
-            region = cover.regions[r]
+            region = unsafe.regions[r]
             if all(len(own.terms) == 1 and abs(own.terms[0][2]) == 1 for own in region):
                 for n in range(0, len(y), 7):
                     if all(at(own, values, n) >= 0 for own in region):
