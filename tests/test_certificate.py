@@ -345,7 +345,7 @@ def opened(own: Certificate, folder: Path) -> Any:
         proof._intermediate_bounds(j, step)
     proof.root, possible = proof.net.part(1, {}, proof.known)
     assert possible.all()
-    proof.known = list(proof.root.ends)
+    proof.known = list(proof.root.intervals)
     proof.tree = Tree(proof.archive, proof.name, proof.sizes, len(proof.unsafe.regions))
     return proof
 
@@ -361,7 +361,7 @@ def sampled(proof: Any, count: int) -> list[Array]:
 @pytest.mark.parametrize("name", UNSAT)
 def test_intermediate_bounds_hold(name: str, tmp_path: Path) -> None:
     proof = opened(genuine(name), tmp_path)
-    for (low, high), value in zip(proof.root.ends, sampled(proof, 3000), strict=True):
+    for (low, high), value in zip(proof.root.intervals, sampled(proof, 3000), strict=True):
         assert (low <= value).all() and (value <= high).all()
 
 
@@ -375,7 +375,7 @@ def test_the_leaves_cover_the_root_box(name: str, tmp_path: Path) -> None:
         for leaves in proof.tree.leaves(kind, 7):
             part, possible = proof._part(leaves)
             inside = np.tile(possible, (300, 1))
-            for (low, high), value in zip(part.ends, values, strict=True):
+            for (low, high), value in zip(part.intervals, values, strict=True):
                 inside &= ((low <= value[:, None]) & (value[:, None] <= high)).all(axis=2)
             found.append((leaves.region, inside))
     region, inside = (

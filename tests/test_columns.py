@@ -68,14 +68,14 @@ def test_backward_rules(kind: type[AbstractOp]) -> None:
 
 
 @by_op
-def test_the_checker_knows_the_ends_of_every_op(kind: type[AbstractOp]) -> None:
+def test_the_checker_knows_the_interval_of_every_op(kind: type[AbstractOp]) -> None:
     assert (kind in checker_ops.LINEAR) != (kind in checker_ops.NONLINEAR)
 
 
 @by_op
 def test_the_checker_takes_every_op_backward_or_says_why_not(kind: type[AbstractOp]) -> None:
     ruled = {op for _, op in checker_bounds.RULES}
-    assert [kind in checker_ops.LINEAR, kind in ruled, kind in checker_bounds.ENDS_ONLY].count(
+    assert [kind in checker_ops.LINEAR, kind in ruled, kind in checker_bounds.INTERVALS_ONLY].count(
         True
     ) == 1
 
@@ -83,6 +83,6 @@ def test_the_checker_takes_every_op_backward_or_says_why_not(kind: type[Abstract
 def test_the_checker_rejects_an_op_that_it_does_not_know() -> None:
     kind = Type((1,), 0, 1)
     with pytest.raises(Rejected, match="Unheard"):
-        checker_ops.interval(unheard(), (kind,))
+        checker_ops.nonlinear(unheard(), (kind,))
     with pytest.raises(Rejected, match="Unheard"):
         checker_bounds.make_rule("staircase", None, unheard(), (kind,), kind)

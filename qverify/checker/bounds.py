@@ -17,15 +17,15 @@ import numpy.typing as npt
 
 from qverify.checker.ops import (
     CPU,
-    Ends,
     Floats,
+    Interval,
     Ints,
     added,
     fits,
     gathered,
-    interval,
     linear,
     maximum,
+    nonlinear,
     reach,
     rows_of,
     spots,
@@ -59,7 +59,7 @@ class Rule:
 
     size: int
 
-    def hull(self, boxes: list[Ends], result: Ends) -> Hull:
+    def hull(self, boxes: list[Interval], result: Interval) -> Hull:
         """The hull where the inputs lie in `boxes` and the result in `result`."""
         raise NotImplementedError
 
@@ -67,9 +67,9 @@ class Rule:
         """Multipliers of the argument as weights of each input."""
         return [m]
 
-    def known(self, z: Ends) -> tuple[int | None, Ends]:
-        """What ends of the argument tell: the number of an input (None: the result), and its
-        ends."""
+    def known(self, z: Interval) -> tuple[int | None, Interval]:
+        """What bounds of the argument tell: the number of an input (None: the result), and its
+        bounds."""
         return 0, z
 
 
@@ -90,8 +90,8 @@ def thresholds(run: Callable[[Any], Any], rows: int, x: Type, low: int, high: in
     column by column."""
     if high - low >= STEPS:
         raise Rejected(f"a function with {high - low + 1} values is taken as steps")
-    ends = [run(np.full((1, rows), end)) for end in (x.low, x.high)]
-    if (ends[0] > ends[1]).any():
+    least, most = (run(np.full((1, rows), end)) for end in (x.low, x.high))
+    if (least > most).any():
         raise Rejected("a function that falls is taken as a staircase")
     wanted = np.arange(low, high + 2)[:, None]
     begin, end = np.full((len(wanted), rows), x.low), np.full((len(wanted), rows), x.high + 1)
@@ -118,11 +118,11 @@ def slack_of(row: Ints, low: int, high: int) -> int:
 
 class Steps:
     """Non-decreasing functions by their thresholds `begin` [rows, codes + 1]; `row` [size] is that
-    of each element, and the arguments lie between `ends`."""
+    of each element, and the arguments lie in `reached`."""
 
-    def __init__(self, begin: Ints, row: Ints, low: int, ends: tuple[int, int]) -> None:
+    def __init__(self, begin: Ints, row: Ints, low: int, reached: tuple[int, int]) -> None:
         self.begin, self.row, self.low = begin, row, low
-        self.slack = np.array([slack_of(row_begin, *ends) for row_begin in begin], np.int64)[row]
+        self.slack = np.array([slack_of(row_begin, *reached) for row_begin in begin], np.int64)[row]
 
     def at(self, code: Ints) -> Ints:
         """The least argument from which the result is at least `code` [N, size]."""
@@ -162,8 +162,8 @@ class Graph:
     function by at most |m| `slack`, so it is nowhere more than that above those two.
     """
 
-    left: tuple[Ends, ...]
-    right: tuple[Ends, ...]
+    left: tuple[Interval, ...]
+    right: tuple[Interval, ...]
     slack: Ints  # [N, 1, size]
     above: Floats
     below: Floats
@@ -231,7 +231,7 @@ class Staircase(Rule):
             begin = thresholds(run, count, x, y.low, y.high)
         self.steps, self.size = Steps(begin, row, y.low, (x.low, x.high)), x.size
 
-    def hull(self, boxes: list[Ends], result: Ends) -> Hull:
+    def hull(self, boxes: list[Interval], result: Interval) -> Hull:
         (a, b), (first, last) = boxes[0], result
         a, b = np.maximum(a, self.steps.at(first)), np.minimum(b, self.steps.at(last + 1) - 1)
         graph = self.steps.graph(a, b, first, last)
@@ -255,26 +255,26 @@ class Sum(Rule):
         a, b = (np.arange(x.low, x.high + 1) for x in types)
         z = (slopes[0] * a[:, None] + slopes[1] * b).reshape(-1)
         codes = op.values[np.ix_(a - op.a_low, b - op.b_low)].reshape(-1).astype(np.int64)
-        low, high, ends = int(codes.min()), int(codes.max()), (int(z.min()), int(z.max()))
+        low, high, reached = int(codes.min()), int(codes.max()), (int(z.min()), int(z.max()))
         if high - low >= STEPS:
             raise Rejected(f"a function with {high - low + 1} values is taken as steps")
-        left, right = np.full(high - low + 2, ends[1] + 1), np.full(high - low + 2, ends[0])
+        left, right = np.full(high - low + 2, reached[1] + 1), np.full(high - low + 2, reached[0])
         np.minimum.at(left, codes - low, z)
         np.maximum.at(right, codes - low + 1, z + 1)
         left, right = np.minimum.accumulate(left[::-1])[::-1], np.maximum.accumulate(right)
         row = np.zeros(y.size, np.int64)
-        self.left, self.right = (Steps(begin[None], row, low, ends) for begin in (left, right))
+        self.left, self.right = (Steps(begin[None], row, low, reached) for begin in (left, right))
 
-    def hull(self, boxes: list[Ends], result: Ends) -> Hull:
-        (first, last), ends = result, [np.zeros((1, 1), np.int64)] * 2
+    def hull(self, boxes: list[Interval], result: Interval) -> Hull:
+        (first, last), bounds = result, [np.zeros((1, 1), np.int64)] * 2
         for slope, (spot, _), box in zip(self.slopes, self.inputs, boxes, strict=True):
-            ends = [
+            bounds = [
                 e + slope * end[:, spot]
-                for e, end in zip(ends, box if slope >= 0 else box[::-1], strict=True)
+                for e, end in zip(bounds, box if slope >= 0 else box[::-1], strict=True)
             ]
         a, b = (
-            np.maximum(ends[0], self.left.at(first)),
-            np.minimum(ends[1], self.right.at(last + 1) - 1),
+            np.maximum(bounds[0], self.left.at(first)),
+            np.minimum(bounds[1], self.right.at(last + 1) - 1),
         )
         b = np.maximum(a, b)  # else no entry of the table is here, and any bound holds
         upper, lower = (
@@ -293,7 +293,7 @@ class Sum(Rule):
             gathered(s * m, spot, n) for s, (spot, n) in zip(self.slopes, self.inputs, strict=True)
         ]
 
-    def known(self, z: Ends) -> tuple[int | None, Ends]:
+    def known(self, z: Interval) -> tuple[int | None, Interval]:
         return None, (self.code(self.right, z[0]), self.code(self.left, z[1]))
 
 
@@ -318,7 +318,7 @@ class Scan(Rule):
         found: Ints = self.values[self.rows, x - self.low]
         return found
 
-    def hull(self, boxes: list[Ends], result: Ends) -> Hull:
+    def hull(self, boxes: list[Interval], result: Interval) -> Hull:
         return Entries(self, *boxes[0])
 
 
@@ -355,11 +355,11 @@ class Largest(Rule):
         if self.each > ARGUMENTS:
             raise Rejected(f"a maximum of {self.each} values is taken apart")
 
-    def hull(self, boxes: list[Ends], result: Ends) -> Hull:
+    def hull(self, boxes: list[Interval], result: Interval) -> Hull:
         low, high = (end.reshape(len(end), 1, -1, self.each) for end in boxes[0])
         return Highest(low, high, result[0][:, None], result[1][:, None])
 
-    def known(self, z: Ends) -> tuple[int | None, Ends]:
+    def known(self, z: Interval) -> tuple[int | None, Interval]:
         raise Rejected("intermediate bounds are not for the arguments of a maximum")
 
 
@@ -418,8 +418,8 @@ RULES: dict[tuple[str, type[AbstractOp]], Callable[[Any, tuple[Type, ...], Type,
     ("sum", Pairwise): lambda op, types, y, slopes: Sum(op, types, y, slopes),
     ("max", Max): lambda op, types, y, slopes: Largest(types[0]),
 }
-# Ops that are neither linear nor taken by a rule: their results stand for their ends.
-ENDS_ONLY: dict[type[AbstractOp], str] = {
+# Ops that are neither linear nor taken by a rule: their results stand for their intervals.
+INTERVALS_ONLY: dict[type[AbstractOp], str] = {
     Mean: "its result is a float32's ordinal, of too many values for steps",
     Softmax: "a function of all its inputs, for which there is no hull",
 }
@@ -430,14 +430,14 @@ ENDS_ONLY: dict[type[AbstractOp], str] = {
 
 @dataclass(frozen=True)
 class Part:
-    """N boxes: the ends of every value, and the hulls that were asked for."""
+    """N boxes: the interval of every value, and the hulls that were asked for."""
 
-    ends: list[Ends]
+    intervals: list[Interval]
     hulls: dict[int, Hull] = field(default_factory=dict)
 
     def take(self, rows: Any) -> Part:
         """Some of the boxes."""
-        return Part([(low[rows], high[rows]) for low, high in self.ends])
+        return Part([(low[rows], high[rows]) for low, high in self.intervals])
 
 
 class Net:
@@ -448,30 +448,30 @@ class Net:
         network.validate()
         self.types = [network.type_of(v) for v in range(len(network.nodes) + 1)]
         self.inputs = [(), *(node.inputs for node in network.nodes)]
-        self.interval: dict[int, Callable[[list[Ends]], Ends]] = {}
+        self.interval: dict[int, Callable[[list[Interval]], Interval]] = {}
         self.back: dict[int, Callable[[Ints], tuple[list[Ints], Ints]]] = {}
         self.rules: dict[int, Rule] = {}
         for k, node in enumerate(network.nodes, 1):
             types = tuple(self.types[i] for i in node.inputs)
             op = linear(node.op, types, node.type)
-            self.interval[k] = op.ends if op else interval(node.op, types)
+            self.interval[k] = op.interval if op else nonlinear(node.op, types)
             if op and not (isinstance(node.op, Dense) and node.op.weight.ndim > 2):
                 self.back[k] = op.back
             if k in named:
                 self.rules[k] = make_rule(*named[k], node.op, types, node.type)
 
     def part(
-        self, n: int, cuts: Mapping[int, Ends], known: list[Ends | None]
+        self, n: int, cuts: Mapping[int, Interval], known: list[Interval | None]
     ) -> tuple[Part, npt.NDArray[np.bool_]]:
-        """`n` boxes inside a box with the ends `known` (None: to be found out), cut to the ends in
-        `cuts` [n, size] of some values; and which of them may hold a point."""
+        """`n` boxes inside a box with the intervals `known` (None: to be found out), cut to the
+        bounds `cuts` [n, size] of some values; and which of them may hold a point."""
         possible = np.ones(n, np.bool_)
-        ends: list[Ends] = []
+        intervals: list[Interval] = []
         changed: set[int] = set()
         for k, before in enumerate(known):
             limits = [cuts[k]] if k in cuts else []
             if before is None or not changed.isdisjoint(self.inputs[k]):
-                box = self.interval[k]([ends[i] for i in self.inputs[k]])
+                box = self.interval[k]([intervals[i] for i in self.inputs[k]])
                 limits += [] if before is None else [before]
                 changed.add(k)
             else:
@@ -482,17 +482,17 @@ class Net:
                 low, high = np.maximum(box[0], limit[0]), np.minimum(box[1], limit[1])
                 none = low > high
                 possible &= ~none.any(axis=1)
-                # Where no point is left, any ends will do.
+                # Where no point is left, any bounds will do.
                 box = np.where(none, box[0], low), np.where(none, box[1], high)
-            ends.append(box)
-        return Part(ends), possible
+            intervals.append(box)
+        return Part(intervals), possible
 
     def upper(
         self, part: Part, weights: Mapping[int, Ints], given: Mapping[int, Ints] | None
     ) -> Ints:
         """Upper bounds [N, R] of the sum of weights[v] [N, R, size] . value v, with the multipliers
         `given` for some nodes [N, R, size of the argument]; None: the nonlinear nodes met first
-        stand for their ends."""
+        stand for their intervals."""
         held = dict(weights)
         total: Any = np.zeros((1, 1), np.int64)
         for k in range(max(held, default=0), -1, -1):
@@ -503,14 +503,14 @@ class Net:
             if k in self.rules and given is not None:
                 if k not in part.hulls:
                     part.hulls[k] = self.rules[k].hull(
-                        [part.ends[i] for i in self.inputs[k]], part.ends[k]
+                        [part.intervals[i] for i in self.inputs[k]], part.intervals[k]
                     )
                 m = given[k] if k in given else part.hulls[k].slopes(w)
                 constant, parts = part.hulls[k].most(w, m), self.rules[k].back(m)
             elif k in self.back:
                 parts, constant = self.back[k](w)
             else:
-                constant = maximum(w, part.ends[k])
+                constant = maximum(w, part.intervals[k])
             total = added(total, constant)
             for i, back in zip(self.inputs[k], parts, strict=False):
                 held[i] = added(held[i], back) if i in held else back

@@ -1,7 +1,7 @@
-"""What the checker knows of each op: the ends of its result over a box, and, where it is linear,
+"""What the checker knows of each op: bounds of its result over a box, and, where it is linear,
 how weights of the result become weights of its inputs.
 
-A value is flat here: ends of N boxes are [N, size], weights of R functions in each box [N, R,
+A value is flat here: bounds in N boxes are [N, size], weights of R functions in each box [N, R,
 size]. All integers are int64, and before every product or sum a Python integer bounds the magnitude
 of whatever it can give: what could reach 2**62 has no bound (`TooLarge`). Floats stand in two
 places: in an op's own `run`, and in products of integers whose partial sums stay below 2**53, which
@@ -37,7 +37,7 @@ CPU = open_kernels("cpu")
 LIMIT = 2**62
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-Ends = tuple[Ints, Ints]  # least and largest, [N, size] each
+Interval = tuple[Ints, Ints]  # lower and upper bounds, [N, size] each
 
 
 class TooLarge(Rejected):
@@ -63,10 +63,10 @@ def added(a: Ints, b: Ints) -> Ints:
     return total
 
 
-def maximum(w: Ints, ends: Ends) -> Ints:
+def maximum(w: Ints, box: Interval) -> Ints:
     """max of w . x over boxes: [N, R]."""
-    low, high = (end[:, None] for end in ends)
-    fits(reach(w) * reach(*ends) * max(w.shape[2], 1))
+    low, high = (end[:, None] for end in box)
+    fits(reach(w) * reach(*box) * max(w.shape[2], 1))
     best: Ints = (w * np.where(w > 0, high, low)).sum(axis=2)
     return best
 
@@ -95,8 +95,8 @@ def spots(inner: tuple[int, ...], outer: tuple[int, ...]) -> Ints:
 class Linear:
     """An op whose result is a linear function of its inputs."""
 
-    def ends(self, boxes: list[Ends]) -> Ends:
-        """The ends of the result."""
+    def interval(self, boxes: list[Interval]) -> Interval:
+        """The interval of the result."""
         raise NotImplementedError
 
     def back(self, w: Ints) -> tuple[list[Ints], Ints]:
@@ -121,7 +121,7 @@ class Weighted(Linear):
         """`x` [N, size of the input] times a part of the weights: [N, size of the result]."""
         raise NotImplementedError
 
-    def ends(self, boxes: list[Ends]) -> Ends:
+    def interval(self, boxes: list[Interval]) -> Interval:
         low, high = boxes[0]
         least = self.times(low, self.positive) + self.times(high, self.negative)
         most = self.times(high, self.positive) + self.times(low, self.negative)
@@ -181,11 +181,11 @@ class Convolution(Weighted):
         """Every tap, and where it reads in the padded input."""
         for tap in np.ndindex(*self.all.shape[3:]):
             starts = [t * d for t, d in zip(tap, self.op.dilations, strict=True)]
-            ends = (
+            reads = (
                 (a, a + (n - 1) * s + 1, s)
                 for a, n, s in zip(starts, self.y[2:], self.op.strides, strict=True)
             )
-            yield (..., *tap), (..., *(slice(*end) for end in ends), slice(None))
+            yield (..., *tap), (..., *(slice(*end) for end in reads), slice(None))
 
     def times(self, x: Ints, weight: Floats) -> Ints:
         groups, results, inputs = weight.shape[:3]
@@ -227,7 +227,7 @@ class Move(Linear):
             np.zeros(0, np.int64) if op.constants is None else op.constants.astype(np.int64)
         )
 
-    def ends(self, boxes: list[Ends]) -> Ends:
+    def interval(self, boxes: list[Interval]) -> Interval:
         if self.index is None:
             return boxes[0]
         fixed = np.broadcast_to(self.constants, (len(boxes[0][0]), len(self.constants)))
@@ -260,14 +260,14 @@ def linear(op: AbstractOp, types: tuple[Type, ...], y: Type) -> Linear | None:
     return None if make is None else make(op, types, y)
 
 
-# -- ends of the other ops -------------------------------------------------------------------------
+# -- intervals of the other ops --------------------------------------------------------------------
 
 
-BoxRule = Callable[[list[Ends]], Ends]  # from the ends of the inputs to those of the result
+BoxRule = Callable[[list[Interval]], Interval]  # from the inputs' to the result's
 
 
-def interval(op: AbstractOp, types: tuple[Type, ...]) -> BoxRule:
-    """How the ends of the inputs of an op that is not linear become the ends of its result."""
+def nonlinear(op: AbstractOp, types: tuple[Type, ...]) -> BoxRule:
+    """The rule for the result's interval of an op that is not linear."""
     make = NONLINEAR.get(type(op))
     if make is None:
         raise Rejected(f"the checker has no rule for {type(op).__name__}")
@@ -295,11 +295,11 @@ def _corners(op: AbstractOp, types: tuple[Type, ...]) -> BoxRule:
     """Monotone in each input, in one direction or the other, so that extremes lie at corners."""
     run = _running(op, types)
 
-    def ends(boxes: list[Ends]) -> Ends:
+    def interval(boxes: list[Interval]) -> Interval:
         results = [run(*corner) for corner in itertools.product(*boxes)]
         return np.minimum.reduce(results), np.maximum.reduce(results)
 
-    return ends
+    return interval
 
 
 def rows_of(op: Table, x: Type) -> Ints:
@@ -318,17 +318,17 @@ def _table(op: Table, types: tuple[Type, ...]) -> BoxRule:
         levels.append((np.minimum(least, least[:, apart]), np.maximum(most, most[:, apart])))
     least, most = (np.stack([level[i] for level in levels]) for i in (0, 1))
 
-    def ends(boxes: list[Ends]) -> Ends:
+    def interval(boxes: list[Interval]) -> Interval:
         first, last = boxes[0][0] - op.low, boxes[0][1] - op.low
         level = np.frexp((last - first + 1).astype(np.float64))[1] - 1
         second = last + 1 - (1 << level)
         low = np.minimum(least[level, rows, first], least[level, rows, second])
         return low, np.maximum(most[level, rows, first], most[level, rows, second])
 
-    return ends
+    return interval
 
 
-def _softmax(op: Softmax, low: Ints, high: Ints) -> Ends:
+def _softmax(op: Softmax, low: Ints, high: Ints) -> Interval:
     """The least term over the largest sum, and conversely: every step of `run` is monotone in the
     terms and the sum.
 
@@ -342,12 +342,12 @@ def _softmax(op: Softmax, low: Ints, high: Ints) -> Ends:
     ]
     least, most = (np.add.accumulate(t, axis=1, dtype=np.float32)[:, -1:] for t in terms)
     factor = float(np.floor(np.float32(1) / op.y_scale))
-    ends = []
+    bounds = []
     for term, total in zip(terms, (most, np.maximum(least, op._table[255])), strict=True):
         code = np.rint(term.astype(np.float64) * factor / total.astype(np.float64))
         code = np.clip(code, op.low - op.zero_point, op.high - op.zero_point) + op.zero_point
-        ends.append(code.astype(np.int64).reshape(n, -1))
-    return ends[0], ends[1]
+        bounds.append(code.astype(np.int64).reshape(n, -1))
+    return bounds[0], bounds[1]
 
 
 # (op, types of the inputs) -> its rule

@@ -13,7 +13,7 @@ from qverify.boundary.outputs import described_outputs, make_decoder
 from qverify.boundary.readings import make_readings
 from qverify.checker.archive import Archive
 from qverify.checker.bounds import Net, Part
-from qverify.checker.ops import CPU, Ends, Floats, Ints, TooLarge, added, fits
+from qverify.checker.ops import CPU, Floats, Interval, Ints, TooLarge, added, fits
 from qverify.checker.regions import Compiler, Inequality, refuted
 from qverify.checker.tree import BEYOND, CLOSED, DUAL, Leaves, Tree
 from qverify.errors import Rejected
@@ -48,12 +48,12 @@ class Proof:
         self.readings = make_readings(query, self.domain, self.decoder)
         self.query = query = self.readings.possible
         low, high = (end[None].astype(np.int64) for end in self.domain.code_box())
-        self.known: list[Ends | None] = [(low, high), *([None] * len(self.network.nodes))]
+        self.known: list[Interval | None] = [(low, high), *([None] * len(self.network.nodes))]
         root, _ = self.net.part(1, {}, self.known)
         if not all(np.isfinite(end).all() for end in self._outputs(root)):
             raise Rejected("an output can overflow float32")
         tables = {nodes[k] for k, name in rules.items() if name == "staircase"}
-        compiler = Compiler(self.network, described_outputs(lowered), root.ends, tables)
+        compiler = Compiler(self.network, described_outputs(lowered), root.intervals, tables)
         self.unsafe = compiler.unsafe_regions(query.cases)
         self.inequalities = self.unsafe.inequalities
         self.values = sorted({v for row in self.inequalities for v, _, _ in row.terms})
@@ -69,7 +69,7 @@ class Proof:
         self.root, possible = self.net.part(1, {}, self.known)
         if not possible.all():
             return  # no point meets the intermediate bounds
-        self.known = list(self.root.ends)
+        self.known = list(self.root.intervals)
         self.tree = Tree(self.archive, self.name, self.sizes, len(self.unsafe.regions))
         kinds = self.tree.kind
         if self.tree.parted or (kinds == CLOSED).any():
@@ -112,11 +112,14 @@ class Proof:
         part, _ = self.net.part(1, {}, self.known)
         value, found = rule.known(self._arguments(node, elements, part, precision, given))
         at = node if value is None else self.net.inputs[node][value]
-        low, high = np.maximum(found[0], part.ends[at][0]), np.minimum(found[1], part.ends[at][1])
+        low, high = (
+            np.maximum(found[0], part.intervals[at][0]),
+            np.minimum(found[1], part.intervals[at][1]),
+        )
         sane = low <= high
         self.known[at] = (
-            np.where(sane, low, part.ends[at][0]),
-            np.where(sane, high, part.ends[at][1]),
+            np.where(sane, low, part.intervals[at][0]),
+            np.where(sane, high, part.intervals[at][1]),
         )
         self.intermediate += len(elements)
 
@@ -131,7 +134,7 @@ class Proof:
 
     def _arguments(
         self, node: int, elements: Ints, part: Part, precision: int, given: dict[int, Ints]
-    ) -> Ends:
+    ) -> Interval:
         """Bounds [1, size] of some elements of a node's argument; of the others, numbers beyond all
         values."""
         rule, count = self.net.rules[node], len(elements)
@@ -174,9 +177,11 @@ class Proof:
     # -- leaves
 
     def _outputs(self, part: Part) -> tuple[Floats, Floats]:
-        """Ends of the output values."""
+        """Interval of the output values."""
         low, high = (
-            np.concatenate([part.ends[v][i] for v in self.network.outputs], axis=1).astype(np.int32)
+            np.concatenate([part.intervals[v][i] for v in self.network.outputs], axis=1).astype(
+                np.int32
+            )
             for i in (0, 1)
         )
         with np.errstate(over="ignore", invalid="ignore"):
@@ -207,7 +212,7 @@ class Proof:
         most = max((abs(c) for row in self.inequalities for _, _, c in row.terms), default=1)
         precision = max(PRECISION - most.bit_length() + 1, LEAST_PRECISION)
         by_intervals, by_slopes = (1, None), (1 << precision, dict[int, Ints]())
-        result = np.zeros((len(part.ends[0][0]), len(self.inequalities)), np.bool_)
+        result = np.zeros((len(part.intervals[0][0]), len(self.inequalities)), np.bool_)
         for unit, given in (by_intervals, by_slopes):
             try:
                 sums = [[(row, unit)] for row in self.inequalities]
@@ -277,7 +282,7 @@ class Proof:
         Sound because `cells` gives, for every input element, all its values whose codes lie in the
         part.
         """
-        low, high = (end[row].astype(np.int32) for end in part.ends[0])
+        low, high = (end[row].astype(np.int32) for end in part.intervals[0])
         without = self.domain.encoder.shared and self.domain.cells(low, high) is None
         if without or (low < high).any():
             return without
@@ -343,9 +348,9 @@ def _columns_of(numbers: dict[int, Ints], columns: slice) -> dict[int, Ints]:
 
 def _split(rows: Ints, columns: dict[int, int]) -> dict[int, Ints]:
     """Rows of multipliers, node by node: [N, 1, size]."""
-    ends = np.cumsum(list(columns.values()))
+    stops = np.cumsum(list(columns.values()))
     return (
-        dict(zip(columns, np.split(rows[:, None], ends[:-1], axis=2), strict=True))
+        dict(zip(columns, np.split(rows[:, None], stops[:-1], axis=2), strict=True))
         if columns
         else {}
     )

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.checker.bounds import Staircase, Steps
-from qverify.checker.ops import Ends, Floats
+from qverify.checker.ops import Floats, Interval
 from qverify.errors import Rejected
 from qverify.network import Network
 from qverify.ops import Requantize, Table
@@ -75,12 +75,12 @@ class UnsafeRegions:
 
 @dataclass
 class Compiler:
-    """Makes regions of rows: `root` holds the ends of every value over the root box, without any
+    """Makes regions of rows: `root` holds the interval of every value over the root box, without
     further bounds; `taken` says which tables are taken as staircases."""
 
     network: Network
     outputs: Sequence[Any]  # what the frontend says of every output tensor
-    root: list[Ends]
+    root: list[Interval]
     taken: set[int]
     known: dict[int, Steps | None] = field(default_factory=dict)
 
@@ -234,9 +234,9 @@ def _two(row: Row, first: Along, second: Along) -> list[Region]:
         regions.append((second.least(corners.pop()[1]),))
     if not corners:
         return regions
-    ends = first.least(corners[-1][0]), second.least(corners[0][1])
+    sides = first.least(corners[-1][0]), second.least(corners[0][1])
     if len(corners) == 1:
-        return [*regions, ends]
+        return [*regions, sides]
     x, y = [first.begin[k] for k, _ in corners], [second.begin[k] for _, k in corners]
     wide, high, p, q = x[0] - x[-1], y[-1] - y[0], 1, 1
     if 256 * (abs(wide - high) - 2) > max(wide, high):  # the two are not on the same scale
@@ -246,7 +246,7 @@ def _two(row: Row, first: Along, second: Along) -> list[Region]:
         (first.value, first.element, p * first.sign),
         (second.value, second.element, q * second.sign),
     )
-    return [*regions, (Inequality(terms, -least), *ends)]
+    return [*regions, (Inequality(terms, -least), *sides)]
 
 
 # -- intervals -------------------------------------------------------------------------------------
@@ -268,19 +268,19 @@ def refuted(cases: Sequence[Case], low: Floats, high: Floats) -> npt.NDArray[np.
 def _fails(row: Row, low: Floats, high: Floats) -> npt.NDArray[np.bool_]:
     """Whether a row's least value violates it, [N]: in float64 beyond doubt, else in exact
     rationals."""
-    ends = [(c, (low if c > 0 else high)[:, j]) for j, c in row.y]
+    extremes = [(c, (low if c > 0 else high)[:, j]) for j, c in row.y]
     total = np.zeros(len(low))
     result, doubt = np.zeros(len(low), np.bool_), np.ones(len(low), np.bool_)
     if all(
         Fraction(1, 2**200) < abs(c) < 2**200 for c in (*(c for _, c in row.y), row.rhs) if c
     ):  # no under- or overflow
         size = np.full(len(low), abs(float(row.rhs)))
-        for c, y in ends:
+        for c, y in extremes:
             total += float(c) * y
             size += abs(float(c)) * np.abs(y)
         gap = total - float(row.rhs)
-        result, doubt = gap > 0, np.abs(gap) <= size * (len(ends) + 4) * 2.0**-52
+        result, doubt = gap > 0, np.abs(gap) <= size * (len(extremes) + 4) * 2.0**-52
     for i in np.flatnonzero(doubt):
-        value = sum((c * Fraction(float(y[i])) for c, y in ends), Fraction(0))
+        value = sum((c * Fraction(float(y[i])) for c, y in extremes), Fraction(0))
         result[i] = not holds(row, value)
     return result

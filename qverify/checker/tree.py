@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qverify.checker.archive import Archive
-from qverify.checker.ops import Ends, Ints, reach
+from qverify.checker.ops import Interval, Ints, reach
 from qverify.errors import Rejected
 
 CUT, CLOSED, REGIONS, DUAL = range(4)  # kinds of entries
@@ -23,11 +23,11 @@ BEYOND = 2**40  # all values
 @dataclass(frozen=True)
 class Leaves:
     """Some leaves in the order of the walk: their entries, the regions that they are about (-1:
-    all), and the ends that cuts give values, each [N, size]."""
+    all), and the bounds that cuts give values, each [N, size]."""
 
     entries: Ints
     region: Ints
-    cuts: dict[int, Ends]
+    cuts: dict[int, Interval]
 
     def take(self, rows: Ints) -> Leaves:
         """Some of them."""
@@ -105,11 +105,11 @@ class Tree:
 
         def joined() -> Leaves:
             n = len(held)
-            cuts: dict[int, Ends] = {}
+            cuts: dict[int, Interval] = {}
             for v, a in starts.items():
-                ends = low[:n, a : a + self.sizes[v]], high[:n, a : a + self.sizes[v]]
-                if ends[0].max() > -BEYOND or ends[1].min() < BEYOND:
-                    cuts[v] = ends[0].copy(), ends[1].copy()
+                bounds = low[:n, a : a + self.sizes[v]], high[:n, a : a + self.sizes[v]]
+                if bounds[0].max() > -BEYOND or bounds[1].min() < BEYOND:
+                    cuts[v] = bounds[0].copy(), bounds[1].copy()
             entries, region = np.array(held, np.int64).reshape(n, 2).T
             held.clear()
             return Leaves(entries, region, cuts)
@@ -123,7 +123,7 @@ class Tree:
         if held:
             yield joined()
 
-    def _walk(self, starts: dict[int, int], box: Ends) -> Iterator[tuple[int, int]]:
+    def _walk(self, starts: dict[int, int], box: Interval) -> Iterator[tuple[int, int]]:
         """Every leaf and its region, while `box` is cut to it."""
         kind, first = self.kind.tolist(), self.first.tolist()
         # Entry, region, side (-1: none), place, end.
@@ -131,13 +131,13 @@ class Tree:
         while stack:
             entry, region, side, place, end = stack.pop()
             if side >= 0:
-                side_ends = box[side]
-                before = int(side_ends[place])
-                side_ends[place] = end
+                bounds_of_side = box[side]
+                before = int(bounds_of_side[place])
+                bounds_of_side[place] = end
                 if entry < 0:  # the end was only put back
                     continue
                 if (end < before) == (side == 0):  # the cut above leaves less already
-                    side_ends[place] = before
+                    bounds_of_side[place] = before
                 stack.append((-1, -1, side, place, before))
             if kind[entry] == REGIONS:
                 stack += [

@@ -15,7 +15,7 @@ import pytest
 
 from qverify.checker import bounds, ops
 from qverify.checker.bounds import Net, Rule, make_rule
-from qverify.checker.ops import Ends, Ints, interval, linear
+from qverify.checker.ops import Interval, Ints, linear, nonlinear
 from qverify.errors import Rejected
 from qverify.frontend.model import read_model
 from qverify.kernels import open_kernels
@@ -43,7 +43,7 @@ def result_type(case: Case) -> Type:
     return case.op.output_type(*case.inputs)
 
 
-def boxes(case: Case, rng: Rng, count: int) -> list[Ends]:
+def boxes(case: Case, rng: Rng, count: int) -> list[Interval]:
     """Boxes of all widths, the whole range and points among them: flat ends."""
     result = []
     for t in case.inputs:
@@ -55,15 +55,15 @@ def boxes(case: Case, rng: Rng, count: int) -> list[Ends]:
     return result
 
 
-def points(box: Ends, rng: Rng, corner: bool) -> Ints:
+def points(box: Interval, rng: Rng, corner: bool) -> Ints:
     if corner:
         return np.where(rng.random(box[0].shape) < 0.5, *box)
     return rng.integers(*box, endpoint=True)
 
 
-def ends_of(case: Case, box: list[Ends]) -> Ends:
+def ends_of(case: Case, box: list[Interval]) -> Interval:
     op = linear(case.op, case.inputs, result_type(case))
-    return op.ends(box) if op else interval(case.op, case.inputs)(box)
+    return op.interval(box) if op else nonlinear(case.op, case.inputs)(box)
 
 
 def dot(weights: Ints, x: Ints) -> npt.NDArray[Any]:
@@ -138,8 +138,8 @@ def total_of(case: Case, slopes: list[int]) -> Any:
 RULED = [case for case in CASES if rules(case)]
 
 
-def narrowed(ends: Ends, rng: Rng) -> Ends:
-    """Ends inside others, of some boxes."""
+def narrowed(ends: Interval, rng: Rng) -> Interval:
+    """Interval inside others, of some boxes."""
     first, last = np.sort(
         rng.integers(ends[0], ends[1], size=(2, *ends[0].shape), endpoint=True), axis=0
     )
@@ -319,7 +319,7 @@ def test_no_output_is_above_a_network_s_bound(model: Path, radius: int) -> None:
     values = [
         v.reshape(len(x), -1).astype(np.int64) for v in network.values(CPU, x.astype(np.int32))
     ]
-    for (low, high), value in zip(part.ends, values, strict=True):
+    for (low, high), value in zip(part.intervals, values, strict=True):
         assert (low <= value).all() and (value <= high).all()
     last = len(network.nodes) - 1
     for scale in (1, 2**16):
@@ -341,13 +341,13 @@ def test_a_box_inside_another_one_has_the_ends_that_it_has_by_itself() -> None:
     low, high = np.zeros((1, 784), np.int64), np.full((1, 784), 9)
     root, _ = net.part(1, {}, [(low, high), *none])
     cut = rng.integers(0, 9, (3, 784), endpoint=True)
-    inside, possible = net.part(3, {0: (cut, np.full((3, 784), 100))}, list(root.ends))
+    inside, possible = net.part(3, {0: (cut, np.full((3, 784), 100))}, list(root.intervals))
     assert possible.all()
     for n in range(3):
         alone, _ = net.part(1, {}, [(cut[n : n + 1], high), *none])
         assert all(
             (a[0][n] == b[0][0]).all() and (a[1][n] == b[1][0]).all()
-            for a, b in zip(inside.ends, alone.ends, strict=True)
+            for a, b in zip(inside.intervals, alone.intervals, strict=True)
         )
     _, possible = net.part(
         2,
@@ -357,7 +357,7 @@ def test_a_box_inside_another_one_has_the_ends_that_it_has_by_itself() -> None:
                 np.array([[-(2**39)], [2**39]]) + np.zeros((2, 1568), np.int64),
             )
         },
-        list(root.ends),
+        list(root.intervals),
     )
     assert possible.tolist() == [False, True]
 

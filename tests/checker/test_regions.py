@@ -114,7 +114,7 @@ def compiled(
     root, _ = Net(network, {}).part(1, {}, [(low, high), *([None] * len(network.nodes))])
     dual, outputs = Dual.make(network, CPU), described_outputs(lowered)
     tables = {k for k, rule in enumerate(dual.rules, 1) if getattr(rule, "name", "") == "staircase"}
-    unsafe = Compiler(network, outputs, root.ends, tables).unsafe_regions(cases)
+    unsafe = Compiler(network, outputs, root.intervals, tables).unsafe_regions(cases)
     boxes, _ = network.boxes(CPU, low.astype(np.int32), high.astype(np.int32))
     return unsafe, make_unsafe_regions(network, dual, outputs, cases, boxes), cases, y, values
 
