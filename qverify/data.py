@@ -71,10 +71,10 @@ class Images:
 
 def digest(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> str:
     """The SHA-256 of images and their labels, whatever files they came in."""
-    own = hashlib.sha256(str(pixels.shape).encode())
-    own.update(np.ascontiguousarray(pixels).data)
-    own.update(labels.astype("<i8").tobytes())
-    return own.hexdigest()
+    result = hashlib.sha256(str(pixels.shape).encode())
+    result.update(np.ascontiguousarray(pixels).data)
+    result.update(labels.astype("<i8").tobytes())
+    return result.hexdigest()
 
 
 def load_images(path: str | Path, split: str = "test") -> Images:

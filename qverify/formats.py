@@ -65,9 +65,9 @@ def read_counterexample(path: str, spec: Property) -> tuple[float, ...]:
         for line in filter(None, map(str.strip, text.splitlines())):
             name, *more = line.split()
             if more:
-                own = blocks.setdefault(name, [])
+                block = blocks.setdefault(name, [])
             elif blocks:
-                own.append(line)
+                block.append(line)
         words = [word for variable in spec.inputs for word in blocks.get(variable.name, [])]
     try:
         values = tuple(float(word) for word in words)

@@ -135,9 +135,9 @@ def _fixed(path: Path, shapes: Mapping[str, Sequence[int]], options: Any) -> str
     )
     sizes: dict[str, int] = {}
     for item in model.graph.input:
-        own = item.type.tensor_type.shape
+        shape = item.type.tensor_type.shape
         for k, size in enumerate(shapes.get(item.name, ())):
-            dim = own.dim[k] if k < len(own.dim) else own.dim.add()
+            dim = shape.dim[k] if k < len(shape.dim) else shape.dim.add()
             sizes |= {dim.dim_param: size} if dim.dim_param else {}
             dim.dim_value = size
     for item in (*model.graph.input, *model.graph.value_info, *model.graph.output):

@@ -108,6 +108,6 @@ def _pieces(value: Any) -> Iterator[bytes]:
         for one in value:
             yield from _pieces(one)
     else:
-        own = value.item() if isinstance(value, np.generic) else value
-        assert isinstance(own, int | float | str | np.dtype | None), type(own)
-        yield repr(own).encode()
+        plain = value.item() if isinstance(value, np.generic) else value
+        assert isinstance(plain, int | float | str | np.dtype | None), type(plain)
+        yield repr(plain).encode()

@@ -162,12 +162,10 @@ class Diagnosis:
 
     def op_in_file(self, node: onnx.NodeProto) -> str:
         """The op of a node as the file has it: what the runtime fuses gets other names."""
-        own = self._named.get(self.name_in_file(node.name))
-        return (
-            own.op_type
-            if own is not None and {own.op_type, node.op_type} <= {*PRODUCTS}
-            else spelled(node)
-        )
+        theirs = self._named.get(self.name_in_file(node.name))
+        if theirs is not None and {theirs.op_type, node.op_type} <= {*PRODUCTS}:
+            return str(theirs.op_type)
+        return spelled(node)
 
     def is_head(self, node: onnx.NodeProto) -> bool:
         """Whether all that a node gives are outputs of the model, perhaps moved."""
@@ -182,9 +180,12 @@ class Diagnosis:
     def product(self, node: onnx.NodeProto) -> tuple[str, str] | None:
         """Why the runtime did not fuse a product of floats, and the kind of reason. None if there
         is nothing to see."""
-        own = self._named.get(self.name_in_file(node.name))
-        if own is not None and PRODUCTS.get(own.op_type) in (PRODUCTS[node.op_type], "MatMul"):
-            faults = list(self._theirs.faults(own))
+        theirs = self._named.get(self.name_in_file(node.name))
+        if theirs is not None and PRODUCTS.get(theirs.op_type) in (
+            PRODUCTS[node.op_type],
+            "MatMul",
+        ):
+            faults = list(self._theirs.faults(theirs))
         else:
             faults = list(self._ours.faults(node))
         if not faults:

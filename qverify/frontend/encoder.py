@@ -68,16 +68,13 @@ class Encoder:
         """The codes, were each code's own source element `x` [codes] (constants ignore it)."""
         result, start = [], 0
         for p in self.parts:
-            own = x[start : start + len(p.source)]
+            elements = x[start : start + len(p.source)]
             start += len(p.source)
             if isinstance(p, Identity):
-                result.append(own.astype(np.int32))
+                result.append(elements.astype(np.int32))
             else:
-                result.append(
-                    _quantized(p, np.where(p.source < 0, p.constant, own.astype(np.float32))[None])[
-                        0
-                    ]
-                )
+                values = np.where(p.source < 0, p.constant, elements.astype(np.float32))
+                result.append(_quantized(p, values[None])[0])
         return np.concatenate(result)
 
 

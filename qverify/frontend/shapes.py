@@ -37,9 +37,27 @@ def asked_shapes(
     for name, shape in wanted.items():
         _check(name, shape, axes)
     if len(declared) == len(axes):
-        for (name, own), shape in zip(axes.items(), declared, strict=True):
-            if name not in wanted and own is not None and _fits(shape, own):
+        for (name, known), shape in zip(axes.items(), declared, strict=True):
+            if name not in wanted and known is not None and _fits(shape, known):
                 wanted[name] = shape
+    sizes = _sizes_by_name(wanted, axes)
+    if not any(
+        _is_open(axes[name]) and not _is_batch_of_one(axes[name], wanted[name], name, given)
+        for name in wanted
+    ):
+        return {}
+    fixed = {
+        name: wanted.get(name) or _filled(known or (), sizes)
+        for name, known in axes.items()
+        if _is_open(known)
+    }
+    return {name: shape for name, shape in fixed.items() if min(shape, default=0) > 0}
+
+
+def _sizes_by_name(
+    wanted: Mapping[str, Shape], axes: Mapping[str, tuple[Axis, ...] | None]
+) -> dict[str, int]:
+    """What the named axes become. UsageError where one would have two sizes."""
     sizes: dict[str, int] = {}
     for name, shape in wanted.items():
         for size, axis in zip(shape, axes[name] or (), strict=False):
@@ -48,26 +66,18 @@ def asked_shapes(
                     f"--shape: the axis '{axis}' of the model cannot be both {sizes[axis]} and "
                     f"{size}"
                 )
-    if not any(
-        _is_open(axes[name]) and not _is_batch_of_one(axes[name], wanted[name], name, given)
-        for name in wanted
-    ):
-        return {}
-    fixed = {
-        name: wanted.get(name) or _filled(own or (), sizes)
-        for name, own in axes.items()
-        if _is_open(own)
-    }
-    return {name: shape for name, shape in fixed.items() if min(shape, default=0) > 0}
+    return sizes
 
 
 def batches_of_one(model: onnx.ModelProto) -> dict[str, Shape]:
     """The inputs of which only the batch is open, with the shape that they have for a batch of
     1."""
     return {
-        name: _filled(own, {})
-        for name, own in _inputs(model)
-        if own is not None and _is_open(own) and all(isinstance(axis, int) for axis in own[1:])
+        name: _filled(known, {})
+        for name, known in _inputs(model)
+        if known is not None
+        and _is_open(known)
+        and all(isinstance(axis, int) for axis in known[1:])
     }
 
 
@@ -103,9 +113,9 @@ def _check(name: str, shape: Shape, axes: Mapping[str, tuple[Axis, ...] | None])
         raise UsageError(
             f"--shape {name}: the model has no such input; it has {', '.join(map(repr, axes))}"
         )
-    own = axes[name]
-    if own is not None and not _fits(shape, own):
-        there = ", ".join("?" if axis is None else str(axis) for axis in own)
+    known = axes[name]
+    if known is not None and not _fits(shape, known):
+        there = ", ".join("?" if axis is None else str(axis) for axis in known)
         raise UsageError(
             f"--shape {name}: {list(shape)} does not fit the input's shape in the file, [{there}]"
         )
@@ -140,8 +150,8 @@ def _is_batch_of_one(
     axes: tuple[Axis, ...] | None, shape: Shape, name: str, given: Sequence[str]
 ) -> bool:
     """Whether a shape that a property declares is what would be read anyway."""
-    own = any(_parsed(text)[0] == name for text in given)
-    return not own and axes is not None and not _is_open(axes[1:]) and shape[0] == 1
+    asked = any(_parsed(text)[0] == name for text in given)
+    return not asked and axes is not None and not _is_open(axes[1:]) and shape[0] == 1
 
 
 def _fits(shape: Shape, axes: tuple[Axis, ...]) -> bool:

@@ -42,15 +42,15 @@ class _Rewriter:
             if op.index is not None and before.op.index is not None:
                 index = before.op.index[op.index]
             return self.move(Layout(op.shape, index), before.inputs[0], name)
-        own = self.type_of(source)
+        kind = self.type_of(source)
         if (
             op.index is not None
-            and len(op.index) == own.size
-            and (op.index == np.arange(own.size)).all()
+            and len(op.index) == kind.size
+            and (op.index == np.arange(kind.size)).all()
         ):
             op = Layout(op.shape)
         return (
-            source if op.index is None and op.shape == own.shape else self.add(op, (source,), name)
+            source if op.index is None and op.shape == kind.shape else self.add(op, (source,), name)
         )
 
 
@@ -87,12 +87,12 @@ def _as_dense(rewriter: _Rewriter, node: Node, source: int) -> int:
     weight = np.zeros((channels, *spatial, conv.weight.shape[0]), np.int64)
     bias = conv.bias.copy()
     for tap in np.ndindex(*conv.weight.shape[2:]):
-        own = conv.weight[(slice(None), slice(None), *tap)]  # [M, C]
+        at_tap = conv.weight[(slice(None), slice(None), *tap)]  # [M, C]
         at = tuple(t * d - p for t, d, p in zip(tap, conv.dilations, conv.pads, strict=False))
         if all(0 <= a < n for a, n in zip(at, spatial, strict=True)):
-            weight[(slice(None), *at)] += own.T
+            weight[(slice(None), *at)] += at_tap.T
         else:
-            bias += conv.pad_value * own.sum(axis=1)
+            bias += conv.pad_value * at_tap.sum(axis=1)
     flat = rewriter.move(Layout((batch, channels * int(np.prod(spatial)))), source, node.name)
     dense = Dense(weight.reshape(-1, weight.shape[-1]), bias, conv.x_low, conv.x_high)
     return rewriter.move(

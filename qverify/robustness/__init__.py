@@ -91,39 +91,18 @@ def certify(
     started = time.monotonic()
     radii = _radii(eps, norm)
     images, labels = np.asarray(images), np.asarray(labels)
-    whole = labels.dtype.kind in "ui" and labels.shape == images.shape[:1]
-    if images.dtype != np.uint8 or images.ndim != 4 or not whole:
-        raise UsageError(
-            "images must be uint8 [N, channels, height, width] and labels integers [N]"
-        )
-    chosen = (
-        range(len(images))[first:] if limit is None else range(len(images))[first : first + limit]
-    )
-    if not 0 <= first < len(images) or not len(chosen):
-        raise UsageError(
-            f"there is no image to decide: the data set has {len(images)}, numbered from 0"
-        )
+    chosen = _chosen(images, labels, first, limit)
     check_jobs(jobs)
     read = read_model(Path(model), options.shapes)
     decider = Decider.make(read, images.shape[1:], scaling, options)
-    size, own = decider.engine.decoder.size, labels[first : first + len(chosen)]
-    if own.min() < 0 or own.max() >= size:
-        raise UsageError(
-            f"{model}: it has {size} scores, but the labels go from {own.min()} to {own.max()}"
-        )
+    size = decider.engine.decoder.size
+    _check_labels(labels[chosen], size, read.path)
     about = _about(decider, images, labels, norm)
     file = None if results is None else ImageResults(results, about)
     run = _Run(decider, images, labels, Known(radii), file, options, jobs)
     try:
         run.resume([] if file is None else [row for row in file.rows if row.image in chosen])
-        warnings = [*read.warnings, *decider.engine.cross_check()]
-        if open_ := sum(
-            row.verdict == "timeout" and row.eps in radii for row in run.known.rows.values()
-        ):
-            warnings.append(
-                f"{open_} open rows are taken over from {results} as they are; twice the time "
-                "tries them again"
-            )
+        warnings = [*read.warnings, *decider.engine.cross_check(), *run.taken_over()]
         for text in run.all(chosen):
             if progress is not None:
                 progress(time.monotonic() - started, text)
@@ -136,6 +115,32 @@ def certify(
         rows, radii, about, [*warnings, *run.errors], time.monotonic() - started
     )
     return replace(report, warnings=(*report.warnings, *_near_chance(report.levels[0], size)))
+
+
+def _chosen(
+    images: npt.NDArray[Any], labels: npt.NDArray[Any], first: int, limit: int | None
+) -> range:
+    """The numbers of the images to decide. UsageError where there are none, or where these are no
+    labelled images."""
+    whole = labels.dtype.kind in "ui" and labels.shape == images.shape[:1]
+    if images.dtype != np.uint8 or images.ndim != 4 or not whole:
+        raise UsageError(
+            "images must be uint8 [N, channels, height, width] and labels integers [N]"
+        )
+    chosen = range(len(images))[first : None if limit is None else first + limit]
+    if not 0 <= first < len(images) or not len(chosen):
+        raise UsageError(
+            f"there is no image to decide: the data set has {len(images)}, numbered from 0"
+        )
+    return chosen
+
+
+def _check_labels(labels: npt.NDArray[Any], scores: int, model: Path) -> None:
+    least, most = labels.min(), labels.max()
+    if least < 0 or most >= scores:
+        raise UsageError(
+            f"{model}: it has {scores} scores, but the labels go from {least} to {most}"
+        )
 
 
 def _near_chance(level: Level, classes: int) -> list[str]:
@@ -235,6 +240,17 @@ class _Run:
         )
         self._put(rows)
 
+    def taken_over(self) -> list[str]:
+        """A warning where an earlier run left rows open that are not tried again."""
+        rows = self.known.rows.values()
+        still_open = sum(row.verdict == "timeout" and row.eps in self.known.eps for row in rows)
+        if not still_open or self.file is None:
+            return []
+        return [
+            f"{still_open} open rows are taken over from {self.file.path} as they are; twice the "
+            "time tries them again"
+        ]
+
     def all(self, chosen: range) -> Generator[str, None, None]:
         """Decide everything; yield a line about the progress now and then."""
         queue = deque[Task](self._batches(chosen))
@@ -308,7 +324,7 @@ class _Run:
             queue.append(Single(number, self.images[number], int(self.labels[number]), eps, limit))
 
     def _put(self, rows: Iterable[ImageRow]) -> None:
-        new = [own for row in rows for own in self.known.add(row)]
+        new = [implied for row in rows for implied in self.known.add(row)]
         self._counts.update(row.verdict for row in new)
         if self.file is not None and new:
             self.file.append(new)

@@ -42,7 +42,7 @@ def measure(
         raise UsageError("--results, --json and --plot must name different files")
     if plot_file is not None:
         check_format(plot_file)
-    radii = [word for own in eps for word in own.replace(",", " ").split()]
+    radii = [word for words in eps for word in words.replace(",", " ").split()]
     known = _scaling(*scaling)
     images = load_images(data, split)
     if chosen["limit"] is not None and len(images) > 1 and images.by_class:

@@ -41,12 +41,12 @@ class Scaling:
 
     def value(self, pixel: Fraction, channel: int) -> Fraction:
         """The input that a pixel becomes."""
-        mean, std = (own[channel if len(own) > 1 else 0] for own in (self.mean, self.std))
+        mean, std = (values[channel if len(values) > 1 else 0] for values in (self.mean, self.std))
         return (pixel * self.scale - mean) / std
 
     def text(self) -> str:
         """For people and for files."""
-        mean, std = (",".join(map(str, own)) for own in (self.mean, self.std))
+        mean, std = (",".join(map(str, values)) for values in (self.mean, self.std))
         return f"(pixel * {self.scale} - {mean}) / {std}"
 
 
@@ -105,9 +105,9 @@ class Inputs:
                     f"{what} has {len(each)} values, but the images have {shape[0]} channel(s)"
                 )
         order = _order(name, wanted, shape)
-        own = Inputs(encoder, scaling, order, order // (shape[1] * shape[2]))
-        own._check(name, dtype)
-        return own
+        inputs = Inputs(encoder, scaling, order, order // (shape[1] * shape[2]))
+        inputs._check(name, dtype)
+        return inputs
 
     def _check(self, name: str, dtype: np.dtype[Any]) -> None:
         """UsageError unless every pixel becomes an input that the model can take."""
@@ -191,7 +191,7 @@ def _order(
     while axes and axes[0] == 1 and len(axes) > 1 and tuple(axes) not in ((c, h, w), (h, w, c)):
         axes.pop(0)  # the batch
     pixels = np.arange(c * h * w, dtype=np.int64)
-    long, image = ([n for n in own if n > 1] for own in (axes, shape))
+    long, image = ([n for n in sizes if n > 1] for sizes in (axes, shape))
     if (
         len(long) <= 1 or tuple(axes) == (c, h, w) or (c == 1 and long == image)
     ):  # one channel: every order is the same

@@ -43,9 +43,9 @@ def draw(report: AccuracyReport, path: str, title: str) -> None:
     canvas_class(figure)
     axes = figure.add_subplot()
     levels = report.levels
-    eps = [float(own.eps) for own in levels]
-    attacked = [100 * own.attacked / own.images for own in levels]
-    certified = [100 * own.certified / own.images for own in levels]
+    eps = [float(level.eps) for level in levels]
+    attacked = [100 * level.attacked / level.images for level in levels]
+    certified = [100 * level.certified / level.images for level in levels]
     clean = 100 * levels[0].correct / levels[0].images
     axes.fill_between(
         [0, *eps], [clean, *attacked], [clean, *certified], color="0.85", label="open", linewidth=0

@@ -93,7 +93,7 @@ class Known:
         if row.verdict in ("sat", "misclassified") and (broken is None or row.eps < broken.eps):
             broken = row
         self._settled[row.image] = safe, broken
-        if safe and broken and (broken.verdict == "misclassified" or broken.eps <= safe.eps):
+        if safe and broken and _reaches(broken, safe.eps):
             raise SoundnessError(
                 f"image {row.image} is {broken.verdict} at eps {spelled(broken.eps)}, but proved "
                 f"at {spelled(safe.eps)}"
@@ -105,14 +105,19 @@ class Known:
                 continue
             if safe and eps <= safe.eps:
                 new.append(replace(safe, eps=eps, seconds=0.0))
-            elif broken and (broken.verdict == "misclassified" or eps >= broken.eps):
+            elif broken and _reaches(broken, eps):
                 new.append(replace(broken, eps=eps, seconds=0.0))
-        self.rows.update({(own.image, own.eps): own for own in new})
+        self.rows.update({(added.image, added.eps): added for added in new})
         return new
 
     def open(self, image: int) -> list[Fraction]:
         """The radii without a row, in order."""
         return [eps for eps in self.eps if (image, eps) not in self.rows]
+
+
+def _reaches(broken: ImageRow, eps: Fraction) -> bool:
+    """Whether what breaks an image breaks it at this radius, too."""
+    return broken.verdict == "misclassified" or broken.eps <= eps
 
 
 class ImageResults:
@@ -262,19 +267,19 @@ class AccuracyReport:
             "seconds",
         )
         lines = [" ".join(f"{head:>{_width(head)}}" for head in heads)]
-        for own in self.levels:
+        for level in self.levels:
             share = (
-                f"{100 * count / own.images:.2f}"
-                for count in (own.correct, own.attacked, own.certified)
+                f"{100 * count / level.images:.2f}"
+                for count in (level.correct, level.attacked, level.certified)
             )
-            stages = (str(own.stages[stage]) for stage in PROOFS)
+            stages = (str(level.stages[stage]) for stage in PROOFS)
             cells = (
-                spelled(own.eps),
-                str(own.images),
+                spelled(level.eps),
+                str(level.images),
                 *share,
-                str(own.open),
+                str(level.open),
                 *stages,
-                f"{own.seconds:.1f}",
+                f"{level.seconds:.1f}",
             )
             lines.append(
                 " ".join(f"{cell:>{_width(head)}}" for head, cell in zip(heads, cells, strict=True))
@@ -285,17 +290,17 @@ class AccuracyReport:
         """The figures as a JSON document, after what the caller adds."""
         levels = [
             {
-                "eps": spelled(own.eps),
-                "images": own.images,
-                "clean": own.correct / own.images,
-                "attacked": own.attacked / own.images,
-                "certified": own.certified / own.images,
-                **{"correct": own.correct, "ties": own.ties, "counterexamples": own.broken},
-                **{"proved": own.certified, "open": own.open},
-                "proved_by": own.stages,
-                "seconds": round(own.seconds, 4),
+                "eps": spelled(level.eps),
+                "images": level.images,
+                "clean": level.correct / level.images,
+                "attacked": level.attacked / level.images,
+                "certified": level.certified / level.images,
+                **{"correct": level.correct, "ties": level.ties, "counterexamples": level.broken},
+                **{"proved": level.certified, "open": level.open},
+                "proved_by": level.stages,
+                "seconds": round(level.seconds, 4),
             }
-            for own in self.levels
+            for level in self.levels
         ]
         document = {
             **more,

@@ -143,14 +143,14 @@ class Writer:
     ) -> str:
         """A convolution (or, in QDQ, a Gemm) and its requantization to the scale and zero point
         `y`."""
-        weight, bias, own, total, _ = layer
+        weight, bias, step, total, _ = layer
         _check_int32(weight, bias, x)
         y_ends = self._ends(*y)
         if not self.qdq:
             assert kind == "Conv"
             x_ends = self._ends(x.scale, x.zero_point)
-            w = (self.constant(weight, np.int8, "weight"), self.constant(own, np.float32, "scale"))
-            w_zero = self.constant(np.zeros(own.shape, np.int8), np.int8, "zero_point")
+            w = (self.constant(weight, np.int8, "weight"), self.constant(step, np.float32, "scale"))
+            w_zero = self.constant(np.zeros(step.shape, np.int8), np.int8, "zero_point")
             return self.node(
                 "QLinearConv",
                 x.name,
@@ -161,7 +161,7 @@ class Writer:
                 self.constant(bias, np.int32, "bias"),
                 **attributes,
             )
-        w_float = self._constant_dequantized(weight, np.int8, own, "weight")
+        w_float = self._constant_dequantized(weight, np.int8, step, "weight")
         b_float = self._constant_dequantized(bias, np.int32, total, "bias")
         y_float = self.node(kind, self._dequantized(x), w_float, b_float, **attributes)
         return self.node("QuantizeLinear", y_float, *y_ends)
@@ -210,10 +210,10 @@ class Writer:
     def logits(self, layer: Logits, x: Value) -> Value:
         """float32(accumulator) * scale: as Gemm without an output quantizer, or MatMulInteger, Add,
         DequantizeLinear."""
-        weight, bias, own, scale, _ = layer.quantized(x.codes)
+        weight, bias, step, scale, _ = layer.quantized(x.codes)
         _check_int32(weight, bias, x)
         if self.qdq:
-            w_float = self._constant_dequantized(weight, np.int8, own, "weight")
+            w_float = self._constant_dequantized(weight, np.int8, step, "weight")
             b_float = self._constant_dequantized(bias, np.int32, scale, "bias")
             name = self.node("Gemm", self._dequantized(x), w_float, b_float, transB=1)
         else:

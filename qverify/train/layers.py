@@ -208,10 +208,10 @@ class Affine(nn.Module):
         biases = bias / scale
         if self.bias_bits is not None:  # fixed point: the bias has a coarser step of its own
             most = bias.detach().abs().amax() / (2 ** (self.bias_bits - 1) - 1)
-            own = torch.maximum(
+            coarse = torch.maximum(
                 torch.exp2(torch.ceil(torch.log2(most.clamp_min(2.0**-40)))), scale.detach().max()
             )
-            biases = round_through(bias / own) * (own / scale)
+            biases = round_through(bias / coarse) * (coarse / scale)
         biases = round_through(biases.clamp(-BIAS_LIMIT, BIAS_LIMIT))
         return Quantized(
             codes, biases, step, scale, None if sums is None else sums + along(biases, sums.ndim)

@@ -229,12 +229,12 @@ def _open(config: Config, folder: Path) -> TrainingRun:
 def _difference(there: str, here: str) -> str:
     """The settings that differ, but for the machine's, as `name = there, here`; empty where there
     are none."""
-    own = dict(line.partition(" = ")[::2] for line in there.splitlines())
+    old = dict(line.partition(" = ")[::2] for line in there.splitlines())
     new = dict(line.partition(" = ")[::2] for line in here.splitlines())
     names = [
-        name for name in {**new, **own} if own.get(name) != new.get(name) and name not in MACHINE
+        name for name in {**new, **old} if old.get(name) != new.get(name) and name not in MACHINE
     ]
-    values = [(name, own.get(name, "nothing"), new.get(name, "nothing")) for name in names[:3]]
+    values = [(name, old.get(name, "nothing"), new.get(name, "nothing")) for name in names[:3]]
     return "; ".join(f"{name} = {there} there, {here} here" for name, there, here in values)
 
 

@@ -145,7 +145,7 @@ def search_bits(
 
 
 def _narrower(width: int) -> int:
-    return max((own for own in WIDTHS if own < width), default=width)
+    return max((other for other in WIDTHS if other < width), default=width)
 
 
 def _spelled(bits: tuple[int, ...]) -> str:

@@ -113,11 +113,11 @@ def _sum(operands: list[Linear]) -> Linear:
     longest = max(range(len(operands)), key=lambda k: len(operands[k].terms))
     terms, excess = operands[longest].terms, steps[longest].excess
     constant, plain = _ZERO, True
-    for k, (own, more) in enumerate(zip(operands, steps, strict=True)):
-        constant = _checked(constant + own.constant)
-        for key, magnitude in more.excess.items() if k != longest else ():
+    for k, (operand, step) in enumerate(zip(operands, steps, strict=True)):
+        constant = _checked(constant + operand.constant)
+        for key, magnitude in step.excess.items() if k != longest else ():
             excess[key] = _checked(excess.get(key, _ZERO) + magnitude)
-        for key, coefficient in own.terms.items() if k != longest else ():
+        for key, coefficient in operand.terms.items() if k != longest else ():
             before = terms.get(key)
             total = coefficient if before is None else _checked(before + coefficient)
             if before is not None:
@@ -127,16 +127,16 @@ def _sum(operands: list[Linear]) -> Linear:
                 terms[key] = total
             else:
                 del terms[key]
-    numbers = sum(own.numbers for own in steps)
+    numbers = sum(step.numbers for step in steps)
     return Linear(
         terms,
         constant,
         Steps(
-            max(own.depth for own in steps) + len(steps) - 1,
-            _checked(sum((own.constants for own in steps), _ZERO)),
+            max(step.depth for step in steps) + len(steps) - 1,
+            _checked(sum((step.constants for step in steps), _ZERO)),
             excess,
-            max(own.shrink for own in steps),
-            plain and numbers <= 1 and all(own.plain for own in steps),
+            max(step.shrink for step in steps),
+            plain and numbers <= 1 and all(step.plain for step in steps),
             numbers,
         ),
     )
@@ -160,13 +160,13 @@ def _steps(operand: Linear) -> Steps:
 
 def _product(operand: Linear, constant: Linear, division: bool = False) -> Linear:
     """`operand` times (or through) an expression without variables."""
-    own, other = _steps(operand), _steps(constant)
+    one, two = _steps(operand), _steps(constant)
     factor = 1 / constant.constant if division else constant.constant
-    size = max(abs(factor), other.constants)
+    size = max(abs(factor), two.constants)
     shrink = (
-        own.shrink
+        one.shrink
         if operand.steps is None or abs(factor) >= 1
-        else own.shrink / abs(factor)
+        else one.shrink / abs(factor)
         if factor
         else BEYOND
     )
@@ -179,17 +179,17 @@ def _product(operand: Linear, constant: Linear, division: bool = False) -> Linea
         if factor
         else {}
     )
-    excess = {key: _checked(size * magnitude) for key, magnitude in own.excess.items()}
+    excess = {key: _checked(size * magnitude) for key, magnitude in one.excess.items()}
     if size != abs(factor):
         for key, coefficient in operand.terms.items():
             excess[key] = _checked(excess.get(key, _ZERO) + (size - abs(factor)) * abs(coefficient))
     steps = Steps(
-        own.depth + other.depth + 1 + division,
-        _checked(own.constants * size + LEAST_NORMAL),
+        one.depth + two.depth + 1 + division,
+        _checked(one.constants * size + LEAST_NORMAL),
         excess,
         _checked(min(shrink, BEYOND)),
         bool(operand.terms) and operand.steps is None and constant.steps is None and not division,
-        own.numbers,
+        one.numbers,
     )
     return Linear(terms, _checked(factor * operand.constant), steps)
 
@@ -218,42 +218,45 @@ def _below(left: Linear, right: Linear, strict: bool) -> Disjunction:
     terms, rhs = dict(left.terms), right.constant - left.constant
     for key, coefficient in right.terms.items():
         terms[key] = terms.get(key, _ZERO) - coefficient
-    x = tuple(
-        sorted(
-            (key, _SHARED.get(value, value)) for key, value in terms.items() if key >= 0 and value
-        )
-    )
-    y = tuple(
-        sorted(
-            (~key, _SHARED.get(value, value)) for key, value in terms.items() if key < 0 and value
-        )
-    )
-    own = None if left.steps is None and right.steps is None else _joined(left, right)
-    row = Row(x, y, rhs, strict, own)
-    if y or len(x) > 1:
+    kept = [(key, _SHARED.get(value, value)) for key, value in terms.items() if value]
+    x = tuple(sorted((key, value) for key, value in kept if key >= 0))
+    y = tuple(sorted((~key, value) for key, value in kept if key < 0))
+    computed = left.steps is not None or right.steps is not None
+    row = Row(x, y, rhs, strict, _joined(left, right) if computed else None)
+    if not x and not y:
+        return _truth(row, _joined(left, right))
+    if y or len(x) > 1 or computed:
         return [(row,)]
-    if not x:
-        both = _joined(left, right)
-        near = abs(rhs) <= LOOSE * (both.depth + 1) * both.constants and (rhs or own)
-        if (
-            near or (own and both.excess) or both.constants * both.shrink >= FED / 2
-        ):  # rounding may decide, or overflow
-            return [(replace(row, arithmetic=both),)]
-        return [()] if rhs > 0 or (rhs == 0 and not strict) else []
     index, coefficient = x[0]
-    if own:
-        return [(row,)]
     return [((2 * index + (coefficient > 0), rhs / coefficient, strict),)]
+
+
+def _truth(row: Row, arithmetic: Arithmetic) -> Disjunction:
+    """A row without variables: what it says, or the row itself where rounding or an overflow may
+    decide."""
+    rhs, near = row.rhs, LOOSE * (arithmetic.depth + 1) * arithmetic.constants
+    rounded = abs(rhs) <= near and (rhs or row.arithmetic)
+    cancelled = row.arithmetic and arithmetic.excess
+    if rounded or cancelled or arithmetic.constants * arithmetic.shrink >= FED / 2:
+        return [(replace(row, arithmetic=arithmetic),)]
+    return [()] if rhs > 0 or (rhs == 0 and not row.strict) else []
 
 
 def is_scaled(row: Row) -> bool:
     """Whether a row compares one input times a power of two with a constant: the same as the input
     with the quotient, however they are rounded, since neither can become subnormal or overflow
     alone."""
-    own, whole, size = row.arithmetic, abs(row.x[0][1]), abs(row.rhs)
+    arithmetic, whole, size = row.arithmetic, abs(row.x[0][1]), abs(row.rhs)
     power = whole.denominator == 1 and whole.numerator & (whole.numerator - 1) == 0
     normal = not size or (size / whole >= LEAST_NORMAL and size < FED / 2)
-    return own is not None and own.plain and own.alone and power and whole < 2**64 and normal
+    return (
+        arithmetic is not None
+        and arithmetic.plain
+        and arithmetic.alone
+        and power
+        and whole < 2**64
+        and normal
+    )
 
 
 def _joined(left: Linear, right: Linear) -> Arithmetic:
@@ -267,8 +270,8 @@ def _joined(left: Linear, right: Linear) -> Arithmetic:
         a, b = left.terms[key], right.terms[key]
         excess[key] = excess.get(key, _ZERO) + abs(a) + abs(b) - abs(a - b)
     alone = any(
-        not own.terms and own.steps is None and steps.numbers == 0
-        for own, steps in ((left, other), (right, one))
+        not side.terms and side.steps is None and steps.numbers == 0
+        for side, steps in ((left, other), (right, one))
     )
     return Arithmetic(
         other.depth
@@ -284,8 +287,7 @@ def _joined(left: Linear, right: Linear) -> Arithmetic:
     )
 
 
-# --- bounds
-# --------------------------------------------------------------------------------------------------
+# -- bounds ----------------------------------------------------------------------------------------
 
 
 def type_ranges(inputs: tuple[Variable, ...]) -> Bounds:
@@ -333,7 +335,7 @@ def tighten(bounds: Bounds, atoms: Iterable[Atom], outer: Bounds, float32: bool)
             rows.append(atom)
         else:
             _put(bounds, atom, outer, rows)
-    for row in [own for own in rows if own.bounds_input and own.arithmetic]:
+    for row in [row for row in rows if row.bounds_input and row.arithmetic]:
         if (bound := _outer_bound(row, bounds, outer, float32)) is not None:
             _put(bounds, bound, outer, rows)
     return rows
@@ -361,8 +363,8 @@ def _outer_bound(row: Row, bounds: Bounds, outer: Bounds, float32: bool) -> Boun
     occurs once, or always in one direction, what is computed is monotone in X also beyond, and so
     the same on its far side as at a number twice as large as the bound.
     """
-    ((i, c),), own = row.x, row.arithmetic
-    assert own is not None
+    ((i, c),), arithmetic = row.x, row.arithmetic
+    assert arithmetic is not None
     if is_scaled(row):
         value = row.rhs / c
         # Else a float32 beside it may be compared.
@@ -371,24 +373,24 @@ def _outer_bound(row: Row, bounds: Bounds, outer: Bounds, float32: bool) -> Boun
             value,
             row.strict and _is_float32(value),
         )
-    reach = {key: _reach(key, bounds, outer) for key in (i, *(key for key, _ in own.excess))}
-    excess = dict(own.excess)
+    reach = {key: _reach(key, bounds, outer) for key in (i, *(key for key, _ in arithmetic.excess))}
+    excess = dict(arithmetic.excess)
     weight = max(abs(c), LEAST_NORMAL) + excess.pop(i, _ZERO)
     rest = (
         abs(row.rhs)
-        + own.constants
+        + arithmetic.constants
         + sum((reach[key] * size for key, size in excess.items()), _ZERO)
     )
     limits = []
     for bits, top in ((53, 1023), (24, 127)) if float32 else ((53, 1023),):
-        count = max(own.depth, 2) + 1
+        count = max(arithmetic.depth, 2) + 1
         error = Fraction(count, 2**bits - count)
         if 2 * count > 2**bits or 2 * error * weight > abs(c):
             return None
         most = row.rhs + error * rest
         limit = most / (abs(c) - error * weight if most > 0 else abs(c) + error * weight)
-        far = reach[i] if own.excess else min(reach[i], 2 * abs(limit) + 1)
-        if 2 * (weight * far + rest) * own.shrink >= 2**top:
+        far = reach[i] if arithmetic.excess else min(reach[i], 2 * abs(limit) + 1)
+        if 2 * (weight * far + rest) * arithmetic.shrink >= 2**top:
             return None
         limits.append(limit)
     return 2 * i + (c > 0), max(limits) if c > 0 else -max(limits), False

@@ -17,7 +17,6 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass, field
-from fractions import Fraction
 from itertools import chain, product
 from pathlib import Path
 from typing import Final
@@ -353,39 +352,31 @@ class _TextReader:
 
     def property(self) -> Property:
         """The property read, with one query for each distinct box."""
-        inputs, outputs = self._names.variables("input"), self._names.variables("output")
-        outer, count = type_ranges(inputs), self._names.sizes["input"]
-        second = self._names.version != "1.0"
-        common = tighten(outer, self._root.atoms, {}, second)
+        names, root = self._names, self._root
+        inputs, outputs = names.variables("input"), names.variables("output")
+        outer, count = type_ranges(inputs), names.sizes["input"]
+        second = names.version != "1.0"
+        common = tighten(outer, root.atoms, {}, second)
         unbounded = [key for key in range(2 * count) if key not in outer]
-        if second:
-            outer = float_ranges(inputs) | outer if unbounded else outer
+        if second and unbounded:
+            outer = float_ranges(inputs) | outer
         if empty := self._contradiction(outer):
             if not second:
                 raise Fault(empty)
-            return Property(
-                self._names.version, inputs, outputs, (), (f"no input is allowed: {empty}",)
-            )
-        groups: dict[
-            frozenset[tuple[int, tuple[Fraction, bool]]], tuple[Bounds, dict[object, Case]]
-        ] = {}
+            return Property(names.version, inputs, outputs, (), (f"no input is allowed: {empty}",))
+        # By the bounds that a case adds: these, and the cases that have them.
+        groups: dict[object, tuple[Bounds, dict[object, Case]]] = {}
         filled: set[int] = set()  # the keys of bounds that are their type's
-        conjunctions = self._multiplied([], self._root.factors)
+        conjunctions = self._multiplied([], root.factors)
         self._spend(len(conjunctions) * len(common))
         for atoms in looking(conjunctions, 1024):
             bounds: Bounds = {}
             rows = common + tighten(bounds, atoms, outer, second)
             if any(contradictory(index, bounds, outer) for index in {key >> 1 for key in bounds}):
                 continue
-            missing = [key for key in unbounded if key not in bounds]
-            for key in missing:
-                if key not in outer:
-                    raise Fault(
-                        f"{self._names.input_name(key >> 1)} has no "
-                        f"{'upper' if key & 1 else 'lower'} bound"
-                    )
-            filled.update(missing)
-            unbounded = [key for key in unbounded if key not in filled] if missing else unbounded
+            if missing := self._left_to_type(unbounded, bounds, outer):
+                filled.update(missing)
+                unbounded = [key for key in unbounded if key not in filled]
             _, cases = groups.setdefault(frozenset(bounds.items()), (bounds, {}))
             case = distinct(rows)
             cases[case, tuple(row.arithmetic for row in case if row.arithmetic)] = case
@@ -400,7 +391,16 @@ class _TextReader:
                 "its conditions contradict each other whatever the network computes: nothing can "
                 "be unsafe"
             )
-        return Property(self._names.version, inputs, outputs, tuple(queries), tuple(doubts))
+        return Property(names.version, inputs, outputs, tuple(queries), tuple(doubts))
+
+    def _left_to_type(self, unbounded: list[int], bounds: Bounds, outer: Bounds) -> list[int]:
+        """The keys of bounds that only the type of their input gives. Fault where it gives none."""
+        missing = [key for key in unbounded if key not in bounds]
+        for key in missing:
+            if key not in outer:
+                side = "upper" if key & 1 else "lower"
+                raise Fault(f"{self._names.input_name(key >> 1)} has no {side} bound")
+        return missing
 
     def _doubts_about(self, filled: set[int]) -> list[str]:
         """A remark on the inputs that the file does not bound on both sides, if there are any."""
@@ -418,11 +418,8 @@ class _TextReader:
         for key in bounds:
             if not key & 1 and contradictory(key >> 1, bounds, {}):
                 (lower, _), (upper, _) = bounds[key], bounds[key + 1]
-                ends = (
-                    f"lower {decimal(lower)} {'>' if lower > upper else '='} upper {decimal(upper)}"
-                )
-                excluded = "" if lower > upper else ", and that value is excluded"
-                return (
-                    f"contradictory bounds for {self._names.input_name(key >> 1)}: {ends}{excluded}"
-                )
+                name, crossed = self._names.input_name(key >> 1), lower > upper
+                both = f"lower {decimal(lower)} {'>' if crossed else '='} upper {decimal(upper)}"
+                excluded = "" if crossed else ", and that value is excluded"
+                return f"contradictory bounds for {name}: {both}{excluded}"
         return ""

@@ -33,26 +33,8 @@ def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], pool
     """strides, dilations, pads, auto_pad and ceil_mode of a pool or a convolution over an input of
     `spatial` size."""
     rank = len(spatial)
-    strides = tuple(n.attr("strides", [1] * rank))
-    dilations = tuple(n.attr("dilations", [1] * rank))
-    declared = tuple(n.attr("kernel_shape", kernel))
-    pads = list(n.attr("pads", [0] * (2 * rank)))
-    if (
-        not len(strides) == len(dilations) == len(kernel) == rank
-        or len(pads) != 2 * rank
-        or declared != kernel
-    ):
-        raise Refusal("its window attributes do not fit the input's rank or the weight")
-    if min(*strides, *dilations, *kernel) < 1 or min(pads) < 0:
-        raise Refusal("a stride, a dilation or a kernel size is not positive, or a pad is negative")
+    strides, dilations, pads, auto = _attributes(n, rank, kernel, pool)
     span = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    auto = n.attr("auto_pad", "NOTSET")
-    if auto not in ("NOTSET", "", "VALID", "SAME_UPPER", "SAME_LOWER"):
-        raise Refusal(f"auto_pad '{auto}' is not known")
-    if auto.startswith("SAME") and not pool and max(dilations) > 1:
-        raise Refusal(
-            f"auto_pad '{auto}' of a convolution with dilations is not supported by the runtime"
-        )
     up = pool and bool(n.attr("ceil_mode", 0))
     output = []
     for i, size in enumerate(spatial):
@@ -76,6 +58,32 @@ def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], pool
     checked_size(s + pads[i] + pads[rank + i] for i, s in enumerate(spatial))
     checked_size((*output, *kernel))
     return Window(kernel, strides, dilations, tuple(pads), tuple(output))
+
+
+def _attributes(
+    n: View, rank: int, kernel: tuple[int, ...], pool: bool
+) -> tuple[tuple[int, ...], tuple[int, ...], list[int], str]:
+    """strides, dilations, pads and auto_pad, checked."""
+    strides = tuple(n.attr("strides", [1] * rank))
+    dilations = tuple(n.attr("dilations", [1] * rank))
+    declared = tuple(n.attr("kernel_shape", kernel))
+    pads = list(n.attr("pads", [0] * (2 * rank)))
+    if (
+        not len(strides) == len(dilations) == len(kernel) == rank
+        or len(pads) != 2 * rank
+        or declared != kernel
+    ):
+        raise Refusal("its window attributes do not fit the input's rank or the weight")
+    if min(*strides, *dilations, *kernel) < 1 or min(pads) < 0:
+        raise Refusal("a stride, a dilation or a kernel size is not positive, or a pad is negative")
+    auto = n.attr("auto_pad", "NOTSET")
+    if auto not in ("NOTSET", "", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise Refusal(f"auto_pad '{auto}' is not known")
+    if auto.startswith("SAME") and not pool and max(dilations) > 1:
+        raise Refusal(
+            f"auto_pad '{auto}' of a convolution with dilations is not supported by the runtime"
+        )
+    return strides, dilations, pads, auto
 
 
 def _same(size: int, kernel: int, stride: int, lower: bool, pool: bool) -> tuple[int, int]:
