@@ -203,13 +203,13 @@ def _decoded(
         raise UsageError(
             f"{path}: '{split}_jpeg' must be uint8 [bytes] and '{split}_offset' integers [N + 1]"
         )
-    ends = offset.astype(np.int64)
-    if not len(ends) or ends[0] < 0 or ends[-1] > len(data) or (np.diff(ends) <= 0).any():
+    places = offset.astype(np.int64)
+    if not len(places) or places[0] < 0 or places[-1] > len(data) or (np.diff(places) <= 0).any():
         raise UsageError(
             f"{path}: '{split}_offset' does not rise within the {len(data)} bytes of '{split}_jpeg'"
         )
     raw = data.tobytes()
-    spans = zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+    spans = zip(places[:-1].tolist(), places[1:].tolist(), strict=True)
     return _pictures((f"{path}, image {i}", raw[a:b]) for i, (a, b) in enumerate(spans))
 
 

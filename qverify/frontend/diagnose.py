@@ -376,11 +376,11 @@ class Wiring:
                     "zero point behind Relu",
                 )
             elif node.op_type == "Clip":
-                ends = ((info.min - point) * step, (info.max - point) * step)
-                yield from self._of_clip(node, quantizer.name, ends)
+                covered = ((info.min - point) * step, (info.max - point) * step)
+                yield from self._of_clip(node, quantizer.name, covered)
 
     def _of_clip(
-        self, clip: onnx.NodeProto, quantizer: str, ends: tuple[float, float]
+        self, clip: onnx.NodeProto, quantizer: str, covered: tuple[float, float]
     ) -> Iterator[Finding]:
         names = [*clip.input[1:3], "", ""][:2]
         given = [self._number(name) for name in names]
@@ -388,11 +388,11 @@ class Wiring:
             return
         bounds = [_attribute(clip, key, end) for key, end in (("min", -np.inf), ("max", np.inf))]
         least, most = (float(b if v is None else v) for v, b in zip(given, bounds, strict=True))
-        if ends[0] < least or ends[1] > most:
+        if covered[0] < least or covered[1] > most:
             yield _fault(
                 f"the Clip '{clip.name}' behind it stays, since it cuts the range of "
-                f"'{quantizer}', {ends[0]:.4g} to "
-                f"{ends[1]:.4g}, at {least:.4g} and {most:.4g}: choose scale and zero point so "
+                f"'{quantizer}', {covered[0]:.4g} to "
+                f"{covered[1]:.4g}, at {least:.4g} and {most:.4g}: choose scale and zero point so "
                 "that the range ends there",
                 "Clip cuts",
             )
@@ -401,33 +401,19 @@ class Wiring:
 
     def _perhaps(self, node: onnx.NodeProto) -> Iterator[Finding]:
         dequantizer = self._made_by(node.input[0], "DequantizeLinear")
-        ends = (
+        quantizer = dequantizer and self._made_by(dequantizer.input[0], "QuantizeLinear")
+        behind = self._readers.get(node.output[0], [])
+        around = (
             ("input", dequantizer),
-            (
-                "input",
-                self._made_by(dequantizer.input[0], "QuantizeLinear")
-                if dequantizer is not None
-                else None,
-            ),
+            ("input", quantizer),
             ("weights", self._made_by(node.input[1], "DequantizeLinear")),
-            (
-                "output",
-                next(
-                    (
-                        r
-                        for r in self._readers.get(node.output[0], [])
-                        if r.op_type == "QuantizeLinear"
-                    ),
-                    None,
-                ),
-            ),
+            ("output", next((r for r in behind if r.op_type == "QuantizeLinear"), None)),
         )
-        for what, end in ends:
-            if end is not None and (len(end.input) < 3 or not end.input[2]):
+        for what, other in around:
+            if other is not None and (len(other.input) < 3 or not other.input[2]):
                 yield _fault(
-                    f"the {end.op_type} of its {what} has no zero point, which can keep "
-                    "onnxruntime from fusing it: give "
-                    "it a zero point of 0, typed as its codes"
+                    f"the {other.op_type} of its {what} has no zero point, which can keep "
+                    "onnxruntime from fusing it: give it a zero point of 0, typed as its codes"
                 )
         if self._made_by(node.input[1], "DequantizeLinear") is None:
             yield _fault(
@@ -518,16 +504,13 @@ class Wiring:
 
 
 def _activation(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """What the runtime has already fused into a float product, as a node of its own."""
+    """What the runtime has already fused into a float product, as a separate node."""
     op = _attribute(node, "activation", b"").decode()
     if not op:
         return []
-    ends = (
-        dict(zip(("min", "max"), _attribute(node, "activation_params", ()), strict=False))
-        if op == "Clip"
-        else {}
-    )
-    return [onnx.helper.make_node(op, [], [], name=node.name, **ends)]
+    names = ("min", "max") if op == "Clip" else ()
+    bounds = dict(zip(names, _attribute(node, "activation_params", ()), strict=False))
+    return [onnx.helper.make_node(op, [], [], name=node.name, **bounds)]
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

@@ -140,7 +140,7 @@ class Sums:
     scale: Tensor
 
     @property
-    def ends(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """(point, lower, upper)"""
         if self.centre is None or self.radius is None:
             return self.point, None, None
@@ -282,13 +282,13 @@ class ActivationQuantizer(nn.Module):
     def forward(self, sums: Sums, trace: list[Sums] | None = None) -> ActivationCodes:
         """float32(acc) * ((xs * ws) / ys), clipped and rounded: QLinearConv, QLinearMatMul,
         QGemm."""
-        ends = sums.ends
-        scale = along(sums.scale, max(end.ndim for end in ends if end is not None))
+        parts = sums.parts
+        scale = along(sums.scale, max(part.ndim for part in parts if part is not None))
         if self.training and self.scale.wants_range:
-            self.observe(*(end.detach() * scale for end in ends if end is not None))
+            self.observe(*(part.detach() * scale for part in parts if part is not None))
         step = self.scale()
         point, lower, upper = (
-            None if end is None else clip(end, scale / step, int(self.zero), self.high)
-            for end in ends
+            None if part is None else clip(part, scale / step, int(self.zero), self.high)
+            for part in parts
         )
         return ActivationCodes(point, lower, upper, step, int(self.zero), self.high, trace)

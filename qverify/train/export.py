@@ -101,13 +101,13 @@ class Writer:
         )
         return name
 
-    def _ends(self, scale: torch.Tensor, zero_point: int) -> tuple[str, str]:
+    def _parameters(self, scale: torch.Tensor, zero_point: int) -> tuple[str, str]:
         return self.constant(scale, np.float32, "scale"), self.constant(
             zero_point, np.uint8, "zero_point"
         )
 
     def _dequantized(self, x: Value) -> str:
-        return self.node("DequantizeLinear", x.name, *self._ends(x.scale, x.zero_point))
+        return self.node("DequantizeLinear", x.name, *self._parameters(x.scale, x.zero_point))
 
     def _constant_dequantized(
         self, codes: Any, dtype: npt.DTypeLike, scale: torch.Tensor, what: str
@@ -145,32 +145,32 @@ class Writer:
         `y`."""
         weight, bias, step, total, _ = layer
         _check_int32(weight, bias, x)
-        y_ends = self._ends(*y)
+        y_parameters = self._parameters(*y)
         if not self.qdq:
             assert kind == "Conv"
-            x_ends = self._ends(x.scale, x.zero_point)
+            x_parameters = self._parameters(x.scale, x.zero_point)
             w = (self.constant(weight, np.int8, "weight"), self.constant(step, np.float32, "scale"))
             w_zero = self.constant(np.zeros(step.shape, np.int8), np.int8, "zero_point")
             return self.node(
                 "QLinearConv",
                 x.name,
-                *x_ends,
+                *x_parameters,
                 *w,
                 w_zero,
-                *y_ends,
+                *y_parameters,
                 self.constant(bias, np.int32, "bias"),
                 **attributes,
             )
         w_float = self._constant_dequantized(weight, np.int8, step, "weight")
         b_float = self._constant_dequantized(bias, np.int32, total, "bias")
         y_float = self.node(kind, self._dequantized(x), w_float, b_float, **attributes)
-        return self.node("QuantizeLinear", y_float, *y_ends)
+        return self.node("QuantizeLinear", y_float, *y_parameters)
 
     # -- layers ------------------------------------------------------------------------------------
 
     def quantize(self, layer: Input) -> Value:
         name = self._kept_below(
-            layer.high, self.node("QuantizeLinear", "input", *self._ends(layer.step, 0))
+            layer.high, self.node("QuantizeLinear", "input", *self._parameters(layer.step, 0))
         )
         return Value(name, self.shape, layer.step, 0, layer.high)
 
@@ -252,18 +252,15 @@ class Writer:
         a = emit(layer.body, self, x)
         b = x if layer.shortcut is None else emit(layer.shortcut, self, x)
         quantizer = layer.quantizer
-        y_ends = self._ends(quantizer.scale(), int(quantizer.zero))
+        y_parameters = self._parameters(quantizer.scale(), int(quantizer.zero))
         if self.qdq:
             total = self.node("Add", self._dequantized(a), self._dequantized(b))
-            name = self.node("QuantizeLinear", total, *y_ends)
+            name = self.node("QuantizeLinear", total, *y_parameters)
         else:
-            ends = (
-                a.name,
-                *self._ends(a.scale, a.zero_point),
-                b.name,
-                *self._ends(b.scale, b.zero_point),
-            )
-            name = self.node("QLinearAdd", *ends, *y_ends, domain=MICROSOFT)
+            a_parameters = self._parameters(a.scale, a.zero_point)
+            b_parameters = self._parameters(b.scale, b.zero_point)
+            inputs = (a.name, *a_parameters, b.name, *b_parameters, *y_parameters)
+            name = self.node("QLinearAdd", *inputs, domain=MICROSOFT)
         return self._clipped(name, a.shape, quantizer)
 
     def model(self, output: Value, properties: Mapping[str, str]) -> onnx.ModelProto:

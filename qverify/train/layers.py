@@ -68,8 +68,10 @@ class Input(nn.Module):
     def forward(
         self, point: Tensor | None, lower: Tensor | None, upper: Tensor | None
     ) -> ActivationCodes:
-        ends = [None if end is None else self.codes(end) for end in (point, lower, upper)]
-        return ActivationCodes(ends[0], ends[1], ends[2], self.step, 0, self.high)
+        point, lower, upper = (
+            None if pixels is None else self.codes(pixels) for pixels in (point, lower, upper)
+        )
+        return ActivationCodes(point, lower, upper, self.step, 0, self.high)
 
 
 def _centred(codes: Tensor, zero_point: int) -> Tensor:

@@ -299,8 +299,8 @@ def type_ranges(inputs: tuple[Variable, ...]) -> Bounds:
         if match := _INTEGER_TYPE.fullmatch(variable.dtype):
             count = 2 ** int(match.group(2))
             lower = Fraction(0 if match.group(1) else -count // 2)
-            ends = (lower, False), (lower + count - 1, False)
-            bounds.update((key, ends[key & 1]) for key in range(start, stop))
+            sides = (lower, False), (lower + count - 1, False)
+            bounds.update((key, sides[key & 1]) for key in range(start, stop))
         start = stop
     return bounds
 
@@ -314,8 +314,8 @@ def float_ranges(inputs: tuple[Variable, ...]) -> Bounds:
     for variable in inputs:
         stop = start + 2 * math.prod(variable.shape)
         if variable.dtype.lower() in ("float32", "real"):
-            ends = (-largest, False), (largest, False)
-            bounds.update((key, ends[key & 1]) for key in range(start, stop))
+            sides = (-largest, False), (largest, False)
+            bounds.update((key, sides[key & 1]) for key in range(start, stop))
         start = stop
     return bounds
 
@@ -415,12 +415,11 @@ def _float32_below(value: Fraction) -> Fraction:
 
 def _reach(key: int, bounds: Bounds, outer: Bounds) -> Fraction:
     """A magnitude that X_key does not exceed, whatever it stands for (Y: ~key)."""
-    ends = (
-        [bounds.get(2 * key + side) or outer.get(2 * key + side) for side in (0, 1)]
-        if key >= 0
-        else [None]
-    )
-    return min(FED, 2 * max(FED if end is None else abs(end[0]) for end in ends) + LEAST_NORMAL)
+    if key < 0:
+        return FED
+    sides = [bounds.get(2 * key + side) or outer.get(2 * key + side) for side in (0, 1)]
+    most = max(FED if bound is None else abs(bound[0]) for bound in sides)
+    return min(FED, 2 * most + LEAST_NORMAL)
 
 
 def distinct(rows: Iterable[Row]) -> Case:

@@ -162,11 +162,11 @@ def relu(n: View) -> Tensor:
 
 @lowers("Clip", inputs=3, attributes="max min")
 def clip(n: View) -> Tensor:
-    ends: list[Any] = [n.attr("min"), n.attr("max")]
+    bounds: list[Any] = [n.attr("min"), n.attr("max")]
     for i in (0, 1):
         if n.has(i + 1):
-            ends[i] = scalar(n.constant(i + 1, "a clip bound"), "a clip bound")
-    return _clip(n, *ends)
+            bounds[i] = scalar(n.constant(i + 1, "a clip bound"), "a clip bound")
+    return _clip(n, *bounds)
 
 
 def _clip(n: View, low: Any, high: Any) -> Tensor:

@@ -310,9 +310,10 @@ def _convolution(
     centred = w.astype(np.int64) - w_zero
     bias = stretched(bias, (w.shape[0],)) - int(x_zero) * centred.reshape(len(w), -1).sum(axis=1)
     zero = int(x_zero)
-    ends = (min(x.type.low, zero), max(x.type.high, zero))
+    low, high = min(x.type.low, zero), max(x.type.high, zero)
+    geometry = (window.strides, window.pads, window.dilations, groups)
     try:
-        op = Conv(centred, bias, window.strides, window.pads, window.dilations, groups, zero, *ends)
+        op = Conv(centred, bias, *geometry, zero, low, high)
     except Unfit as error:
         raise Refusal(str(error)) from None
     return n.builder.emit(op, kept)
