@@ -110,8 +110,7 @@ def pids(folder: Path) -> list[int]:
     return [int(line.split()[0]) for line in (folder / "pids").read_text().splitlines()]
 
 
-# --- instances files
-# ------------------------------------------------------------------------------------------------
+# -- instances files -------------------------------------------------------------------------------
 
 
 def test_reads_what_benchmarks_contain(folder: Path) -> None:
@@ -171,8 +170,7 @@ def test_missing_empty_or_binary_instances_file(
     assert not Path("results.csv").exists()
 
 
-# --- results files
-# --------------------------------------------------------------------------------------------------
+# -- results files ---------------------------------------------------------------------------------
 
 ROW = "acasxu,onnx/a.onnx,vnnlib/1.vnnlib,0.0,unsat,1.500\n"
 
@@ -215,8 +213,7 @@ def test_summary() -> None:
     ]
 
 
-# --- one instance
-# --------------------------------------------------------------------------------------------------
+# -- one instance ----------------------------------------------------------------------------------
 
 
 def install(monkeypatch: pytest.MonkeyPatch, fake: Callable[..., Result]) -> None:
@@ -262,8 +259,7 @@ def test_solve_reports_errors(
     assert (answer.verdict, answer.message) == (verdict, message)
 
 
-# --- many instances
-# -------------------------------------------------------------------------------------------------
+# -- many instances --------------------------------------------------------------------------------
 
 
 def test_every_instance_gets_a_row(

@@ -107,8 +107,7 @@ def expect_one_line(capsys: pytest.CaptureFixture[str], *words: str) -> None:
         assert word in err
 
 
-# --- verdicts
-# --------------------------------------------------------------------------------------------------
+# -- verdicts --------------------------------------------------------------------------------------
 
 
 def test_unsat(solver: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,8 +163,7 @@ def test_verbose_shows_the_counters(solver: Any, capsys: pytest.CaptureFixture[s
     assert "  attack_points    3\n" in err and "  onnxruntime      1.32.0\n" in err
 
 
-# --- arguments
-# --------------------------------------------------------------------------------------------------
+# -- arguments -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -299,8 +297,7 @@ def test_inspect_lists_all_that_stops_a_model(
     assert last == "qverify: error: m.onnx: it cannot be read, for the reasons above"
 
 
-# --- errors
-# --------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -358,8 +355,7 @@ def test_too_little_memory_is_no_fault_of_ours(
     expect_one_line(capsys, "error: ", "not enough memory")
 
 
-# --- files
-# --------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def test_results_file_is_what_standard_output_says(
@@ -484,8 +480,7 @@ def test_a_device_is_not_replaced(solver: Any, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
 
 
-# --- streams
-# --------------------------------------------------------------------------------------------------
+# -- streams ---------------------------------------------------------------------------------------
 
 DRIVER = """
 import sys, types

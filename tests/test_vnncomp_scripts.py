@@ -91,8 +91,7 @@ def test_scripts_are_executable_and_want_v1(name: str, place: Path) -> None:
         assert "v1" in done.stderr and done.stdout == ""
 
 
-# --- prepare_instance.sh
-# --------------------------------------------------------------------------------------------
+# -- prepare_instance.sh ---------------------------------------------------------------------------
 
 
 def test_prepare(place: Path) -> None:
@@ -128,8 +127,7 @@ def test_prepare_spares_another_process_with_the_same_number(place: Path, tmp_pa
         other.kill()
 
 
-# --- run_instance.sh
-# ------------------------------------------------------------------------------------------------
+# -- run_instance.sh -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

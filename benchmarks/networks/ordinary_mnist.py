@@ -123,8 +123,7 @@ def scale(images: Bytes) -> Floats:
     return images.astype(np.float32) / np.float32(PIXEL_MAX)
 
 
-# --- float networks
-# -------------------------------------------------------------------------------------------------
+# -- float networks --------------------------------------------------------------------------------
 
 
 def train(architecture: Architecture, data: Data, seed: int) -> Weights:
@@ -232,8 +231,7 @@ def float_network(name: str, data: Data, out: Path, seed: int) -> Path:
     return path
 
 
-# --- int8 networks
-# --------------------------------------------------------------------------------------------------
+# -- int8 networks ---------------------------------------------------------------------------------
 
 
 class Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
@@ -272,8 +270,7 @@ def accuracy(outputs: Floats, labels: npt.NDArray[np.int64]) -> float:
     return float((outputs.argmax(1) == labels).mean())
 
 
-# --- properties
-# --------------------------------------------------------------------------------------------------
+# -- properties ------------------------------------------------------------------------------------
 
 
 def choose_images(outputs: Floats, labels: npt.NDArray[np.int64], count: int) -> list[int]:
@@ -322,8 +319,7 @@ def write_properties(name: str, data: Data, images: list[int], radii: list[int],
     )
 
 
-# --- command
-# --------------------------------------------------------------------------------------------------
+# -- command ---------------------------------------------------------------------------------------
 
 
 def make(name: str, data: Data, out: Path, arguments: argparse.Namespace) -> None:

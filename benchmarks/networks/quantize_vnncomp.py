@@ -44,8 +44,7 @@ OPSET = 13  # the first whose QuantizeLinear knows an axis
 LISTS = ("instances_available.csv", "instances.csv", "*_instances.csv")
 
 
-# --- instance lists
-# -------------------------------------------------------------------------------------------------
+# -- instance lists --------------------------------------------------------------------------------
 
 
 @dataclass
@@ -91,8 +90,7 @@ def draw(boxes: Boxes, count: int, rng: np.random.Generator) -> Floats:
     return np.stack([rng.uniform(low, high) for low, high in chosen]).astype(np.float32)
 
 
-# --- networks
-# --------------------------------------------------------------------------------------------------
+# -- networks --------------------------------------------------------------------------------------
 
 
 def load_float(path: Path) -> onnx.ModelProto:
@@ -204,8 +202,7 @@ def quantize(prepared: Prepared, form: str, per_channel: bool, path: Path) -> fl
     return float((outputs.argmax(1) == prepared.expected.argmax(1)).mean())
 
 
-# --- folders
-# --------------------------------------------------------------------------------------------------
+# -- folders ---------------------------------------------------------------------------------------
 
 
 @dataclass

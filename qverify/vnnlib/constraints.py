@@ -71,8 +71,7 @@ class Fault(Exception):
         self.pos = pos  # in the text; the reader puts the current token's where none is given
 
 
-# --- linear inequalities
-# ---------------------------------------------------------------------------------------------
+# -- linear inequalities ---------------------------------------------------------------------------
 
 
 def linear(operand: int | Fraction) -> Linear:
@@ -455,8 +454,7 @@ def box(count: int, bounds: Bounds) -> Box:
     return Box(lower, upper, strict[0], strict[1])
 
 
-# --- words
-# --------------------------------------------------------------------------------------------------
+# -- words -----------------------------------------------------------------------------------------
 
 
 def number(word: str) -> Fraction:

@@ -96,8 +96,7 @@ def unsafe(prop: Property, x: tuple[Fraction, ...], y: tuple[Fraction, ...]) -> 
     )
 
 
-# --- VNN-LIB 1.0
-# --------------------------------------------------------------------------------------------------
+# -- VNN-LIB 1.0 -----------------------------------------------------------------------------------
 
 
 def test_a_small_property_in_full() -> None:
@@ -429,8 +428,7 @@ def test_deep_sums_and_logic_do_not_recurse() -> None:
         )
 
 
-# --- VNN-LIB 2.x
-# --------------------------------------------------------------------------------------------------
+# -- VNN-LIB 2.x -----------------------------------------------------------------------------------
 
 
 def test_a_network_with_several_tensors() -> None:
@@ -532,8 +530,7 @@ def test_the_version_is_told_by_content() -> None:
     assert "unknown command" in error_of("(declare-something X real [2])")
 
 
-# --- errors
-# --------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 FLAT_ERRORS = [
     ("(assert (<= Y_0 0)))", "7: unbalanced parenthesis: ')' closes nothing"),
@@ -690,8 +687,7 @@ def test_reading_ends_in_time() -> None:
             parse_property(text)
 
 
-# --- files
-# --------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def test_files_plain_and_gzip_by_content(tmp_path: Path) -> None:
@@ -760,8 +756,7 @@ def test_a_forbidden_file(tmp_path: Path) -> None:
         read_property(path)
 
 
-# --- a reference evaluator
-# -------------------------------------------------------------------------------------------
+# -- a reference evaluator -------------------------------------------------------------------------
 
 Tree = tuple[Any, ...]  # (operator, operands...), whose leaves are variable names and Fractions
 
@@ -863,8 +858,7 @@ def test_membership_equals_the_reference(
             )
 
 
-# --- fuzzing
-# --------------------------------------------------------------------------------------------------
+# -- fuzzing ---------------------------------------------------------------------------------------
 
 SEEDS = [
     flat("(assert (or (and (<= Y_0 Y_1) (>= X_0 0.5)) (not (= (+ X_0 (* 2 Y_1)) 1e-3))))"),
@@ -944,8 +938,7 @@ def test_random_bytes_are_refused(tmp_path: Path, data: bytes, packed: bool, mag
         read_property(path)
 
 
-# --- real files
-# --------------------------------------------------------------------------------------------------
+# -- real files ------------------------------------------------------------------------------------
 
 
 def real_files(pattern: str) -> Iterable[Path]:
