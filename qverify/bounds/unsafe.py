@@ -1,12 +1,11 @@
 """The unsafe set of one query, asked of output boxes: refuted, open, or certain, case by case.
 
 Sound: a case is refuted only if some row fails for every output in the box, in exact arithmetic.
-The comparison of a row's least value with its right-hand side is made in float64 where that is
-proved exact (every output is a multiple of a common power of two and the sum stays below 2**53 of
-them), or where it lies further from the right-hand side than its rounding error (underflow
-included) can reach; everything else is decided with Fractions. Outputs and inputs are finite
-float32 or integers of at most 32 bits; decimals in a property may be anything, so rows are scaled
-into float64's range.
+A row's least value is compared with its right-hand side in float64 where that is proved exact
+(every output is a multiple of a common power of two and the sum stays below 2**53 of them), or
+where the two lie further apart than rounding errors (underflow included) can reach; everything else
+is decided with Fractions. Outputs and inputs are finite float32 or integers of at most 32 bits;
+decimals in a property may be anything, so rows are scaled into float64's range.
 """
 
 from __future__ import annotations
@@ -36,17 +35,16 @@ HUGE = Fraction(2) ** 400  # beyond the value of every scaled row
 
 @dataclass(frozen=True)
 class Grid:
-    """What is known of the output values: each is a multiple of 2**unit (None: unknown) and at most
-    `largest`."""
+    """What is known of the output values."""
 
-    unit: tuple[int | None, ...]  # [outputs]
-    largest: tuple[float, ...]  # [outputs]
+    unit: tuple[int | None, ...]  # [outputs]: they are multiples of 2**unit; None: unknown
+    largest: tuple[float, ...]  # [outputs]: the largest magnitude
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
     """Rows of coefficients, nearly all of them 0: entry e adds coefficient[e] * x[index[e]] to the
-    row whose entries begin at or before e. Every row has an entry."""
+    last row whose entries begin at or before e. Every row has an entry."""
 
     index: npt.NDArray[np.intp]  # [E]
     coefficient: Float64Array  # [E]
@@ -55,7 +53,7 @@ class Matrix:
 
     @staticmethod
     def make(rows: Iterable[Sequence[tuple[int, Fraction]]], columns: int) -> Matrix:
-        """Of the terms (index, coefficient) of every row."""
+        """Make a matrix from the terms (index, coefficient) of every row."""
         index: list[int] = []
         coefficient: list[float] = []
         start: list[int] = []
@@ -69,7 +67,7 @@ class Matrix:
 
     @functools.cached_property
     def longest(self) -> int:
-        """The most entries of a row."""
+        """The number of entries of the longest row."""
         return int(np.diff(self.start, append=len(self.index)).max(initial=1))
 
     def range(
@@ -77,7 +75,7 @@ class Matrix:
     ) -> tuple[Float64Array, Float64Array, Float64Array]:
         """Least and largest value of every row over boxes [N, columns], and the sum of its terms'
         magnitudes: [N, rows]."""
-        if not len(self.start):
+        if not len(self.start):  # reduceat wants a row
             return (np.zeros((len(lower), 0)),) * 3
         low, high = lower[:, self.index] * self.coefficient, upper[:, self.index] * self.coefficient
         size = np.maximum(np.abs(low), np.abs(high))
@@ -86,9 +84,10 @@ class Matrix:
         return least, most, sizes
 
     def dense(self, rows: npt.NDArray[np.intp]) -> Float64Array:
-        """Some rows, in full: [N, columns]."""
+        """Some rows [N], in full: [N, columns]."""
         result = np.zeros((len(rows), self.columns))
         count = np.diff(self.start, append=len(self.index))[rows]
+        # The numbers of all their entries, one row's after another's.
         first = np.concatenate([[0], np.cumsum(count)[:-1]]) if len(rows) else count
         entry = np.arange(count.sum()) + np.repeat(self.start[rows] - first, count)
         result[np.repeat(np.arange(len(rows)), count), self.index[entry]] = self.coefficient[entry]
@@ -100,7 +99,7 @@ class Unsafe:
     """The rows of a query over Y (and X), and which rows make up each case."""
 
     rows: tuple[Row, ...]
-    cases: tuple[tuple[int, ...], ...]  # row numbers of each case
+    cases: tuple[tuple[int, ...], ...]  # each case's row numbers
     y_matrix: Matrix  # [rows, outputs]
     x_matrix: Matrix | None  # [rows, inputs]; None if no row mentions an input
     threshold: Float64Array  # [rows]: the row holds iff its value <= threshold, where `exact`
@@ -116,11 +115,11 @@ class Unsafe:
         """Whether some row mentions an input."""
         return self.x_matrix is not None
 
-    def ends(
+    def row_bounds(
         self, y: tuple[Float64Array, Float64Array], x: tuple[Float64Array, Float64Array] | None
     ) -> Any:
         """Least and largest value of every row over the boxes (float64 [N, rows], possibly
-        rounded), and the sum of the terms' magnitudes, which bounds the rounding."""
+        rounded), and the sum of the terms' magnitudes, which bounds the rounding error."""
         low, high, size = self.y_matrix.range(*y)
         if self.x_matrix is not None:
             assert x is not None
@@ -133,34 +132,39 @@ class Unsafe:
         y: tuple[Float64Array, Float64Array],
         x: tuple[Float64Array, Float64Array] | None = None,
     ) -> npt.NDArray[np.int8]:
-        """REFUTED, OPEN or CERTAIN for each box and case, int8 [N, cases]. On points (and without
-        inputs in the rows) never OPEN."""
-        low, high, size = self.ends(y, x)
+        """REFUTED, OPEN or CERTAIN for each box and case: int8 [N, cases]. Never OPEN on points,
+        unless rows mention inputs."""
+        low, high, size = self.row_bounds(y, x)
+        # Each of these loses at most half an ulp: a coefficient, its product, every sum of a row
+        # (one fewer than its terms), the threshold, and value - threshold. Two more halves pay for
+        # products of errors and the rounding of `size` itself. (Higham, "Accuracy and Stability of
+        # Numerical Algorithms", 2002, section 3.1.)
         terms = self.y_matrix.longest + (0 if self.x_matrix is None else self.x_matrix.longest)
         slack = np.where(
             self.exact, 0.0, (size + np.abs(self.threshold) + TINY) * ((terms + 4) * HALF_ULP)
         )
         possible = self._decide(low, slack, y, x, least=True)
         sure = self._decide(high, slack, y, x, least=False)
+        # A row whose least value fails, fails everywhere; one whose largest value holds, holds
+        # everywhere. A case is a conjunction of rows.
         result = np.empty((len(low), len(self.cases)), np.int8)
-        for cases, rows in self._alike:
+        for cases, rows in self._cases_by_length:
             certain, open_ = sure[:, rows].all(axis=2), possible[:, rows].all(axis=2)
             result[:, cases] = np.where(certain, CERTAIN, np.where(open_, OPEN, REFUTED))
         return result
 
     @functools.cached_property
-    def _alike(self) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
-        """The cases in groups of as many rows: their numbers [M], and their rows [M, rows of
-        each]."""
-        numbers: dict[int, list[int]] = {}
+    def _cases_by_length(self) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
+        """The cases in groups of the same number of rows: case numbers [M], row numbers [M, L]."""
+        groups: dict[int, list[int]] = {}
         for k, case in enumerate(self.cases):
-            numbers.setdefault(len(case), []).append(k)
+            groups.setdefault(len(case), []).append(k)
         return [
             (
-                np.array(own, np.intp),
-                np.array([self.cases[k] for k in own], np.intp).reshape(len(own), count),
+                np.array(cases, np.intp),
+                np.array([self.cases[k] for k in cases], np.intp).reshape(len(cases), length),
             )
-            for count, own in numbers.items()
+            for length, cases in groups.items()
         ]
 
     def _decide(
@@ -170,43 +174,42 @@ class Unsafe:
         holds: BoolArray = value <= self.threshold
         close = ~self.exact & (np.abs(value - self.threshold) <= slack)
         for i, r in zip(*np.nonzero(close), strict=True):
-            ends = [(a[i], b[i]) for a, b in ([y] if x is None else [y, x])]
-            holds[i, r] = _holds_exactly(self.rows[r], ends, least)
+            box = [(lower[i], upper[i]) for lower, upper in ([y] if x is None else [y, x])]
+            holds[i, r] = _holds_exactly(self.rows[r], box, least)
         return holds
 
     def slack(
         self, y: Float64Array, x: Float64Array | None = None
     ) -> tuple[Float64Array, npt.NDArray[np.intp]]:
-        """A guide: how far each case is from being unsafe at points, and its worst row: both [N,
-        cases].
+        """A guide: how far each case is from being unsafe at points, and its worst row: [N, cases].
 
         The slack is min over rows of (rhs - value); it is >= 0 where the case is unsafe (up to
         rounding).
         """
-        return self.slack_of(self.ends((y, y), None if x is None else (x, x))[0])
+        return self.slack_of(self.row_bounds((y, y), None if x is None else (x, x))[0])
 
     def slack_of(self, values: Float64Array) -> tuple[Float64Array, npt.NDArray[np.intp]]:
         """`slack` for given row values [N, rows]."""
         room = self.threshold - values
         best = np.full((len(values), len(self.cases)), np.inf)
         row = np.zeros((len(values), len(self.cases)), np.intp)
-        for cases, rows in self._alike:
+        for cases, rows in self._cases_by_length:
             if rows.shape[1]:
-                own = room[:, rows]
-                worst = own.argmin(axis=2)
-                best[:, cases] = np.take_along_axis(own, worst[:, :, None], axis=2)[:, :, 0]
+                of_cases = room[:, rows]
+                worst = of_cases.argmin(axis=2)
+                best[:, cases] = np.take_along_axis(of_cases, worst[:, :, None], axis=2)[:, :, 0]
                 row[:, cases] = rows[np.arange(len(rows)), worst]
         return best, row
 
 
-def _holds_exactly(
-    row: Row, ends: Sequence[tuple[Float64Array, Float64Array]], least: bool
-) -> bool:
+def _holds_exactly(row: Row, box: Sequence[tuple[Float64Array, Float64Array]], least: bool) -> bool:
+    """Whether a row holds at its least (or largest) value over a box: bounds of y, and of x where
+    the row mentions inputs."""
     total = Fraction(0)
-    for terms, (lower, upper) in zip((row.y, row.x), ends, strict=False):
+    for terms, (lower, upper) in zip((row.y, row.x), box, strict=False):
         for index, coefficient in terms:
-            end = lower if (coefficient > 0) == least else upper
-            total += coefficient * Fraction(float(end[index]))
+            extreme = lower if (coefficient > 0) == least else upper
+            total += coefficient * Fraction(float(extreme[index]))
     return total < row.rhs if row.strict else total <= row.rhs
 
 
@@ -227,8 +230,7 @@ def make_unsafe(query: Query, inputs: int, grid: Grid) -> Unsafe:
 
 
 def _scaled(row: Row) -> Row:
-    """The row, multiplied by a power of two where its coefficients would leave the range of float64
-    or come near."""
+    """The row, multiplied by a power of two if its coefficients come near the range of float64."""
     largest = max((abs(c) for _, c in (*row.x, *row.y)), default=Fraction(1))
     exponent = largest.numerator.bit_length() - largest.denominator.bit_length()
     if abs(exponent) <= 64:
@@ -240,26 +242,27 @@ def _scaled(row: Row) -> Row:
 
 def _threshold(row: Row, grid: Grid) -> tuple[float, bool]:
     """The float64 t with "row holds iff value <= t", and whether value is computed without
-    rounding.
+    rounding. If it is not, t is rhs, rounded.
 
-    On multiples of u, value <= rhs iff value <= floor(rhs / u) u, and value < rhs iff value <=
-    (ceil(rhs / u) - 1) u.
+    Exact because all products and partial sums are multiples of one power of two, u, and below
+    2**53 of them: float64 holds each. On multiples of u, value <= rhs iff value <= floor(rhs / u)
+    u, and value < rhs iff value <= (ceil(rhs / u) - 1) u, which turns any rhs into such a multiple.
     """
-    nearest = float(max(min(row.rhs, HUGE), -HUGE))
+    rounded = float(max(min(row.rhs, HUGE), -HUGE))
     if row.x:
-        return nearest, False
+        return rounded, False
     units = []
-    reach = Fraction(0)
+    reach = Fraction(0)  # no partial sum has a larger magnitude
     for index, c in row.y:
         unit = grid.unit[index]
         power = power_of_two(c)
         if unit is None or power is None or not isfinite(grid.largest[index]):
-            return nearest, False
+            return rounded, False
         units.append(unit + power)
         reach += abs(c) * Fraction(grid.largest[index])
     step = Fraction(2) ** min(units, default=0)
     if reach / step >= 2**53:
-        return nearest, False
+        return rounded, False
     multiple = -(-row.rhs // step) - 1 if row.strict else row.rhs // step
     limit = reach / step + 1  # beyond every value: clamping there changes no comparison
     whole = max(min(Fraction(multiple), limit), -limit - 1)
@@ -267,8 +270,8 @@ def _threshold(row: Row, grid: Grid) -> tuple[float, bool]:
 
 
 def power_of_two(c: Fraction) -> int | None:
-    """The largest p with c a multiple of 2**p, for a dyadic c that float64 holds with room to
-    spare; None otherwise."""
+    """The largest p with c a multiple of 2**p, for a dyadic c that float64 holds exactly and with
+    room to spare; None otherwise."""
     if c.denominator & (c.denominator - 1):
         return None
     trailing = (c.numerator & -c.numerator).bit_length() - 1

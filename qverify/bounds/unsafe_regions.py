@@ -1,9 +1,9 @@
-"""The regions of a property as arrays, and what it takes to refute them: a combination of a
-region's inequalities sum w . v + c >= 0 with weights mu >= 0 and an upper bound below 0, in exact
+"""The regions of a property as arrays, and how they are refuted: by a combination of a region's
+inequalities sum w . v + c >= 0, with weights mu >= 0, whose upper bound is below 0 in exact
 integers.
 
 Sound: where all inequalities hold, so does every combination with weights that are not negative; a
-negative upper bound says that it does not hold anywhere in the box.
+negative upper bound says that it holds nowhere in the box.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ class UnsafeRegions:
     network: Network
     inequalities: tuple[Inequality, ...]
     regions: tuple[tuple[int, ...], ...]  # numbers of inequalities
-    # Numbers of regions; None: the case cannot be expressed.
-    cases: tuple[tuple[int, ...] | None, ...]
+    cases: tuple[tuple[int, ...] | None, ...]  # numbers of regions; None: it cannot be expressed
 
     @property
     def last(self) -> int:
@@ -49,29 +48,30 @@ class UnsafeRegions:
         return max((value for i in self.inequalities for value, _, _ in i.terms), default=0)
 
     def precision(self) -> int:
+        """How many binary places multipliers are rounded to: fewer where coefficients are large."""
         largest = max((abs(c) for i in self.inequalities for _, _, c in i.terms), default=1)
         return max(PRECISION - largest.bit_length() + 1, 8)
 
     def rows(
         self, numbers: Sequence[Sequence[int]]
     ) -> tuple[dict[int, npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
-        """Inequalities as arrays: per value weights [N, K, *shape], and constants [N, K]; short
-        rows end in 0 >= 0."""
-        count = max((len(own) for own in (*numbers, *self.regions)), default=0)
+        """Inequalities, given as N lists of their numbers, as arrays: weights of each value
+        [N, K, *shape], and constants [N, K]. Short lists are filled up with 0 >= 0."""
+        count = max((len(listed) for listed in (*numbers, *self.regions)), default=0)
         values = sorted({value for i in self.inequalities for value, _, _ in i.terms})
         terms = {
             v: np.zeros((len(numbers), count, self.network.type_of(v).size), np.int64)
             for v in values
         }
         constants = np.zeros((len(numbers), count), np.int64)
-        for n, own in enumerate(numbers):
-            for k, i in enumerate(own):
+        for n, listed in enumerate(numbers):
+            for k, i in enumerate(listed):
                 constants[n, k] = self.inequalities[i].constant
                 for value, index, c in self.inequalities[i].terms:
                     terms[value][n, k, index] = c
         shaped = {
-            v: own.reshape(*own.shape[:2], *self.network.type_of(v).shape)
-            for v, own in terms.items()
+            v: weights.reshape(*weights.shape[:2], *self.network.type_of(v).shape)
+            for v, weights in terms.items()
         }
         return shaped, constants
 
@@ -80,7 +80,8 @@ class UnsafeRegions:
         terms, constants = self.rows([self.regions[r] for r in regions])
         kernels = dual.kernels
         return Objective(
-            {v: kernels.asarray(own) for v, own in terms.items()}, kernels.asarray(constants)
+            {v: kernels.asarray(weights) for v, weights in terms.items()},
+            kernels.asarray(constants),
         )
 
     def refuted(
@@ -91,9 +92,11 @@ class UnsafeRegions:
         values: list[Interval],
         wanted: BoolArray,
     ) -> BoolArray:
-        """Which regions some single inequality refutes, where `bound` bounds inequalities from
-        above: [N, regions]. They are bounded 2**shift fold, since `bound` rounds multipliers to
-        integers. Only the inequalities of the cases `wanted` [cases] are bounded."""
+        """Which regions are refuted by one of their inequalities alone: [N, regions].
+
+        `bound` bounds inequalities from above. It gets them times 2**shift, since it rounds
+        multipliers to integers. Only inequalities of the cases `wanted` [cases] are bounded.
+        """
         negative = np.zeros((len(values[0][0]), len(self.inequalities)), np.bool_)
         numbers = self._numbers(wanted)
         if numbers and self._size << shift < LIMIT:
@@ -112,32 +115,31 @@ class UnsafeRegions:
         return max(map(abs, numbers), default=0)
 
     def _numbers(self, wanted: BoolArray) -> list[int]:
-        """The inequalities that the cases `wanted` rest on."""
+        """The inequalities of the cases `wanted`."""
         regions = (r for k in np.flatnonzero(wanted) for r in self.cases[k] or ())
         return sorted({i for region in regions for i in self.regions[region]})
 
     def _negative(
         self, dual: Dual, relaxations: Relaxations, bound: Any, numbers: list[int], shift: int
     ) -> BoolArray:
-        """Which of some inequalities, 2**shift fold, `bound` bounds below 0: [N, numbers]. Raises
-        TooLarge."""
+        """Which of some inequalities have a bound below 0: [N, numbers]. Raises TooLarge."""
         kernels, n = dual.kernels, len(relaxations.boxes[0][0])
         widest = max((node.type.size for node in self.network.nodes[: self.last]), default=1)
         step = max(1, kernels.chunk_bytes // (8 * n * max(widest, self.network.input_type.size)))
         parts = []
         for start in looking(range(0, len(numbers), step)):
-            own = numbers[start : start + step]
-            terms, constants = self.rows([own])
+            chunk = numbers[start : start + step]
+            terms, constants = self.rows([chunk])
             weights = {
                 value: kernels.xp.broadcast_to(kernels.asarray(w << shift), (n, *w.shape[1:]))
                 for value, w in terms.items()
             }
             total = kernels.to_host(bound(relaxations, weights)) + (constants << shift)
-            parts.append(total[:, : len(own)] < 0)
+            parts.append(total[:, : len(chunk)] < 0)
         return np.concatenate(parts, axis=1)
 
     def refuted_cases(self, empty: BoolArray) -> BoolArray:
-        """The cases of which every region is `empty` [N, regions]: [N, cases]."""
+        """The cases whose regions are all `empty` [N, regions]: [N, cases]."""
         result = np.zeros((len(empty), len(self.cases)), np.bool_)
         for k, regions in enumerate(self.cases if self.inequalities else ()):
             if regions is not None:
@@ -152,52 +154,43 @@ def make_unsafe_regions(
     cases: Sequence[Case],
     boxes: list[Interval],
 ) -> UnsafeRegions:
-    """Compile the cases of a query; `boxes` are root intervals ([1, *shape] ends) of the dual's
-    network."""
+    """Compile the cases of a query; `boxes` are the intervals of the dual's network over the root
+    box ([1, *shape] each)."""
 
     def staircase(value: int) -> tuple[StaircaseRelaxation, int] | None:
-        rule = host_rules[value - 1] if value else None
-        return (
-            (rule, network.nodes[value - 1].inputs[0])
-            if isinstance(rule, StaircaseRelaxation)
-            else None
-        )
+        rule = dual.host_rules[value - 1] if value else None
+        if not isinstance(rule, StaircaseRelaxation):
+            return None
+        return rule, network.nodes[value - 1].inputs[0]
 
     def reach(value: int) -> int:
-        own = network.type_of(value)
-        return max(abs(own.low), abs(own.high))
+        type_ = network.type_of(value)
+        return max(abs(type_.low), abs(type_.high))
 
-    host_rules = dual.host_rules
+    @functools.cache  # on a GPU the host has to wait for the values
+    def root_bounds(value: int) -> tuple[Any, Any]:
+        lower, upper = boxes[value]
+        return dual.kernels.to_host(lower).reshape(-1), dual.kernels.to_host(upper).reshape(-1)
 
-    @functools.cache  # on a GPU every look is a wait
-    def ends(value: int) -> tuple[Any, Any]:
-        low, high = (dual.kernels.to_host(end).reshape(-1) for end in boxes[value])
-        return low, high
-
-    compiler = Compiler(outputs, staircase, ends, reach)
+    compiler = Compiler(outputs, staircase, root_bounds, reach)
     numbers: dict[Inequality, int] = {}
     regions: list[tuple[int, ...]] = []
-    covered: list[tuple[int, ...] | None] = []
+    expressed: list[tuple[int, ...] | None] = []
     for case in looking(cases, 16):
         found: list[Region] | None = compiler.regions(case)
-        if found is None or any(
-            not region for region in found
-        ):  # a region without a condition cannot be refuted
-            covered.append(None)
+        if found is None or not all(found):  # a region without inequalities cannot be refuted
+            expressed.append(None)
             continue
-        covered.append(tuple(range(len(regions), len(regions) + len(found))))
+        expressed.append(tuple(range(len(regions), len(regions) + len(found))))
         regions += [tuple(numbers.setdefault(i, len(numbers)) for i in region) for region in found]
-    return UnsafeRegions(network, tuple(numbers), tuple(regions), tuple(covered))
+    return UnsafeRegions(network, tuple(numbers), tuple(regions), tuple(expressed))
 
 
 def proved(
     dual: Dual, relaxations: Relaxations, objective: Objective, point: Point, precision: int
 ) -> tuple[Array, int]:
-    """Which regions the point refutes, in exact integers: bool [N], and the precision at which it
-    was found out.
-
-    `relaxations` and `objective` hold int64.
-    """
+    """Which regions the point refutes, in exact integers: bool [N], and the precision to which its
+    multipliers were rounded. `relaxations` and `objective` hold int64."""
     xp, terms, constants = dual.kernels.xp, objective.terms, objective.constants
     while precision >= LEAST_PRECISION:
         mu, multipliers = rounded(dual, point, precision)
@@ -207,6 +200,6 @@ def proved(
                 raise TooLarge
             total = dual.upper(relaxations, objective.weights(mu), multipliers)[:, 0]
             return total + (mu * constants).sum(axis=1) < 0, precision
-        except TooLarge:
+        except TooLarge:  # a coarser point is as sound, and its numbers are smaller
             precision -= 4
     return xp.zeros(len(point.mu), dtype=xp.bool_), precision

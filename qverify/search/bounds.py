@@ -118,7 +118,7 @@ class Intervals(Bound):
         status = known.sought.status(y, x)
         status[known.without_sought(boxes.lower, boxes.upper)] = REFUTED
         known.joint.refine(status, y, x)
-        return Refuted(status == REFUTED, least=known.sought.ends(y, x)[0])
+        return Refuted(status == REFUTED, least=known.sought.row_bounds(y, x)[0])
 
 
 class _Backward(Bound):
