@@ -13,7 +13,6 @@ from qverify.network import Network
 from qverify.search.frontier import Frontier, OpenBoxes
 from qverify.search.knowledge import Knowledge
 
-BACKWARD_BYTES = 32 << 20  # one array of multipliers of a batch
 FRONTIER_BYTES = 4 << 30  # of open boxes in the host's memory
 
 
@@ -27,12 +26,12 @@ def subproblem_batch(kernels: Kernels, network: Network) -> int:
     return kernels.batch(kernels.cut_budget, sum(node.type.size for node in network.nodes))
 
 
-def backward_parts(known: Knowledge, count: int, bytes_: int | None = None) -> Iterator[slice]:
-    """`count` boxes in parts that a backward pass takes at once."""
-    relaxed = known.relaxed()
+def backward_parts(known: Knowledge, count: int) -> Iterator[slice]:
+    """`count` boxes in parts whose multipliers, for every inequality, fit the machine's chunks."""
+    relaxed, problem = known.relaxed(), known.problem
     inequalities = 1 if relaxed is None else max(1, len(relaxed.regions.inequalities))
-    each = 8 * inequalities * known.problem.network.widest
-    step = max(1, (BACKWARD_BYTES if bytes_ is None else bytes_) // each)
+    each = 8 * inequalities * problem.network.widest
+    step = max(1, problem.kernels.chunk_bytes // each)
     return (slice(start, start + step) for start in range(0, count, step))
 
 
