@@ -247,10 +247,12 @@ class Engine:
         """Compare the network with the file inside a query's box, before it is said to be safe.
 
         At the corners of its domain, at random inputs, and at those of many that come nearest to
-        being unsafe. Sound without this; it is here since a fault of the reader that decides this
-        query is likeliest to show where the query looks. Raises SoundnessError as `_check_same`
-        does. Returns why the query is not decided after all, "" if it is: where shapes that the
-        file leaves open were fixed without being asked for, the file as it stands may be fused
+        being unsafe. Verdicts are sound without this, if the file was read right. If it was not,
+        the fault is likeliest to show where the query looks. Raises SoundnessError as `_check_same`
+        does.
+
+        Returns why the query is not decided after all, "" if it is: where shapes that the file
+        leaves open were fixed without being asked for, the file as it stands may be fused
         otherwise, and is compared as well.
         """
         domain, rng = problem.domain, np.random.default_rng(1)

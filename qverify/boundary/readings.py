@@ -282,7 +282,7 @@ class _RowReader:
         return not row.rhs and abs(c) >= LEAST_NORMAL and far
 
     def _is_exact(self, row: Row, arithmetic: Arithmetic, form: Format) -> bool:
-        """Whether a row's sides are computed without rounding, or rounded so that it is no matter.
+        """Whether a row's sides are computed without rounding, or rounded without consequence.
 
         One output times a constant has the right sign; or all leaves are multiples of one power of
         two, and their sum is below 2**bits of it.

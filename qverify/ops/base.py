@@ -79,7 +79,7 @@ class AbstractOp(ABC):
 
 
 def unbroadcast(full: Array, x: Array) -> Array:
-    """Sum `full` over the axes along which `x` was broadcast, but for the batch axis, the first."""
+    """Sum `full` over the axes along which `x` was broadcast; the batch axis, the first, stays."""
     while full.ndim > x.ndim:
         full = full.sum(axis=1)
     axes = tuple(i for i in range(1, x.ndim) if x.shape[i] == 1 and full.shape[i] != 1)

@@ -302,7 +302,7 @@ class StaircaseRelaxation(NonlinearRelaxation):
         guess = first + xp.rint(share * (last - first)).astype(first.dtype)
         below = xp.clip(guess, first + 1, xp.maximum(last, first + 1))
         begin = self.begin(kernels, xp.where(steps, below, self.low + 1))
-        for shift in (-2, -1, 1, 2):  # steps are even, but for their first and last one
+        for shift in (-2, -1, 1, 2):  # all steps but the first and last are even
             code = xp.clip(below + shift, first + 1, xp.maximum(last, first + 1))
             other = self.begin(kernels, xp.where(steps, code, self.low + 1))
             begin = xp.where(xp.abs(other - z) < xp.abs(begin - z), other, begin)

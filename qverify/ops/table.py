@@ -322,7 +322,8 @@ def make_sandwich(
 ) -> PairwiseRelaxation | None:
     """Staircases around a table [Ka, Kb] of two codes, whose axes begin at a[0] and b[0].
 
-    None where it is no function of a sum: where the two staircases lie more than two codes apart.
+    None where the table is not a function of a sum: where the two staircases lie more than two
+    codes apart.
     """
     rows, columns = (np.arange(t.low, t.high + 1) for _, t in (a, b))
     part = values[

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qverify import verification, verify
+from qverify import robustness, verification, verify
 from qverify.boundary.leaves import Leaves
 from qverify.deadline import Deadline
 from qverify.errors import SoundnessError, UsageError
@@ -27,6 +27,7 @@ from qverify.ops import Dense, FloatProgram, Requantize
 from qverify.options import Options
 from qverify.property import Box, Query, Row
 from qverify.result import Stats, Verdict
+from qverify.robustness import certify
 from qverify.search import bab
 from qverify.search.bab import search
 from qverify.search.problem import Problem
@@ -37,6 +38,7 @@ from tests.networks import CPU, Maker, all_points, random_network
 from tests.ops.banded import Blurred, blurred, in_some_order
 from tests.search.queries import Asked, Rng, asked, holds
 from tests.search.test_cuts import instances
+from tests.test_robustness import FORMS, classifier, some_images, truth, verdicts
 
 intel = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="the formulas are those of x86-64"
@@ -302,3 +304,34 @@ def test_a_file_outside_its_band_is_an_error(
     drift = 3.0
     with pytest.raises(SoundnessError, match="differ"):
         verify(model, spec, Options(device="cpu"))
+
+
+def test_images_are_decided_by_what_onnxruntime_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ties among them: where the bands leave an image's label open, the file is asked."""
+    form = FORMS["uint8"]
+    path = classifier(form, tmp_path / "m.onnx", gain=0.2)  # coarse scores
+    pixels, labels = some_images(path, form, 60)
+    asked_of = 0
+    ask = Leaves.ask
+
+    def read(*arguments: Any) -> Model:
+        found = read_model(*arguments)
+        network = drifted(np.random.default_rng(1), found.lowered.network)
+        assert not network.exact
+        return replace(found, lowered=replace(found.lowered, network=network))
+
+    def counted(leaves: Leaves, *arguments: Any) -> Any:
+        nonlocal asked_of
+        asked_of += 1
+        return ask(leaves, *arguments)
+
+    expected = {(i, F(1)): truth(path, form, pixels[i], int(labels[i]), 1) for i in range(60)}
+    exact = certify(path, pixels, labels, 1, Options(device="cpu"))
+    monkeypatch.setattr(robustness, "read_model", read)
+    monkeypatch.setattr(Leaves, "ask", counted)
+    banded = certify(path, pixels, labels, 1, Options(device="cpu"))
+    assert verdicts(banded) == expected == verdicts(exact) and len(set(expected.values())) == 3
+    assert [level.ties for level in banded.levels] == [level.ties for level in exact.levels]
+    assert asked_of > 5
