@@ -18,7 +18,7 @@ from qverify.boundary.readings import make_readings
 from qverify.bounds.dual import Dual
 from qverify.bounds.regions import Output
 from qverify.bounds.unsafe import make_unsafe
-from qverify.errors import SoundnessError, SpecError, UsageError
+from qverify.errors import SoundnessError, SpecError, Undecided, UsageError
 from qverify.frontend.encoder import Encoder, make_encoder
 from qverify.frontend.model import Model
 from qverify.frontend.shapes import shapes_text
@@ -310,6 +310,12 @@ class Engine:
         return make_leaves(self.read.lowered, self._ask)
 
     def _ask(self, flat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The file's outputs for inputs [inputs], where these decide a point."""
+        if self._saturating:
+            raise Undecided(
+                "float sums decide a point, and onnxruntime cannot be asked: it computes other "
+                "integers on this CPU (x86 without VNNI)"
+            )
         return self._file(flat)
 
     @functools.cached_property

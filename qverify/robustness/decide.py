@@ -220,7 +220,10 @@ class Decider:
         if not leaves.exact:  # where the bounds of an image's scores do not decide, ask the file
             open_ = (status != REFUTED).any(axis=1) & (status != CERTAIN).all(axis=1)
             for i in np.flatnonzero(open_).tolist():
-                actual = leaves.ask(flat[i], y[0][i], y[1][i])[None]
+                try:
+                    actual = leaves.ask(flat[i], y[0][i], y[1][i])[None]
+                except Undecided as error:
+                    raise UsageError(f"{self.engine.read.path}: {error}") from None
                 y[0][i] = y[1][i] = actual
                 status[i] = self._status(task.labels[i : i + 1], (actual, actual))[0]
         right: BoolArray = (status == REFUTED).all(axis=1)

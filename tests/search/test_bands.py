@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction as F
 from pathlib import Path
@@ -20,10 +21,11 @@ import pytest
 from qverify import robustness, verification, verify
 from qverify.boundary.leaves import Leaves
 from qverify.deadline import Deadline
+from qverify.engine import Engine
 from qverify.errors import SoundnessError, UsageError
 from qverify.frontend.model import Model, read_model
 from qverify.network import Network
-from qverify.ops import Dense, FloatProgram, Requantize
+from qverify.ops import AbstractOp, Dense, FloatProgram, Requantize
 from qverify.options import Options
 from qverify.property import Box, Query, Row
 from qverify.result import Stats, Verdict
@@ -231,107 +233,114 @@ def test_one_op_with_a_band_makes_a_network_inexact() -> None:
 # -- whole files -----------------------------------------------------------------------------------
 
 
-def drifted(rng: Rng, network: Network) -> Network:
-    """The network with a band at every requantization whose middle is off: what onnxruntime
-    computes lies within the band, and is not the nominal result."""
-    nodes = []
-    for node in network.nodes:
-        if isinstance(node.op, Requantize):
-            drift = float(rng.uniform(-0.5, 0.5))
-            nominal = replace(node.op, program=node.op.program.then("add", drift))
-            node = replace(node, op=Blurred(nominal, abs(drift) + 0.02))
-        nodes.append(node)
-    return replace(network, nodes=tuple(nodes))
+def reader_of(change: Callable[[Requantize], AbstractOp]) -> Callable[..., Model]:
+    """`read_model` with another op at every requantization."""
+
+    def read(*arguments: Any) -> Model:
+        found = read_model(*arguments)
+        nodes = [
+            replace(node, op=change(node.op)) if isinstance(node.op, Requantize) else node
+            for node in found.lowered.network.nodes
+        ]
+        network = replace(found.lowered.network, nodes=tuple(nodes))
+        return replace(found, lowered=replace(found.lowered, network=network))
+
+    return read
+
+
+def drift(op: Requantize, by: float, band: float) -> AbstractOp:
+    """A band around another middle, `by` codes off."""
+    return Blurred(replace(op, program=op.program.then("add", by)), band)
+
+
+def drifting(rng: Rng) -> Callable[..., Model]:
+    """A reader whose bands hold what onnxruntime computes, which is mostly not nominal."""
+
+    def change(op: Requantize) -> AbstractOp:
+        by = float(rng.uniform(-0.5, 0.5))
+        return drift(op, by, abs(by) + 0.02)
+
+    return reader_of(change)
+
+
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The inputs that onnxruntime is asked about."""
+    asked_about: list[Any] = []
+    ask = Leaves.ask
+
+    def noted(leaves: Leaves, inputs: Any, lower: Any, upper: Any) -> Any:
+        asked_about.append(inputs)
+        return ask(leaves, inputs, lower, upper)
+
+    monkeypatch.setattr(Leaves, "ask", noted)
+    return asked_about
 
 
 @intel
 def test_files_are_decided_by_what_onnxruntime_computes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, questions: list[Any]
 ) -> None:
-    """Random files whose network, as read, knows most values within bands only."""
-    rng, seen = np.random.default_rng(0), Counter[str]()
-    ask = Leaves.ask
-
-    def read(*arguments: Any) -> Model:
-        model = read_model(*arguments)
-        network = drifted(rng, model.lowered.network)
-        seen["inexact"] += not network.exact
-        return replace(model, lowered=replace(model.lowered, network=network))
-
-    def asked_of(leaves: Leaves, *arguments: Any) -> Any:
-        seen["asked"] += 1
-        return ask(leaves, *arguments)
-
-    monkeypatch.setattr(verification, "read_model", read)
-    monkeypatch.setattr(Leaves, "ask", asked_of)
+    """Random files whose network, as read, knows many values within bands only."""
+    monkeypatch.setattr(verification, "read_model", drifting(np.random.default_rng(0)))
+    seen = Counter[Verdict]()
     for instance in instances(3, 24 * ROUNDS, tmp_path, most=12):
-        for options in ({}, {"attack": False, "sweep": False}):
-            seen[instance.verified(timeout=20, **options).verdict.value] += 1
-    assert seen["inexact"] > 10 and seen["asked"] > 10 and seen["sat"] > 5 and seen["unsat"] > 5
+        for attack in (True, False):
+            seen[instance.verified(timeout=20, attack=attack, sweep=attack).verdict] += 1
+    assert len(questions) > 10 and min(seen[v] for v in (Verdict.SAT, Verdict.UNSAT)) > 5
+
+
+def test_images_are_decided_by_what_onnxruntime_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, questions: list[Any]
+) -> None:
+    """Ties among them: where the bands leave an image's label open, the file is asked."""
+    form, options = FORMS["uint8"], Options(device="cpu")
+    path = classifier(form, tmp_path / "m.onnx", gain=0.2)  # coarse scores
+    pixels, labels = some_images(path, form, 60)
+    expected = {(i, F(1)): truth(path, form, pixels[i], int(labels[i]), 1) for i in range(60)}
+    exact = certify(path, pixels, labels, 1, options)
+    assert not questions
+    monkeypatch.setattr(robustness, "read_model", drifting(np.random.default_rng(1)))
+    banded = certify(path, pixels, labels, 1, options)
+    assert verdicts(banded) == expected == verdicts(exact) and len(set(expected.values())) == 3
+    assert [level.ties for level in banded.levels] == [level.ties for level in exact.levels]
+    assert len(questions) > 5
+
+
+def halving(folder: Path, least: int) -> tuple[Path, Path]:
+    """A file that halves the sum of two codes, and a property that asks for `least` or more."""
+    g = Graph()
+    one, zero = g.f32(1.0), g.const(np.uint8(0))
+    weight = g.const(np.ones((2, 1)), np.int8)
+    ends = one, zero, weight, one, g.const(np.int8(0)), g.f32(2.0), zero
+    y = g.node("QLinearMatMul", g.input((1, 2), np.uint8), *ends)
+    declared = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)"
+    box = " ".join(f"(assert (>= X_{i} 0))(assert (<= X_{i} 8))" for i in range(2))
+    spec = folder / "spec.vnnlib"
+    spec.write_text(f"{declared} {box} (assert (>= Y_0 {least}))")
+    return write(g.model(y), folder / "m.onnx"), spec
 
 
 def test_a_file_outside_its_band_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the search, and whatever it would say."""
-    g = Graph()
-    one, zero = g.f32(1.0), g.const(np.uint8(0))
-    weight = g.const(np.ones((2, 1)), np.int8)
-    ends = one, zero, weight, one, g.const(np.int8(0)), g.f32(2.0), zero
-    model = write(
-        g.model(g.node("QLinearMatMul", g.input((1, 2), np.uint8), *ends)), tmp_path / "m.onnx"
-    )
-    spec = tmp_path / "spec.vnnlib"
-    declared = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)"
-    box = " ".join(f"(assert (>= X_{i} 0))(assert (<= X_{i} 9))" for i in range(2))
-    spec.write_text(f"{declared} {box} (assert (>= Y_0 10))")
-    drift = 0.0
-
-    def read(*arguments: Any) -> Model:
-        found = read_model(*arguments)
-        *nodes, last = found.lowered.network.nodes
-        assert isinstance(last.op, Requantize)
-        nominal = replace(last.op, program=last.op.program.then("add", drift))
-        network = replace(
-            found.lowered.network, nodes=(*nodes, replace(last, op=Blurred(nominal, 0.5)))
-        )
-        return replace(found, lowered=replace(found.lowered, network=network))
-
-    monkeypatch.setattr(verification, "read_model", read)
+    model, spec = halving(tmp_path, least=10)
+    monkeypatch.setattr(verification, "read_model", reader_of(lambda op: drift(op, 0.3, 0.5)))
     assert verify(model, spec, Options(device="cpu")).verdict is Verdict.UNSAT
     with pytest.raises(UsageError, match="no certificate"):
         verify(model, spec, Options(device="cpu", certificate=True))
-    drift = 3.0
+    monkeypatch.setattr(verification, "read_model", reader_of(lambda op: drift(op, 3.0, 0.5)))
     with pytest.raises(SoundnessError, match="differ"):
         verify(model, spec, Options(device="cpu"))
 
 
-def test_images_are_decided_by_what_onnxruntime_computes(
+def test_a_runtime_that_saturates_is_not_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ties among them: where the bands leave an image's label open, the file is asked."""
-    form = FORMS["uint8"]
-    path = classifier(form, tmp_path / "m.onnx", gain=0.2)  # coarse scores
-    pixels, labels = some_images(path, form, 60)
-    asked_of = 0
-    ask = Leaves.ask
-
-    def read(*arguments: Any) -> Model:
-        found = read_model(*arguments)
-        network = drifted(np.random.default_rng(1), found.lowered.network)
-        assert not network.exact
-        return replace(found, lowered=replace(found.lowered, network=network))
-
-    def counted(leaves: Leaves, *arguments: Any) -> Any:
-        nonlocal asked_of
-        asked_of += 1
-        return ask(leaves, *arguments)
-
-    expected = {(i, F(1)): truth(path, form, pixels[i], int(labels[i]), 1) for i in range(60)}
-    exact = certify(path, pixels, labels, 1, Options(device="cpu"))
-    monkeypatch.setattr(robustness, "read_model", read)
-    monkeypatch.setattr(Leaves, "ask", counted)
-    banded = certify(path, pixels, labels, 1, Options(device="cpu"))
-    assert verdicts(banded) == expected == verdicts(exact) and len(set(expected.values())) == 3
-    assert [level.ties for level in banded.levels] == [level.ties for level in exact.levels]
-    assert asked_of > 5
+    """On a CPU that computes other integers, a point that the band leaves open stays open."""
+    model, spec = halving(tmp_path, least=9)
+    monkeypatch.setattr(verification, "read_model", reader_of(lambda op: Blurred(op, 1.0)))
+    monkeypatch.setattr(Engine, "_saturating", True)
+    result = verify(model, spec, Options(device="cpu"))
+    assert result.verdict is Verdict.UNKNOWN and "cannot be asked" in result.reason
