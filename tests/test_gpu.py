@@ -204,11 +204,11 @@ def test_every_rule_is_alike(case: Case, cuda: Kernels) -> None:
         moved(case.op.relaxation(cuda, *case.inputs), cuda),
     )
     inputs = boxes(rng, case.inputs, count)
-    own = case.op.interval(CPU, *inputs)
-    shape = own[0].shape[1:]
+    result = case.op.interval(CPU, *inputs)
+    shape = result[0].shape[1:]
     on = (
         [(cuda.asarray(a), cuda.asarray(b)) for a, b in inputs],
-        tuple(cuda.asarray(end) for end in own),
+        tuple(cuda.asarray(end) for end in result),
     )
 
     def exactly(ours: Any, theirs: Any) -> None:
@@ -220,17 +220,17 @@ def test_every_rule_is_alike(case: Case, cuda: Kernels) -> None:
     for scale in (1, 1000, 2**20):
         weights = rng.integers(-scale, scale, size=(count, 2, *shape), endpoint=True)
         try:
-            expected = rule.backward(CPU, weights, inputs, own)
+            expected = rule.backward(CPU, weights, inputs, result)
         except TooLarge:
             with pytest.raises(TooLarge):
                 there.backward(cuda, cuda.asarray(weights), tuple(on[0]), on[1])
             continue
         exactly(expected, there.backward(cuda, cuda.asarray(weights), tuple(on[0]), on[1]))
-        exactly(concretize(CPU, weights, own), concretize(cuda, cuda.asarray(weights), on[1]))
+        exactly(concretize(CPU, weights, result), concretize(cuda, cuda.asarray(weights), on[1]))
     guide = rng.normal(size=weights.shape).astype(GUIDE)
     if not isinstance(rule, NonlinearRelaxation):
         nearly(
-            rule.backward(CPU, guide, inputs, own)[0],
+            rule.backward(CPU, guide, inputs, result)[0],
             there.backward(cuda, cuda.asarray(guide), tuple(on[0]), on[1])[0],
         )
         if not isinstance(rule, IntervalRelaxation):
@@ -238,14 +238,14 @@ def test_every_rule_is_alike(case: Case, cuda: Kernels) -> None:
             nearly(rule.forward(CPU, *at), there.forward(cuda, *(cuda.asarray(x) for x in at)))
         return
     assert isinstance(there, NonlinearRelaxation)
-    hull, far = rule.hull(CPU, inputs, own), there.hull(cuda, tuple(on[0]), on[1])
+    hull, far = rule.hull(CPU, inputs, result), there.hull(cuda, tuple(on[0]), on[1])
     exactly((hull.z, hull.y, hull.slack), (far.z, far.y, far.slack))
     rows = np.array([3, 0, 7])
     exactly(hull.take(rows).z, far.take(cuda.asarray(rows)).z)
-    slopes = rule.slopes(CPU, weights, inputs, own)
+    slopes = rule.slopes(CPU, weights, inputs, result)
     exactly(slopes, there.slopes(cuda, cuda.asarray(weights), tuple(on[0]), on[1]))
     nearly(
-        rule.slopes(CPU, guide, inputs, own),
+        rule.slopes(CPU, guide, inputs, result),
         there.slopes(cuda, cuda.asarray(guide), tuple(on[0]), on[1]),
     )
     multipliers = CPU.whole(slopes) if scale == 1 else rng.integers(-900, 900, slopes.shape)
@@ -265,11 +265,12 @@ def test_every_rule_is_alike(case: Case, cuda: Kernels) -> None:
     z = rule.argument(CPU, *(a for a, _ in inputs))
     z_there = there.argument(cuda, *(a for a, _ in on[0]))
     exactly(z, z_there)
-    exactly(rule.cut(CPU, z, inputs, own), there.cut(cuda, z_there, tuple(on[0]), on[1]))
+    exactly(rule.cut(CPU, z, inputs, result), there.cut(cuda, z_there, tuple(on[0]), on[1]))
     exactly(rule.value(CPU, case.op.run, z), there.value(cuda, case.op.on(cuda).run, z_there))
     ends, ends_there = (z, z + 1), (z_there, z_there + 1)
     exactly(
-        rule.narrowed(CPU, ends, inputs, own), there.narrowed(cuda, ends_there, tuple(on[0]), on[1])
+        rule.narrowed(CPU, ends, inputs, result),
+        there.narrowed(cuda, ends_there, tuple(on[0]), on[1]),
     )
 
 
@@ -314,16 +315,21 @@ def test_the_dual_is_alike(name: str, cuda: Kernels, monkeypatch: pytest.MonkeyP
             covers[1].refuted(theirs, there, shift, boxes_there, every),
         )
     found = []
-    for dual, own, kernels in ((ours, boxes_, CPU), (theirs, boxes_there, cuda)):
-        own = [tuple(kernels.xp.repeat(end, len(regions), axis=0) for end in pair) for pair in own]
-        objective, relaxations = cover.objective(dual, regions), dual.relaxations(own, cover.last)
+    for dual, boxes_on, kernels in ((ours, boxes_, CPU), (theirs, boxes_there, cuda)):
+        boxes_on = [
+            tuple(kernels.xp.repeat(end, len(regions), axis=0) for end in pair) for pair in boxes_on
+        ]
+        objective, relaxations = (
+            cover.objective(dual, regions),
+            dual.relaxations(boxes_on, cover.last),
+        )
         guide, far = objective.as_guide(), relaxations.as_guide(kernels)
         mu = kernels.asarray(
             np.where(np.arange(objective.constants.shape[1]) == 0, 1, 0.25)[None]
             .repeat(len(regions), 0)
             .astype(GUIDE)
         )
-        start = Point(mu, dual.crown_multipliers(own, guide.weights(mu)), mu[:, 0])
+        start = Point(mu, dual.crown_multipliers(boxes_on, guide.weights(mu)), mu[:, 0])
         found.append((dual, kernels, objective, relaxations, guide, far, start))
     host = found[0][-1]
     shared = {k: np.rint(m * 64) / 64 for k, m in host.multipliers.items()}
@@ -446,10 +452,10 @@ def test_trees_of_cuts_are_right(cuda: Kernels, monkeypatch: pytest.MonkeyPatch)
     verdicts = set()
     for seed in range(12):
         rng = np.random.default_rng([10, seed])
-        own = asked(rng, 60)
-        verdicts.add(own.expected)
-        for watched in (None, own.watched(rng)):
-            assert own.searched(watched, Proof(), cuda).verdict == own.expected, seed
+        question = asked(rng, 60)
+        verdicts.add(question.expected)
+        for watched in (None, question.watched(rng)):
+            assert question.searched(watched, Proof(), cuda).verdict == question.expected, seed
     assert len(verdicts) == 2
 
 

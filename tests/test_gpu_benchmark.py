@@ -40,7 +40,7 @@ def test_the_whole_script_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run.main(["--device", "cpu", "--quick", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "gpu_summary.json").read_text())
     assert list(found["stages"]) == list(run.STAGES)
-    assert {own["state"] for own in found["stages"].values()} <= STATES
+    assert {stage["state"] for stage in found["stages"].values()} <= STATES
     assert found["stages"]["device"]["versions"]["numpy"] == np.__version__
     assert len(list(tmp_path.iterdir())) <= 8
     for stage, columns in run.COLUMNS.items():
@@ -196,7 +196,7 @@ def test_the_stages_on_a_stand_in(fake: Kernels, monkeypatch: pytest.MonkeyPatch
     found: dict[str, list[dict[str, Any]]] = {}
 
     def emitter(stage: str) -> machine.Emit:
-        return lambda own: found.setdefault(stage, []).append(json.loads(json.dumps(own)))
+        return lambda said: found.setdefault(stage, []).append(json.loads(json.dumps(said)))
 
     monkeypatch.setattr(machine, "_seconds", lambda fused, size: 1e-3)
     checks = {"one": lambda: True, "two": lambda: False}
@@ -207,19 +207,21 @@ def test_the_stages_on_a_stand_in(fake: Kernels, monkeypatch: pytest.MonkeyPatch
     )
     for what in ("", *run.VARIANTS, "chosen"):
         machine.describe(fake, what, emitter("device"))
-    whole = {key: value for own in found["device"] for key, value in own.items()}
+    whole = {key: value for said in found["device"] for key, value in said.items()}
     assert (
         whole["chosen"] == "SPARSE" and whole["name"] == "Fake" and whole["free_bytes"] == 1 << 30
     )
-    exact = {name: one for own in found["device"] for name, one in own.get("variants", {}).items()}
+    exact = {
+        name: one for said in found["device"] for name, one in said.get("variants", {}).items()
+    }
     assert exact["SPARSE"]["exact"] and exact["DENSE"]["wrong"] == {"two": "differs"}
     assert "CompileError" in exact["SMALL"]["error"] and list(exact) == list(run.VARIANTS)
     machine.ceilings(fake, True, emitter("ceilings"))
-    ceilings = {own["row"]["what"]: own["row"]["rate"] for own in found["ceilings"]}
+    ceilings = {said["row"]["what"]: said["row"]["rate"] for said in found["ceilings"]}
     assert set(ceilings) == {"copy", "mma_sparse", "mma_dense"} and min(ceilings.values()) > 0
     rates.intervals(fake, None, ceilings, True, emitter("intervals"))
-    for own in found["intervals"]:
-        row = own["row"]
+    for said in found["intervals"]:
+        row = said["row"]
         assert row.keys() <= set(run.COLUMNS["intervals"]) and row["by"] == "CUDA kernels, sparse"
         assert (
             row["over_inference"] > 0
@@ -228,13 +230,13 @@ def test_the_stages_on_a_stand_in(fake: Kernels, monkeypatch: pytest.MonkeyPatch
             and row["over_run"] > 0
         )
     rates.dual(fake, True, emitter("dual"))
-    assert [own["row"]["device"] for own in found["dual"]] == ["cuda"] * len(rates.DUALS) + [
+    assert [said["row"]["device"] for said in found["dual"]] == ["cuda"] * len(rates.DUALS) + [
         "cpu"
     ] * len(rates.DUALS)
-    proved = [own["row"]["proved"] for own in found["dual"]]
+    proved = [said["row"]["proved"] for said in found["dual"]]
     assert proved[: len(rates.DUALS)] == proved[len(rates.DUALS) :]
     verdicts.race(fake, [EXAMPLES / "instances.csv"], 5.0, False, 1, emitter("verdicts"))
-    rows = [own["row"] for own in found["verdicts"]]
+    rows = [said["row"] for said in found["verdicts"]]
     assert [row["method"] for row in rows] == [
         "qverify, cuda",
         "qverify, cpu",
@@ -243,7 +245,7 @@ def test_the_stages_on_a_stand_in(fake: Kernels, monkeypatch: pytest.MonkeyPatch
     assert {row["verdict"] for row in rows} == {"unsat"}
     for stage in run.COLUMNS:
         assert all(
-            own["row"].keys() <= set(run.COLUMNS[stage]) for own in found[stage] if "row" in own
+            said["row"].keys() <= set(run.COLUMNS[stage]) for said in found[stage] if "row" in said
         )
 
 
@@ -255,7 +257,7 @@ def test_what_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     found: list[dict[str, Any]] = []
     rates.intervals(CPU, None, {}, True, found.append)
     assert len(found) == 4 and all(
-        own["row"]["by"] == "failed: MemoryError: nothing is left" for own in found
+        said["row"]["by"] == "failed: MemoryError: nothing is left" for said in found
     )
     report = run.Report(tmp_path, run.parse(["--device", "cpu"]))
     report.stages["intervals"] = {"state": "ok"}
@@ -272,9 +274,9 @@ def test_pairs_of_points_are_inferred_exactly(name: str) -> None:
     points = np.random.default_rng(0).integers(
         0, 256, (2, 7, network.input_type.size), dtype=np.int32
     )
-    there = [fused.kernels.asarray(own) for own in points]
-    for own, found in zip(points, plan.run(*there), strict=True):
-        assert np.array_equal(network.run(CPU, own), fused.kernels.to_host(found))
+    there = [fused.kernels.asarray(point) for point in points]
+    for point, found in zip(points, plan.run(*there), strict=True):
+        assert np.array_equal(network.run(CPU, point), fused.kernels.to_host(found))
     assert make_inference(network.on(fused.kernels), replace(fused, variant=Variant.DENSE)) is None
 
 

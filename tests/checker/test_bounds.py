@@ -87,8 +87,8 @@ def test_ends_hold_and_are_those_of_the_solver(case: Case) -> None:
         tuple(e.astype(np.int32).reshape(-1, *t.shape) for e in b)
         for b, t in zip(box, case.inputs, strict=True)
     ]
-    own = case.op.interval(CPU, *shaped)  # type: ignore[arg-type]
-    assert (low == own[0].reshape(16, -1)).all() and (high == own[1].reshape(16, -1)).all()
+    theirs = case.op.interval(CPU, *shaped)  # type: ignore[arg-type]
+    assert (low == theirs[0].reshape(16, -1)).all() and (high == theirs[1].reshape(16, -1)).all()
     x = [b[0] for b in box]
     assert all((end == run(case, *x)).all() for end in ends_of(case, [(b, b) for b in x]))
 
@@ -149,10 +149,11 @@ def narrowed(ends: Interval, rng: Rng) -> Interval:
 
 def multipliers(rng: Rng, w: Ints, size: int, scale: int) -> Ints:
     each = size // w.shape[2]
-    own = np.rint(
+    slopes = np.rint(
         np.repeat(w, each, axis=2) * rng.choice([0, 0.01, 0.3, 1, 3, -0.5], (*w.shape[:2], 1))
     )
-    result: Ints = own.astype(np.int64) + rng.integers(-scale, scale, own.shape, endpoint=True)
+    noise = rng.integers(-scale, scale, slopes.shape, endpoint=True)
+    result: Ints = slopes.astype(np.int64) + noise
     return result
 
 
@@ -164,8 +165,8 @@ def test_no_point_is_above_a_hull(case: Case) -> None:
     for name, rule, argument in rules(case):
         for scale in (1, 1000, 2**18):
             box = boxes(case, rng, 12)
-            own = narrowed(ends_of(case, box), rng)
-            hull = rule.hull(box, own)
+            result = narrowed(ends_of(case, box), rng)
+            hull = rule.hull(box, result)
             w = rng.integers(-scale, scale, (12, 5, result_type(case).size), endpoint=True)
             w[:, 1], w[:, 2], w[:, 3] = abs(w[:, 1]), -abs(w[:, 2]), 0
             for m in (multipliers(rng, w, rule.size, scale), hull.slopes(w)):
@@ -178,7 +179,7 @@ def test_no_point_is_above_a_hull(case: Case) -> None:
                 for k in range(30):
                     xs = [points(b, rng, k % 2 == 0) for b in box]
                     y, z = run(case, *xs), argument(*xs)
-                    inside = np.flatnonzero(((own[0] <= y) & (y <= own[1])).all(axis=1))
+                    inside = np.flatnonzero(((result[0] <= y) & (y <= result[1])).all(axis=1))
                     assert (dot(w, y) - dot(m, z) <= most)[inside].all()
                     parts = [dot(part, x) for part, x in zip(back, xs, strict=True)]
                     assert (np.sum(parts, axis=0) == dot(m, z)).all()
@@ -200,7 +201,7 @@ def test_hulls_exhaustively(case: Case) -> None:
                 (low[-1:], high[-1:])
                 for low, high in boxes(case, rng, 2 if rng.random() < 0.9 else 1)
             ]
-            own = narrowed(ends_of(case, box), rng)
+            result = narrowed(ends_of(case, box), rng)
             axes = [
                 np.arange(a, b + 1)
                 for low, high in box
@@ -209,12 +210,12 @@ def test_hulls_exhaustively(case: Case) -> None:
             every = np.array(list(product(*axes)))
             xs = np.split(every, np.cumsum([t.size for t in case.inputs])[:-1], axis=1)
             y, z = run(case, *xs), argument(*xs)
-            inside = ((own[0] <= y) & (y <= own[1])).all(axis=1)
+            inside = ((result[0] <= y) & (y <= result[1])).all(axis=1)
             w = rng.integers(-9, 9, (1, 4, y.shape[1]), endpoint=True)
             m = multipliers(rng, w, rule.size, 9)
             if not inside.any():
                 continue  # no point, nothing to say
-            most = rule.hull(box, own).most(w, m)[0]
+            most = rule.hull(box, result).most(w, m)[0]
             for r in range(4):
                 values = (w[0, r] * y).sum(axis=1) - (m[0, r] * z).sum(axis=1)
                 assert values[inside].max() <= most[r]
@@ -236,17 +237,20 @@ def test_hulls_are_no_looser_than_the_solver_s(case: Case) -> None:
     slopes = list(relaxed.slope) if relaxed.name == "sum" else None  # type: ignore[attr-defined]
     rule = make_rule(relaxed.name, slopes, case.op, case.inputs, result_type(case))
     box = boxes(case, rng, 12)
-    own = ends_of(case, box)
+    result = ends_of(case, box)
     shape = result_type(case).shape
     inputs = tuple(
         (low.astype(np.int32).reshape(-1, *t.shape), high.astype(np.int32).reshape(-1, *t.shape))
         for (low, high), t in zip(box, case.inputs, strict=True)
     )
-    ends = own[0].astype(np.int32).reshape(-1, *shape), own[1].astype(np.int32).reshape(-1, *shape)
+    ends = (
+        result[0].astype(np.int32).reshape(-1, *shape),
+        result[1].astype(np.int32).reshape(-1, *shape),
+    )
     w = rng.integers(-500, 500, (12, 4, result_type(case).size), endpoint=True)
     shaped = w.reshape(12, 4, *shape)
     edge = np.rint(relaxed.slopes(CPU, shaped, inputs, ends)).astype(np.int64)
-    hull = rule.hull(box, own)
+    hull = rule.hull(box, result)
     assert (hull.slopes(w) == edge.reshape(12, 4, -1)).all()
     for m in (edge, multipliers(rng, w, rule.size, 100).reshape(edge.shape)):
         theirs, _, _ = relaxed.hull(CPU, inputs, ends).best(CPU, shaped, m)
@@ -329,8 +333,8 @@ def test_no_output_is_above_a_network_s_bound(model: Path, radius: int) -> None:
             for k in net.rules
             if rng.random() < 0.5
         }
-        for own in ({}, given):
-            bound = net.upper(part, {last: w}, own)
+        for chosen in ({}, given):
+            bound = net.upper(part, {last: w}, chosen)
             assert (np.einsum("rk,nk->nr", w[0], values[last]) <= bound).all()
 
 

@@ -25,9 +25,9 @@ ZIP = zipfile.ZIP_DEFLATED
 
 
 def npy(array: Any) -> bytes:
-    own = io.BytesIO()
-    np.save(own, array)
-    return own.getvalue()
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def packed(header: Any, entries: dict[str, bytes] | None = None) -> bytes:
@@ -41,9 +41,9 @@ def packed(header: Any, entries: dict[str, bytes] | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def chain(own: Certificate, depth: int) -> Certificate:
+def chain(original: Certificate, depth: int) -> Certificate:
     """A tree that cuts off an empty part `depth` times."""
-    result, count = own.copy(), 2 * depth + 1
+    result, count = original.copy(), 2 * depth + 1
     at = np.arange(depth)
     result["kind"] = np.ones(count, np.int8)
     for name in ("first", "value", "element", "threshold", "data"):
@@ -55,14 +55,15 @@ def chain(own: Certificate, depth: int) -> Certificate:
     return result
 
 
-def bombs(own: Certificate) -> Iterator[tuple[str, bytes]]:
+def bombs(original: Certificate) -> Iterator[tuple[str, bytes]]:
     """Small files that hold much: arrays, headers of objects, headers of spaces, and sizes that are
     lies."""
-    arrays = {f"{n}.npy": npy(a) for n, a in own.arrays.items()}
+    arrays = {f"{n}.npy": npy(a) for n, a in original.arrays.items()}
     large = npy(np.zeros(2**22, np.int8))
-    yield "arrays", packed(own.header, arrays | {n: large for n in arrays})
-    yield "one array", packed(own.header, arrays | {"q0.kind.npy": npy(np.zeros(2**25, np.int8))})
-    text = json.dumps(own.header)
+    yield "arrays", packed(original.header, arrays | {n: large for n in arrays})
+    one = {"q0.kind.npy": npy(np.zeros(2**25, np.int8))}
+    yield "one array", packed(original.header, arrays | one)
+    text = json.dumps(original.header)
     yield "spaces", packed(text + " " * 2**25)
     yield "lists", packed(text[:-1] + ', "x": [' + "[]," * 2**22 + "0]}")
     yield "objects", packed(text[:-1] + ', "x": [' + "{}," * 2**22 + "0]}")
@@ -84,13 +85,13 @@ def bombs(own: Certificate) -> Iterator[tuple[str, bytes]]:
 def test_a_small_file_costs_little_memory(tmp_path: Path) -> None:
     """Whatever it holds is counted before it is kept. (What a lie about a size cuts short cannot be
     read.)"""
-    own, path = genuine("splits"), tmp_path / "proof"
-    for name, data in bombs(own):
+    original, path = genuine("splits"), tmp_path / "proof"
+    for name, data in bombs(original):
         assert len(data) < 2**18, name
         path.write_bytes(data)
         tracemalloc.start()
         with pytest.raises(CertificateError, match=r"packed too densely|damaged|cannot be read"):
-            check(own.model, own.spec, path)
+            check(original.model, original.spec, path)
         assert tracemalloc.get_traced_memory()[1] < 2**26, name
         tracemalloc.stop()
 
@@ -128,18 +129,18 @@ def test_a_dense_certificate_is_written_so_that_it_can_be_read(tmp_path: Path) -
         archive.RATIO,
         archive.HEADER_COST,
     )
-    own = chain(genuine("splits"), 40_000)
-    data = certificate._zip(own.header, own.arrays)
-    assert len(own.data()) * 10 < len(data)
+    original = chain(genuine("splits"), 40_000)
+    data = certificate._zip(original.header, original.arrays)
+    assert len(original.data()) * 10 < len(data)
     path = tmp_path / "proof"
     path.write_bytes(data)
     read = archive.Archive(path)
-    for name, array in own.arrays.items():
+    for name, array in original.arrays.items():
         assert (read.array(name, *array.shape) == array).all()
-    path.write_bytes(own.data())
+    path.write_bytes(original.data())
     read = archive.Archive(path)
     with pytest.raises(CertificateError, match="packed too densely"):
-        for name, array in own.arrays.items():
+        for name, array in original.arrays.items():
             read.array(name, *array.shape)
 
 
@@ -160,8 +161,8 @@ def test_what_a_file_says_is_one_printable_line(
 ) -> None:
     """Nothing in a rejected certificate can print a line of its own, or break the terminal or the
     program."""
-    own, path = genuine("splits"), tmp_path / "proof"
-    queries = own.header["queries"][0]
+    original, path = genuine("splits"), tmp_path / "proof"
+    queries = original.header["queries"][0]
     changes: list[dict[str, Any]] = [
         {key: text}
         for key in ("format", "version", "verdict", "model_sha256", "spec_sha256", "queries")
@@ -183,10 +184,10 @@ def test_what_a_file_says_is_one_printable_line(
         )
     ]
     for change in changes:
-        changed = own.copy()
+        changed = original.copy()
         changed.header.update(change)
         path.write_bytes(changed.data())
-        code = main(["check", str(own.model), str(own.spec), str(path)])
+        code = main(["check", str(original.model), str(original.spec), str(path)])
         out, err = capsys.readouterr()
         assert code in (0, 1, 2) and (code == 0) == (out == "accepted unsat\n")
         lines = (out + err).splitlines()
@@ -208,22 +209,22 @@ def test_one_line() -> None:
 
 
 def test_paths_are_strings_or_paths(tmp_path: Path) -> None:
-    own, path = genuine("splits"), tmp_path / "proof"
-    path.write_bytes(own.data())
-    assert check(str(own.model), str(own.spec), str(path)).verdict == "unsat"
+    original, path = genuine("splits"), tmp_path / "proof"
+    path.write_bytes(original.data())
+    assert check(str(original.model), str(original.spec), str(path)).verdict == "unsat"
 
 
 def test_names_in_a_model_cannot_print_lines_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = genuine("splits")
-    model = onnx.load(own.model)
+    original = genuine("splits")
+    model = onnx.load(original.model)
     for k, node in enumerate(model.graph.node):
         node.name = f"\nunsat\n\x1b[2J\u202e{k}"
     path = tmp_path / "m.onnx"
     path.write_bytes(model.SerializeToString())
     counts = []
-    for name in (own.model, path):
+    for name in (original.model, path):
         assert main(["inspect", str(name)]) == 0
         lines = capsys.readouterr().out.split("\n")
         assert all(line.isprintable() for line in lines)
@@ -231,7 +232,7 @@ def test_names_in_a_model_cannot_print_lines_of_their_own(
     assert counts[0] == counts[1]
     model.graph.node[0].op_type = "\naccepted unsat"
     path.write_bytes(model.SerializeToString())
-    assert main([str(path), str(own.spec)]) == 2
+    assert main([str(path), str(original.spec)]) == 2
     out, err = capsys.readouterr()
     assert not out and len(err.splitlines()) == 1 and err.removesuffix("\n").isprintable()
 

@@ -40,8 +40,9 @@ def proofs_of(
     found = {}
     backward, attack = bool(rng.random() < 0.75), bool(rng.random() < 0.5)
     batch = None if rng.random() < 0.5 else int(rng.integers(1, 6))
-    for i, own in enumerate(queries):
-        problem, proof = own.problem(backward=backward, kernels=kernels, readings=True), Proof()
+    for i, question in enumerate(queries):
+        problem = question.problem(backward=backward, kernels=kernels, readings=True)
+        proof = Proof()
         options = Options(attack=attack, backward=backward, batch=batch)
         outcome = search(problem, options, Deadline.after(600), rng, Stats(), None, proof)
         assert outcome.verdict in (Verdict.UNSAT, Verdict.UNKNOWN)
@@ -54,8 +55,8 @@ def accept(queries: list[Asked], proofs: list[Proof], path: Path) -> Counter[str
     """Write the certificate, and check every query's proof."""
     path.write_bytes(certificate(Result(Verdict.UNSAT, "", None, Stats(), dict(ABOUT)), proofs))
     archive, met = Archive(path), Counter[str]()
-    for i, own in enumerate(queries):
-        checked = Checked(archive, i, own.lowered, own.query)
+    for i, question in enumerate(queries):
+        checked = Checked(archive, i, question.lowered, question.query)
         checked.check()
         met.update(leaves=checked.leaves, duals=checked.duals, intermediate=checked.intermediate)
     archive.close()
@@ -79,7 +80,7 @@ def test_own_certificates_are_accepted(
         queries = [first]
         while len(queries) < 1 + int(rng.integers(3)):  # other queries of the same network
             queries.append(asked(rng, 400, functools.partial(_same, first.network)))
-        queries = [own for own in queries if own.expected is Verdict.UNSAT]
+        queries = [question for question in queries if question.expected is Verdict.UNSAT]
         monkeypatch.setattr(bab, "SPLITTABLE", int(rng.choice([0, 12])))
         proofs = proofs_of(queries, rng)
         met += accept([queries[i] for i in proofs], list(proofs.values()), tmp_path / "proof")

@@ -128,7 +128,8 @@ def test_what_satisfies_a_case_lies_in_one_of_its_regions(lowered: Lowered, radi
             if numbers is not None and all(holds(row, y[n]) for row in case):
                 met += 1
                 assert any(
-                    all(at(own, values, n) >= 0 for own in unsafe.regions[r]) for r in numbers
+                    all(at(inequality, values, n) >= 0 for inequality in unsafe.regions[r])
+                    for r in numbers
                 )
     assert met > 50
 
@@ -137,11 +138,13 @@ def test_what_satisfies_a_case_lies_in_one_of_its_regions(lowered: Lowered, radi
 def test_regions_are_those_of_the_solver(lowered: Lowered, radius: int) -> None:
     for seed in range(3):
         unsafe, theirs, *_ = compiled(lowered, np.random.default_rng([seed, radius]), radius)
-        numbered = [tuple(theirs.inequalities[i] for i in own) for own in theirs.regions]
-        assert [[(i.terms, i.constant) for i in own] for own in unsafe.regions] == [
-            [(i.terms, i.constant) for i in own] for own in numbered
+        numbered = [tuple(theirs.inequalities[i] for i in region) for region in theirs.regions]
+        assert [[(i.terms, i.constant) for i in region] for region in unsafe.regions] == [
+            [(i.terms, i.constant) for i in region] for region in numbered
         ]
-        assert [None if own is None else tuple(own) for own in unsafe.cases] == list(theirs.cases)
+        assert [None if numbers is None else tuple(numbers) for numbers in unsafe.cases] == list(
+            theirs.cases
+        )
 
 
 def test_regions_of_one_or_two_steps_are_exact(lowered: Lowered) -> None:
@@ -152,9 +155,12 @@ def test_regions_of_one_or_two_steps_are_exact(lowered: Lowered) -> None:
             continue
         for r in numbers:
             region = unsafe.regions[r]
-            if all(len(own.terms) == 1 and abs(own.terms[0][2]) == 1 for own in region):
+            if all(
+                len(inequality.terms) == 1 and abs(inequality.terms[0][2]) == 1
+                for inequality in region
+            ):
                 for n in range(0, len(y), 7):
-                    if all(at(own, values, n) >= 0 for own in region):
+                    if all(at(inequality, values, n) >= 0 for inequality in region):
                         assert holds(case[0], y[n])
 
 

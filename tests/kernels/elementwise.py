@@ -58,7 +58,7 @@ class Parameter:
     @staticmethod
     def read(text: str) -> list[Parameter]:
         words = [part.split() for part in text.split(",")]
-        return [Parameter(own[0] == "raw", own[-2], own[-1]) for own in words]
+        return [Parameter(part[0] == "raw", part[-2], part[-1]) for part in words]
 
 
 @functools.cache
@@ -142,9 +142,9 @@ class ElementwiseKernel:
         library(self._text(types)).run(
             ctypes.c_ssize_t(int(np.prod(shape, dtype=int))), pointers, self._flush
         )
-        for own, result in zip(made, results, strict=True):
-            if own is not result:
-                own[...] = result
+        for array, result in zip(made, results, strict=True):
+            if array is not result:
+                array[...] = result
         return tuple(made) if len(made) > 1 else made[0]
 
     def _types(self, pairs: Sequence[tuple[Parameter, Any]]) -> dict[str, np.dtype[Any]]:
@@ -169,7 +169,9 @@ class ElementwiseKernel:
 
     def _text(self, types: dict[str, np.dtype[Any]]) -> str:
         decls = "".join(
-            f"typedef {NAMES[own.name]} {name};\n" for name, own in types.items() if len(name) == 1
+            f"typedef {NAMES[kind.name]} {name};\n"
+            for name, kind in types.items()
+            if len(name) == 1
         )
         whole, each = [], []
         for k, p in enumerate((*self._in, *self._out)):

@@ -238,19 +238,21 @@ class StrictArray:
         return outside(flushed(result) if name in COMPUTING else result)
 
     def __getitem__(self, key: Any) -> StrictArray:
-        own = inside(key)
+        opened = inside(key)
         chosen = [
-            k for k in (own if isinstance(own, tuple) else (own,)) if isinstance(k, np.ndarray)
+            k
+            for k in (opened if isinstance(opened, tuple) else (opened,))
+            if isinstance(k, np.ndarray)
         ]
         Count.launches += bool(chosen)
         Count.waits += any(k.dtype == np.bool_ for k in chosen)
-        return StrictArray(np.asarray(self.held[own]))
+        return StrictArray(np.asarray(self.held[opened]))
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        own = inside(value)
+        opened = inside(value)
         Count.launches += 1
         self.held[inside(key)] = (
-            converted(own, self.held.dtype) if isinstance(own, np.ndarray) else own
+            converted(opened, self.held.dtype) if isinstance(opened, np.ndarray) else opened
         )
 
     def __iter__(self) -> Iterator[StrictArray]:

@@ -256,8 +256,8 @@ def cuda_source(name: str, kind: str) -> str:
             f"{kind_of} {p.name}" if scalar else f"{kind_of} *{p.name if p.raw else f'held{k}'}"
         )
         if not (scalar or p.raw):
-            own = "" if k >= len(Parameter.read(inputs)) else "const "
-            each.append(f"{own}{kind_of} &{p.name} = held{k}[i];")
+            const = "" if k >= len(Parameter.read(inputs)) else "const "
+            each.append(f"{const}{kind_of} &{p.name} = held{k}[i];")
     return f"""
     typedef {kind} T;
     extern "C" __global__ void {name}({", ".join(arguments)}, ptrdiff_t size_) {{

@@ -137,6 +137,6 @@ def test_it_compiles_with_the_options_that_cupy_adds() -> None:
 def test_the_benchmark_s_kernel_compiles(kind: int, architecture: int) -> None:
     """That of the tensor cores' rates: it has no memory to wait for."""
     report, _ = built(PEAK, architecture, peak_options(kind))
-    assert [own[:4] for own in PROPERTIES.findall(report)] == [
+    assert [found[:4] for found in PROPERTIES.findall(report)] == [
         ("peak", "0", "0", "0")
     ] and "warning" not in report

@@ -43,8 +43,8 @@ def build(variant: Variant, text: str, only_thin: bool = False) -> Path:
         "-w",
     ]
     flags += [options(variant)[0], *["-DONLY_THIN"] * only_thin]
-    own = [(HERE / name).read_text(encoding="utf-8") for name in ("shim.h", "main.cpp")]
-    digest = hashlib.sha256("\0".join([program, *flags, *own, text]).encode()).hexdigest()[:24]
+    sources = [(HERE / name).read_text(encoding="utf-8") for name in ("shim.h", "main.cpp")]
+    digest = hashlib.sha256("\0".join([program, *flags, *sources, text]).encode()).hexdigest()[:24]
     folder = (
         Path(tempfile.gettempdir()) / f"qverify-shim-{os.getuid() if hasattr(os, 'getuid') else 0}"
     )
