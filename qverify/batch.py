@@ -1,5 +1,4 @@
-"""`qverify batch`: a VNN-COMP instances file, run in worker processes, into a results file that can
-be resumed.
+"""`qverify batch`: a VNN-COMP instances file, run in worker processes, that can be resumed.
 
 The results file has the competition's rows `category,onnx,vnnlib,prepare_time,result,run_time`
 without a header. A row is appended and flushed when its instance ends, after its counterexample is
@@ -33,8 +32,10 @@ VERDICTS = ("unsat", "sat", "unknown", "timeout", "error")
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One row of an instances file: its words as the results repeat them, and the folder they are
-    relative to."""
+    """One row of an instances file.
+
+    Its words are kept as the results repeat them, with the folder that they are relative to.
+    """
 
     category: str
     onnx: str
@@ -49,8 +50,10 @@ class Instance:
 
 
 def read_instances(path: str, timeout: float | None = None) -> list[Instance]:
-    """Return the rows of an instances file; `timeout` replaces the limits in the file. UsageError
-    if it is not one."""
+    """Return the rows of an instances file; `timeout` replaces the limits in the file.
+
+    UsageError if it is not one.
+    """
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -90,8 +93,10 @@ def _limit(text: str, place: str) -> float:
 
 
 class BatchResults:
-    """A results file open for appending; a last line that was torn by a kill or a full disk is cut
-    off first."""
+    """A results file open for appending.
+
+    A last line that was torn by a kill or a full disk is cut off first.
+    """
 
     def __init__(self, path: str, category: str) -> None:
         check_writable(path)
@@ -151,8 +156,10 @@ def _stem(path: str) -> str:
 
 
 def names(instances: Sequence[Instance]) -> dict[tuple[str, str, str], str]:
-    """A file name without ending for every instance: the stems of its files, with a number where
-    others have the same."""
+    """A file name without ending for every instance: the stems of its files.
+
+    Where several instances have the same stems, a number is added.
+    """
     result: dict[tuple[str, str, str], str] = {}
     used: Counter[str] = Counter()
     taken: set[str] = set()
@@ -259,8 +266,10 @@ def load_verifier() -> Solve[Instance]:
 
 
 def solve(instance: Instance, options: Options) -> Answer:
-    """Decide one instance. An error made on purpose becomes the verdict `error`; any other ends the
-    worker."""
+    """Decide one instance.
+
+    An error made on purpose becomes the verdict `error`; any other ends the worker.
+    """
     from qverify.verification import verify
 
     started = time.monotonic()

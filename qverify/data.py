@@ -36,8 +36,10 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """N labelled images: `pixels` uint8 [N, channels, height, width], 0 to 255; `labels` int64 [N],
-    at least 0; `classes` the name of each label, where the files say."""
+    """N labelled images: `pixels` uint8 [N, channels, height, width], 0 to 255.
+
+    `labels` int64 [N], at least 0; `classes` the name of each label, where the files say.
+    """
 
     pixels: Uint8Array
     labels: Int64Array
@@ -58,8 +60,10 @@ class Images:
         return bool((self.labels[1:] >= self.labels[:-1]).all())
 
     def mixed(self) -> Images:
-        """The same, shuffled (always alike) if they come by class: then a part of them has all
-        classes."""
+        """The same images, shuffled (always alike) if they come by class.
+
+        Then a part of them has all classes.
+        """
         if not self.by_class:
             return self
         order = np.random.default_rng(0).permutation(len(self))
@@ -228,8 +232,10 @@ def _read_idx(folder: Path, split: str) -> Images | None:
 
 
 def _idx_file(folder: Path, name: str, axes: int) -> Uint8Array:
-    """One file: 0, 0, 8 (uint8), the number of axes; each length as four bytes, the largest first;
-    the values."""
+    """One file: 0, 0, 8 (uint8), the number of axes.
+
+    Each length as four bytes, the largest first; the values.
+    """
     path = existing(folder / name)
     try:
         data = unpacked(path, IDX_BYTES)
@@ -266,9 +272,11 @@ def _read_folder(folder: Path, split: str) -> Images:
 
 
 def _class_folders(place: Path) -> dict[str, list[Path]]:
-    """The pictures in every folder of a place, by the folder's name, in order. A folder with other
-    files only is no class, and hardly anybody's data set has it: this is said before any picture
-    is opened."""
+    """The pictures in every folder of a place, by the folder's name, in order.
+
+    A folder with other files only is no class, and hardly anybody's data set has it: this is said
+    before any picture is opened.
+    """
     try:
         folders = sorted(
             (entry for entry in place.iterdir() if entry.is_dir() and entry.name[0] != "."),

@@ -23,9 +23,12 @@ LONGEST = 10_000  # characters of a message
 
 
 def one_line(text: str) -> str:
-    """`text` as one line that can be shown anywhere: white space becomes single spaces, any other
-    character that cannot be printed (control characters, directions of writing, lone surrogates)
-    the replacement character; what is longer than LONGEST is cut."""
+    """`text` as one line that can be shown anywhere.
+
+    White space becomes single spaces, any other character that cannot be printed (control
+    characters, directions of writing, lone surrogates) the replacement character; what is longer
+    than LONGEST is cut.
+    """
     text = " ".join(text[: LONGEST + 1].split())
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return line if len(line) <= LONGEST else line[:LONGEST] + "..."
@@ -47,8 +50,10 @@ class ModelError(QverifyError):
 
 
 class UnsupportedModel(ModelError):
-    """The ONNX file is valid, but some nodes have no exact integer rule in qverify. Where there are
-    several, `blockers` holds a line for each, while the text may leave some out."""
+    """The ONNX file is valid, but some nodes have no exact integer rule in qverify.
+
+    Where there are several, `blockers` holds a line for each, while the text may leave some out.
+    """
 
     def __init__(self, text: str = "", blockers: Iterable[str] = ()) -> None:
         super().__init__(text)
@@ -64,8 +69,7 @@ class EmptyBox(SpecError):
 
 
 class CertificateError(QverifyError):
-    """The file of a certificate is broken, is no certificate, or is larger than the checker's
-    limits."""
+    """The file of a certificate is broken, is none, or is larger than the checker's limits."""
 
 
 class Rejected(QverifyError):

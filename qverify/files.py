@@ -1,5 +1,7 @@
-"""Files: read plain or packed by gzip (told by content), PATH.gz where there is no PATH; written
-whole or not at all."""
+"""Files: read plain or packed by gzip (told by content), PATH.gz where there is no PATH.
+
+They are written whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,11 @@ def is_packed(path: Path) -> bool:
 
 
 def unpacked(path: Path, limit: int) -> bytes:
-    """The bytes of the `existing` file, unpacked. Raises OSError where it cannot be read, Damaged
-    where it cannot be unpacked or has more than `limit` bytes then."""
+    """The bytes of the `existing` file, unpacked.
+
+    Raises OSError where it cannot be read, Damaged where it cannot be unpacked or has more than
+    `limit` bytes then.
+    """
     pieces, size = [], 0
     with existing(path).open("rb") as file:
         packed = file.peek(2).startswith(b"\x1f\x8b")
@@ -51,8 +56,10 @@ def unpacked(path: Path, limit: int) -> bytes:
 
 
 def remove_old(path: str) -> None:
-    """Remove a file that an earlier run has written; anything but a regular file stays. UsageError
-    if that fails."""
+    """Remove a file that an earlier run has written; anything but a regular file stays.
+
+    UsageError if that fails.
+    """
     try:
         if os.path.isfile(path) and not os.path.islink(path):
             os.remove(path)
@@ -61,8 +68,10 @@ def remove_old(path: str) -> None:
 
 
 def check_writable(path: str, *protected: str) -> None:
-    """Raise UsageError unless `path` can be written later; `protected` are input files it must not
-    replace."""
+    """Raise UsageError unless `path` can be written later.
+
+    `protected` are input files it must not replace.
+    """
     for other in protected:
         if os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other):
             raise UsageError(f"{path} would overwrite an input file of this run; name another file")
@@ -88,8 +97,9 @@ def write_text(path: str, text: str) -> None:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Write a whole file or nothing: a temporary file in the same directory replaces it. UsageError
-    if that fails.
+    """Write a whole file or nothing: a temporary file in the same directory replaces it.
+
+    UsageError if that fails.
 
     A symbolic link keeps pointing where it did; a device or a pipe (/dev/stdout) is written in
     place.

@@ -49,8 +49,7 @@ def _typed_blocks(variables: tuple[Variable, ...], texts: tuple[str, ...]) -> It
 
 
 def read_counterexample(path: str, spec: Property) -> tuple[float, ...]:
-    """Return the inputs (flat) of a file as `counterexample` writes it, after a first line `sat` or
-    without."""
+    """Return the inputs (flat) of a counterexample's file, with or without a first line `sat`."""
     wanted = sum(math.prod(variable.shape) for variable in spec.inputs)
     text = (
         Path(path).read_text(encoding="utf-8", errors="replace").strip().removeprefix("sat").strip()
@@ -82,8 +81,10 @@ def read_counterexample(path: str, spec: Property) -> tuple[float, ...]:
 
 
 def verdict_text(result: Result) -> str:
-    """Return the text of standard output and of the results file: the verdict's line, then any
-    counterexample."""
+    """Return the text of standard output and of the results file.
+
+    The verdict's line comes first, then any counterexample.
+    """
     text = f"{result.verdict.value}\n"
     if result.witness is not None:
         text += counterexample(result.witness, result.details.get("property"))
@@ -91,8 +92,10 @@ def verdict_text(result: Result) -> str:
 
 
 def as_json(result: Result, model: str, spec: str, options: Options) -> str:
-    """Return the result as a JSON document; values of a counterexample are decimal strings, so no
-    digit is lost."""
+    """Return the result as a JSON document.
+
+    Values of a counterexample are decimal strings, so no digit is lost.
+    """
     parsed: Property | None = result.details.get("property")
     witness = result.witness
     document: dict[str, Any] = {

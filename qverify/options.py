@@ -1,5 +1,7 @@
-"""The options of a verification run, in one frozen value that keeps their limits; the command
-line's flags carry the same names."""
+"""The options of a verification run, in one frozen value that keeps their limits.
+
+The command line's flags carry the same names.
+"""
 
 from __future__ import annotations
 

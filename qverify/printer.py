@@ -1,5 +1,7 @@
-"""What a run shows and writes: verdict text, JSON, files, and the lines for people. No NumPy is
-imported here."""
+"""What a run shows and writes: verdict text, JSON, files, and the lines for people.
+
+No NumPy is imported here.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,7 @@ PLAIN_EVERY = 10.0  # seconds between progress lines where standard error is a f
 
 
 class Printer:
-    """The one place that writes to standard output (the answer) and standard error (everything for
-    people).
+    """The one place that writes to standard output (the answer) and standard error (the rest).
 
     On a terminal a progress line is rewritten in place and removed before anything else is printed;
     elsewhere a plain line appears every 10 seconds. Losing standard error never stops a run.
@@ -42,8 +43,11 @@ class Printer:
         return time.monotonic() - self._started
 
     def answer(self, text: str) -> None:
-        """Print to standard output. A reader that has gone away is no error; a full disk is a
-        UsageError. What the stream's encoding does not have is escaped."""
+        """Print to standard output.
+
+        A reader that has gone away is no error; a full disk is a UsageError. What the stream's
+        encoding does not have is escaped.
+        """
         self.clear()
         encoding = getattr(self._stdout, "encoding", None) or "utf-8"
         try:
@@ -95,8 +99,10 @@ class Printer:
             self._stderr.flush()
 
     def _discard_stdout(self) -> None:
-        """Send what is still buffered to nowhere; else the interpreter complains about it when it
-        exits."""
+        """Send what is still buffered to nowhere.
+
+        Otherwise the interpreter complains about it when it exits.
+        """
         with contextlib.suppress(OSError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stdout.fileno())

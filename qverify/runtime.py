@@ -148,8 +148,10 @@ def _fixed(path: Path, shapes: Mapping[str, Sequence[int]], options: Any) -> str
 
 
 def load_external(tensor: onnx.TensorProto, path: Path) -> None:
-    """Read the data that a tensor of the model `path` keeps in a file beside it. ModelError where
-    that fails."""
+    """Read the data that a tensor of the model `path` keeps in a file beside it.
+
+    ModelError where that fails.
+    """
     where = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
     if where and not (path.parent / where).is_file():
         raise ModelError(
@@ -248,8 +250,9 @@ def constant_node(
     stored: Sequence[bool],
     opsets: list[onnx.OperatorSetIdProto],
 ) -> tuple[npt.NDArray[Any], ...]:
-    """What a node gives for constant inputs (None: absent): an array for every output, empty for
-    one that is absent.
+    """What a node gives for constant inputs (None: absent).
+
+    An array for every output, empty for one that is absent.
 
     Inputs that the graph stores are given as it stores them, those that other nodes compute as
     values: a kernel may rearrange stored weights, and then add in another order.
@@ -270,8 +273,10 @@ def constant_node(
 
 
 def aligned(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A copy that begins where the runtime's own tensors begin: its sums of floats start at aligned
-    addresses."""
+    """A copy that begins where the runtime's tensors begin.
+
+    Its sums of floats start at aligned addresses.
+    """
     room = np.empty(value.nbytes + 64, np.uint8)
     start = -room.ctypes.data % 64
     copy = room[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
@@ -290,8 +295,7 @@ def _as_written(ort: Any) -> Any:
 
 
 def saturates() -> bool:
-    """Whether onnxruntime's uint8 x int8 products saturate at int16 on this CPU (x86 without
-    VNNI)."""
+    """Whether onnxruntime's uint8 x int8 products saturate at int16 here (x86 without VNNI)."""
     node = helper.make_node("MatMulInteger", ["a", "b"], ["y"])
     weight = np.full((64, 16), 127, np.int8)
     product = node_function(node, {"b": weight}, np.uint8, [helper.make_opsetid("", 13)])
@@ -386,8 +390,10 @@ class Session:
         self.input_names = [item.name for item in self._session.get_inputs()]
 
     def run(self, inputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """The graph's outputs, in its order, for its inputs, in its order. ModelError where
-        onnxruntime loads the file but cannot run it."""
+        """The graph's outputs, in its order, for its inputs, in its order.
+
+        ModelError where onnxruntime loads the file but cannot run it.
+        """
         feeds = dict(zip(self.input_names, inputs, strict=True))
         try:
             return [np.asarray(value) for value in self._session.run(None, feeds)]

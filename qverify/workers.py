@@ -1,5 +1,4 @@
-"""Worker processes: they serve one task after another, are killed when they overrun, and never
-outlive their parent.
+"""Worker processes: one task after another, killed when they overrun or the parent dies.
 
 A worker serves many tasks, since starting one costs more than most proofs. A task that overruns its
 limit by the grace is killed with its worker and answered `timeout`; a worker that dies by itself
@@ -70,8 +69,9 @@ def grace(timeout: float) -> float:
 def pool(
     queue: deque[TaskType], options: Options, jobs: int, load: Callable[[], Solve[TaskType]]
 ) -> Generator[tuple[TaskType, Any] | None, None, None]:
-    """Run the tasks in up to `jobs` worker processes; yield each with its answer, and None while
-    time passes.
+    """Run the tasks in up to `jobs` worker processes.
+
+    Yield each with its answer, and None while time passes.
 
     `load` is called once in every worker and returns the function that decides a task, given the
     options; what it returns is the answer, but for tasks that were killed or lost. Whoever takes an
@@ -181,8 +181,7 @@ def _die_with_parent() -> NoReturn:
 
 @contextlib.contextmanager
 def _child_environment(jobs: int) -> Iterator[None]:
-    """While a worker is started: share the cores among the workers, and leave Ctrl-C to the
-    parent."""
+    """While a worker starts: share the cores among the workers, and leave Ctrl-C to the parent."""
     share = str(max(1, (os.cpu_count() or 1) // jobs))
     added = [name for name in THREAD_VARIABLES if jobs > 1 and name not in os.environ]
     os.environ.update(dict.fromkeys(added, share))
@@ -201,8 +200,10 @@ def _child_environment(jobs: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sigterm_unwinds() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that the workers die and the summary
-    appears."""
+    """Let SIGTERM unwind the stack as Ctrl-C does.
+
+    So the workers die and the summary appears.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

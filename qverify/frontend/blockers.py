@@ -12,8 +12,10 @@ NAMED, TOLD = 3, 4  # further nodes of a kind that are named; kinds that are tol
 
 @dataclass(frozen=True)
 class Blocker:
-    """A node (an input, an output) that cannot be read, and why. Those of one op and one `kind` are
-    told together."""
+    """A node (an input, an output) that cannot be read, and why.
+
+    Those of one op and one `kind` are told together.
+    """
 
     reason: str
     node: str = ""  # its name in the file
@@ -27,8 +29,10 @@ class Blocker:
 
 
 def refused(blockers: Sequence[Blocker], behind: int = 0) -> UnsupportedModel:
-    """The error of a model that has these blockers. `behind` nodes were not looked at, since they
-    need what others give."""
+    """The error of a model that has these blockers.
+
+    `behind` nodes were not looked at, since they need what others give.
+    """
     groups: dict[tuple[str, str], list[Blocker]] = {}
     for blocker in blockers:
         groups.setdefault((_op(blocker), blocker.kind or blocker.reason), []).append(blocker)

@@ -1,5 +1,7 @@
-"""Builds the network while the ONNX graph is read: emits ops, moves elements of any tensor kind,
-closes float chains."""
+"""Builds the network while the ONNX graph is read.
+
+It emits ops, moves elements of any tensor kind, and closes float chains.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,10 @@ INEXACT = (
 
 
 class Refusal(Exception):
-    """A rule cannot read its node; the driver adds the node's name, op and types, and makes an
-    error of it."""
+    """A rule cannot read its node.
+
+    The driver adds the node's name, op and types, and makes an error of it.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +93,10 @@ class Builder:
     # -- emitting ----------------------------------------------------------------------------------
 
     def emit(self, op: AbstractOp, *inputs: Codes, dtype: npt.DTypeLike = np.int32) -> Codes:
-        """Append an op; its type is worked out (and an int32 overflow refused) here. SoundnessError
-        where its range does not fit the element type that the rule declares."""
+        """Append an op; its type is worked out (and an int32 overflow refused) here.
+
+        SoundnessError where its range does not fit the element type that the rule declares.
+        """
         try:
             result = op.output_type(*(x.type for x in inputs))
         except Unfit as error:
@@ -118,8 +124,7 @@ class Builder:
     # -- moving elements ---------------------------------------------------------------------------
 
     def move(self, x: Tensor, index: IndexArray, fill: float | int | None = None) -> Tensor:
-        """A tensor of index's shape whose element i is x.flat[index.flat[i]], or `fill` where the
-        index is -1."""
+        """A tensor of index's shape: element i is x.flat[index.flat[i]], `fill` if that is -1."""
         index = np.asarray(index, dtype=np.int64, order="C")
         holes = index < 0
         if isinstance(x, np.ndarray):
@@ -197,8 +202,10 @@ class Builder:
         return FloatCodes(self._move_codes(x.codes, index, code), x.table, which)
 
     def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
-        """Join tensors along an axis; all of one kind, constants of that kind's codes allowed among
-        Codes."""
+        """Join tensors along an axis.
+
+        All of one kind, constants of that kind's codes allowed among Codes.
+        """
         if all(isinstance(p, np.ndarray) for p in parts):
             return np.concatenate([np.asarray(p) for p in parts], axis=axis)
         index, total = [], 0
@@ -397,8 +404,10 @@ class Builder:
         return self.emit(Table(values, x.low, x.which), codes, dtype=dtype)
 
     def as_accumulator(self, x: Float) -> FloatAcc:
-        """The same float tensor as (integer value, program); tables turn into ordinals of their
-        floats. Unfit where it could be NaN."""
+        """The same float tensor as (integer value, program).
+
+        Tables turn into ordinals of their floats. Unfit where it could be NaN.
+        """
         match x:
             case FloatAcc():
                 x.program.ends(x.codes.type)
@@ -425,8 +434,10 @@ def stretched(value: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[An
 def quantize_linear(
     v: npt.NDArray[Any], scale: Any, zero_point: Any, low: int, high: int
 ) -> npt.NDArray[np.int32]:
-    """ONNX QuantizeLinear as onnxruntime computes it: divide, clip in float32, round half to even,
-    add the zero point."""
+    """ONNX QuantizeLinear as onnxruntime computes it, in float32.
+
+    Divide, clip, round half to even, add the zero point.
+    """
     zero_point = np.asarray(zero_point, np.int32)
     scaled = v / np.asarray(scale, np.float32)
     clipped = np.minimum(

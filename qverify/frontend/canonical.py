@@ -1,5 +1,6 @@
-"""One numbering for one network, whatever order and names its graph's nodes had; and a digest that
-tells networks apart.
+"""One numbering for one network, whatever order and names its graph's nodes had.
+
+A digest that tells networks apart.
 
 Two environments may write the same graph in different orders. Values and codes are numbered by what
 they are instead: codes by the input elements they come from, values as a walk from the outputs
@@ -23,8 +24,10 @@ Part = Quantizer | Identity
 
 
 def canonical_codes(nodes: Sequence[Node], parts: Sequence[Part]) -> tuple[list[Node], list[Part]]:
-    """The parts of the code vector in their own order, equal ones once; and the nodes, of which
-    only moves read value 0."""
+    """The parts of the code vector in an order of their content, equal ones once.
+
+    And the nodes for them, of which only moves read value 0.
+    """
     keys = [(part.source.astype(">i8").tobytes(), _digest(part)) for part in parts]
     order = sorted(range(len(parts)), key=lambda i: keys[i])
     kept = [i for n, i in enumerate(order) if not n or keys[i] != keys[order[n - 1]]]
@@ -46,8 +49,10 @@ def canonical_codes(nodes: Sequence[Node], parts: Sequence[Part]) -> tuple[list[
 
 
 def canonical_values(network: Network) -> tuple[Network, list[int]]:
-    """The network with its nodes in the order in which a walk from the outputs, inputs first, is
-    done with them; and the new number of every value (0 for one that no output needs)."""
+    """The network with its nodes in the order of a walk from the outputs, inputs first.
+
+    And the new number of every value (0 for one that no output needs).
+    """
     number = {0: 0}
     order: list[int] = []
     for output in network.outputs:
@@ -75,8 +80,10 @@ def canonical_values(network: Network) -> tuple[Network, list[int]]:
 
 
 def digest(network: Network, *others: Any) -> str:
-    """SHA-256 of what a network computes, node by node, without the nodes' names; and of other
-    values."""
+    """SHA-256 of what a network computes, node by node, without the nodes' names.
+
+    `others` are values that count as well.
+    """
     nodes = [(node.op, node.inputs, node.type) for node in network.nodes]
     return _digest((network.input_type, nodes, network.outputs, others))
 

@@ -1,5 +1,4 @@
-"""Every node of the graph, asked of onnxruntime by itself: what its rule says against what the
-runtime's kernel gives.
+"""Every node of the graph, asked of onnxruntime by itself and compared with its rule.
 
 The nodes stand in one model side by side, each with inputs and outputs of its own and its constants
 in place, and that model is run without optimisation. A node's inputs are drawn over the whole range
@@ -73,8 +72,10 @@ ELEMENTWISE |= {
 
 @dataclass(frozen=True)
 class Compared:
-    """What was compared with the runtime: `values` output elements of `nodes` nodes, of which
-    `complete` on every input that they can have."""
+    """What was compared with the runtime: `values` output elements of `nodes` nodes.
+
+    `complete` of the nodes were compared on every input that they can have.
+    """
 
     nodes: int
     values: int
@@ -83,8 +84,10 @@ class Compared:
 
 @dataclass(frozen=True, eq=False)
 class NodeTrial:
-    """A node with inputs to ask it for and the answers of its rule; each array has the rounds as
-    its first axis."""
+    """A node with inputs to ask it for and the answers of its rule.
+
+    Each array has the rounds as its first axis.
+    """
 
     read: ReadNode
     feeds: dict[int, Array]  # input number -> what the runtime is given
@@ -95,8 +98,9 @@ class NodeTrial:
 
 
 def compare(trace: Trace, lowered: Lowered) -> Compared:
-    """Compare every node that was read. Raises SoundnessError that names a node which the runtime
-    computes otherwise.
+    """Compare every node that was read.
+
+    Raises SoundnessError that names a node which the runtime computes otherwise.
 
     Nodes whose int16 sums may saturate on this CPU (x86 without VNNI) are left out: verdicts are
     for exact sums.
@@ -222,8 +226,11 @@ class Asker:
         return NodeTrial(read, feeds, answers, rounds, complete)
 
     def _roots(self, read: ReadNode) -> list[int]:
-        """The values whose codes are drawn: those of the node's inputs, or, where its rule has
-        reached back behind them (a bias that joins a product), those that it started from."""
+        """The values whose codes are drawn: those of the node's inputs.
+
+        Where its rule has reached back behind them (a bias that joins a product), those that it
+        started from.
+        """
         roots = {v for tensor in read.inputs for v in _values_of(tensor)}
         stack, seen = [v for tensor in read.outputs for v in _values_of(tensor)], set[int]()
         behind: set[int] = set()
@@ -264,8 +271,10 @@ class Asker:
         return max(min(wanted, affordable), min(4, affordable)), wanted <= affordable
 
     def _groups(self, read: ReadNode, v: int) -> Array:
-        """[*shape] of value `v`: which row of its table an element takes; all the same where there
-        is no choice."""
+        """[*shape] of value `v`: which row of its table an element takes.
+
+        All the same where there is no choice.
+        """
         shape = self.trace.values[v - 1].type.shape
         choices: list[Any] = [
             t.which for t in (*read.inputs, *read.outputs) if isinstance(t, FloatCodes)
@@ -281,8 +290,10 @@ class Asker:
         return np.unique(np.stack(fitting), axis=1, return_inverse=True)[1].reshape(shape)
 
     def _drawn(self, v: int, rounds: int, groups: Array) -> Array:
-        """Codes of a value, [rounds, *shape] int32: a sweep through all of them first, then random
-        and extreme ones."""
+        """Codes of a value, [rounds, *shape] int32.
+
+        A sweep through all of them comes first, then random and extreme ones.
+        """
         kind, rng = self.trace.values[v - 1].type, self.rng
         size, full = prod(kind.shape), (rounds, *kind.shape)
         if kind.count > PAIRS:  # accumulators, ordinals of floats
@@ -311,8 +322,7 @@ class Asker:
         return np.where(r < sweeps, swept, rest).astype(np.int32)
 
     def _push(self, read: ReadNode, values: Values) -> None:
-        """Turn some rounds of a sum of products into the inputs that take one of its elements
-        furthest."""
+        """Turn some rounds of a sum of products into inputs that take an element furthest."""
         made = self.trace.values[read.first : read.last]
         for node in made[:2]:
             if isinstance(node.op, Dense | Conv) and (v := node.inputs[0]) in values:
@@ -326,8 +336,10 @@ class Asker:
                     x[r] = np.where(slope[0] > 0, kind.high, np.where(slope[0] < 0, kind.low, x[r]))
 
     def _inputs(self, rounds: int) -> Array:
-        """Values of the graph's inputs, float64 [rounds, inputs]: of every size, and where a
-        quantizer's rounding turns."""
+        """Values of the graph's inputs, float64 [rounds, inputs].
+
+        They are of every size, also those where a quantizer's rounding turns.
+        """
         rng, size = self.rng, len(self.encoder.is_float)
         x = rng.choice([1.0, 10.0, 255.0], (rounds, 1)) * rng.uniform(-1, 1, (rounds, size))
         for part in self.encoder.parts:
@@ -351,8 +363,10 @@ class Asker:
             return np.where(self.encoder.is_float, x.astype(np.float32).astype(np.float64), whole)
 
     def _on_vectors(self, read: ReadNode, roots: list[int]) -> NodeTrial | None:
-        """The node on all codes, or all pairs of codes, as vectors. None where that is another
-        function or too many."""
+        """The node on all codes, or all pairs of codes, as vectors.
+
+        None where that is another function or too many.
+        """
         kinds = [self.trace.values[v - 1].type for v in roots]
         if not roots or prod(kind.count for kind in kinds) > PAIRS or not self._is_alike(read):
             return None
@@ -362,8 +376,10 @@ class Asker:
         return self._task(read, values, 1, complete=True)
 
     def _is_alike(self, read: ReadNode) -> bool:
-        """Whether the node is one function of codes, the same for all of several elements, so that
-        it may be asked on vectors of any length."""
+        """Whether all elements of the node are one function of codes, and there are several.
+
+        Then it may be asked on vectors of any length.
+        """
         constants = [t for t in read.inputs if isinstance(t, np.ndarray)]
         tensors = [t for t in read.inputs if t is not None and not isinstance(t, np.ndarray)]
         shapes = {t.shape for t in tensors}
@@ -449,8 +465,7 @@ def _terms(node: Node) -> int:
 
 
 def _is_uniform(thing: Tensor | Node) -> bool:
-    """Whether all elements of a tensor, or of an op's result, are the same function of their
-    codes."""
+    """Whether all elements of a tensor or an op's result are the same function of their codes."""
     match thing:
         case Node(op=Table(which=which)) | FloatCodes(which=which):
             return which is None

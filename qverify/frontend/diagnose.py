@@ -111,8 +111,10 @@ RUNTIME |= {"org.pytorch.aten"}
 
 
 def foreign_nodes(model: onnx.ModelProto) -> list[Blocker]:
-    """Nodes of formats that onnxruntime does not know; it would only say that it cannot load the
-    file."""
+    """Nodes of formats that onnxruntime does not know.
+
+    It would only say that it cannot load the file.
+    """
     found = []
     for node in model.graph.node:
         reason = next(
@@ -137,24 +139,31 @@ def spelled(node: onnx.NodeProto) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that keeps a node from being fused; `kind` is the text without what differs between
-    nodes."""
+    """One thing that keeps a node from being fused.
+
+    `kind` is the text without what differs between nodes.
+    """
 
     text: str
     kind: str
 
 
 class Diagnosis:
-    """Looks at the nodes of the user's file, since its names are theirs; at the runtime's own graph
-    where it must."""
+    """Says what keeps a product from being fused.
+
+    Looks at the nodes of the user's file, since its names are theirs, and at the runtime's graph
+    where it must.
+    """
 
     def __init__(self, graph: onnx.GraphProto, file: onnx.GraphProto) -> None:
         self._ours, self._theirs = Wiring(graph), Wiring(file)
         self._named = {node.name: node for node in file.node if node.name}
 
     def name_in_file(self, name: str) -> str:
-        """The file's name of a node of the runtime's graph, which puts suffixes to some
-        (Conv_1_token_3, Gemm/...)."""
+        """The file's name of a node of the runtime's graph.
+
+        The runtime adds suffixes to some names (Conv_1_token_3, Gemm/...).
+        """
         if name in self._named:
             return name
         cuts = (name[:k] for k in range(len(name) - 1, 0, -1) if name[k] in "_/")
@@ -178,8 +187,10 @@ class Diagnosis:
         return _ORDER if node.op_type in RISING and self.is_head(node) else ""
 
     def product(self, node: onnx.NodeProto) -> tuple[str, str] | None:
-        """Why the runtime did not fuse a product of floats, and the kind of reason. None if there
-        is nothing to see."""
+        """Why the runtime did not fuse a product of floats, and the kind of reason.
+
+        None if there is nothing to see.
+        """
         theirs = self._named.get(self.name_in_file(node.name))
         if theirs is not None and PRODUCTS.get(theirs.op_type) in (
             PRODUCTS[node.op_type],
@@ -217,8 +228,10 @@ class Wiring:
         return moved and (name in self._outputs or bool(readers))
 
     def faults(self, node: onnx.NodeProto) -> Iterator[Finding]:
-        """What keeps the runtime from making an integer op of a product; what only may, if nothing
-        surely does."""
+        """What keeps the runtime from making an integer op of a product.
+
+        Or what perhaps does, if nothing surely does.
+        """
         sure = [*self._of_weights(node), *self._of_input(node), *self._of_output(node)]
         yield from sure or self._perhaps(node)
 
@@ -443,8 +456,10 @@ class Wiring:
         return maker if maker is not None and maker.op_type == op else None
 
     def _codes_of(self, node: onnx.NodeProto) -> int | None:
-        """The element type of what a QuantizeLinear gives or a DequantizeLinear takes; None if it
-        cannot be told."""
+        """The element type of what a QuantizeLinear gives or a DequantizeLinear takes.
+
+        None if it cannot be told.
+        """
         if len(node.input) > 2 and node.input[2]:
             zero = self._constant_of(node.input[2])
             return None if zero is None else zero.data_type

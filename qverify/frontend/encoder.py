@@ -19,8 +19,7 @@ Int32Array = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """Graph inputs (flat, all inputs one after another) -> the code vector, exactly as the runtime
-    quantizes them.
+    """Graph inputs (flat, one after another) -> the code vector, as the runtime quantizes them.
 
     A float input is held as float64 that is a float32; an integer input likewise as the integer.
     """
@@ -58,8 +57,10 @@ class Encoder:
         return np.concatenate([_encode_part(p, x) for p in self.parts], axis=1)
 
     def scaled(self, x: Float64Array) -> npt.NDArray[np.float32]:
-        """The float32 values just before rounding, [N, float codes]; an infinity is clipped to the
-        last code."""
+        """The float32 values just before rounding, [N, float codes].
+
+        An infinity is clipped to the last code.
+        """
         with np.errstate(all="ignore"):
             parts = [_prefix(p, x) / p.scale for p in self.parts if isinstance(p, Quantizer)]
         return np.concatenate([np.zeros((len(x), 0), np.float32), *parts], axis=1)

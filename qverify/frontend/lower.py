@@ -37,8 +37,10 @@ GraphValue = tuple[str, tuple[int, ...], np.dtype[Any]]  # name, shape, element 
 
 @dataclass(frozen=True, eq=False)
 class Lowered:
-    """What reading a graph gives: the network, how inputs become codes, and what each graph output
-    is."""
+    """What reading a graph gives.
+
+    The network, how inputs become codes, and what each graph output is.
+    """
 
     network: Network
     inputs: tuple[GraphValue, ...]
@@ -56,16 +58,20 @@ class Lowered:
         )
 
     def digest(self) -> str:
-        """SHA-256 of all of this but names: equal where values and codes have the same numbers and
-        meaning."""
+        """SHA-256 of all of this without names.
+
+        Equal where values and codes have the same numbers and meaning.
+        """
         inputs = [(shape, dtype) for _, shape, dtype in self.inputs]
         return digest(self.network, self.encoders, inputs, [output for _, output in self.outputs])
 
 
 @dataclass(frozen=True, eq=False)
 class ReadNode:
-    """One node as it was read: its inputs (None: absent) and outputs, and the part
-    `values[first:last]` of the network's nodes, not yet simplified, that its rule made."""
+    """One node as it was read: its inputs (None: absent) and outputs.
+
+    `values[first:last]` are the nodes of the network, not yet simplified, that its rule made.
+    """
 
     node: onnx.NodeProto
     name: str
@@ -77,8 +83,10 @@ class ReadNode:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """How a graph was read, node by node, without those that onnxruntime computed because all
-    their inputs are constants."""
+    """How a graph was read, node by node.
+
+    Without the nodes that onnxruntime computed because all their inputs are constants.
+    """
 
     nodes: tuple[ReadNode, ...]
     values: tuple[Node, ...]  # of the network as the rules made it
@@ -87,8 +95,10 @@ class Trace:
 
 
 def lower(model: onnx.ModelProto, file: onnx.ModelProto | None = None) -> tuple[Lowered, Trace]:
-    """Read a graph; `file` is what the runtime made it of, whose names the user knows. Raises
-    UnsupportedModel for nodes that no rule reads, ModelError for a broken graph."""
+    """Read a graph; `file` is what the runtime made it of, whose names the user knows.
+
+    Raises UnsupportedModel for nodes that no rule reads, ModelError for a broken graph.
+    """
     reader = _GraphReader(model, Diagnosis(model.graph, (file or model).graph))
     inputs = reader.declare_inputs()
     read = [reader.node(node) for node in looking(model.graph.node)]
@@ -144,8 +154,10 @@ def initializer(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
 
 
 def _static_shape(item: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """The declared shape; a dynamic first axis is the batch and becomes 1, any other dynamic axis
-    is refused."""
+    """The declared shape; a dynamic first axis is the batch and becomes 1.
+
+    Any other dynamic axis is refused.
+    """
     if not item.type.HasField("tensor_type") or not item.type.tensor_type.HasField("shape"):
         raise UnsupportedModel(
             f"the input '{item.name}' has no tensor shape; give one: --shape {item.name}=1,3,64,64"
@@ -361,8 +373,10 @@ class _GraphReader:
         )
 
     def _behind(self, node: onnx.NodeProto) -> None:
-        """A node that needs what could not be read. It is to blame only where it could not be read
-        for any input."""
+        """A node that needs what could not be read.
+
+        It is to blame only where it could not be read for any input.
+        """
         self._unread.update(name for name in node.output if name)
         domain = "" if node.domain == "ai.onnx" else node.domain
         if (domain, node.op_type) not in RULES:
@@ -416,8 +430,11 @@ OURS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError,
 
 
 def _is_function(op: str, domain: str, opset: int) -> bool:
-    """Whether an op is known to give the same result for the same inputs every time: what may be
-    computed once, when the model is read. Of Microsoft's ops, those that have a rule are."""
+    """Whether an op is known to give the same result for the same inputs every time.
+
+    Such an op may be computed once, when the model is read. Of Microsoft's ops, those that have a
+    rule are known.
+    """
     if domain:
         return (domain, op) in RULES
     return op not in RANDOM | CONTROL_FLOW | {"Dropout"} and onnx.defs.has(op, opset, domain)

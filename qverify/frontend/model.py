@@ -1,5 +1,4 @@
-"""Reads an ONNX file: parse, check, choose the graph that the runtime really runs, lower it to
-integers."""
+"""Reads an ONNX file: parse, check, choose the graph that the runtime runs, lower it."""
 
 from __future__ import annotations
 
@@ -54,8 +53,7 @@ _COMPARED: dict[
 
 
 def read_model(path: Path, shapes: Sequence[str] = (), declared: Sequence[Shape] = ()) -> Model:
-    """Read and lower an ONNX file: the graph that the installed onnxruntime makes of it, since that
-    is what it runs.
+    """Read and lower an ONNX file: the graph that the installed onnxruntime makes of it and runs.
 
     `shapes` (NAME=1,3,64,64) fix inputs that the file leaves open, and so do the shapes that a
     property has `declared` for the inputs in order. An open batch is 1; it is fixed only where the
@@ -94,8 +92,10 @@ def read_model(path: Path, shapes: Sequence[str] = (), declared: Sequence[Shape]
 def _lowered(
     path: Path, proto: onnx.ModelProto, fixed: dict[str, Shape]
 ) -> tuple[Lowered, Trace, dict[str, Shape], list[str]]:
-    """The network, how it was read, the shapes that had to be fixed for it, and a remark on
-    that."""
+    """The network and how it was read.
+
+    With the shapes that had to be fixed for it, and a remark on that.
+    """
 
     def read(shapes: dict[str, Shape]) -> tuple[Lowered, Trace]:
         fused = runtime.optimised_graph(path, shapes)
@@ -118,8 +118,7 @@ def _lowered(
 
 
 def _check_nodes(proto: onnx.ModelProto) -> None:
-    """Refuse what can be told from the file alone: other formats, random numbers, networks of
-    floats."""
+    """Refuse what the file alone tells: other formats, random numbers, networks of floats."""
     blockers = [*foreign_nodes(proto), *_random_nodes(proto), *_crashing_nodes(proto)]
     if blockers:
         raise refused(blockers)
@@ -135,8 +134,11 @@ def _check_nodes(proto: onnx.ModelProto) -> None:
 
 
 def _random_nodes(proto: onnx.ModelProto) -> Iterator[Blocker]:
-    """Nodes that draw random numbers. This has to be asked of the file: onnxruntime may fold such a
-    node into a constant, another one every time that it loads the model."""
+    """Nodes that draw random numbers.
+
+    This has to be asked of the file: onnxruntime may fold such a node into a constant, another one
+    every time that it loads the model.
+    """
     constants = {i.name: i for i in proto.graph.initializer}
     for node in _messages(proto, onnx.NodeProto):
         training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
@@ -181,8 +183,10 @@ def _crashing_nodes(proto: onnx.ModelProto) -> Iterator[Blocker]:
 
 
 def _drop_folded_inputs(proto: onnx.ModelProto, fused: onnx.ModelProto) -> None:
-    """Old files list initializers as inputs too; one that was folded away, or made by folding, is
-    no input of the file."""
+    """Old files list initializers as inputs too.
+
+    One that was folded away, or made by folding, is no input of the file.
+    """
     inputs = {i.name for i in proto.graph.input} - {i.name for i in proto.graph.initializer}
     kept = [i for i in fused.graph.input if i.name in inputs]
     del fused.graph.input[:]
@@ -220,8 +224,7 @@ def _parse(path: Path, data: bytes, packed: bool) -> tuple[onnx.ModelProto, str]
 
 
 def _messages(message: Any, kind: type[Message]) -> Iterator[Any]:
-    """All messages of a type inside another one, wherever they stand: in attributes, subgraphs,
-    functions."""
+    """All messages of a type inside another one, in attributes, subgraphs and functions too."""
     for descriptor, value in message.ListFields():
         if descriptor.message_type is not None:
             for part in value if hasattr(value, "__len__") else (value,):
@@ -245,8 +248,7 @@ def _names(proto: onnx.ModelProto) -> Iterator[Any]:
 
 
 def _check_references(graph: onnx.GraphProto) -> None:
-    """Every name that a node reads is an input, an initializer, or the output of an earlier
-    node."""
+    """Every name that a node reads is an input, an initializer or an earlier node's output."""
     known = {i.name for i in graph.input} | {i.name for i in graph.initializer}
     known |= {i.values.name for i in graph.sparse_initializer}
     for node in graph.node:

@@ -1,5 +1,4 @@
-"""How an ONNX spelling becomes integer ops: rules by op name, each reading one node through a
-`View` of it."""
+"""How an ONNX spelling becomes integer ops: rules by op name, each reading one node."""
 
 from __future__ import annotations
 
@@ -54,9 +53,11 @@ RULES: dict[tuple[str, str], Rule] = {}
 def lowers(
     *names: str, inputs: int, attributes: str | None = "", domains: tuple[str, ...] = ("",)
 ) -> Callable[[Function], Function]:
-    """Register a rule for op names in the given domains ("" is the ONNX standard's). It reads
-    `inputs` inputs and understands the `attributes` named, separated by spaces (None: all of
-    them)."""
+    """Register a rule for op names in the given domains ("" is the ONNX standard's).
+
+    It reads `inputs` inputs and understands the `attributes` named, separated by spaces (None: all
+    of them).
+    """
     understood = None if attributes is None else frozenset(attributes.split())
 
     def register(function: Function) -> Function:
@@ -70,8 +71,11 @@ def lowers(
 
 
 def refuse_unknown(node: onnx.NodeProto, rule: Rule, domain: str, opset: int) -> None:
-    """Refuse a node that says more than its rule understands. An attribute that spells out its
-    schema's default says nothing; exporters, and onnxruntime itself, write such ones."""
+    """Refuse a node that says more than its rule understands.
+
+    An attribute that spells out its schema's default says nothing; exporters, and onnxruntime
+    itself, write such ones.
+    """
     for attribute in node.attribute:
         known = rule.attributes is None or attribute.name in rule.attributes
         if not known and not _is_default(attribute, node.op_type, domain, opset):
@@ -124,8 +128,10 @@ class View:
         return self.node.op_type
 
     def attr(self, name: str, default: Any = None) -> Any:
-        """An attribute's value (strings decoded), or the default. The rule must have declared
-        it."""
+        """An attribute's value (strings decoded), or the default.
+
+        The rule must have declared it.
+        """
         assert self.attributes is None or name in self.attributes, (
             f"the rule for {self.op} does not declare the attribute '{name}'"
         )
@@ -213,8 +219,10 @@ def checked_size(shape: Iterable[int]) -> None:
 
 
 def along(value: npt.NDArray[Any], axis: int, rank: int) -> npt.NDArray[Any]:
-    """A per-axis parameter [C] shaped to broadcast along `axis` of a rank-`rank` tensor; one
-    element becomes []."""
+    """A per-axis parameter [C] shaped to broadcast along `axis` of a rank-`rank` tensor.
+
+    One element becomes [].
+    """
     if value.size == 1:
         return value.reshape(())
     if value.ndim != 1:

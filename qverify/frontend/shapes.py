@@ -70,8 +70,7 @@ def _sizes_by_name(
 
 
 def batches_of_one(model: onnx.ModelProto) -> dict[str, Shape]:
-    """The inputs of which only the batch is open, with the shape that they have for a batch of
-    1."""
+    """The inputs whose batch alone is open, with the shape that they have for a batch of 1."""
     return {
         name: _filled(known, {})
         for name, known in _inputs(model)

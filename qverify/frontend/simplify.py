@@ -59,8 +59,7 @@ def _is_move(node: Node) -> bool:
 
 
 def simplified(network: Network) -> tuple[Network, list[int]]:
-    """The network with fewer nodes, and the new number of every old value (0 for one that is
-    gone)."""
+    """The network with fewer nodes, and the new number of every old value (0: it is gone)."""
     rewriter = _Rewriter(network)
     uses = np.zeros(len(network.nodes) + 1, np.int64)
     for i in (*network.outputs, *(i for node in network.nodes for i in node.inputs)):
@@ -101,8 +100,10 @@ def _as_dense(rewriter: _Rewriter, node: Node, source: int) -> int:
 
 
 def _clipped(network: Network, k: int, uses: np.ndarray) -> tuple[int, int] | None:
-    """The range [a, b] of a table that only clips what a requantization, used by nothing else, has
-    made."""
+    """The range [a, b] of a table that only clips what a requantization has made.
+
+    None where something else uses the requantization.
+    """
     table, value = network.nodes[k].op, network.nodes[k].inputs[0]
     assert isinstance(table, Table)
     while value and uses[value] == 1 and _is_move(network.nodes[value - 1]):

@@ -54,8 +54,10 @@ class FloatInput:
 
 @dataclass(frozen=True, eq=False)
 class FloatCodes:
-    """element = table[which, code - low]; `table` [P, K] float32; `which` has full shape, or is
-    None where P = 1."""
+    """element = table[which, code - low].
+
+    `table` [P, K] float32; `which` has full shape, or is None where P = 1.
+    """
 
     codes: Codes
     table: FloatArray
@@ -72,8 +74,10 @@ class FloatCodes:
 
 @dataclass(frozen=True, eq=False)
 class FloatPair:
-    """element = table[a - a.low, b - b.low], with broadcasting of the codes `a` and `b`; `table`
-    [Ka, Kb] float32."""
+    """element = table[a - a.low, b - b.low], with broadcasting of the codes `a` and `b`.
+
+    `table` [Ka, Kb] float32.
+    """
 
     a: Codes
     b: Codes
@@ -98,8 +102,10 @@ class FloatAcc:
 
 @dataclass(frozen=True, eq=False)
 class FloatSum:
-    """A float sum whose order of additions is the runtime's secret: within `error` [shape] of
-    program(accumulator)."""
+    """A float sum whose order of additions only the runtime knows.
+
+    It is within `error` [shape] of program(accumulator).
+    """
 
     acc: FloatAcc
     error: npt.NDArray[np.float64]

@@ -1,5 +1,4 @@
-"""Clean, attacked and certified accuracy of a quantized classifier over a data set, in the
-L-infinity norm.
+"""Clean, attacked and certified accuracy of a classifier over a data set, in the norm linf.
 
     from qverify.data import load_images
     from qverify.robustness import certify
@@ -70,8 +69,7 @@ def certify(
     results: str | None = None,
     progress: Tell | None = None,
 ) -> AccuracyReport:
-    """Decide for each image and radius whether a quantized classifier keeps the image's label
-    within the radius.
+    """Decide for each image and radius whether a classifier keeps the image's label within it.
 
     `images` are uint8 [N, channels, height, width], `labels` integers [N], `eps` radii in pixels
     (8, not 8/255). The box of an image holds every input between those that pixels p - eps and p +
@@ -120,8 +118,10 @@ def certify(
 def _chosen(
     images: npt.NDArray[Any], labels: npt.NDArray[Any], first: int, limit: int | None
 ) -> range:
-    """The numbers of the images to decide. UsageError where there are none, or where these are no
-    labelled images."""
+    """The numbers of the images to decide.
+
+    UsageError where there are none, or where these are no labelled images.
+    """
     whole = labels.dtype.kind in "ui" and labels.shape == images.shape[:1]
     if images.dtype != np.uint8 or images.ndim != 4 or not whole:
         raise UsageError(
@@ -144,8 +144,10 @@ def _check_labels(labels: npt.NDArray[Any], scores: int, model: Path) -> None:
 
 
 def _near_chance(level: Level, classes: int) -> list[str]:
-    """A warning where the model hardly knows the labels: less than a tenth of the way from chance
-    to all."""
+    """A warning where the model hardly knows the labels.
+
+    That is: less than a tenth of the way from chance to all.
+    """
     share = level.correct / level.images
     if level.images < 20 or share >= 1 / classes + (1 - 1 / classes) / 10:
         return []
@@ -314,8 +316,10 @@ class _Run:
             self._next(number, queue)
 
     def _next(self, number: int, queue: deque[Task]) -> None:
-        """Queue the search of an image at the middle one of its open radii: a proof settles the
-        smaller ones, a counterexample the larger ones."""
+        """Queue the search of an image at the middle one of its open radii.
+
+        A proof settles the smaller ones, a counterexample the larger ones.
+        """
         left = self.known.open(number)
         if left:
             limit = float("inf") if self.options.timeout is None else self.options.timeout

@@ -1,5 +1,7 @@
-"""The command `qverify robustness`, behind its options: images in; table, rows, JSON and picture
-out."""
+"""The command `qverify robustness`, behind its options: images in.
+
+Table, rows, JSON and picture out.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,11 @@ def measure(
     options: Options,
     **chosen: Any,
 ) -> None:
-    """Run `certify` and print its table. `scaling` holds the words of --scale, --mean and --std,
-    `files` those of --json and --plot; what is `chosen` goes to `certify`."""
+    """Run `certify` and print its table.
+
+    `scaling` holds the words of --scale, --mean and --std, `files` those of --json and --plot; what
+    is `chosen` goes to `certify`.
+    """
     json_file, plot_file = files
     written = [path for path in (chosen["results"], *files) if path is not None]
     for path in written:

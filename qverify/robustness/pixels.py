@@ -95,8 +95,11 @@ class Inputs:
     def make(
         encoder: Encoder, value: GraphValue, shape: tuple[int, int, int], scaling: Scaling | None
     ) -> Inputs:
-        """For images [channels, height, width]; the model's input `value` takes them flat, with the
-        channels first or last, by its shape. UsageError where it does not take them."""
+        """For images [channels, height, width].
+
+        The model's input `value` takes them flat, with the channels first or last, by its shape.
+        UsageError where it does not take them.
+        """
         name, wanted, dtype = value
         scaling = default_scaling(dtype) if scaling is None else scaling
         for what, each in (("--mean", scaling.mean), ("--std", scaling.std)):
@@ -129,8 +132,7 @@ class Inputs:
             raise UsageError(f"{error}: choose another --scale") from None
 
     def clean(self, pixels: Pixels) -> Float64Array:
-        """Images [N, C, H, W] as inputs [N, inputs]: rounded once, from the exact value to
-        float32."""
+        """Images [N, C, H, W] as inputs [N, inputs]: the exact value, rounded once to float32."""
         channels = range(int(self.channel.max()) + 1)
         exact = [
             [float(self.scaling.value(Fraction(p), c)) for p in range(PIXEL_MAX + 1)]
@@ -178,8 +180,10 @@ class Inputs:
 def _order(
     name: str, wanted: tuple[int, ...], shape: tuple[int, int, int]
 ) -> npt.NDArray[np.int64]:
-    """For every element of an input of shape `wanted`, the number of its pixel. UsageError where
-    the shapes do not fit."""
+    """For every element of an input of shape `wanted`, the number of its pixel.
+
+    UsageError where the shapes do not fit.
+    """
     c, h, w = shape
     if prod(wanted) != c * h * w:
         raise UsageError(

@@ -1,5 +1,7 @@
-"""Accuracy against the radius, as a picture. matplotlib (the extra `plot`) is imported when it is
-first needed."""
+"""Accuracy against the radius, as a picture.
+
+matplotlib (the extra `plot`) is imported when it is first needed.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,11 @@ def check_format(path: str) -> None:
 
 
 def draw(report: AccuracyReport, path: str, title: str) -> None:
-    """Write a picture of the attacked and the certified accuracy at every radius; the truth lies in
-    the band between. The format follows the file's ending, PNG without one. UsageError if that
-    fails."""
+    """Write a picture of the attacked and the certified accuracy at every radius.
+
+    The truth lies in the band between. The format follows the file's ending, PNG without one.
+    UsageError if that fails.
+    """
     figure_class, canvas_class = pyplot()
     figure = figure_class(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     canvas_class(figure)

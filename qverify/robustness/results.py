@@ -1,5 +1,4 @@
-"""What is known of every image at every radius: rows, what follows from them, their file, and the
-figures made of them.
+"""What is known of every image at every radius: rows, their file, and the figures.
 
 Two things follow without being run. A proof at some radius holds at every smaller one, and a
 counterexample at some radius is one at every larger one, since the boxes lie within each other. An
@@ -121,8 +120,10 @@ def _reaches(broken: ImageRow, eps: Fraction) -> bool:
 
 
 class ImageResults:
-    """Rows on disk, appended as they come: of two about the same box the last one counts. The first
-    line says of which model, data and boxes they are."""
+    """Rows on disk, appended as they come: of two about the same box the last one counts.
+
+    The first line says of which model, data and boxes they are.
+    """
 
     def __init__(self, path: str, about: dict[str, str]) -> None:
         check_writable(path)
@@ -141,8 +142,10 @@ class ImageResults:
             self._write(head)
 
     def _load(self, head: str, about: dict[str, str]) -> bool:
-        """Read the rows; whether the head is there. A last line that was torn by a kill or a full
-        disk is cut off."""
+        """Read the rows; whether the head is there.
+
+        A last line that was torn by a kill or a full disk is cut off.
+        """
         data = self.path.read_bytes()
         if head.encode().startswith(data) and len(data) < len(head.encode()):
             os.truncate(self.path, 0)
@@ -204,8 +207,7 @@ def _compare(path: Path, line: str, about: dict[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Level:
-    """The figures at one radius: counts of images, and the seconds spent on them (over all
-    processes)."""
+    """The figures at one radius: counts of images, and the seconds that all processes spent."""
 
     eps: Fraction
     images: int
@@ -229,8 +231,7 @@ class Level:
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """What `certify` says: every row, sorted by image and radius, and the figures of every
-    radius."""
+    """What `certify` says: every row, sorted by image and radius, and figures for every radius."""
 
     rows: tuple[ImageRow, ...]
     levels: tuple[Level, ...]

@@ -1,5 +1,7 @@
-"""ActivationCodes, sums and step sizes of the training graph: integers as floats, rounded with
-straight-through gradients."""
+"""Codes, sums and step sizes of the training graph: integers as floats with gradients.
+
+Rounding passes gradients straight through.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,10 @@ _rounding = True
 
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
-    """Sums in float64 instead of float32: exact for every network that fits int32. Slow, hence not
-    for training."""
+    """Sums in float64 instead of float32: exact for every network that fits int32.
+
+    Slow, hence not for training.
+    """
     global _exact
     old, _exact = _exact, True
     try:
@@ -37,8 +41,10 @@ def exact() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unrounded() -> Iterator[None]:
-    """No rounding at all: the smooth graph whose gradients the straight-through ones are, for
-    checking them."""
+    """No rounding at all: for checking the gradients.
+
+    The straight-through gradients are those of this smooth graph.
+    """
     global _rounding
     old, _rounding = _rounding, False
     try:
@@ -128,8 +134,9 @@ class ActivationCodes:
 
 @dataclass(frozen=True)
 class Sums:
-    """Accumulators: a `point`, or the box with the given `centre` and `radius` [B, ...], or both;
-    all bias included.
+    """Accumulators: a `point`, or the box with the given `centre` and `radius` [B, ...], or both.
+
+    All bias included.
 
     The real value is sum * scale, `scale` float32 [] or [channels] along axis 1.
     """
@@ -148,8 +155,9 @@ class Sums:
 
 
 class Quantized(NamedTuple):
-    """The integers of a weighted sum, as floats with gradients: `weight` [M, ...], `bias` [M] in
-    units of `scale`.
+    """The integers of a weighted sum, as floats with gradients.
+
+    `weight` is [M, ...], `bias` [M] in units of `scale`.
 
     `step` [] or [M] is the weights' step, `scale` = float32(input scale * step) the accumulators'.
     `point` holds the sums of the points, where they were needed on the way (for a batch's
@@ -176,8 +184,7 @@ def _quantile(parts: tuple[Tensor, ...], share: float) -> Tensor:
 
 
 class StepSize(nn.Module):
-    """A step size [] or [channels]: learned, learned and rounded to a power of two, the running
-    range's, or fixed.
+    """A step size [] or [channels]: learned, a learned power of two, the range's, or fixed.
 
     Kept as its binary logarithm, so that an optimiser's step is relative.
     """
@@ -204,8 +211,10 @@ class StepSize(nn.Module):
         return self.kind == "range" or not bool(self.started)
 
     def observe(self, step: Tensor) -> None:
-        """Note the step that would just cover what was seen: the start of a learned scale, part of
-        a running average."""
+        """Note the step that would just cover what was seen.
+
+        It is the start of a learned scale, and a part of a running average.
+        """
         with torch.no_grad():
             log2 = torch.log2(step.detach().clamp_min(2.0**-40))
             if bool(self.started):

@@ -1,5 +1,7 @@
-"""What a training run is asked for: settings with their limits, as TOML and as options. PyTorch is
-not needed here."""
+"""What a training run is asked for: settings with their limits, as TOML and as options.
+
+PyTorch is not needed here.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +128,9 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def read_config(path: str | os.PathLike[str] | None, given: Mapping[str, Any]) -> Config:
     """The configuration of a TOML file with the keys of `Config`, with what is `given` instead.
-    UsageError for others."""
+
+    UsageError for others.
+    """
     values: dict[str, Any] = {}
     if path is not None:
         try:

@@ -13,8 +13,10 @@ CLEAN, LOSS = "0.35", "#c8553d"
 
 
 def draw(rows: Sequence[Mapping[str, float]], eps: float, title: str) -> bytes | None:
-    """A PNG of the log's rows (see `loop.measure`); None where matplotlib, the extra `plot`, is not
-    installed."""
+    """A PNG of the log's rows (see `loop.measure`).
+
+    None where matplotlib, the extra `plot`, is not installed.
+    """
     try:
         figure_class, canvas_class = pyplot()
     except UsageError:
@@ -54,8 +56,10 @@ def draw(rows: Sequence[Mapping[str, float]], eps: float, title: str) -> bytes |
 
 
 def _floor(rows: Sequence[Mapping[str, float]]) -> float:
-    """Where the accuracies' axis begins: below what the last half of the run reached, so that its
-    end can be read."""
+    """Where the accuracies' axis begins: below what the last half of the run reached.
+
+    So its end can be read.
+    """
     late = rows[len(rows) // 2 :]
     least = min(100 * min(row["certified"], row["certified_1"], row["clean"]) for row in late)
     return max(0.0, 10 * ((least - 5) // 10))

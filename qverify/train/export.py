@@ -1,5 +1,4 @@
-"""Training graph -> ONNX file: QLinear operators or QuantizeLinear / DequantizeLinear pairs, then
-the bit-for-bit check.
+"""Training graph -> ONNX file, in QLinear operators or QDQ pairs; then the bit-for-bit check.
 
 Operators of the standard domain at opset 13, so that every runtime can read the file; the exception
 is a residual sum among QLinear operators, for which the standard has none (com.microsoft
@@ -49,8 +48,7 @@ CHECK_BATCH = 500
 
 @dataclass(frozen=True)
 class Value:
-    """ActivationCodes in the graph: the tensor's name, its shape without the batch axis, and what
-    the codes mean."""
+    """Codes in the graph: the tensor's name, its shape without the batch axis, their meaning."""
 
     name: str
     shape: tuple[int, ...]
@@ -65,8 +63,10 @@ class Value:
 
 
 class Writer:
-    """Collects the nodes and constants of one graph; every layer's `emit` calls the method for its
-    kind."""
+    """Collects the nodes and constants of one graph.
+
+    Every layer's `emit` calls the method for its kind.
+    """
 
     def __init__(self, form: Format, shape: tuple[int, ...]) -> None:
         if form not in FORMATS:
@@ -307,8 +307,10 @@ def _quantizer(layer: Affine) -> ActivationQuantizer:
 
 
 def emit(layer: torch.nn.Module, writer: Writer, x: Value) -> Value:
-    """Write a layer, or a `torch.nn.Sequential` of layers. QverifyError for a module that is none
-    of ours."""
+    """Write a layer, or a `torch.nn.Sequential` of layers.
+
+    QverifyError for a module that is none of ours.
+    """
     if isinstance(layer, torch.nn.Sequential):
         for part in layer:
             x = emit(part, writer, x)
@@ -361,8 +363,7 @@ def export(
 
 
 def evaluate(network: QuantizedNetwork, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """The outputs of the exported network as the training graph computes them, float32 [N,
-    classes], exactly."""
+    """The exported network's outputs as the training graph computes them, float32 [N, classes]."""
     was_training, device = network.training, network.head.weight.device
     network.eval()
     results = []
@@ -382,8 +383,9 @@ def evaluate(network: QuantizedNetwork, pixels: npt.NDArray[np.uint8]) -> npt.ND
 def check(
     network: QuantizedNetwork, path: str | os.PathLike[str], pixels: npt.NDArray[np.uint8]
 ) -> int:
-    """Compare the exported file in onnxruntime with the training graph, bit for bit, on images
-    uint8 [N, ...].
+    """Compare the exported file in onnxruntime with the training graph, bit for bit.
+
+    On images uint8 [N, ...].
 
     Returns how many images were compared. QverifyError if an output differs.
     """

@@ -1,5 +1,6 @@
-"""Quantization-aware layers: what the exported integer network computes, on points and on
-intervals, with gradients.
+"""Quantization-aware layers: the exported network's integers, on points and on intervals.
+
+They have gradients.
 
 Tensors hold integers: codes and accumulators as floats, `real = (code - zero_point) * scale`. So a
 layer's forward pass is the arithmetic of onnxruntime (`specs/semantics.md`) on the point and on
@@ -79,8 +80,9 @@ def _centred(codes: Tensor, zero_point: int) -> Tensor:
 
 
 class Affine(nn.Module):
-    """A weighted sum with quantized weights, `quantizer` following; `None` leaves the accumulators
-    (the last layer).
+    """A weighted sum with quantized weights, `quantizer` following.
+
+    `None` leaves the accumulators (the last layer).
 
     The weights have `weight_bits` bits, symmetric, per output channel or per tensor. With `norm`,
     batch normalisation (statistics of the points, of the batch in training) is folded into the
@@ -152,8 +154,7 @@ class Affine(nn.Module):
     def _folded(
         self, weight: Tensor, step: Tensor, x: ActivationCodes
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """(weight, step, real bias, sums of the points where they were made) with the normalisation
-        in them.
+        """(weight, step, real bias, sums of the points where they were made), normalised.
 
         A channel's gain multiplies its step, and its sign the codes; so what is normalised are the
         sums that the integer network makes, and they are made once.
@@ -199,8 +200,10 @@ class Affine(nn.Module):
         return cast(Tensor, scale())
 
     def quantized(self, x: ActivationCodes) -> Quantized:
-        """The weights and biases for codes like `x`, of which only scale and zero point matter (but
-        see `norm`)."""
+        """The weights and biases for codes like `x`.
+
+        Only the scale and zero point of `x` matter (but see `norm`).
+        """
         step = self._step(self.weight)
         codes = round_through(
             (self.weight / _per_row(step, self.weight)).clamp(-self.high, self.high)
@@ -404,8 +407,11 @@ class Residual(nn.Module):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network says of a batch: real `logits` [B, classes] of the points; `margins` [B,
-    classes] of the boxes, lower bounds of logit[label] - logit[class] (0 at the label itself)."""
+    """What a network says of a batch: real `logits` [B, classes] of the points.
+
+    `margins` [B, classes] of the boxes, lower bounds of logit[label] - logit[class] (0 at the label
+    itself).
+    """
 
     logits: Tensor | None
     margins: Tensor | None

@@ -1,5 +1,4 @@
-"""Training runs: configuration, epochs, measurements, checkpoints that are resumed exactly, and the
-exported model.
+"""Training runs: configuration, epochs, measurements, exact resumption, the exported model.
 
 A run lives in one folder: `config.toml` (what was asked for), `checkpoint.pt` (after every epoch),
 `log.csv` (a row for every epoch), `training.png` (its curves, where matplotlib is installed) and,
@@ -100,8 +99,9 @@ def train(
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[float, str], None] = lambda seconds, text: None,
 ) -> Path:
-    """TrainingRun the training, or go on with it, in the folder `out`; returns the path of the
-    exported model.
+    """TrainingRun the training, or go on with it, in the folder `out`.
+
+    Returns the path of the exported model.
 
     `say` gets a line for every epoch, `progress` (seconds so far, a line) more often. The exported
     file is compared with the training graph in onnxruntime, where that is installed, bit for bit on
@@ -227,8 +227,10 @@ def _open(config: Config, folder: Path) -> TrainingRun:
 
 
 def _difference(there: str, here: str) -> str:
-    """The settings that differ, but for the machine's, as `name = there, here`; empty where there
-    are none."""
+    """The settings that differ, but for the machine's, as `name = there, here`.
+
+    Empty where there are none.
+    """
     old = dict(line.partition(" = ")[::2] for line in there.splitlines())
     new = dict(line.partition(" = ")[::2] for line in here.splitlines())
     names = [
@@ -244,14 +246,18 @@ def held_out(config: Config, images: Images) -> int:
 
 
 def training_images(config: Config) -> Images:
-    """The training images in the order that a run uses: shuffled, always alike, where the files
-    have them by class."""
+    """The training images in the order that a run uses.
+
+    Where the files have them by class, they are shuffled, always alike.
+    """
     return load_images(config.data, "train").mixed()
 
 
 def _data(config: Config) -> tuple[Images, Images]:
-    """The training and the test images. UsageError where they do not fit each other or the
-    configuration."""
+    """The training and the test images.
+
+    UsageError where they do not fit each other or the configuration.
+    """
     images, test = training_images(config), load_images(config.data, "test")
     kept = held_out(config, images)
     if len(images) < kept + config.batch:
@@ -368,8 +374,10 @@ def _device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def _settings(config: Config) -> Iterator[None]:
-    """The threads asked for, deterministic kernels, and no TF32, whose products of codes would not
-    be exact."""
+    """The threads asked for, deterministic kernels, and no TF32.
+
+    Products of codes would not be exact in TF32.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
     old, matmul, cudnn = (
@@ -451,8 +459,10 @@ def augmented(pixels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
 def measure(
     network: QuantizedNetwork, images: Images, eps: float, device: torch.device
 ) -> dict[str, float]:
-    """Fractions of the images that are classified correctly (`clean`) and that intervals certify at
-    `eps` and at eps 1."""
+    """Fractions of the images: `clean` ones, and those that intervals certify.
+
+    These are certified at `eps` and at eps 1.
+    """
     network.eval()
     counts = {"clean": 0, "certified_1": 0, "certified": 0}
     with torch.no_grad():

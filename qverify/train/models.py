@@ -1,5 +1,7 @@
-"""Ready architectures, by name, for images of any size; `qverify.train.layers` has the parts for
-others."""
+"""Ready architectures, by name, for images of any size.
+
+`qverify.train.layers` has the parts for others.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ from qverify.train.layers import (
 
 @dataclass(frozen=True)
 class Precision:
-    """How a network is quantized. Bits are one number for all layers or one for each weighted
-    layer, first to last.
+    """How a network is quantized.
+
+    Bits are one number for all layers or one for each weighted layer, first to last.
 
     `activation_bits` are those of the layers' outputs (the last layer has none). `fixed_int_bits`:
     the 2023 paper's fixed point, with steps of 2**(1 - bits) for weights and 2**(fixed_int_bits -
@@ -191,8 +194,10 @@ def make_model(
     precision: Precision | None = None,
     norm: bool = False,
 ) -> QuantizedNetwork:
-    """The architecture `name` for images [channels, height, width]. UsageError for a name or bits
-    that do not fit."""
+    """The architecture `name` for images [channels, height, width].
+
+    UsageError for a name or bits that do not fit.
+    """
     if name not in MODELS:
         raise UsageError(f"no model '{name}': use one of {', '.join(MODELS)}")
     precision = precision or Precision()

@@ -1,5 +1,4 @@
-"""How few bits a network needs: widths of the layers' weights, chosen by what the verifier still
-proves.
+"""How few bits the weights of a network need, by what the verifier still proves.
 
 Greedy: the layer that would save most goes to the next smaller width, the network is trained on for
 a few epochs, exported, and certified on held-out images; where enough of them are, the widths stay,
@@ -40,8 +39,9 @@ RATE = 2e-4  # of the epochs after a layer lost bits
 
 @dataclass(frozen=True)
 class Goal:
-    """What a network must keep: a fraction `certified` of the last `images` held-out images, at the
-    run's eps.
+    """What a network must keep: a fraction `certified` of the last held-out images.
+
+    `images` says how many are the last ones; eps is the run's.
 
     Each image may take `timeout` seconds; `epochs` are trained after every change; `jobs` worker
     processes certify.
@@ -73,8 +73,9 @@ def search_bits(
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[float, str], None] = lambda seconds, text: None,
 ) -> Path:
-    """Train as `config` says, then take bits from the layers' weights while `goal` is met; returns
-    the smallest model.
+    """Train as `config` says, then take bits from the layers' weights while `goal` is met.
+
+    Returns the smallest model.
 
     `out` receives the model and `bits.csv`, a row for every trial. Raises UsageError where the
     network misses the goal before it has lost a bit, and where `out` holds a training run.
@@ -190,8 +191,10 @@ def _try(
 
 
 def _table(trials: list[Trial], eps: float, goal: Goal) -> bytes:
-    """Accuracies are fractions of `images` held-out images, `certified` at `eps` pixels, `target`
-    what was asked for."""
+    """A trial's figures: `certified` at `eps` pixels, `target` what was asked for.
+
+    Accuracies are fractions of `images` held-out images.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["bits", "kib", "clean", "certified", "kept", "eps", "target", "images"])

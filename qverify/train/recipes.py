@@ -58,8 +58,10 @@ def box(pixels: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
 
 
 def worst_case(margins: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of the worst logits a box allows, up to a shift: -margin for every class, 0 for
-    the label."""
+    """Cross entropy of the worst logits that a box allows, up to a shift.
+
+    They are -margin for every class, 0 for the label.
+    """
     return functional.cross_entropy(-margins, labels)
 
 
@@ -125,8 +127,9 @@ def regularisers(trace: list[Sums], width: float) -> Tensor:
 
 @dataclass
 class Qverify:
-    """Cross entropy on worst-case logits of a box inside the ball, mixed with that of clean or
-    attacked images.
+    """Cross entropy on worst-case logits of a box inside the ball.
+
+    Mixed with that of clean or attacked images.
 
     `mix` is the weight of the box's term. The box has the radius `shrink` * eps around an attacked
     point whose box stays in the ball (SABR: Mueller et al., ICLR 2023); at 1 it is the whole ball.
@@ -209,8 +212,9 @@ class Qverify:
 
 @dataclass
 class Paper:
-    """QA-IBP as released by Lechner et al. (AAAI 2023): clean cross entropy, a hinge on margins,
-    and a width penalty.
+    """QA-IBP as released by Lechner et al.
+
+    (AAAI 2023): clean cross entropy, a hinge on margins, and a width penalty.
 
     Everything rises linearly over the first 90 % of the steps: eps to the target + 0.1, the hinge's
     weight to 0.5, the penalty's to 0.001. The hinge (margin 0.2) counts correctly classified images
@@ -229,8 +233,10 @@ class Paper:
     clip_norm: float | None = None
 
     def start(self, network: QuantizedNetwork) -> None:
-        """Their truncated normal of 0.2 needs their pre-training; He's initialisation (the layers'
-        own) stands in."""
+        """Their truncated normal of 0.2 needs their pre-training.
+
+        He's initialisation (the layers' own) stands in.
+        """
 
     def rate(self, progress: float) -> float:
         return self.peak_rate * (1.0, 0.3, 0.1)[min(2, int(3 * progress))]

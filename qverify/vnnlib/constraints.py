@@ -47,8 +47,10 @@ class Steps(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """A sum of coefficient * variable, plus a constant. X_i has the key i and Y_j the key ~j (that
-    is -1 - j), so that one dictionary holds both."""
+    """A sum of coefficient * variable, plus a constant.
+
+    X_i has the key i and Y_j the key ~j (that is -1 - j), so that one dictionary holds both.
+    """
 
     terms: dict[int, Fraction]
     constant: Fraction
@@ -212,8 +214,10 @@ def compare(op: str, left: Linear, right: Linear, positive: bool) -> Disjunction
 
 
 def _below(left: Linear, right: Linear, strict: bool) -> Disjunction:
-    """`left <= right` (or `<`): a bound if it has one X and nothing to compute, a truth value if it
-    has no variable."""
+    """`left <= right` (or `<`) as a row.
+
+    A bound, if it has one X and nothing to compute; a truth value, if it has no variable.
+    """
     terms, rhs = dict(left.terms), right.constant - left.constant
     for key, coefficient in right.terms.items():
         terms[key] = terms.get(key, _ZERO) - coefficient
@@ -231,8 +235,10 @@ def _below(left: Linear, right: Linear, strict: bool) -> Disjunction:
 
 
 def _truth(row: Row, arithmetic: Arithmetic) -> Disjunction:
-    """A row without variables: what it says, or the row itself where rounding or an overflow may
-    decide."""
+    """What a row without variables says.
+
+    The row itself, where rounding or an overflow may decide.
+    """
     rhs, near = row.rhs, LOOSE * (arithmetic.depth + 1) * arithmetic.constants
     rounded = abs(rhs) <= near and (rhs or row.arithmetic)
     cancelled = row.arithmetic and arithmetic.excess
@@ -242,9 +248,11 @@ def _truth(row: Row, arithmetic: Arithmetic) -> Disjunction:
 
 
 def is_scaled(row: Row) -> bool:
-    """Whether a row compares one input times a power of two with a constant: the same as the input
-    with the quotient, however they are rounded, since neither can become subnormal or overflow
-    alone."""
+    """Whether a row compares one input times a power of two with a constant.
+
+    That is the same as comparing the input with the quotient, however they are rounded, since
+    neither can become subnormal or overflow alone.
+    """
     arithmetic, whole, size = row.arithmetic, abs(row.x[0][1]), abs(row.rhs)
     power = whole.denominator == 1 and whole.numerator & (whole.numerator - 1) == 0
     normal = not size or (size / whole >= LEAST_NORMAL and size < FED / 2)
@@ -305,8 +313,7 @@ def type_ranges(inputs: tuple[Variable, ...]) -> Bounds:
 
 
 def float_ranges(inputs: tuple[Variable, ...]) -> Bounds:
-    """The bounds that an input of type float32 or real has by what can be fed: the finite float32
-    numbers."""
+    """The bounds of float32 and real inputs: the finite float32 numbers, which can be fed."""
     largest = Fraction(2**128 - 2**104)
     bounds: Bounds = {}
     start = 0
@@ -320,8 +327,9 @@ def float_ranges(inputs: tuple[Variable, ...]) -> Bounds:
 
 
 def tighten(bounds: Bounds, atoms: Iterable[Atom], outer: Bounds, float32: bool) -> list[Row]:
-    """Put the atoms that are bounds, where tighter than those in `outer`, into `bounds`; return the
-    rows, which may be computed in `float32`.
+    """Put the atoms that are bounds, where tighter than those in `outer`, into `bounds`.
+
+    Return the rows, which may be computed in `float32`.
 
     Two kinds of rows bound one input. One that takes arithmetic gives a bound that holds for
     whoever accepts it; what it says more is asked of counterexamples only, as a row. So is a looser
@@ -354,8 +362,9 @@ def _put(bounds: Bounds, bound: Bound, outer: Bounds, rows: list[Row]) -> None:
 
 
 def _outer_bound(row: Row, bounds: Bounds, outer: Bounds, float32: bool) -> Bound | None:
-    """The bound that a row with arithmetic puts on its one input, whoever computes it; None where
-    rounding leaves none.
+    """The bound that a row with arithmetic puts on its one input, whoever computes it.
+
+    None where rounding leaves none.
 
     Sound because of the standard model (`readings.py`): |c| |X| <= r + e w |X| where the sides are
     off by e times their leaves, of which X has the weight w. Without overflow, that is; where X
@@ -403,8 +412,10 @@ def _is_float32(value: Fraction) -> bool:
 
 
 def _float32_below(value: Fraction) -> Fraction:
-    """The largest float32 that is at most `value`: numbers below it are so however `value` is
-    rounded."""
+    """The largest float32 that is at most `value`.
+
+    Numbers below it are so however `value` is rounded.
+    """
     size = max(abs(value), LEAST_NORMAL)
     exponent = size.numerator.bit_length() - size.denominator.bit_length()
     exponent -= Fraction(2) ** exponent > size
@@ -422,14 +433,18 @@ def _reach(key: int, bounds: Bounds, outer: Bounds) -> Fraction:
 
 
 def distinct(rows: Iterable[Row]) -> Case:
-    """The rows in their order, each once; those that are computed in different ways are
-    different."""
+    """The rows in their order, each once.
+
+    Those that are computed in different ways are different.
+    """
     return tuple({(row, row.arithmetic): row for row in rows}.values())
 
 
 def contradictory(index: int, bounds: Bounds, outer: Bounds) -> bool:
-    """Whether no value of X_index lies within `bounds`, completed by `outer`, however they are
-    rounded."""
+    """Whether no value of X_index lies within `bounds`, however they are rounded.
+
+    `outer` completes the bounds.
+    """
     lower = bounds.get(2 * index) or outer.get(2 * index)
     upper = bounds.get(2 * index + 1) or outer.get(2 * index + 1)
     if lower is None or upper is None:
@@ -480,8 +495,10 @@ def quote(word: str) -> str:
 
 
 def decimal(value: Fraction) -> str:
-    """A short decimal where it is exact, else the fraction; huge ones in words, which str() would
-    refuse."""
+    """A short decimal where it is exact, else the fraction.
+
+    Huge ones in words, which str() would refuse.
+    """
     if value.numerator.bit_length() + value.denominator.bit_length() > 1000:
         exponent = value.numerator.bit_length() - value.denominator.bit_length()
         return f"about {'-' if value < 0 else ''}2^{exponent}"

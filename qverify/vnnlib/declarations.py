@@ -140,8 +140,10 @@ class Names:
         self._variables[kind].append(Variable(name, dtype, shape))
 
     def variables(self, kind: str) -> tuple[Variable, ...]:
-        """The declared "input" or "output" variables; there is at least one, and 1.0 leaves no
-        index out."""
+        """The declared "input" or "output" variables.
+
+        There is at least one, and 1.0 leaves no index out.
+        """
         if not self.sizes[kind]:
             raise Fault(f"no {kind} is declared")
         if kind in self._sorts:
@@ -176,8 +178,10 @@ class Names:
         return self._spaced(word) if value is None else value
 
     def _spaced(self, word: str) -> int:
-        """The key of an element whose index is written with spaces, X[0, 3]; else says what is
-        wrong with `word`."""
+        """The key of an element whose index is written with spaces, X[0, 3].
+
+        Else says what is wrong with `word`.
+        """
         key = self._keys.get("".join(word.split()))
         if key is not None:
             return key

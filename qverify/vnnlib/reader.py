@@ -81,8 +81,9 @@ _SPLIT: Final = "split the property into several files"
 
 
 def read_property(path: str | os.PathLike[str]) -> Property:
-    """The property in the file at `path`, or at `path`.gz where there is no such file; gzip is told
-    by its content.
+    """The property in the file at `path`, or at `path`.gz where there is no such file.
+
+    Gzip is told by its content.
 
     Raises SpecError if the file cannot be read, is neither VNN-LIB 1.0 (VNN-COMP rules) nor 2.x
     (VNNLIB-Standard), or uses what is not supported.
@@ -109,8 +110,7 @@ def property_sha256(path: Path) -> str:
 
 
 def parse_property(text: str, source: str = "<string>") -> Property:
-    """The property that `text` describes, VNN-LIB 1.0 (VNN-COMP rules) or 2.x (VNNLIB-Standard) by
-    its content.
+    """The property that `text` describes: VNN-LIB 1.0 (VNN-COMP rules) or 2.x, by its content.
 
     Raises SpecError, one line that begins with `source` and, where a place is at fault, its line
     number.
@@ -222,8 +222,10 @@ class _TextReader:
             raise Fault("empty file: it declares nothing")
 
     def _simple(self, match: re.Match[str]) -> None:
-        """`(op a b)` of two plain operands, or the whole assert around it: nearly every line of a
-        large file."""
+        """`(op a b)` of two plain operands, or the whole assert around it.
+
+        Nearly every line of a large file is one.
+        """
         op, left, right = match.group("op", "left", "right")
         parent = self._stack[-1] if self._stack else None
         if match.group("assert"):
@@ -310,8 +312,10 @@ class _TextReader:
             )
 
     def _unclosed(self, pos: int) -> Fault:
-        """A command begins at `pos`, or the text ends there, while forms are open: blame where the
-        outermost opened."""
+        """A command begins at `pos`, or the text ends there, while forms are open.
+
+        The place where the outermost one opened is to blame.
+        """
         frame, line = self._stack[0], self._text.count("\n", 0, pos) + 1
         return Fault(
             f"unbalanced parenthesis: {quote('(' + frame.head)} is not closed by line {line}",
@@ -337,8 +341,10 @@ class _TextReader:
         return [tuple(chain(atoms, *choice)) for choice in looking(product(*factors), 1024)]
 
     def _multiply(self, terms: int, pos: int) -> None:
-        """Note that terms are multiplied: often in all only where products or differences nest
-        around long sums."""
+        """Note that terms are multiplied.
+
+        Often in all only where products or differences nest around long sums.
+        """
         self._products -= terms
         if self._products < 0:
             raise Fault(

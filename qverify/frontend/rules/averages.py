@@ -69,8 +69,10 @@ def qlinear_global_average_pool(n: View) -> Tensor:
 )
 def qlinear_average_pool(n: View) -> Tensor:
     """Dequantize, add row by row in float32, divide by the count, then rint(v / y_scale + y_zero).
+
     A window that is the whole input is computed as a QLinearGlobalAveragePool, which rounds
-    otherwise."""
+    otherwise.
+    """
     x = _channels_second(n, activation(n, 0))
     window = read_window(n, x.shape[2:], tuple(n.attr("kernel_shape")), pool=True)
     if window.kernel == x.shape[2:] and not any(window.pads):

@@ -1,5 +1,4 @@
-"""Element-wise nodes: float chains between codes, activations, and the two-input ops of
-com.microsoft."""
+"""Element-wise nodes: float chains, activations, and com.microsoft's ops of two inputs."""
 
 from __future__ import annotations
 
@@ -100,8 +99,10 @@ def _safe(
 
 
 def _integer_arithmetic(n: View, a: Tensor, b: Tensor) -> Tensor:
-    """A bias added to an accumulator; Min and Max of 8-bit codes with a constant. No other
-    arithmetic has a rule."""
+    """A bias added to an accumulator; Min and Max of 8-bit codes with a constant.
+
+    No other arithmetic has a rule.
+    """
     x, c = (a, b) if isinstance(a, Codes) else (b, a)
     if (
         n.op in ("Min", "Max")
@@ -130,8 +131,9 @@ def _integer_arithmetic(n: View, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _with_bias(n: View, x: Codes, c: npt.NDArray[np.int64]) -> Codes | None:
-    """The product that made the accumulator `x`, made again with a bias; None if no product made it
-    or `c` does not fit.
+    """The product that made the accumulator `x`, made again with a bias.
+
+    None if no product made it or `c` does not fit.
 
     Exact because a sum that could leave int32, with or without the bias, is refused.
     """
@@ -261,8 +263,10 @@ UNARY = (
 @lowers("Gelu", inputs=1, attributes=None, domains=("", MICROSOFT))
 @lowers("QuickGelu", "FastGelu", inputs=1, attributes=None, domains=(MICROSOFT,))
 def unary(n: View) -> Tensor:
-    """Any other unary function of one code: asked of onnxruntime itself, for every code at every
-    place."""
+    """Any other unary function of one code.
+
+    onnxruntime itself is asked, for every code at every place.
+    """
     x = n.floats(0)
     if not isinstance(x, FloatCodes):
         raise Refusal("it is supported between 8-bit codes only")
@@ -396,8 +400,10 @@ def _with_constant_codes(
 
 
 def _scalar_first(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether onnxruntime's broadcasting walks `a` as a scalar in the innermost span: then a's
-    product is added first."""
+    """Whether onnxruntime's broadcasting walks `a` as a scalar in the innermost span.
+
+    Then the product of `a` is added first.
+    """
     rank = max(len(a), len(b))
     a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
     for i in range(rank - 1, -1, -1):

@@ -1,5 +1,7 @@
-"""Nodes that only move elements. Each is read by applying NumPy's own function to the tensor's
-indices."""
+"""Nodes that only move elements.
+
+Each is read by applying NumPy's own function to the tensor's indices.
+"""
 
 from __future__ import annotations
 

@@ -56,8 +56,9 @@ def _finite(factor: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _note_saturation(n: View, x: Codes, pairs: npt.NDArray[Any]) -> None:
-    """Record a product that x86 CPUs without VNNI may get wrong. `pairs` [..., K]: raw weights in
-    the kernel's order.
+    """Record a product that x86 CPUs without VNNI may get wrong.
+
+    `pairs` [..., K]: raw weights in the kernel's order.
 
     There onnxruntime multiplies uint8 by int8 and adds neighbours with an instruction that
     saturates at int16 (VPMADDUBSW); it cannot if no neighbouring pair can leave int16. Other type
@@ -81,8 +82,10 @@ def _note_saturation(n: View, x: Codes, pairs: npt.NDArray[Any]) -> None:
 def dense(
     n: View, x: Codes, x_zero: Any, w: npt.NDArray[Any], w_zero: npt.NDArray[Any], bias: IntArray
 ) -> Codes:
-    """acc = (x - x_zero) @ (w - w_zero) + bias, zero points folded; `w_zero` [] or [M] or like w
-    with K reduced."""
+    """acc = (x - x_zero) @ (w - w_zero) + bias, zero points folded.
+
+    `w_zero` [] or [M] or like w with K reduced.
+    """
     if w.ndim < 2 or not x.shape:
         raise Refusal("a product with a vector is not supported (reshape it to a matrix)")
     if w_zero.ndim == 1 and w_zero.size not in (1, w.shape[-1]):
@@ -105,8 +108,10 @@ def dense(
 def _product(
     n: View, a: int, b: int, a_zero: int, b_zero: int, bias: IntArray
 ) -> tuple[Codes, bool]:
-    """The accumulator of inputs a @ b, one of them constant. The flag says that the result is
-    transposed."""
+    """The accumulator of inputs a @ b, one of them constant.
+
+    The flag says that the result is transposed.
+    """
     left, right = n.tensor(a), n.tensor(b)
     if isinstance(left, Codes) and isinstance(right, Codes):
         raise Refusal("a product of two tensors that both depend on the input is not supported")
@@ -167,8 +172,10 @@ def qlinear_matmul(n: View) -> Tensor:
 
 @lowers("QGemm", inputs=9, attributes="alpha transA transB", domains=(MICROSOFT,))
 def qgemm(n: View) -> Tensor:
-    """alpha * (A - az)(B - bz) + C; C is int32 in units of alpha * a_scale * b_scale. No output
-    scale: float output."""
+    """alpha * (A - az)(B - bz) + C; C is int32 in units of alpha * a_scale * b_scale.
+
+    No output scale: float output.
+    """
     x = activation(n, 0)
     if n.attr("transA", 0):
         moved = n.builder.move(x, indices(x).T)

@@ -1,5 +1,4 @@
-"""The doors between floats and codes: QuantizeLinear, DequantizeLinear, Cast, and the ops that are
-one table."""
+"""The doors between floats and codes: QuantizeLinear, DequantizeLinear, Cast, ops of a table."""
 
 from __future__ import annotations
 
@@ -98,8 +97,10 @@ def cast(n: View) -> Tensor:
 
 @lowers("QLinearConcat", inputs=ANY, attributes="axis", domains=(MICROSOFT,))
 def qlinear_concat(n: View) -> Tensor:
-    """Every input is requantized to the output's scale by a table (or copied where scale and zero
-    point agree)."""
+    """Every input is requantized to the output's scale by a table.
+
+    It is copied where scale and zero point agree.
+    """
     y_scale = scalar(n.scale(0, "the output scale"), "the output scale")
     y_zero = n.constant(1, "the output zero point")
     parts: list[Tensor] = []
@@ -131,8 +132,7 @@ def _requantized(
 
 @lowers("QLinearWhere", inputs=9, domains=(MICROSOFT,))
 def qlinear_where(n: View) -> Tensor:
-    """Where with a constant condition: both branches requantized, then picked element by
-    element."""
+    """Where with a constant condition: both branches are requantized, then picked from."""
     condition = n.constant(0, "the condition").astype(bool)
     z_scale = scalar(n.scale(7, "the output scale"), "the output scale")
     z_zero = n.constant(8, "the output zero point")

@@ -19,8 +19,10 @@ WINDOW = "auto_pad dilations kernel_shape pads strides"
 
 @dataclass(frozen=True)
 class Window:
-    """A resolved sliding window: explicit pads (all begins, all ends; ceil_mode already added at
-    the ends). A negative pad leaves elements out."""
+    """A resolved sliding window with explicit pads: all begins, then all ends.
+
+    What ceil_mode adds is in the ends already. A negative pad leaves elements out.
+    """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
@@ -30,8 +32,10 @@ class Window:
 
 
 def read_window(n: View, spatial: tuple[int, ...], kernel: tuple[int, ...], pool: bool) -> Window:
-    """strides, dilations, pads, auto_pad and ceil_mode of a pool or a convolution over an input of
-    `spatial` size."""
+    """The window of a pool or a convolution over an input of `spatial` size.
+
+    It has strides, dilations, pads, auto_pad and ceil_mode.
+    """
     rank = len(spatial)
     strides, dilations, pads, auto = _attributes(n, rank, kernel, pool)
     span = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
@@ -87,18 +91,22 @@ def _attributes(
 
 
 def _same(size: int, kernel: int, stride: int, lower: bool, pool: bool) -> tuple[int, int]:
-    """onnxruntime's pads for SAME_UPPER and SAME_LOWER: those of the undilated kernel. Where
-    strides jump over elements they are negative, halved towards zero as C divides, and begin
+    """onnxruntime's pads for SAME_UPPER and SAME_LOWER: those of the undilated kernel.
+
+    Where strides jump over elements they are negative, halved towards zero as C divides, and begin
     otherwise for pools than for convolutions. Measured for every small size
-    (tests/frontend/test_windows.py)."""
+    (tests/frontend/test_windows.py).
+    """
     total = (-(-size // stride) - 1) * stride + kernel - size
     first = int((total + lower + (total < 0 and not pool)) / 2)
     return first, total - first
 
 
 def uncut(x: Tensor, window: Window) -> tuple[IndexArray, Window]:
-    """The flat indices of `x` [batch, channels, *spatial] without what negative pads leave out, and
-    the window with these pads zero."""
+    """The flat indices of `x` [batch, channels, *spatial] without what negative pads leave out.
+
+    And the window with these pads zero.
+    """
     rank = len(window.kernel)
     cut = [
         slice(max(0, -window.pads[i]), x.shape[2 + i] - max(0, -window.pads[rank + i]))
@@ -110,8 +118,10 @@ def uncut(x: Tensor, window: Window) -> tuple[IndexArray, Window]:
 
 
 def window_index(x: Tensor, window: Window) -> IndexArray:
-    """[batch, channels, *output, taps]: the flat index of every tap, -1 in the padding; `x` is
-    NC*spatial."""
+    """[batch, channels, *output, taps]: the flat index of every tap, -1 in the padding.
+
+    `x` is NC*spatial.
+    """
     rank = len(window.kernel)
     index, window = uncut(x, window)
     width = [(0, 0), (0, 0), *((window.pads[i], window.pads[rank + i]) for i in range(rank))]
@@ -130,8 +140,10 @@ def window_index(x: Tensor, window: Window) -> IndexArray:
 @lowers("MaxPool", inputs=1, attributes=f"{WINDOW} ceil_mode", domains=("", MICROSOFT))
 @lowers("NhwcMaxPool", inputs=1, attributes=f"{WINDOW} ceil_mode", domains=(MICROSOFT,))
 def max_pool(n: View) -> Tensor:
-    """On codes; on floats it commutes with the increasing function that gives them: max(f(a), f(b))
-    = f(max(a, b))."""
+    """The maximum of codes; of floats too, as an increasing function of codes gives them.
+
+    max(f(a), f(b)) = f(max(a, b)).
+    """
     x = n.tensor(0)
     last = n.op == "NhwcMaxPool"
     if last:
