@@ -176,13 +176,12 @@ def _few_bits(
     """
     box = dict(box)
     most = [j for j in order if box[j][0] < box[j][1]][:-ONE_BY_ONE]
-    for bits in (6, 9, 12) if most else ():
-        fixed = {j: next(_simple_numbers(point[j], *box[j], bits)) for j in most}
-        near = common_point(
-            rows, {**box, **{j: (value, value) for j, value in fixed.items()}}, point
-        )
+    for bits in (6, 9, 12) if most else ():  # simple ones first, then ever nearer to the solution
+        simple = {j: next(_simple_numbers(point[j], *box[j], bits)) for j in most}
+        fixed = {**box, **{j: (value, value) for j, value in simple.items()}}
+        near = common_point(rows, fixed, point)
         if isinstance(near, dict):
-            box, point = {**box, **{j: (value, value) for j, value in fixed.items()}}, near
+            box, point = fixed, near
             break
     else:
         if most:

@@ -197,6 +197,7 @@ def _levels_of(lowered: Lowered, output: Output) -> Levels | None:
 
 
 def _line_of(lowered: Lowered, output: Output) -> Line | None:
+    """An output between two lines over its integer; None where no such lines are known."""
     codes = codes_of(output)
     error = float(np.max(_error_of(output), initial=0.0))
     output = output.acc if isinstance(output, FloatSum) else output
@@ -213,14 +214,15 @@ def _line_of(lowered: Lowered, output: Output) -> Line | None:
         np.broadcast_to(operand, codes.shape).reshape(-1)
         for operand in (factor, addend[0] if addend else np.zeros(()))
     )
+    # Slopes become integers of 24 bits, in units of a power of two.
     unit = int(np.frexp(np.abs(scale).max())[1]) - 24
     if not np.isfinite(scale).all() or not scale.any() or not -200 < unit < 200:
         return None
     step = 2.0**unit
     slope = np.rint(scale / step)
     reach = float(max(abs(codes.type.low), abs(codes.type.high)))
-    # Three float32 roundings (of acc, the product, the sum), the rounding of the slope, and the
-    # proved error of a float sum.
+    # How far the output may be from the line: by three float32 roundings (of the integer, the
+    # product, the sum), by the rounding of the slope, and by the proved error of a float sum.
     loose = (
         reach * np.abs(scale - slope * step)
         + 2.0**-21 * (reach * np.abs(scale) + np.abs(shift))

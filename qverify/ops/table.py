@@ -340,19 +340,23 @@ def make_sandwich(
     fit = np.linalg.lstsq(at[inside].astype(np.float64), target, rcond=None)[0][:2]
     if not np.abs(fit).max() > 1e-9:
         return None
+    # z is an integer: the proportion is rounded to parts of 256.
     fit = np.rint(fit / np.abs(fit).max() * 256)
     slope = (int(fit[0]), int(fit[1]))
     z = slope[0] * rows[:, None] + slope[1] * columns[None]
     z_low, count = int(z.min()), high - low + 1
+    # Per code: the least z of an entry that has it, and the largest.
     reached, latest = np.full(count, int(z.max()) + 1), np.full(count, z_low - 1)
     np.minimum.at(reached, part - low, z)
     np.maximum.at(latest, part - low, z)
+    # From the least z of this code or a larger one on, the upper staircase is there; the lower one
+    # is there behind the largest z of any smaller code.
     begin_most = np.append(np.minimum.accumulate(reached[::-1])[::-1], int(z.max()) + 1)
     begin_least = np.append(z_low, np.maximum.accumulate(latest) + 1)
     spots = np.arange(z_low, int(z.max()) + 1)
     most = low + np.searchsorted(begin_most[1:-1], spots, side="right")
     least = low + np.searchsorted(begin_least[1:-1], spots, side="right")
-    if int((most - least).max()) > 2:
+    if int((most - least).max()) > 2:  # so far apart, the two bound no better than intervals
         return None
     slack = slack_of(np.stack([begin_most, begin_least]), Type((), z_low, int(z.max())))
     return PairwiseRelaxation(
