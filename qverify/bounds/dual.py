@@ -27,7 +27,6 @@ import numpy as np
 
 from qverify.deadline import looking
 from qverify.kernels import Array, Kernels
-from qverify.kernels.steps import total
 from qverify.network import Network
 from qverify.ops import Interval
 from qverify.ops.base import moved
@@ -216,7 +215,7 @@ class Dual:
             constant, primal.codes = concretize(self.kernels, held[0], boxes[0])
             self._collect(constants, constant)
             primal.pull = held[0]
-        return total(self.kernels, constants) if constants else 0, primal
+        return self.kernels.total(constants) if constants else 0, primal
 
     def _collect(self, constants: list[Any], constant: Any) -> None:
         """Let a constant into the list; if exact, added to what is there and measured."""

@@ -22,7 +22,6 @@ import numpy as np
 from qverify.bounds.dual import Dual, Multipliers, Primal, Relaxations
 from qverify.deadline import Deadline
 from qverify.kernels import Array, Kernels
-from qverify.kernels.steps import descend, dot, kept, total
 from qverify.ops.relax import GUIDE
 
 MEMORY = 0.05  # the share of the last step in the averages of arguments
@@ -51,8 +50,8 @@ class Objective:
 
     def at(self, kernels: Kernels, values: list[Array]) -> Array:
         """Every inequality's value at stored network values [N, *shape]: [N, K]."""
-        products = [dot(kernels, own, values[value][:, None]) for value, own in self.terms.items()]
-        return total(kernels, [self.constants, *products])
+        products = [kernels.dot(own, values[value][:, None]) for value, own in self.terms.items()]
+        return kernels.total([self.constants, *products])
 
     def as_guide(self) -> Objective:
         """The same in the guide's type."""
@@ -98,7 +97,7 @@ class Point:
 def evaluate(dual: Dual, relaxations: Relaxations, objective: Objective, point: Point) -> Primal:
     """Set the point's bound; where the maxima are taken comes back. All in the guide's type."""
     upper, primal = dual.guide(relaxations, objective.weights(point.mu), point.multipliers)
-    point.bound = (upper + dot(dual.kernels, point.mu[:, None], objective.constants[:, None]))[:, 0]
+    point.bound = (upper + dual.kernels.dot(point.mu[:, None], objective.constants[:, None]))[:, 0]
     return primal
 
 
@@ -138,7 +137,7 @@ class _Best:
         """Take over what is better in `point`."""
         best = self.point
         new, old = ([p.bound, p.mu, *p.multipliers.values()] for p in (point, best))
-        best.bound, best.mu, *rest = kept(self.kernels, point.bound < best.bound, new, old)
+        best.bound, best.mu, *rest = self.kernels.rows_where(point.bound < best.bound, new, old)
         best.multipliers = dict(zip(best.multipliers, rest, strict=True))
 
     def leave(self, left: Array) -> None:
@@ -211,8 +210,7 @@ def improve(
             own = moments[k]
             moment = (own.first, own.second)
             speed = own.rate(pace)
-            point.multipliers[k] = descend(
-                kernels,
+            point.multipliers[k] = kernels.descend(
                 m,
                 argument,
                 primal.z[k],
@@ -225,8 +223,7 @@ def improve(
         if point.mu.shape[1] > 1:
             gradient, moment = objective.at(kernels, values), (mu_moments.first, mu_moments.second)
             gradient[:, 0] = 0  # the first inequality's weight stays 1: it is the scale
-            point.mu = descend(
-                kernels,
+            point.mu = kernels.descend(
                 point.mu,
                 gradient,
                 0.0,

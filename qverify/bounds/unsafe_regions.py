@@ -22,7 +22,6 @@ from qverify.bounds.improve import Objective, Point, rounded
 from qverify.bounds.regions import Compiler, Inequality, Output, Region
 from qverify.deadline import looking
 from qverify.kernels import Array
-from qverify.kernels.steps import largest
 from qverify.network import Network
 from qverify.ops import Interval
 from qverify.ops.relax import LIMIT, StaircaseRelaxation, TooLarge
@@ -195,7 +194,7 @@ def proved(
     while precision >= LEAST_PRECISION:
         mu, multipliers = rounded(dual, point, precision)
         try:
-            size, *reach = largest(dual.kernels, mu, constants, *terms.values())
+            size, *reach = dual.kernels.largest(mu, constants, *terms.values())
             if size * max(reach) * mu.shape[1] >= LIMIT:
                 raise TooLarge
             total = dual.upper(relaxations, objective.weights(mu), multipliers)[:, 0]
