@@ -621,7 +621,7 @@ def test_a_region_cannot_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert own["kind"][0] == REGIONS and count > 1
     changed = own.copy()
     changed["regions"] = own["regions"][:-1]
-    with pytest.raises(Rejected, match="no tree"):
+    with pytest.raises(Rejected, match="not a tree"):
         changed.check(tmp_path)
     changed["regions"] = np.r_[own["regions"][:-1], own["regions"][:1]]
     assert not changed.accepted(tmp_path)

@@ -21,13 +21,7 @@ from qverify.propagate.device import Plan
 from qverify.propagate.plan import make_plan
 
 # Each end of the result comes from the same end of the input.
-PLAIN = (
-    Dense,
-    Conv,
-    Requantize,
-    Layout,
-    Max,
-)
+PLAIN = (Dense, Conv, Requantize, Layout, Max)
 FIRST = 0x88  # four indices: entries 0 and 2 of two pairs, which are their first bytes
 
 

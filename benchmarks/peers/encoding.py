@@ -262,10 +262,8 @@ class Formula:
                     for s, v in zip(d.starts, d.values, strict=True)
                 ]
                 inner = Linear(inner.y, tuple((c // factor, v) for c, v in inner.terms), 0)
-                self.lower[inner.y], self.upper[inner.y] = (
-                    self.least(inner.terms),
-                    self.most(inner.terms),
-                )
+                self.lower[inner.y] = self.least(inner.terms)
+                self.upper[inner.y] = self.most(inner.terms)
                 self.definitions[at[inner.y]] = self._by_result[inner.y] = inner
                 d = _merged(d.y, inner.y, joined)
             self.definitions[k] = self._by_result[d.y] = d
@@ -367,11 +365,8 @@ def _conv(formula: Formula, op: Conv, xs: list[Ids], shape: tuple[int, ...]) -> 
     (x,), rank = xs, len(op.strides)
     pads = [(0, 0), (0, 0), *((op.pads[i], op.pads[rank + i]) for i in range(rank))]
     padded = np.pad(x, pads, constant_values=formula.constant(op.pad_value)) if any(op.pads) else x
-    channels, filters, kernel = (
-        op.weight.shape[1],
-        op.weight.shape[0] // op.groups,
-        op.weight.shape[2:],
-    )
+    neurons, channels, *kernel = op.weight.shape
+    filters = neurons // op.groups
     result = []
     for n, m, *at in np.ndindex(*shape):
         first = m // filters * channels

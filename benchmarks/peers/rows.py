@@ -76,10 +76,7 @@ class ExactRow:
         for v, step in directions.items():  # step: the direction in which the row's value falls
             end = formula.upper[v] if step > 0 else formula.lower[v]
             # The row fails at distance `near`, and first may hold at `far`.
-            near, far = (
-                0,
-                abs(end - at[v]) + 1,
-            )
+            near, far = 0, abs(end - at[v]) + 1
             while far - near > 1:
                 middle = (near + far) // 2
                 if self.holds(formula, {**at, v: at[v] + step * middle}):

@@ -36,7 +36,7 @@ _BROKEN = (
 
 
 class Archive:
-    """An open certificate. Raises CertificateError, one line, for whatever is no certificate."""
+    """An open certificate. Raises CertificateError, one line, for anything else."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -110,7 +110,7 @@ class Archive:
         """An entry of the header, of the type that it must have."""
         value = where.get(key)
         if type(value) is not kind:
-            raise self.fault(f"'{key}' in header.json is missing or is no {kind.__name__}")
+            raise self.fault(f"'{key}' in header.json is missing or not of type {kind.__name__}")
         return value
 
     def pairs(self, where: dict[str, Any], key: str) -> list[tuple[int, int]]:
@@ -122,7 +122,7 @@ class Archive:
                 or len(pair) != 2
                 or any(type(v) is not int or not 0 <= v < 2**40 for v in pair)
             ):
-                raise self.fault(f"'{key}' in header.json is no list of pairs")
+                raise self.fault(f"'{key}' in header.json is not a list of pairs")
         return [(a, b) for a, b in found]
 
     def array(self, name: str, *shape: int | None) -> npt.NDArray[np.int64]:
@@ -148,7 +148,7 @@ class Rows:
         match = _NPY.fullmatch(self._read(length))
         numbers = match and re.fullmatch(rb"(?:\d{1,18},|\d{1,18}(?:, \d{1,18})+)?", match[3])
         if not match or not numbers:
-            raise archive.fault(f"{name} is no array of little-endian integers in rows")
+            raise archive.fault(f"{name} is not an array of little-endian integers in rows")
         self.shape = tuple(int(n) for n in re.findall(rb"\d+", match[3]))
         self._type = np.dtype(f"<i{int(match[1] or match[2])}")
         if len(self.shape) != len(wanted) or any(

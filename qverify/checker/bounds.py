@@ -306,12 +306,8 @@ class Scan(Rule):
     def __init__(self, op: Table, x: Type) -> None:
         if x.count > ENTRIES:
             raise Rejected(f"a table of {x.count} entries is scanned")
-        self.values, self.low, self.rows, self.size = (
-            op.values.astype(np.int64),
-            op.low,
-            rows_of(op, x),
-            x.size,
-        )
+        self.values, self.low = op.values.astype(np.int64), op.low
+        self.rows, self.size = rows_of(op, x), x.size
 
     def at(self, x: Ints) -> Ints:
         """The entries for `x` [N, size]."""

@@ -37,7 +37,7 @@ class Proof:
         self.archive, self.name = archive, f"q{query_number}."
         self.header = archive.header["queries"][query_number]
         if not isinstance(self.header, dict):
-            raise archive.fault(f"query {query_number} in header.json is no object")
+            raise archive.fault(f"query {query_number} in header.json is not an object")
         self.network, self.decoder = lowered.network, make_decoder(lowered)
         rules, slopes = (archive.field(self.header, key, dict) for key in ("rules", "slopes"))
         nodes = {str(k): k for k in range(1, len(self.network.nodes) + 1)}
@@ -90,7 +90,7 @@ class Proof:
         """Bounds of elements of a node's argument, which hold in the whole box: proved from those
         before them."""
         if not isinstance(step, dict):
-            raise self.archive.fault("'inner' in header.json is no list of objects")
+            raise self.archive.fault("'inner' in header.json is not a list of objects")
         node = self.archive.field(step, "node", int)
         if node not in self.net.rules:
             raise Rejected(f"intermediate bounds are for node {node}, which has no rule")

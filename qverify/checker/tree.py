@@ -68,11 +68,8 @@ class Tree:
         return bool(self.kind[0] == REGIONS)
 
     def _check_children(self) -> None:
-        count, cuts, top = (
-            len(self.kind),
-            np.flatnonzero(self.kind == CUT),
-            np.arange(len(self.regions)),
-        )
+        count, cuts = len(self.kind), np.flatnonzero(self.kind == CUT)
+        top = np.arange(len(self.regions))  # the root's children, where they stand for regions
         first = self.first[cuts]
         if (
             (first <= cuts).any()
@@ -82,7 +79,7 @@ class Tree:
             raise Rejected("a child in its tree does not exist, or comes before its parent")
         children = np.concatenate([first, first + 1, self.first[0] + top])
         if (np.bincount(children, minlength=count) != (np.arange(count) > 0)).any():
-            raise Rejected("its tree is no tree: an entry is nobody's child, or that of two")
+            raise Rejected("its tree is not a tree: an entry has no parent, or two")
         value, element = self.value[cuts], self.element[cuts]
         if ((value < 0) | (value >= len(self.sizes))).any() or (
             (element < 0) | (element >= self.sizes[value])

@@ -72,7 +72,7 @@ def _rounded(point: Sequence[Fraction], texts: Sequence[str], encoder: Encoder) 
         not (f or (x.denominator == 1 and encoder.low <= x <= encoder.high))
         for f, x in zip(encoder.is_float, point, strict=True)
     ):
-        raise Rejected("an input of an integer type is no integer of its type")
+        raise Rejected("an input is not an integer of its integer type")
     with np.errstate(over="ignore"):
         x = np.array(
             [

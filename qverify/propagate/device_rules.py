@@ -260,12 +260,8 @@ def table(buffers: Buffers, op: Table, k: int, rounding: int | None) -> None:
     if not op.monotone:
         raise Refused
     node, (x,) = buffers.network.nodes[k], buffers.network.nodes[k].inputs
-    held, kind, kernels, xp = (
-        buffers.in_pairs(x),
-        buffers.network.type_of(x),
-        buffers.kernels,
-        buffers.kernels.xp,
-    )
+    held, kind = buffers.in_pairs(x), buffers.network.type_of(x)
+    kernels, xp = buffers.kernels, buffers.kernels.xp
     values = buffers.home(op.values)[:, kind.low - op.low : kind.high + 1 - op.low]
     narrow = node.type.count <= 256
     entries = np.zeros((len(values), 256), np.uint8 if narrow else np.int32)

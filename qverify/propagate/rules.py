@@ -188,16 +188,12 @@ class Rules:
         radius = self.node("QLinearAdd", upper, one, zero, lower, self.float32(-1), zero, one, zero)
         if x.type.size != len(op.weight):
             lower, radius = (self.reshaped(end, len(op.weight)) for end in (lower, radius))
-        base, below, above = (
-            self.node(
-                "MatMulInteger",
-                end,
-                self.graph.constant(weight, weight.dtype),
-                zero,
-                self.graph.constant(low, weight.dtype),
-            )
-            for end, (weight, low) in zip((lower, radius, radius), weights, strict=True)
-        )
+
+        def product(end: str, weight: Codes) -> str:
+            codes, low = (self.graph.constant(part, weight[0].dtype) for part in weight)
+            return self.node("MatMulInteger", end, codes, zero, low)
+
+        base, below, above = map(product, (lower, radius, radius), weights)
         base = self.node("Add", base, self.int32(bias))
         low, high = (self.node("Add", base, part) for part in (below, above))
         if result.size != op.weight.shape[1]:
@@ -210,10 +206,8 @@ class Rules:
         inner, outer = op.weight.shape
         if inner >= LONG and outer >= WIDE:
             raise Inexpressible
-        scale, y_zero = (
-            scale_of(rounding, result.shape, len(result.shape) - 1),
-            output_zero(rounding),
-        )
+        scale = scale_of(rounding, result.shape, len(result.shape) - 1)
+        y_zero = output_zero(rounding)
         weight, zero = stored(doubled(op.weight), columns=True)
         bias = np.tile(folded(op.weight, bias, x.low or 0), 2)
         factor, zero = np.broadcast_arrays(twice(scale), zero)  # onnxruntime wants as many of both
@@ -340,10 +334,8 @@ class Rules:
         def rounded(name: str, axes: tuple[int, ...]) -> str:
             steps = op.program.steps
             if steps and steps[0].kind == "mul" and steps[0].operand.size == 1:  # both in one pass
-                name, steps = (
-                    self.node("DequantizeLinear", name, constant(steps[0].operand, axes)),
-                    steps[1:],
-                )
+                name = self.node("DequantizeLinear", name, constant(steps[0].operand, axes))
+                steps = steps[1:]
             else:
                 name = self.node("Cast", name, to=FLOAT)
             for step in steps:
