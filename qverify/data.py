@@ -110,8 +110,8 @@ def load_images(path: str | Path, split: str = "test") -> Images:
         images = _read_npz(place, split)
     else:
         raise UsageError(
-            f"{path}: not a data set; a .npz file, a folder with IDX files or one with pictures "
-            "is read"
+            f"{path}: not a data set; a .npz file, a folder with IDX files or one with pictures is "
+            "read"
         )
     if not len(images):
         raise UsageError(f"{path}: the part '{split}' holds no image")

@@ -83,8 +83,7 @@ class Printer:
         self.progress(
             progress.seconds,
             f"{progress.seconds:.1f} s: {progress.subproblems:,} parts bounded, {progress.open:,} "
-            "open, "
-            f"{100 * progress.proved:.4g} % proved",
+            f"open, {100 * progress.proved:.4g} % proved",
         )
 
     def clear(self) -> None:

@@ -77,9 +77,8 @@ def machine_warnings() -> tuple[str, ...]:
         return ()
     return (
         f"the rules were tested on x86-64; on this machine ({machine()}) onnxruntime has other "
-        "kernels, which may round "
-        "QLinearAdd and QLinearMul otherwise. Its nodes were compared with the rules here, not "
-        "all of them on every input",
+        "kernels, which may round QLinearAdd and QLinearMul otherwise. Its nodes were compared "
+        "with the rules here, not all of them on every input",
     )
 
 

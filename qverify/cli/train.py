@@ -128,8 +128,7 @@ def train(
     if importlib.util.find_spec("torch") is None:
         raise UsageError(
             "training needs PyTorch: pip install torch (without a GPU: --index-url "
-            "https://download.pytorch.org/whl/cpu, "
-            "which is much smaller)"
+            "https://download.pytorch.org/whl/cpu, which is much smaller)"
         )
     if search_bits != (target is not None) or (not search_bits and (images or jobs)):
         raise UsageError("--search-bits and --target go together; --images and --jobs go with them")

@@ -180,8 +180,8 @@ def _check_same(read: ReadNode, ours: Array, theirs: Array, error: Any) -> None:
         at = tuple(int(i) for i in np.argwhere(~same)[0])
         raise SoundnessError(
             f"{what}: onnxruntime computes {theirs[at]} where the rule gives {ours[at]} (at "
-            f"{list(at)}; "
-            f"{np.count_nonzero(~same)} of {same.size} elements differ); please report this model"
+            f"{list(at)}; {np.count_nonzero(~same)} of {same.size} elements differ); please report "
+            "this model"
         )
 
 

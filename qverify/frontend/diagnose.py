@@ -42,8 +42,7 @@ EIGHT_BIT = {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
 
 IN_FLOAT = (
     "onnxruntime computes it in float, in an order of additions that it does not promise; such a "
-    "product can only be the "
-    "network's last op"
+    "product can only be the network's last op"
 )
 SURELY = (
     "uint8 activations fuse most surely (quantize_static with activation_type=QuantType.QUInt8)"
@@ -65,8 +64,7 @@ HINTS = {
     **dict.fromkeys(
         ("ConvTranspose", "Einsum"),
         "onnxruntime has no integer kernel for it, and computes it in float, in an order of "
-        "additions that it does not "
-        "promise",
+        "additions that it does not promise",
     ),
     "MatMulNBits": "it quantizes activations at run time; use 8-bit QDQ weights and activations",
     "Softmax": f"{_ORDER}; or let the exporter quantize it",
@@ -78,8 +76,7 @@ RISING = {"Sigmoid", "Tanh", "Softplus", "Softsign", "Exp", "Log", "Sqrt", "Erf"
 QDQ = "export the network with QuantizeLinear and DequantizeLinear pairs of 8 bits (QDQ)"
 QONNX = (
     "it is QONNX, which onnxruntime cannot run: export the network as QDQ or QCDQ instead "
-    "(Brevitas: "
-    "brevitas.export.export_onnx_qcdq; up to 8 bits)"
+    "(Brevitas: brevitas.export.export_onnx_qcdq; up to 8 bits)"
 )
 FORMATS = {  # the beginning of a domain: whose ops they are, and what to do
     "qonnx.": QONNX,
@@ -279,8 +276,7 @@ class Wiring:
         else:
             yield _fault(
                 f"its input comes from {maker.op_type} '{maker.name}' without a QuantizeLinear "
-                "and a DequantizeLinear in "
-                f"between: put them behind the {maker.op_type}",
+                f"and a DequantizeLinear in between: put them behind the {maker.op_type}",
                 f"input from {maker.op_type}",
             )
 
@@ -334,8 +330,8 @@ class Wiring:
             if len(readers) > 1 or name in self._outputs:
                 yield _fault(
                     f"its output has {len(readers) + (name in self._outputs)} readers, and "
-                    "onnxruntime fuses only where a "
-                    "QuantizeLinear is the only one: quantize it before it is shared",
+                    "onnxruntime fuses only where a QuantizeLinear is the only one: quantize it "
+                    "before it is shared",
                     "shared output",
                 )
                 return
@@ -348,8 +344,7 @@ class Wiring:
             elif not (reader.op_type in PASSING or self._adds_bias(node, reader)):
                 yield _fault(
                     f"its output goes into {reader.op_type} '{reader.name}' before it is "
-                    "quantized: put a QuantizeLinear "
-                    "and a DequantizeLinear in between",
+                    "quantized: put a QuantizeLinear and a DequantizeLinear in between",
                     f"output into {reader.op_type}",
                 )
                 return
@@ -383,9 +378,8 @@ class Wiring:
             if node.op_type == "Relu" and point != info.min:
                 yield _fault(
                     f"the Relu '{node.name}' behind it stays, since the zero point of "
-                    f"'{quantizer.name}' is {point}, not "
-                    f"the lowest code {info.min}: quantize the Relu's output with the zero point "
-                    f"{info.min}",
+                    f"'{quantizer.name}' is {point}, not the lowest code {info.min}: quantize the "
+                    f"Relu's output with the zero point {info.min}",
                     "zero point behind Relu",
                 )
             elif node.op_type == "Clip":
@@ -404,9 +398,8 @@ class Wiring:
         if covered[0] < least or covered[1] > most:
             yield _fault(
                 f"the Clip '{clip.name}' behind it stays, since it cuts the range of "
-                f"'{quantizer}', {covered[0]:.4g} to "
-                f"{covered[1]:.4g}, at {least:.4g} and {most:.4g}: choose scale and zero point so "
-                "that the range ends there",
+                f"'{quantizer}', {covered[0]:.4g} to {covered[1]:.4g}, at {least:.4g} and "
+                f"{most:.4g}: choose scale and zero point so that the range ends there",
                 "Clip cuts",
             )
 

@@ -47,9 +47,8 @@ def _identity(sha256: str, shapes: dict[str, Shape]) -> str:
     return f"{sha256} {shapes} {runtime.version()}"
 
 
-_COMPARED: dict[
-    str, Compared
-] = {}  # by identity: a process that decides many queries of a model compares it once
+# By identity: a process that decides many queries of a model compares it once.
+_COMPARED: dict[str, Compared] = {}
 
 
 def read_model(path: Path, shapes: Sequence[str] = (), declared: Sequence[Shape] = ()) -> Model:
@@ -110,9 +109,8 @@ def _lowered(
             raise
     remark = (
         "the file leaves the batch open, and is read with a batch of 1 (--shape "
-        f"{shapes_text(batch)}): while it is open, "
-        "onnxruntime makes fewer integer ops of it. Export the model with a batch of 1 to run "
-        "what is verified"
+        f"{shapes_text(batch)}): while it is open, onnxruntime makes fewer integer ops of it. "
+        "Export the model with a batch of 1 to run what is verified"
     )
     return *read(batch), batch, [remark]
 
@@ -128,8 +126,8 @@ def _check_nodes(proto: onnx.ModelProto) -> None:
     if not codes and not any(word in node.op_type for node in proto.graph.node for word in words):
         raise UnsupportedModel(
             "no node quantizes anything to 8-bit codes: a float network, or one in a format that "
-            "is not supported (see "
-            "specs/semantics.md). Quantize it, for instance with onnxruntime's quantize_static"
+            "is not supported (see specs/semantics.md). Quantize it, for instance with "
+            "onnxruntime's quantize_static"
         )
 
 
@@ -256,7 +254,6 @@ def _check_references(graph: onnx.GraphProto) -> None:
             if name and name not in known:
                 raise ModelError(
                     f"node '{node.name}' ({node.op_type}) reads '{name}', which is neither an "
-                    "input, nor an "
-                    "initializer, nor computed by an earlier node"
+                    "input, nor an initializer, nor computed by an earlier node"
                 )
         known.update(node.output)

@@ -153,8 +153,7 @@ def _near_chance(level: Level, classes: int) -> list[str]:
         return []
     return [
         f"the clean accuracy of {100 * share:.1f} % is near that of guessing ({100 / classes:.1f} "
-        "%): do --scale, --mean "
-        "and --std, and the labels' numbers, fit the model?"
+        "%): do --scale, --mean and --std, and the labels' numbers, fit the model?"
     ]
 
 
@@ -166,9 +165,8 @@ def _radii(eps: Number | Iterable[Number], norm: str) -> tuple[Fraction, ...]:
         )
     numbers = list(eps) if isinstance(eps, Iterable) and not isinstance(eps, str) else [eps]
     text = ", ".join(map(str, numbers))
-    if any(
-        isinstance(number, str) and "/" in number for number in numbers
-    ):  # 8/255 is not meant to be 0.03 pixels
+    # 8/255 is not meant to be 0.03 pixels.
+    if any(isinstance(number, str) and "/" in number for number in numbers):
         raise UsageError(f"--eps {text}: radii are in pixels, from 0 to {PIXEL_MAX}: 8, not 8/255")
     try:
         radii = sorted({Fraction(str(number)) for number in numbers})
@@ -178,9 +176,8 @@ def _radii(eps: Number | Iterable[Number], norm: str) -> tuple[Fraction, ...]:
         raise UsageError(f"--eps must be radii in pixels, from 0 to {PIXEL_MAX}")
     if small := [float(radius) for radius in radii if 0 < radius < LEAST]:
         raise UsageError(
-            f"--eps {small[0]:.4g}: radii are in pixels, from 0 to {PIXEL_MAX}, and less than "
-            "half a pixel says nothing "
-            f"(is {small[0] * PIXEL_MAX:.4g} meant?)"
+            f"--eps {small[0]:.4g}: radii are in pixels, from 0 to {PIXEL_MAX}, and less than half "
+            f"a pixel says nothing (is {small[0] * PIXEL_MAX:.4g} meant?)"
         )
     return tuple(radii)
 
@@ -228,8 +225,8 @@ class _Run:
         if wrong := [row for row in rows if row.label != self.labels[row.image]]:
             raise UsageError(
                 f"{self.file.path if self.file else ''} is a damaged results file: image "
-                f"{wrong[0].image} has the label "
-                f"{self.labels[wrong[0].image]}, not {wrong[0].label}; name another with --results"
+                f"{wrong[0].image} has the label {self.labels[wrong[0].image]}, not "
+                f"{wrong[0].label}; name another with --results"
             )
         rows = [
             row
@@ -296,17 +293,14 @@ class _Run:
                 self.errors.append(
                     f"image {task.number} at eps {spelled(task.eps)}: {answer.message}"
                 )
-            seconds = (
-                min(answer.seconds, task.timeout) if answer.verdict == "timeout" else answer.seconds
-            )
-            self._put(
-                [ImageRow(task.number, task.label, task.eps, answer.verdict, "search", seconds)]
-            )
+            verdict, seconds = answer.verdict, answer.seconds
+            if verdict == "timeout":
+                seconds = min(seconds, task.timeout)
+            self._put([ImageRow(task.number, task.label, task.eps, verdict, "search", seconds)])
             self._next(task.number, queue)
             return
-        if isinstance(
-            answer, Answer
-        ):  # a worker that was killed; the next one would fare no better
+        # A worker that was killed; the next one would fare no better.
+        if isinstance(answer, Answer):
             raise QverifyError(
                 f"images {task.numbers[0]} to {task.numbers[-1]} could not be bounded: "
                 f"{answer.message}"

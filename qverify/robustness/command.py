@@ -90,8 +90,8 @@ def measure(
         printer.line(f"warning: {warning}")
     if ties := report.levels[0].ties:
         printer.line(
-            f"{ties} images count as misclassified because another class has the same score as "
-            "the label"
+            f"{ties} images count as misclassified because another class has the same score as the "
+            "label"
         )
 
 

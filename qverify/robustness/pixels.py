@@ -122,8 +122,7 @@ class Inputs:
                     if x.denominator != 1 or not info.min <= x <= info.max:
                         raise UsageError(
                             f"the pixel {p} becomes {x} by {self.scaling.text()}, which the "
-                            f"{dtype} input '{name}' cannot "
-                            "take: choose another --scale and --mean"
+                            f"{dtype} input '{name}' cannot take: choose another --scale and --mean"
                         )
         radius = self.radius(Fraction(PIXEL_MAX))
         try:
@@ -187,23 +186,21 @@ def _order(
     c, h, w = shape
     if prod(wanted) != c * h * w:
         raise UsageError(
-            f"the model's input '{name}' has shape {list(wanted)}, {prod(wanted)} elements, but "
-            f"an image has {c} "
-            f"channel(s) of {h} x {w} pixels"
+            f"the model's input '{name}' has shape {list(wanted)}, {prod(wanted)} elements, but an "
+            f"image has {c} channel(s) of {h} x {w} pixels"
         )
     axes = list(wanted)
     while axes and axes[0] == 1 and len(axes) > 1 and tuple(axes) not in ((c, h, w), (h, w, c)):
         axes.pop(0)  # the batch
     pixels = np.arange(c * h * w, dtype=np.int64)
     long, image = ([n for n in sizes if n > 1] for sizes in (axes, shape))
-    if (
-        len(long) <= 1 or tuple(axes) == (c, h, w) or (c == 1 and long == image)
-    ):  # one channel: every order is the same
+    # With one channel every order is the same.
+    if len(long) <= 1 or tuple(axes) == (c, h, w) or (c == 1 and long == image):
         return pixels
     if tuple(axes) == (h, w, c):
         return pixels.reshape(shape).transpose(1, 2, 0).reshape(-1)
     raise UsageError(
         f"the model's input '{name}' has shape {list(wanted)}; images of {c} channels and {h} x "
-        f"{w} pixels go into "
-        f"[1, {c}, {h}, {w}], [1, {h}, {w}, {c}] or [1, {c * h * w}] (channel by channel)"
+        f"{w} pixels go into [1, {c}, {h}, {w}], [1, {h}, {w}, {c}] or [1, {c * h * w}] (channel "
+        "by channel)"
     )

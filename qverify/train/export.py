@@ -296,8 +296,7 @@ def _check_int32(weight: torch.Tensor, bias: torch.Tensor, x: Value) -> None:
     if float(most) >= 2**31 or float(bias.abs().max()) >= BIAS_LIMIT:
         raise QverifyError(
             "a layer's accumulators do not fit int32: its weights are tiny beside its bias, or it "
-            "is very wide; train with "
-            "weight decay or normalisation, or with fewer bits"
+            "is very wide; train with weight decay or normalisation, or with fewer bits"
         )
 
 
@@ -398,7 +397,7 @@ def check(
         if not same.all():
             image = start + int(np.argmin(same))
             raise QverifyError(
-                f"{path}: onnxruntime and the training graph differ on image {image}; "
-                "please report it, unless this CPU is an x86 without VNNI, whose sums saturate"
+                f"{path}: onnxruntime and the training graph differ on image {image}; please "
+                "report it, unless this CPU is an x86 without VNNI, whose sums saturate"
             )
     return len(pixels)

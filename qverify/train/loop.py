@@ -145,9 +145,8 @@ def train(
             parts.append(f"{100 * row['certified']:.2f} % at {config.eps:g}")
             say(
                 f"epoch {run.epoch} of {config.epochs}: loss {loss:.4f}, clean "
-                f"{100 * row['clean']:.2f} %, certified by "
-                f"intervals {', '.join(parts)} (of {len(kept_back):,} held-out images), "
-                f"{row['seconds']:.0f} s"
+                f"{100 * row['clean']:.2f} %, certified by intervals {', '.join(parts)} (of "
+                f"{len(kept_back):,} held-out images), {row['seconds']:.0f} s"
             )
             if (
                 len(run.rows) == 1
@@ -199,8 +198,7 @@ def _open(config: Config, folder: Path) -> TrainingRun:
         if state.get("data", run.data) != run.data:
             raise UsageError(
                 f"{config.data}: the training images are not those of the run in {folder}; name "
-                "another folder, or "
-                "remove it"
+                "another folder, or remove it"
             )
         _load(saved, state, network)
         optimiser.load_state_dict(state["optimiser"])
@@ -263,8 +261,7 @@ def _data(config: Config) -> tuple[Images, Images]:
     if len(images) < kept + config.batch:
         raise UsageError(
             f"{len(images)} training images are too few to hold out {kept} and fill a batch of "
-            f"{config.batch}: choose a "
-            "smaller --held-out or --batch"
+            f"{config.batch}: choose a smaller --held-out or --batch"
         )
     if len(images) == len(test) and sorted(images.labels) == sorted(test.labels):
         order, other = (np.lexsort(part.pixels.reshape(len(part), -1).T) for part in (images, test))
@@ -533,8 +530,8 @@ def _export(run: TrainingRun, folder: Path, say: Callable[[str], None]) -> None:
             )
         elif runtime.saturates():
             say(
-                f"exported, {100 * clean:.2f} % correct; not compared: onnxruntime's sums "
-                "saturate on this CPU (no VNNI)"
+                f"exported, {100 * clean:.2f} % correct; not compared: onnxruntime's sums saturate "
+                "on this CPU (no VNNI)"
             )
         else:
             compared = export.check(run.network, draft, test.pixels)

@@ -91,8 +91,8 @@ def search_bits(
     kept = held_out(config, images)
     if not 0 < goal.images <= kept:
         raise UsageError(
-            f"{goal.images} images to certify are more than the {kept} held-out ones: choose "
-            "fewer --images"
+            f"{goal.images} images to certify are more than the {kept} held-out ones: choose fewer "
+            "--images"
         )
     network = make_network(config, images)
     layers = tuple(layer.weight.numel() for layer in network.modules() if isinstance(layer, Affine))
@@ -108,8 +108,8 @@ def search_bits(
     if not best.kept:
         raise UsageError(
             f"the network certifies {100 * best.certified:.1f} % at eps {config.eps:g} before any "
-            "bit is taken, less than "
-            f"the target {100 * goal.certified:.1f} %; train it longer, or lower the target"
+            f"bit is taken, less than the target {100 * goal.certified:.1f} %; train it longer, or "
+            "lower the target"
         )
     trials, frozen = [best], set[int]()
     while len(frozen) < len(layers):
@@ -182,10 +182,8 @@ def _try(
     error = math.sqrt(certified * (1 - certified) / level.images)
     say(
         f"{_spelled(config.weight_bits)} bits, {size / 8192:.1f} KiB: clean {100 * clean:.1f} %, "
-        "certified "
-        f"{100 * certified:.1f} % (standard error {100 * error:.1f}) of {level.images} held-out "
-        "images: "
-        f"{'kept' if kept else 'not enough'}"
+        f"certified {100 * certified:.1f} % (standard error {100 * error:.1f}) of {level.images} "
+        f"held-out images: {'kept' if kept else 'not enough'}"
     )
     return Trial(config.weight_bits, size, clean, certified, kept, folder)
 

@@ -325,9 +325,8 @@ class _TextReader:
     def _multiplied(self, atoms: list[Atom], factors: list[Disjunction]) -> Disjunction:
         """`atoms` and one case of each factor, in every combination, in the order of the file."""
         count = 1
-        for factor in sorted(
-            factors, key=len
-        ):  # an empty one first: false, however many the others are
+        # An empty one first: false, however many the others are.
+        for factor in sorted(factors, key=len):
             count *= len(factor)
             if count > MAX_CASES:
                 raise Fault(f"more than {MAX_CASES} cases after multiplying out: {_SPLIT}")

@@ -184,12 +184,9 @@ def _clip(n: View, low: Any, high: Any) -> Tensor:
         values = values if low is None else np.maximum(values, int(low))
         values = values if high is None else np.minimum(values, int(high))
         return n.builder.table(FloatCodes(x, values.astype(F32)), values, x.dtype)
-    if (
-        n.op == "Clip"
-    ):  # a bound that is left out is the end of float32, which infinities are clipped to
-        low, high = (
-            end if given is None else given for given, end in ((low, -LARGEST), (high, LARGEST))
-        )
+    if n.op == "Clip":
+        # A bound that is left out is the end of float32, which infinities are clipped to.
+        low, high = (-LARGEST if low is None else low), (LARGEST if high is None else high)
     for kind, end in (("max", low), ("min", high)):
         if end is not None:
             x = n.builder.step(x, kind, np.asarray(end, F32))

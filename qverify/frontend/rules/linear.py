@@ -90,8 +90,8 @@ def dense(
         raise Refusal("a product with a vector is not supported (reshape it to a matrix)")
     if w_zero.ndim == 1 and w_zero.size not in (1, w.shape[-1]):
         raise Refusal(
-            f"{w_zero.size} zero points do not fit {w.shape[-1]} columns of weights: one for "
-            "each, or one for all"
+            f"{w_zero.size} zero points do not fit {w.shape[-1]} columns of weights: one for each, "
+            "or one for all"
         )
     centred = w.astype(np.int64) - stretched(w_zero, w.shape).astype(np.int64)
     shift = int(x_zero) * centred.sum(axis=-2, keepdims=w.ndim > 2)
@@ -307,9 +307,8 @@ def _convolution(
         raise Refusal(
             f"{groups} groups do not fit a weight {list(w.shape)} and an input {list(x.shape)}"
         )
-    if not (
-        w.shape[1] == 1 and w.shape[0] == groups
-    ):  # depthwise kernels accumulate exactly everywhere
+    is_depthwise = w.shape[1] == 1 and w.shape[0] == groups
+    if not is_depthwise:  # whose kernels accumulate exactly everywhere
         _note_saturation(n, x, np.moveaxis(w, 1, -1).reshape(len(w), -1))
     index, window = uncut(x, read_window(n, x.shape[2:], tuple(w.shape[2:]), pool=False))
     kept = n.builder.move(x, index)
