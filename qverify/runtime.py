@@ -23,15 +23,9 @@ from qverify.files import existing, is_packed, unpacked
 
 MAX_BYTES = 1 << 31  # of a model; protobuf has no larger ones
 # The oldest version on which the tests pass, but for ops that refuse it themselves.
-OLDEST = (
-    1,
-    30,
-)
+OLDEST = (1, 30)
 # The machines on which the rules were compared with the runtime at length.
-MEASURED = (
-    "x86_64",
-    "amd64",
-)
+MEASURED = ("x86_64", "amd64")
 
 
 def _onnxruntime(purpose: str) -> Any:

@@ -362,10 +362,8 @@ def test_the_verdicts_of_bounds_are_of_every_kind() -> None:
         )
         > 5
     ), BOUNDED
-    for kind in (
-        "unknown, sure",
-        "unknown, none",
-    ):  # nearly all bounds lie at a tie; of 1e9 + X little is left in floats
+    # Nearly all bounds lie at a tie; of 1e9 + X little is left in floats.
+    for kind in ("unknown, sure", "unknown, none"):
         assert BOUNDED[kind] <= BOUNDED.total() / 5, BOUNDED
 
 

@@ -33,8 +33,8 @@ def test_imports_nothing_heavy(module: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        f"import sys; from qverify.cli import main; main(['--help']); print([n for n in {HEAVY} "
-        "if n in sys.modules])"
+        f"import sys; from qverify.cli import main; main(['--help']); print([n for n in {HEAVY} if "
+        "n in sys.modules])"
     )
     assert python(code).splitlines()[-1] == "[]"
 

@@ -33,12 +33,7 @@ from qverify import __version__
 from qverify.cli.options import checked_option, common_options, jobs_option, shape_option
 from qverify.cli.robustness import robustness
 from qverify.cli.train import train
-from qverify.errors import (
-    QverifyError,
-    SoundnessError,
-    UnsupportedModel,
-    UsageError,
-)
+from qverify.errors import QverifyError, SoundnessError, UnsupportedModel, UsageError
 from qverify.files import check_writable, remove_old, write_bytes, write_text
 from qverify.formats import as_json, read_counterexample, verdict_text
 from qverify.options import Options

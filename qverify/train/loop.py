@@ -55,11 +55,7 @@ CONFIG, CHECKPOINT, LOG, CURVES, MODEL = (
 )
 TRIALS = "trials"  # the runs of a search for bits
 # A run may go on with others; of the data the content counts, not the place.
-MACHINE = (
-    "data",
-    "device",
-    "threads",
-)
+MACHINE = ("data", "device", "threads")
 
 
 @dataclass

@@ -188,10 +188,7 @@ def test_what_was_compared_is_counted(tmp_path: Path) -> None:
     )
     model = read_model(write(g.model(g.dequantize(y, 0.5, ZERO)), tmp_path / "model.onnx"))
     # Tables over all codes; the quantizer is sampled.
-    assert (model.compared.nodes, model.compared.complete) == (
-        3,
-        2,
-    )
+    assert (model.compared.nodes, model.compared.complete) == (3, 2)
     assert model.compared.values > 2 * 256
 
 

@@ -82,12 +82,7 @@ def test_every_attribute_of_every_schema_is_declared_or_refused() -> None:
 def test_every_declared_attribute_exists_and_is_read() -> None:
     known = {name for *_, attributes in every() for name in attributes}
     # Of Dropout for inference; of nodes that onnxruntime itself runs.
-    untouched = {
-        "ratio",
-        "seed",
-        "epsilon",
-        "momentum",
-    }
+    untouched = {"ratio", "seed", "epsilon", "momentum"}
     for key, rule in RULES.items():
         extra = (rule.attributes or frozenset()) - known
         assert not extra, f"{key}: no schema has {extra}"

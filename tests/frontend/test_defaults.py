@@ -47,12 +47,7 @@ WITHOUT = {
 }
 WITHOUT |= {"num_outputs", "opset"}
 # Declared; the runtime uses them, or inference has no use for them.
-NEVER_READ = {
-    "epsilon",
-    "momentum",
-    "ratio",
-    "seed",
-}
+NEVER_READ = {"epsilon", "momentum", "ratio", "seed"}
 # Of these ops: the attribute is none of theirs (a rule for two ops), has no default, or no other
 # value is accepted.
 EXCEPT = {

@@ -177,8 +177,8 @@ def compare(case: Case, path: Path) -> int:
         about = [f"{n.op_type} {n.name}" for n in case.model.graph.node]
         raise AssertionError(
             f"{case.what}: {len(wrong)} of {got.size} values differ, first sample {i} output {j}: "
-            f"{got[i, j]!r} instead of {want[i, j]!r}; input {x[i, :8]}...; nodes {about}; kept "
-            f"as {path}"
+            f"{got[i, j]!r} instead of {want[i, j]!r}; input {x[i, :8]}...; nodes {about}; kept as "
+            f"{path}"
         )
     return int(got.size)
 

@@ -265,9 +265,8 @@ def test_arithmetic_alone_bounds_a_box() -> None:
     own, rows = rounded_bound("(assert (and (<= (* 3 X_0) 6) (>= (* 3 X_0) -6)))")
     assert 2 < own.upper[0] < Fraction("2.0000000001") and own.lower[0] == -own.upper[0]
     assert len(rows) == 2
-    with pytest.raises(
-        SpecError, match="X_0 has no upper bound"
-    ):  # the factors cancel but for rounding
+    # The factors cancel but for rounding.
+    with pytest.raises(SpecError, match="X_0 has no upper bound"):
         rounded_bound(
             "(assert (>= X_0 0))(assert (<= (- (* 1e20 X_0) (* 99999999999999999999 X_0)) 1))"
         )
