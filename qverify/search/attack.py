@@ -104,7 +104,7 @@ class Attack:
         self._count(len(points))
         found = self._known.find_unsafe(points, y)
         if found is None:
-            x = problem.input_bounds(points, points)
+            x = self._known.input_bounds(points, points)
             slack, _ = self._known.sought.slack(y, None if x is None else x[0])
             np.maximum(self._nearest, slack.max(axis=0), out=self._nearest)
         return found
@@ -132,7 +132,7 @@ class Attack:
             found = self._known.find_unsafe(values[0], y)
             if found is not None or step == steps:
                 return found
-            x = problem.input_bounds(values[0], values[0])
+            x = self._known.input_bounds(values[0], values[0])
             slack, row = self._known.sought.slack(y, None if x is None else x[0])
             at = np.arange(len(y))
             np.maximum.at(self._nearest, target, slack[at, target])

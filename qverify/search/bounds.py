@@ -114,7 +114,7 @@ class Intervals(Bound):
                 for i in (0, 1)
             )
             y = problem.decoded(*flat)
-        x = problem.input_bounds(boxes.lower, boxes.upper)
+        x = known.input_bounds(boxes.lower, boxes.upper)
         status = known.sought.status(y, x)
         status[known.without_sought(boxes.lower, boxes.upper)] = REFUTED
         known.joint.refine(status, y, x)

@@ -132,6 +132,11 @@ class Knowledge:
         self._hopeless = self.problem.dual is None
         return True
 
+    def input_bounds(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array] | None:
+        """Bounds of what the inputs stand for over code boxes, [N, inputs] each; None where no row
+        of what is sought mentions one."""
+        return self.problem.input_bounds(lower, upper) if self.sought.mixed else None
+
     def without_sought(self, lower: Array, upper: Array) -> BoolArray:
         """Which boxes of codes hold no input that is sought: [N]."""
         without = self.problem.without_input(lower, upper)
@@ -146,7 +151,7 @@ class Knowledge:
         the domain produces."""
         problem = self.problem
         lower, upper = problem.leaves.bounds(points, y)
-        x = problem.input_bounds(points, points)
+        x = self.input_bounds(points, points)
         status = self.sought.status((lower, upper), x)
         self.joint.refine(status, (lower, upper), x, search=False)
         unsafe = (status != REFUTED).any(axis=1)

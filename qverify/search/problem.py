@@ -89,11 +89,8 @@ class Problem:
     def _cell_bounds(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array]:
         return self._cells.bounds(self.kernels.to_host(lower), self.kernels.to_host(upper))
 
-    def input_bounds(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array] | None:
-        """Bounds of what the inputs stand for over code boxes; only where rows mention inputs (None
-        otherwise)."""
-        if not self.unsafe.mixed:
-            return None
+    def input_bounds(self, lower: Array, upper: Array) -> tuple[Float64Array, Float64Array]:
+        """Bounds of what the inputs stand for over code boxes: [N, inputs] each."""
         return self.domain.hull(*self._cell_bounds(lower, upper))
 
     def without_input(self, lower: Array, upper: Array) -> BoolArray:
@@ -185,7 +182,7 @@ class Problem:
             if inputs is None:
                 return None
             y = self.leaves.ask(inputs, *outputs)
-            x = self.input_bounds(codes[None], codes[None])
+            x = self.input_bounds(codes[None], codes[None]) if self.unsafe.mixed else None
             status = self.unsafe.status((y[None], y[None]), x)[0]
         found = self.realise(codes, y, status) if status.any() else None
         return None if found is None else Candidate(codes, found, y)
