@@ -178,8 +178,8 @@ class Maker:
         """Some elements of two values and a constant."""
         total = self.type(a).size + self.type(b).size + 1
         index = self.rng.integers(0, total, int(self.rng.integers(2, 5)))
-        own = self.rng.integers(-4, 4, 1).astype(np.int32)
-        return self.add(Layout((len(index),), index, own), a, b)
+        constants = self.rng.integers(-4, 4, 1).astype(np.int32)
+        return self.add(Layout((len(index),), index, constants), a, b)
 
 
 def random_network(rng: Rng, inputs: int = 0, layers: int = 4, scalars: bool = False) -> Network:

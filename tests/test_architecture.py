@@ -42,14 +42,14 @@ def test_every_unit_has_a_floor() -> None:
 
 @every_module
 def test_imports_go_down(module: Path) -> None:
-    own = unit_of(dotted(module))
+    unit = unit_of(dotted(module))
     for name in imports(tree(module), lazy=True):
         other = unit_of(name)
         # "": only the version comes from the package itself
-        if name.split(".")[0] != "qverify" or own == "" or other in ("", own):
+        if name.split(".")[0] != "qverify" or unit == "" or other in ("", unit):
             continue
-        assert own in FLOOR and FLOOR[other] < FLOOR[own], (
-            f"{module} (floor {FLOOR[own]}) imports {name}"
+        assert unit in FLOOR and FLOOR[other] < FLOOR[unit], (
+            f"{module} (floor {FLOOR[unit]}) imports {name}"
         )
 
 

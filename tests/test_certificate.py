@@ -68,9 +68,9 @@ class Certificate:
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("header.json", json.dumps(self.header))
             for name, array in self.arrays.items():
-                own = io.BytesIO()
-                np.save(own, array)
-                archive.writestr(f"{name}.npy", own.getvalue())
+                certificate = io.BytesIO()
+                np.save(certificate, array)
+                archive.writestr(f"{name}.npy", certificate.getvalue())
         return buffer.getvalue()
 
     def copy(self) -> Certificate:
@@ -79,10 +79,10 @@ class Certificate:
 
     def about(self, model: Path, spec: Path) -> Certificate:
         """The same proof, said to be about other files."""
-        own = replace(self.copy(), model=model, spec=spec)
+        certificate = replace(self.copy(), model=model, spec=spec)
         for key, path in (("model_sha256", model), ("spec_sha256", spec)):
-            own.header[key] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return own
+            certificate.header[key] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return certificate
 
     def __getitem__(self, name: str) -> Array:
         return self.arrays[f"q0.{name}"]
@@ -186,11 +186,11 @@ def by_cuts(
         spec.write_text(difference(inputs, radius, most - step / 10))
         old, bab.SPLITTABLE = bab.SPLITTABLE, 0
         try:
-            own = solved(model, spec, Verdict.UNSAT)
+            certificate = solved(model, spec, Verdict.UNSAT)
         finally:
             bab.SPLITTABLE = old
-        if len(own.entries(DUAL)) > 1:
-            return own
+        if len(certificate.entries(DUAL)) > 1:
+            return certificate
     raise AssertionError("no property took a cut")
 
 
@@ -221,14 +221,14 @@ every_kind = pytest.mark.parametrize("name", [*UNSAT, "sat"])
 
 def violated(name: str) -> Certificate:
     """A genuine certificate, said to be about a property with a counterexample."""
-    own = genuine(name)
+    certificate = genuine(name)
     if name in ("residual", "pooled"):
         spec = folder() / f"{name}_violated.vnnlib"
         spec.write_text(difference(6 if name == "residual" else 16, 0.3, -40.0))
     else:
         spec = VNNLIB / {"splits": "tiny_unsafe.vnnlib"}.get(name, "mnist_33_eps_8.vnnlib.gz")
-    assert verify(own.model, spec, Options(device="cpu", timeout=60)).verdict == Verdict.SAT
-    return own.about(own.model, spec)
+    assert verify(certificate.model, spec, Options(device="cpu", timeout=60)).verdict == Verdict.SAT
+    return certificate.about(certificate.model, spec)
 
 
 # -- genuine and forged certificates ---------------------------------------------------------------
@@ -236,12 +236,12 @@ def violated(name: str) -> Certificate:
 
 @every_kind
 def test_a_genuine_certificate_is_accepted(name: str, tmp_path: Path) -> None:
-    own = genuine(name)
-    report = own.check(tmp_path)
-    assert report.verdict == own.header["verdict"]
+    certificate = genuine(name)
+    report = certificate.check(tmp_path)
+    assert report.verdict == certificate.header["verdict"]
     if name != "sat":
-        assert report.leaves == len(own.entries(CLOSED)) + len(own.entries(DUAL))
-    assert (len(own.entries(DUAL)) > 1) == (name in CUTS) if name != "sat" else True
+        assert report.leaves == len(certificate.entries(CLOSED)) + len(certificate.entries(DUAL))
+    assert (len(certificate.entries(DUAL)) > 1) == (name in CUTS) if name != "sat" else True
 
 
 def test_the_certified_networks_are_proved_and_their_certificates_accepted(tmp_path: Path) -> None:
@@ -273,10 +273,10 @@ def test_no_change_proves_what_is_false(name: str, tmp_path: Path) -> None:
     """Random changes of a forged certificate: entries, kinds, multipliers, whatever."""
     forged, rng = violated(name), np.random.default_rng(7)
     for _ in range(60):
-        own = forged.copy()
+        certificate = forged.copy()
         for _ in range(int(rng.integers(1, 6))):
-            key = str(rng.choice([n for n, a in own.arrays.items() if a.size]))
-            array = own.arrays[key].reshape(-1)
+            key = str(rng.choice([n for n, a in certificate.arrays.items() if a.size]))
+            array = certificate.arrays[key].reshape(-1)
             at = rng.integers(array.size, size=max(1, int(array.size * rng.choice([0.0, 0.3]))))
             change = (
                 rng.integers(-3, 4, len(at))
@@ -289,35 +289,37 @@ def test_no_change_proves_what_is_false(name: str, tmp_path: Path) -> None:
                 else rng.choice(array)
             )
         try:
-            assert not own.accepted(tmp_path)
+            assert not certificate.accepted(tmp_path)
         except CertificateError:  # kinds in int8, shapes that do not fit
             continue
 
 
 @every_kind
 def test_another_model_or_property_is_rejected(name: str, tmp_path: Path) -> None:
-    own = genuine(name)
+    certificate = genuine(name)
     model, spec = tmp_path / "model.onnx", tmp_path / "spec.vnnlib.gz"
-    shutil.copy(own.model, model)
+    shutil.copy(certificate.model, model)
     model.write_bytes(model.read_bytes() + b"\x1a\x02qv")  # the producer's name, once more
     with pytest.raises(Rejected, match="another model"):
-        replace(own, model=model).check(tmp_path)
-    shutil.copy(own.spec, spec)
-    spec.write_bytes(spec.read_bytes() + (b"" if own.spec.suffix == ".gz" else b"\n"))
-    if own.spec.suffix != ".gz":
+        replace(certificate, model=model).check(tmp_path)
+    shutil.copy(certificate.spec, spec)
+    spec.write_bytes(spec.read_bytes() + (b"" if certificate.spec.suffix == ".gz" else b"\n"))
+    if certificate.spec.suffix != ".gz":
         with pytest.raises(Rejected, match="another property"):
-            replace(own, spec=spec).check(tmp_path)
-    other = {"tiny": "mnist_cnn_qop", "mnis": "mnist_cnn_qop"}.get(own.model.stem[:4])
-    if other and own.model.stem.startswith("mnist"):  # the same inputs and outputs, other layers
-        assert not own.about(ONNX / f"{other}.onnx", own.spec).accepted(tmp_path)
+            replace(certificate, spec=spec).check(tmp_path)
+    other = {"tiny": "mnist_cnn_qop", "mnis": "mnist_cnn_qop"}.get(certificate.model.stem[:4])
+    if other and certificate.model.stem.startswith(
+        "mnist"
+    ):  # the same inputs and outputs, other layers
+        assert not certificate.about(ONNX / f"{other}.onnx", certificate.spec).accepted(tmp_path)
 
 
 def test_other_weights_are_rejected(tmp_path: Path) -> None:
     """A network that computes something else, although all sizes are the same."""
     import onnx
 
-    own = genuine("cuts")
-    proto = onnx.load(own.model)
+    certificate = genuine("cuts")
+    proto = onnx.load(certificate.model)
     last = [
         i
         for i in proto.graph.initializer
@@ -328,18 +330,21 @@ def test_other_weights_are_rejected(tmp_path: Path) -> None:
         onnx.numpy_helper.from_array(np.roll(values, 1, axis=int(values.shape[1] != 10)), last.name)
     )
     model = write(proto, tmp_path / "model.onnx")
-    assert not own.about(model, own.spec).accepted(tmp_path)
+    assert not certificate.about(model, certificate.spec).accepted(tmp_path)
 
 
 # -- parts of proofs -------------------------------------------------------------------------------
 
 
-def opened(own: Certificate, folder: Path) -> Any:
+def opened(certificate: Certificate, folder: Path) -> Any:
     """The proof of the first query, its intermediate bounds and its tree read."""
     path = folder / "certificate.zip"
-    path.write_bytes(own.data())
+    path.write_bytes(certificate.data())
     proof = Proof(
-        Archive(path), 0, read_model(own.model).lowered, read_property(own.spec).queries[0]
+        Archive(path),
+        0,
+        read_model(certificate.model).lowered,
+        read_property(certificate.spec).queries[0],
     )
     for j, step in enumerate(proof.header["inner"]):
         proof._intermediate_bounds(j, step)
@@ -397,7 +402,7 @@ def test_a_leaf_s_ends_are_those_of_all_cuts_above_it(name: str, tmp_path: Path)
         for side in (0, 1)
     }
     met = []
-    for leaves in (own for kind in (CLOSED, DUAL) for own in tree.leaves(kind, 5)):
+    for leaves in (certificate for kind in (CLOSED, DUAL) for certificate in tree.leaves(kind, 5)):
         for n, leaf in enumerate(leaves.entries.tolist()):
             ends = {
                 v: (np.full(proof.sizes[v], -(2**40)), np.full(proof.sizes[v], 2**40))
@@ -434,8 +439,10 @@ def test_a_bound_of_a_combination_is_never_below_what_occurs(name: str, tmp_path
         given = {
             k: rng.integers(-900, 900, (1, 1, rule.size)) for k, rule in proof.net.rules.items()
         }
-        for own in (None, {}, given):
-            bound = proof._upper(proof.root, [[list(zip(region, mix, strict=True))]], own)[0, 0]
+        for certificate in (None, {}, given):
+            bound = proof._upper(proof.root, [[list(zip(region, mix, strict=True))]], certificate)[
+                0, 0
+            ]
             total = sum(
                 f * (i.constant + sum(c * values[v][:, e].astype(np.int64) for v, e, c in i.terms))
                 for i, f in zip(region, mix, strict=True)
@@ -448,9 +455,9 @@ def test_a_bound_of_a_combination_is_never_below_what_occurs(name: str, tmp_path
 
 @pytest.mark.parametrize("name", CUTS)
 def test_multipliers_far_off_are_rejected(name: str, tmp_path: Path) -> None:
-    own = genuine(name).copy()
+    certificate = genuine(name).copy()
     for size in (2**24, 2**40, 2**61, -(2**63)):
-        changed = own.copy()
+        changed = certificate.copy()
         changed["multipliers"][len(changed["multipliers"]) // 2] = size
         assert not changed.accepted(tmp_path)
 
@@ -459,13 +466,13 @@ def test_multipliers_far_off_are_rejected(name: str, tmp_path: Path) -> None:
 def test_multipliers_are_accepted_as_far_as_the_bound_holds(name: str, tmp_path: Path) -> None:
     """The bound is a convex function of the multipliers: along a line it stays negative up to a
     point, then never again."""
-    own, rng = genuine(name), np.random.default_rng(3)
+    certificate, rng = genuine(name), np.random.default_rng(3)
     for _ in range(4):
-        rows = own["multipliers"]
+        rows = certificate["multipliers"]
         direction = rng.normal(size=rows.shape[1]) * (1 + np.abs(rows).mean())
         found = []
         for power in range(-20, 12, 2):
-            changed = own.copy()
+            changed = certificate.copy()
             changed["multipliers"][0] += np.rint(direction * 2.0**power).astype(np.int64)
             found.append(changed.accepted(tmp_path))
         assert found[0] and not found[-1]
@@ -474,106 +481,115 @@ def test_multipliers_are_accepted_as_far_as_the_bound_holds(name: str, tmp_path:
 
 @pytest.mark.parametrize("name", CUTS)
 def test_weights_of_a_combination_below_zero_are_rejected(name: str, tmp_path: Path) -> None:
-    own = genuine(name).copy()
-    own["mix"][0, 0] = -1
+    certificate = genuine(name).copy()
+    certificate["mix"][0, 0] = -1
     with pytest.raises(Rejected, match="negative weight"):
-        own.check(tmp_path)
+        certificate.check(tmp_path)
 
 
-def keep(own: Certificate, entries: list[int]) -> None:
+def keep(certificate: Certificate, entries: list[int]) -> None:
     """Only some entries of the tree, numbered anew; cuts whose children are gone are said to be
     closed."""
     new = {old: k for k, old in enumerate(entries)}
-    rows = sorted(int(own["data"][e]) for e in entries if own["kind"][e] == DUAL)
+    rows = sorted(int(certificate["data"][e]) for e in entries if certificate["kind"][e] == DUAL)
     for name in TREE:
-        own[name] = own[name][entries]
-    for entry in np.flatnonzero((own["kind"] == CUT) | (own["kind"] == REGIONS)):
-        first = int(own["first"][entry])
-        own["first"][entry] = new.get(first, 0)
-        if own["kind"][entry] == CUT and first not in new:
-            own["kind"][entry] = CLOSED
-    for entry in np.flatnonzero(own["kind"] == DUAL):
-        own["data"][entry] = rows.index(int(own["data"][entry]))
-    own["mix"], own["multipliers"] = own["mix"][rows], own["multipliers"][rows]
-
-
-def below(own: Certificate, entry: int) -> set[int]:
-    """The entries of a subtree, without its root."""
-    if own["kind"][entry] != CUT:
-        return set()
-    first = int(own["first"][entry])
-    return {first, first + 1} | below(own, first) | below(own, first + 1)
-
-
-def missing_last(own: Certificate) -> None:
-    for name in TREE:
-        own[name] = own[name][:-1]
-
-
-def missing_leaf(own: Certificate) -> None:
-    leaf = own.entries(DUAL if own.entries(DUAL) else CLOSED)[0]
-    keep(own, [e for e in range(len(own["kind"])) if e != leaf])
-
-
-def child_of_two(own: Certificate) -> None:
-    cuts = own.entries(CUT)
-    own["first"][cuts[1]] = (
-        own["first"][cuts[0]] if own["first"][cuts[0]] > cuts[1] else own["first"][cuts[1]] - 1
+        certificate[name] = certificate[name][entries]
+    for entry in np.flatnonzero((certificate["kind"] == CUT) | (certificate["kind"] == REGIONS)):
+        first = int(certificate["first"][entry])
+        certificate["first"][entry] = new.get(first, 0)
+        if certificate["kind"][entry] == CUT and first not in new:
+            certificate["kind"][entry] = CLOSED
+    for entry in np.flatnonzero(certificate["kind"] == DUAL):
+        certificate["data"][entry] = rows.index(int(certificate["data"][entry]))
+    certificate["mix"], certificate["multipliers"] = (
+        certificate["mix"][rows],
+        certificate["multipliers"][rows],
     )
 
 
-def own_child(own: Certificate) -> None:
-    cut = own.entries(CUT)[0]
-    own["first"][cut] = cut
+def below(certificate: Certificate, entry: int) -> set[int]:
+    """The entries of a subtree, without its root."""
+    if certificate["kind"][entry] != CUT:
+        return set()
+    first = int(certificate["first"][entry])
+    return {first, first + 1} | below(certificate, first) | below(certificate, first + 1)
 
 
-def beyond(own: Certificate) -> None:
-    own["first"][own.entries(CUT)[-1]] = 2**63 - 1
+def missing_last(certificate: Certificate) -> None:
+    for name in TREE:
+        certificate[name] = certificate[name][:-1]
 
 
-def negative(own: Certificate) -> None:
-    own["first"][own.entries(CUT)[-1]] = -2
+def missing_leaf(certificate: Certificate) -> None:
+    leaf = certificate.entries(DUAL if certificate.entries(DUAL) else CLOSED)[0]
+    keep(certificate, [e for e in range(len(certificate["kind"])) if e != leaf])
 
 
-def no_kind(own: Certificate) -> None:
-    own["kind"][-1] = 4
+def child_of_two(certificate: Certificate) -> None:
+    cuts = certificate.entries(CUT)
+    certificate["first"][cuts[1]] = (
+        certificate["first"][cuts[0]]
+        if certificate["first"][cuts[0]] > cuts[1]
+        else certificate["first"][cuts[1]] - 1
+    )
 
 
-def regions_below(own: Certificate) -> None:
-    own["kind"][-1] = REGIONS
+def own_child(certificate: Certificate) -> None:
+    cut = certificate.entries(CUT)[0]
+    certificate["first"][cut] = cut
 
 
-def far_element(own: Certificate) -> None:
-    own["element"][own.entries(CUT)[-1]] = 10**6
+def beyond(certificate: Certificate) -> None:
+    certificate["first"][certificate.entries(CUT)[-1]] = 2**63 - 1
 
 
-def negative_element(own: Certificate) -> None:
-    own["element"][own.entries(CUT)[-1]] = -1
+def negative(certificate: Certificate) -> None:
+    certificate["first"][certificate.entries(CUT)[-1]] = -2
 
 
-def no_value(own: Certificate) -> None:
-    own["value"][own.entries(CUT)[-1]] = 99
+def no_kind(certificate: Certificate) -> None:
+    certificate["kind"][-1] = 4
 
 
-def far_threshold(own: Certificate) -> None:
-    own["threshold"][own.entries(CUT)[-1]] = -(2**63)
+def regions_below(certificate: Certificate) -> None:
+    certificate["kind"][-1] = REGIONS
 
 
-def no_cut(own: Certificate) -> None:
+def far_element(certificate: Certificate) -> None:
+    certificate["element"][certificate.entries(CUT)[-1]] = 10**6
+
+
+def negative_element(certificate: Certificate) -> None:
+    certificate["element"][certificate.entries(CUT)[-1]] = -1
+
+
+def no_value(certificate: Certificate) -> None:
+    certificate["value"][certificate.entries(CUT)[-1]] = 99
+
+
+def far_threshold(certificate: Certificate) -> None:
+    certificate["threshold"][certificate.entries(CUT)[-1]] = -(2**63)
+
+
+def no_cut(certificate: Certificate) -> None:
     """The first cut leaves one child empty and the other one whole: then that child's proof must be
     one of the whole."""
-    own["threshold"][own.entries(CUT)[0]] = -(2**30)
+    certificate["threshold"][certificate.entries(CUT)[0]] = -(2**30)
 
 
-def cut_elsewhere(own: Certificate) -> None:
-    cut = own.entries(CUT)[0]
-    own["value"][cut], own["element"][cut], own["threshold"][cut] = 1, 0, 2**30
+def cut_elsewhere(certificate: Certificate) -> None:
+    cut = certificate.entries(CUT)[0]
+    certificate["value"][cut], certificate["element"][cut], certificate["threshold"][cut] = (
+        1,
+        0,
+        2**30,
+    )
 
 
-def closed_early(own: Certificate) -> None:
+def closed_early(certificate: Certificate) -> None:
     """The first cut's entry is said to be closed, and its subtree is taken out."""
-    gone = below(own, own.entries(CUT)[0])
-    keep(own, [e for e in range(len(own["kind"])) if e not in gone])
+    gone = below(certificate, certificate.entries(CUT)[0])
+    keep(certificate, [e for e in range(len(certificate["kind"])) if e not in gone])
 
 
 TREES = (
@@ -597,14 +613,14 @@ TREES = (
 def test_a_tree_that_is_none_or_does_not_cover_is_rejected(
     name: str, change: Callable[[Certificate], None], tmp_path: Path
 ) -> None:
-    own = genuine(name).copy()
-    if (change is child_of_two and len(own.entries(CUT)) < 2) or (
+    certificate = genuine(name).copy()
+    if (change is child_of_two and len(certificate.entries(CUT)) < 2) or (
         change is no_cut and name != "splits"
     ):
         pytest.skip("one cut only, or multipliers that may prove the whole as well")
-    change(own)
+    change(certificate)
     with pytest.raises(Rejected):
-        own.check(tmp_path)
+        certificate.check(tmp_path)
 
 
 def test_a_region_cannot_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -616,44 +632,46 @@ def test_a_region_cannot_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return np.zeros((len(boxes[0][0]), len(self.regions)), np.bool_)
 
     monkeypatch.setattr(UnsafeRegions, "refuted", none)
-    own = solved(ONNX / "mnist_mlp_qop.onnx", VNNLIB / "mnist_33_eps_4.vnnlib.gz", Verdict.UNSAT)
-    count = len(own["regions"])
-    assert own["kind"][0] == REGIONS and count > 1
-    changed = own.copy()
-    changed["regions"] = own["regions"][:-1]
+    certificate = solved(
+        ONNX / "mnist_mlp_qop.onnx", VNNLIB / "mnist_33_eps_4.vnnlib.gz", Verdict.UNSAT
+    )
+    count = len(certificate["regions"])
+    assert certificate["kind"][0] == REGIONS and count > 1
+    changed = certificate.copy()
+    changed["regions"] = certificate["regions"][:-1]
     with pytest.raises(Rejected, match="not a tree"):
         changed.check(tmp_path)
-    changed["regions"] = np.r_[own["regions"][:-1], own["regions"][:1]]
+    changed["regions"] = np.r_[certificate["regions"][:-1], certificate["regions"][:1]]
     assert not changed.accepted(tmp_path)
     found = []
     for lost in range(count):
-        changed = own.copy()
-        top = int(own["first"][0]) + lost
-        gone = {top} | below(own, top)
-        keep(changed, [e for e in range(len(own["kind"])) if e not in gone])
-        changed["regions"], changed["first"][0] = np.delete(own["regions"], lost), 1
+        changed = certificate.copy()
+        top = int(certificate["first"][0]) + lost
+        gone = {top} | below(certificate, top)
+        keep(changed, [e for e in range(len(certificate["kind"])) if e not in gone])
+        changed["regions"], changed["first"][0] = np.delete(certificate["regions"], lost), 1
         found.append(changed.accepted(tmp_path))
     # A region may be refuted at the root without its entry, but not all of them.
     assert not all(found)
-    changed = own.copy()
+    changed = certificate.copy()
     keep(changed, [0])
-    changed["regions"] = own["regions"][:0]
+    changed["regions"] = certificate["regions"][:0]
     with pytest.raises(Rejected, match="a region of the property is missing"):
         changed.check(tmp_path)
-    changed = own.copy()
-    changed["regions"] = np.r_[own["regions"][:-1], 10**6]
+    changed = certificate.copy()
+    changed["regions"] = np.r_[certificate["regions"][:-1], 10**6]
     with pytest.raises(Rejected, match="does not have"):
         changed.check(tmp_path)
     for kind in (CLOSED, CUT, DUAL):
-        changed = own.copy()
+        changed = certificate.copy()
         changed["kind"][0] = kind
         assert not changed.accepted(tmp_path)
 
 
-def inner_arrays(own: Certificate) -> list[str]:
+def inner_arrays(certificate: Certificate) -> list[str]:
     return [
         n.removeprefix("q0.")
-        for n, a in own.arrays.items()
+        for n, a in certificate.arrays.items()
         if re.fullmatch(r"q0\.inner\d+", n) and a.size
     ]
 
@@ -662,17 +680,17 @@ def inner_arrays(own: Certificate) -> list[str]:
 def test_intermediate_bounds_of_elements_that_are_not_there_are_rejected(
     value: int, tmp_path: Path
 ) -> None:
-    own = genuine("root").copy()
-    own[inner_arrays(own)[-1]][0] = value
+    certificate = genuine("root").copy()
+    certificate[inner_arrays(certificate)[-1]][0] = value
     with pytest.raises(Rejected, match="intermediate bound"):
-        own.check(tmp_path)
+        certificate.check(tmp_path)
 
 
 def test_without_intermediate_bounds_the_root_stays_open(tmp_path: Path) -> None:
-    own = genuine("root").copy()
-    own.header["queries"][0]["inner"] = []
+    certificate = genuine("root").copy()
+    certificate.header["queries"][0]["inner"] = []
     with pytest.raises(Rejected, match="not closed"):
-        own.check(tmp_path)
+        certificate.check(tmp_path)
 
 
 def test_rules_must_fit_the_nodes(tmp_path: Path) -> None:
@@ -687,24 +705,24 @@ def test_rules_must_fit_the_nodes(tmp_path: Path) -> None:
         ("99", "scan"),
         ("1.0", "scan"),
     ):
-        own = genuine("residual").copy()
-        own.header["queries"][0]["rules"][node] = rule
+        certificate = genuine("residual").copy()
+        certificate.header["queries"][0]["rules"][node] = rule
         with pytest.raises(Rejected):
-            own.check(tmp_path)
+            certificate.check(tmp_path)
     for slopes in (None, [1], [1, 2.5], [10**9, 1], [0, 0], [-3, 5]):
-        own = genuine("residual").copy()
-        own.header["queries"][0]["slopes"][total] = slopes
-        assert not own.accepted(tmp_path)
+        certificate = genuine("residual").copy()
+        certificate.header["queries"][0]["slopes"][total] = slopes
+        assert not certificate.accepted(tmp_path)
 
 
 def test_there_must_be_a_proof_for_every_query(tmp_path: Path) -> None:
-    own = genuine("splits").copy()
-    own.header["queries"] = []
+    certificate = genuine("splits").copy()
+    certificate.header["queries"] = []
     with pytest.raises(Rejected, match="0 queries, the property 1"):
-        own.check(tmp_path)
-    own.header["queries"] = genuine("splits").header["queries"] * 2
+        certificate.check(tmp_path)
+    certificate.header["queries"] = genuine("splits").header["queries"] * 2
     with pytest.raises(Rejected, match="2 queries"):
-        own.check(tmp_path)
+        certificate.check(tmp_path)
 
 
 def test_two_queries_have_two_proofs(tmp_path: Path) -> None:
@@ -712,13 +730,13 @@ def test_two_queries_have_two_proofs(tmp_path: Path) -> None:
     spec = tmp_path / "two.vnnlib"
     halves = "(assert (or (and (<= X_0 0.5) (>= X_1 0.1)) (and (>= X_0 0.5) (>= X_1 0.1))))"
     spec.write_text(text + halves)
-    own = solved(ONNX / "tiny_mlp_qop.onnx", spec, Verdict.UNSAT)
-    assert len(own.header["queries"]) == 2 and own.accepted(tmp_path)
-    changed = own.copy()
-    for name in list(own.arrays):
+    certificate = solved(ONNX / "tiny_mlp_qop.onnx", spec, Verdict.UNSAT)
+    assert len(certificate.header["queries"]) == 2 and certificate.accepted(tmp_path)
+    changed = certificate.copy()
+    for name in list(certificate.arrays):
         if name.startswith("q1."):
-            changed.arrays[name] = own.arrays["q0." + name[3:]]
-    changed.header["queries"][1] = own.header["queries"][0]
+            changed.arrays[name] = certificate.arrays["q0." + name[3:]]
+    changed.header["queries"][1] = certificate.header["queries"][0]
     assert not changed.accepted(tmp_path)
 
 
@@ -726,96 +744,103 @@ def test_two_queries_have_two_proofs(tmp_path: Path) -> None:
 
 
 def test_a_counterexample_outside_of_the_box_is_rejected(tmp_path: Path) -> None:
-    own = genuine("sat").copy()
-    own.header["inputs"][0] = "0.9"
+    certificate = genuine("sat").copy()
+    certificate.header["inputs"][0] = "0.9"
     with pytest.raises(Rejected, match="outside"):
-        own.check(tmp_path)
+        certificate.check(tmp_path)
 
 
 def test_a_safe_counterexample_is_rejected(tmp_path: Path) -> None:
-    own = genuine("sat")
+    certificate = genuine("sat")
     with pytest.raises(Rejected, match=r"not unsafe|outside"):
-        own.about(own.model, VNNLIB / "tiny_safe.vnnlib").check(tmp_path)
+        certificate.about(certificate.model, VNNLIB / "tiny_safe.vnnlib").check(tmp_path)
     spec = tmp_path / "other.vnnlib"
-    spec.write_text(own.spec.read_text().replace("(>= Y_0 Y_1)", "(>= Y_0 1000)"))
+    spec.write_text(certificate.spec.read_text().replace("(>= Y_0 Y_1)", "(>= Y_0 1000)"))
     assert "1000" in spec.read_text()
     with pytest.raises(Rejected, match="not unsafe"):
-        own.about(own.model, spec).check(tmp_path)
+        certificate.about(certificate.model, spec).check(tmp_path)
 
 
 @pytest.mark.parametrize(
     "inputs", [[], ["0.7"], ["0.7", "0.7", "0.7"], ["0.7", 0.7], ["0.7", "NaN"], ["0.7", "1/2"]]
 )
 def test_a_counterexample_is_a_decimal_for_each_input(inputs: list[Any], tmp_path: Path) -> None:
-    own = genuine("sat").copy()
-    own.header["inputs"] = inputs
+    certificate = genuine("sat").copy()
+    certificate.header["inputs"] = inputs
     with pytest.raises(Rejected):
-        own.check(tmp_path)
+        certificate.check(tmp_path)
 
 
 def test_verdicts_cannot_be_exchanged(tmp_path: Path) -> None:
     for name, verdict in (("sat", "unsat"), ("splits", "sat")):
-        own = genuine(name).copy()
-        own.header["verdict"] = verdict
+        certificate = genuine(name).copy()
+        certificate.header["verdict"] = verdict
         with pytest.raises(CertificateError, match="missing"):
-            own.check(tmp_path)
-    own.header["verdict"] = "safe"
+            certificate.check(tmp_path)
+    certificate.header["verdict"] = "safe"
     with pytest.raises(Rejected, match="verdict"):
-        own.check(tmp_path)
+        certificate.check(tmp_path)
 
 
 # -- the command, and files that are no certificates -----------------------------------------------
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own, path = genuine("splits"), tmp_path / "proof"
-    assert main([str(own.model), str(own.spec), "--certificate", str(path)]) == 0
+    certificate, path = genuine("splits"), tmp_path / "proof"
+    assert main([str(certificate.model), str(certificate.spec), "--certificate", str(path)]) == 0
     capsys.readouterr()
-    assert main(["check", str(own.model), str(own.spec), str(path)]) == 0
+    assert main(["check", str(certificate.model), str(certificate.spec), str(path)]) == 0
     out, err = capsys.readouterr()
     assert out == "accepted unsat\n"
     assert re.fullmatch(r"qverify: checked \d+ leaves, 0 intermediate bounds in [\d.]+ s\n", err)
-    assert main(["check", str(own.model), str(VNNLIB / "tiny_unsafe.vnnlib"), str(path)]) == 1
+    assert (
+        main(["check", str(certificate.model), str(VNNLIB / "tiny_unsafe.vnnlib"), str(path)]) == 1
+    )
     out, err = capsys.readouterr()
     assert out.startswith("rejected: it is about another property: SHA-256 ") and not err
 
 
 def damaged() -> Iterator[tuple[str, bytes]]:
-    own = genuine("splits")
-    data = own.data()
+    certificate = genuine("splits")
+    data = certificate.data()
     yield "empty", b""
     yield "text", b"unsat\n"
-    yield "a model", own.model.read_bytes()
+    yield "a model", certificate.model.read_bytes()
     yield "truncated", data[: len(data) // 2]
     yield "damaged", data[:400] + bytes(255 - b for b in data[400:600]) + data[600:]
     for name, header in (
         ("a list", []),
-        ("another format", own.header | {"format": "x"}),
-        ("old", own.header | {"version": 0}),
+        ("another format", certificate.header | {"format": "x"}),
+        ("old", certificate.header | {"version": 0}),
     ):
-        yield name, replace(own, header=header).data()  # type: ignore[arg-type]
+        yield name, replace(certificate, header=header).data()  # type: ignore[arg-type]
     for key in ("verdict", "model_sha256", "queries"):
         yield (
             f"no {key}",
-            replace(own, header={k: v for k, v in own.header.items() if k != key}).data(),
+            replace(
+                certificate, header={k: v for k, v in certificate.header.items() if k != key}
+            ).data(),
         )
     value: Any
     for value in (7, None, [7], [{}]):
-        yield f"queries {value}", replace(own, header=own.header | {"queries": value}).data()
+        yield (
+            f"queries {value}",
+            replace(certificate, header=certificate.header | {"queries": value}).data(),
+        )
     for name, array in (
-        ("float", own["kind"].astype(np.float64)),
-        ("big endian", own["kind"].astype(">i8")),
-        ("unsigned", own["kind"].astype(np.uint8)),
-        ("objects", own["kind"].astype(object)),
+        ("float", certificate["kind"].astype(np.float64)),
+        ("big endian", certificate["kind"].astype(">i8")),
+        ("unsigned", certificate["kind"].astype(np.uint8)),
+        ("objects", certificate["kind"].astype(object)),
         ("Fortran's order", np.asfortranarray(np.zeros((2, 2), np.int64))),
-        ("a matrix", own["kind"][None]),
-        ("a number", np.asarray(own["kind"][0])),
-        ("an entry less", own["first"][1:]),
+        ("a matrix", certificate["kind"][None]),
+        ("a number", np.asarray(certificate["kind"][0])),
+        ("an entry less", certificate["first"][1:]),
     ):
-        changed = own.copy()
+        changed = certificate.copy()
         changed["first" if name == "an entry less" else "kind"] = array
         yield name, changed.data()
-    changed = own.copy()
+    changed = certificate.copy()
     del changed.arrays["q0.data"]
     yield "an array missing", changed.data()
     big = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little")
@@ -828,15 +853,15 @@ def damaged() -> Iterator[tuple[str, bytes]]:
             f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({shape}), }}".encode().ljust(117)
             + b"\n"
         )
-        yield f"{name} array", with_entry(own, "q0.kind.npy", big + text + body)
-    yield "no array", with_entry(own, "q0.kind.npy", b"x")
+        yield f"{name} array", with_entry(certificate, "q0.kind.npy", big + text + body)
+    yield "no array", with_entry(certificate, "q0.kind.npy", b"x")
 
 
-def with_entry(own: Certificate, name: str, data: bytes) -> bytes:
+def with_entry(certificate: Certificate, name: str, data: bytes) -> bytes:
     """The file with one of its entries replaced."""
     buffer = io.BytesIO()
     with (
-        zipfile.ZipFile(io.BytesIO(own.data())) as old,
+        zipfile.ZipFile(io.BytesIO(certificate.data())) as old,
         zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new,
     ):
         for entry in old.namelist():
@@ -847,8 +872,8 @@ def with_entry(own: Certificate, name: str, data: bytes) -> bytes:
 def test_whatever_is_no_certificate_is_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own, path = genuine("splits"), tmp_path / "proof"
-    command = ["check", str(own.model), str(own.spec), str(path)]
+    certificate, path = genuine("splits"), tmp_path / "proof"
+    command = ["check", str(certificate.model), str(certificate.spec), str(path)]
     assert main(command) == 2  # it does not exist
     for name, data in damaged():
         capsys.readouterr()
@@ -864,20 +889,22 @@ def test_whatever_is_no_certificate_is_one_clear_line(
 def test_damage_of_any_byte_is_never_an_internal_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own, rng, path = genuine("splits"), np.random.default_rng(11), tmp_path / "proof"
-    data = bytearray(own.data())
+    certificate, rng, path = genuine("splits"), np.random.default_rng(11), tmp_path / "proof"
+    data = bytearray(certificate.data())
     for _ in range(150):
         changed = bytearray(data)
         for at in rng.integers(len(data), size=int(rng.choice([1, 1, 3, 20]))):
             changed[at] = int(rng.integers(256))
         path.write_bytes(changed[: int(rng.integers(len(data)))] if rng.random() < 0.1 else changed)
-        assert main(["check", str(own.model), str(own.spec), str(path)]) in (0, 1, 2), (
-            capsys.readouterr().err
-        )
+        assert main(["check", str(certificate.model), str(certificate.spec), str(path)]) in (
+            0,
+            1,
+            2,
+        ), capsys.readouterr().err
 
 
 def test_there_is_no_certificate_where_conditions_mention_inputs(tmp_path: Path) -> None:
-    own, spec = genuine("splits"), tmp_path / "mixed.vnnlib"
-    spec.write_text(own.spec.read_text() + "(assert (<= (+ X_0 Y_0) 1000))")
+    certificate, spec = genuine("splits"), tmp_path / "mixed.vnnlib"
+    spec.write_text(certificate.spec.read_text() + "(assert (<= (+ X_0 Y_0) 1000))")
     with pytest.raises(Rejected, match="mention inputs"):
-        own.about(own.model, spec).check(tmp_path)
+        certificate.about(certificate.model, spec).check(tmp_path)

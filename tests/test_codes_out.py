@@ -127,9 +127,11 @@ def test_what_hardly_computes_is_decided(
         path, proof = tmp_path / "p.vnnlib", tmp_path / "proof"
         path.write_text(spec(inputs, outputs, condition))
         options: list[dict[str, Any]] = [{}, {"attack": False, "backward": False, "batch": 3}]
-        for own in options:
-            result = verify(model, path, Options(device="cpu", timeout=30, certificate=True, **own))
-            assert result.verdict is verdict, (condition, own, result.reason)
+        for chosen in options:
+            result = verify(
+                model, path, Options(device="cpu", timeout=30, certificate=True, **chosen)
+            )
+            assert result.verdict is verdict, (condition, chosen, result.reason)
             assert result.certificate is not None
             proof.write_bytes(result.certificate)
             assert check(model, path, proof).verdict == verdict.value

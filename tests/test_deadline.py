@@ -68,9 +68,7 @@ def test_looking_looks_before_every_so_many() -> None:
 def counted(monkeypatch: pytest.MonkeyPatch, deadline: Looks) -> Callable[[], tuple[int, int]]:
     """How often ops compute at most between two looks, and after the time is up."""
     last, since, most, after = [-1], [0], [0], [0]
-    for op in {
-        own for kind in AbstractOp.__subclasses__() for own in (kind, *kind.__subclasses__())
-    }:
+    for op in {op for kind in AbstractOp.__subclasses__() for op in (kind, *kind.__subclasses__())}:
         for name in ("run", "interval", "gradient"):
             if name in vars(op):
                 right = vars(op)[name]
@@ -97,15 +95,15 @@ def test_nothing_is_done_after_the_time_is_up(
 ) -> None:
     """The number of looks until then is drawn; a verdict that comes before is brute force's."""
     monkeypatch.setattr("qverify.search.bab.SPLITTABLE", splittable)
-    own, verdicts = queries(6)[number], []
+    query, verdicts = queries(6)[number], []
     for looks in [0, 1, *np.geomspace(3, 3000, 12).astype(int).tolist()]:
         deadline = Looks.of(looks)
         with monkeypatch.context() as patch:
-            problem = own.problem()
+            problem = query.problem()
             done = counted(patch, deadline)
             outcome = search(problem, Options(), deadline, np.random.default_rng(0), Stats())
         assert done()[0] <= 8 and not done()[1]  # an op may ask another one
-        assert outcome.verdict in (Verdict.TIMEOUT, own.expected)
+        assert outcome.verdict in (Verdict.TIMEOUT, query.expected)
         verdicts.append(outcome.verdict)
     assert verdicts[0] is Verdict.TIMEOUT
 

@@ -71,7 +71,7 @@ class Spec:
                 f"(assert (>= {show(f'X_{i}')} {low}))",
                 f"(assert (<= {show(f'X_{i}')} {high}))",
             ]
-        lines += [f"(assert {show(own)})" for own in self.more]
+        lines += [f"(assert {show(line)})" for line in self.more]
         cases = [f"(and {' '.join(map(show, case))})" for case in self.cases]
         return "\n".join([*lines, f"(assert (or {' '.join(cases)}))", ""])
 
@@ -84,8 +84,8 @@ class Spec:
         # that type.
         again = named([float(v) for v in fed], wide)
         more = all(
-            self._all([own], named(fed, []) if own[1] in again else again, float)
-            for own in self.more
+            self._all([condition], named(fed, []) if condition[1] in again else again, float)
+            for condition in self.more
         )
         found["1.0"] = self._inside(fed, float) and more and self._cases(again, float)
         if self.second:
@@ -116,14 +116,16 @@ class Spec:
 
 
 def named(x: Sequence[Any], y: Sequence[Any]) -> dict[str, Any]:
-    return {f"{letter}_{i}": v for letter, own in (("X", x), ("Y", y)) for i, v in enumerate(own)}
+    return {
+        f"{letter}_{i}": v for letter, values in (("X", x), ("Y", y)) for i, v in enumerate(values)
+    }
 
 
 def computed(tree: Tree, values: dict[str, Any], number: Any) -> Any:
     if isinstance(tree, str):
         return values[tree] if tree in values else number(tree)
-    head, *own = tree
-    operands = [computed(part, values, number) for part in own]
+    head, *rest = tree
+    operands = [computed(part, values, number) for part in rest]
     if head == "+":
         return sum(operands)
     return operands[0] - sum(operands[1:]) if head == "-" else math.prod(operands)
@@ -249,7 +251,7 @@ def single(
     at = (
         texts[int(rng.integers(len(texts)))]
         if rng.random() < 0.3
-        else [own[int(rng.integers(2))] for own in bounds]
+        else [pair[int(rng.integers(2))] for pair in bounds]
     )
     if rng.random() < 0.4:
         value = Fraction(at[i]) + Fraction(
@@ -273,8 +275,8 @@ def single(
     double = computed(tree, named([float(t) for t in at], []), float)
     single = F32(computed(tree, named([F32(float(t)) for t in at], []), F32))
     spelled = [double, float(single), math.nextafter(double, 9e99), math.nextafter(double, -9e99)]
-    own = [tree, plain(Fraction(spelled[int(rng.integers(len(spelled)))]))]
-    return str(rng.choice([">=", ">", "<=", "<"])), *(own if rng.random() < 0.8 else own[::-1])
+    sides = [tree, plain(Fraction(spelled[int(rng.integers(len(spelled)))]))]
+    return str(rng.choice([">=", ">", "<=", "<"])), *(sides if rng.random() < 0.8 else sides[::-1])
 
 
 def plain(value: Fraction) -> str:
@@ -292,8 +294,8 @@ def judged(
     spec: Spec, net: Net, result: Result, answers: list[dict[str, bool]], met: Counter[str]
 ) -> None:
     """The verdict must be right for every checker."""
-    some = any(any(own.values()) for own in answers)
-    every = any(all(own.values()) for own in answers)
+    some = any(any(answer.values()) for answer in answers)
+    every = any(all(answer.values()) for answer in answers)
     assert result.verdict is not Verdict.UNSAT or not some, (spec, result)
     if result.witness is not None:
         fed = np.array([[F32(float(t)) for t in result.witness.input_text]])
@@ -318,7 +320,7 @@ def test_bounds_stand_before_every_checker(
     for _ in range(3):
         bounds = net.bounds(rng)
         texts = net.inputs(bounds, rng)
-        y = net.run(np.array([[F32(float(t)) for t in own] for own in texts]))
+        y = net.run(np.array([[F32(float(t)) for t in text] for text in texts]))
         mixed = bool(rng.random() < 0.1)
         cases = (
             (case(rng, texts, y, mixed)[:1],)
@@ -332,9 +334,9 @@ def test_bounds_stand_before_every_checker(
         spelled = Spec(bounds, ((*more, *cases[0]),), spec.second) if inside else spec
         path = tmp_path / "p.vnnlib"
         path.write_text(spelled.text())
-        answers = [spec.accepted(own, row) for own, row in zip(texts, y, strict=True)]
+        answers = [spec.accepted(text, row) for text, row in zip(texts, y, strict=True)]
         quick = bool(rng.random() < 0.5)
-        wanted = not any("X_" in str(own) for own in cases) and bool(rng.random() < 0.5)
+        wanted = not any("X_" in str(case) for case in cases) and bool(rng.random() < 0.5)
         try:
             result = verify(
                 net.path,
@@ -343,7 +345,7 @@ def test_bounds_stand_before_every_checker(
             )
         except SpecError as error:
             assert "contradictory bounds" in str(error) and not any(
-                any(own.values()) for own in answers
+                any(answer.values()) for answer in answers
             ), spec
             continue
         judged(spec, net, result, answers, BOUNDED)
@@ -378,13 +380,13 @@ def test_verdicts_stand_before_every_checker(
     for _ in range(3):
         bounds, mixed = net.bounds(rng), bool(rng.random() < 0.3)
         texts = net.inputs(bounds, rng)
-        y = net.run(np.array([[F32(float(t)) for t in own] for own in texts]))
+        y = net.run(np.array([[F32(float(t)) for t in text] for text in texts]))
         cases = tuple(case(rng, texts, y, mixed) for _ in range(int(rng.integers(1, 3))))
         spec = Spec(bounds, cases, bool(rng.random() < 0.6))
         path = tmp_path / "p.vnnlib"
         path.write_text(spec.text())
-        answers = [spec.accepted(own, row) for own, row in zip(texts, y, strict=True)]
-        wanted = not any("X_" in str(own) for own in cases) and bool(rng.random() < 0.5)
+        answers = [spec.accepted(text, row) for text, row in zip(texts, y, strict=True)]
+        wanted = not any("X_" in str(case) for case in cases) and bool(rng.random() < 0.5)
         result = verify(
             net.path,
             path,
@@ -430,7 +432,7 @@ def verdict(model: Path, *asserts: str, second: bool = False, options: Options =
     lines = [
         "(declare-const X_0 Real)",
         "(declare-const Y_0 Real)",
-        *(f"(assert {own})" for own in asserts),
+        *(f"(assert {line})" for line in asserts),
     ]
     if second:
         tensors = "(declare-input X float32 [1,1]) (declare-output Y float32 [1,1])"

@@ -119,8 +119,8 @@ def scores(path: Path, form: Form, pixels: Any) -> Any:
     if form.channels_last:
         pixels = pixels.transpose(0, 2, 3, 1)
     if form.dtype == np.float32:
-        own = form.scaling or Scaling()
-        x = (pixels * float(own.scale) - float(own.mean[0])) / float(own.std[0])
+        scaling = form.scaling or Scaling()
+        x = (pixels * float(scaling.scale) - float(scaling.mean[0])) / float(scaling.std[0])
     else:
         x = pixels.astype(np.int64) + int(np.iinfo(form.dtype).min)
     feeds = [p.astype(form.dtype).reshape(1, *form.shape[1:]) for p in x]
@@ -383,10 +383,10 @@ def test_on_a_gpu(
 
 def test_what_runs_out_of_time_is_open(small: tuple[Path, Any, Any]) -> None:
     report = certify(*small, [1, 3], replace(CPU, timeout=1e-9, attack=False))
-    for level, own in zip(report.levels, certify(*small, [1, 3], CPU).levels, strict=True):
-        assert level.correct == own.correct
+    for level, whole in zip(report.levels, certify(*small, [1, 3], CPU).levels, strict=True):
+        assert level.correct == whole.correct
         assert (
-            level.certified == level.stages["intervals"] + level.stages["bounds"] <= own.certified
+            level.certified == level.stages["intervals"] + level.stages["bounds"] <= whole.certified
         )
         assert level.open == level.attacked - level.certified > 0
 
@@ -483,14 +483,13 @@ def row(eps: int, verdict: str) -> ImageRow:
 )
 def test_what_follows(added: list[ImageRow], expected: list[str | None]) -> None:
     known = Known(RADII)
-    written = [new for own in added for new in known.add(own)]
+    written = [new for row in added for new in known.add(row)]
     found = [known.rows.get((7, eps)) for eps in RADII]
-    assert [None if own is None else own.verdict for own in found] == expected
-    assert known.open(7) == [eps for eps, own in zip(RADII, expected, strict=True) if own is None]
-    assert {
-        (own.image, own.eps): own for own in written
-    } == known.rows  # what is written says the same
-    assert all(not known.add(own) for own in added)
+    assert [None if row is None else row.verdict for row in found] == expected
+    assert known.open(7) == [eps for eps, row in zip(RADII, expected, strict=True) if row is None]
+    # What is written says the same.
+    assert {(row.image, row.eps): row for row in written} == known.rows
+    assert all(not known.add(row) for row in added)
 
 
 @pytest.mark.parametrize(
@@ -542,7 +541,9 @@ def test_a_run_that_was_cut_off_goes_on(
     certify(*small, [1, 3], CPU, results=str(path))
     again = path.read_text()
     assert again.startswith(text[:keep].rpartition("\n")[0])
-    cells = [sorted(line.split(",")[:5] for line in own.splitlines()) for own in (text, again)]
+    cells = [
+        sorted(line.split(",")[:5] for line in content.splitlines()) for content in (text, again)
+    ]
     assert cells[0] == cells[1]
 
 
@@ -552,7 +553,7 @@ def test_more_radii_and_images_use_what_is_known(
     path, pixels, labels = small
     results = str(tmp_path / "r.csv")
     part = certify(path, pixels, labels, [1, 3], CPU, results=results, first=4, limit=10)
-    assert sorted({own.image for own in part.rows}) == list(range(4, 14))
+    assert sorted({row.image for row in part.rows}) == list(range(4, 14))
     seen: list[Any] = []
     call = Decider.__call__
 
@@ -563,7 +564,7 @@ def test_more_radii_and_images_use_what_is_known(
     monkeypatch.setattr(Decider, "__call__", watched)
     report = certify(path, pixels, labels, [1, 2, 3], CPU, results=results)
     assert verdicts(report) == verdicts(certify(path, pixels, labels, [1, 2, 3], CPU))
-    settled = {own.image for own in part.rows if own.eps == 3 and own.verdict == "unsat"}
+    settled = {row.image for row in part.rows if row.eps == 3 and row.verdict == "unsat"}
     assert settled and not settled & set(seen[0].numbers)
 
 
@@ -782,15 +783,17 @@ def test_table_json_and_picture(
     assert len(lines) == 4 and [line[0] for line in lines[1:]] == ["1", "2", "3"]
     document = json.loads(json_file.read_text())
     report = certify(*small, [1, 2, 3], CPU)
-    for own, line, level in zip(document["levels"], lines[1:], report.levels, strict=True):
-        assert own["images"] == level.images == 30
-        assert own["clean"] == level.correct / 30 and own["attacked"] == level.attacked / 30
-        assert own["certified"] == level.certified / 30 and own["open"] == level.open == int(
-            line[5]
+    for figures, line, level in zip(document["levels"], lines[1:], report.levels, strict=True):
+        assert figures["images"] == level.images == 30
+        assert figures["clean"] == level.correct / 30 and figures["attacked"] == level.attacked / 30
+        assert figures["certified"] == level.certified / 30 and figures[
+            "open"
+        ] == level.open == int(line[5])
+        assert (
+            figures["proved_by"] == level.stages and sum(level.stages.values()) == level.certified
         )
-        assert own["proved_by"] == level.stages and sum(level.stages.values()) == level.certified
         assert [float(word) for word in line[2:5]] == [
-            round(100 * own[key], 2) for key in ("clean", "attacked", "certified")
+            round(100 * figures[key], 2) for key in ("clean", "attacked", "certified")
         ]
     assert (
         document["model"] == report.about["model"]
@@ -928,6 +931,8 @@ def test_the_figures_of_the_certified_networks_are_of_the_shipped_files() -> Non
         document = json.loads((folder / f"{model.stem}.json").read_text())
         assert document["model"] == hashlib.sha256(model.read_bytes()).hexdigest()
         one, four = document["levels"]
-        shown = [f"{100 * own:.2f}" for own in (one["clean"], one["certified"], four["certified"])]
+        shown = [
+            f"{100 * share:.2f}" for share in (one["clean"], one["certified"], four["certified"])
+        ]
         assert " | ".join(["", *shown, f"{one['open']}, {four['open']} images", ""]) in row
         assert one["images"] == four["images"] == 10_000

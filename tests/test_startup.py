@@ -89,7 +89,7 @@ def test_the_command_s_pins_are_complete_and_apart() -> None:
         return {match[0].lower().replace("_", "-") for match in found if match}
 
     base, more = (
-        (root / f"requirements{own}.txt").read_text().splitlines() for own in ("", "-dev")
+        (root / f"requirements{name}.txt").read_text().splitlines() for name in ("", "-dev")
     )
     project = tomllib.loads((root / "pyproject.toml").read_text())
     needed = [

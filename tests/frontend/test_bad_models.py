@@ -238,15 +238,15 @@ def test_external_data_belongs_to_the_model(path: Path) -> None:
     onnx.save_model(
         small(), path, save_as_external_data=True, location="weights.bin", size_threshold=0
     )
-    own, weights = read_model(path), path.parent / "weights.bin"
+    parted, weights = read_model(path), path.parent / "weights.bin"
     x = (
         np.zeros((3, whole.lowered.network.input_type.size), np.int32)
         + np.arange(3, dtype=np.int32)[:, None]
     )
-    for a, b in zip(*(m.lowered.network.values(CPU, x) for m in (whole, own)), strict=True):
+    for a, b in zip(*(m.lowered.network.values(CPU, x) for m in (whole, parted)), strict=True):
         assert np.array_equal(a, b)
     weights.write_bytes(bytes([weights.read_bytes()[0] ^ 1]) + weights.read_bytes()[1:])
-    assert len({whole.sha256, own.sha256, read_model(path).sha256}) == 3
+    assert len({whole.sha256, parted.sha256, read_model(path).sha256}) == 3
 
 
 def test_external_data_of_an_attribute_belongs_to_the_model(path: Path) -> None:

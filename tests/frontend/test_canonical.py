@@ -50,10 +50,10 @@ def two_branches() -> onnx.ModelProto:
             g.const(codes(100)),
         )
 
-    own = [layer(*k) for k in ((0, 0.2, 7, 2), (1, 0.1, 3, 3), (2, 0.25, 3, 3), (3, 0.1, 3, 3))]
+    layers = [layer(*k) for k in ((0, 0.2, 7, 2), (1, 0.1, 3, 3), (2, 0.25, 3, 3), (3, 0.1, 3, 3))]
     ends = g.f32(0.05), g.const(codes(100))
     sums = [
-        g.node("QLinearAdd", own[a], *ends, own[b], *ends, g.f32(0.06), g.const(codes(90)))
+        g.node("QLinearAdd", layers[a], *ends, layers[b], *ends, g.f32(0.06), g.const(codes(90)))
         for a, b in ((0, 1), (2, 3))
     ]
     return g.model(*(g.dequantize(s, 0.06, codes(90)) for s in sums))

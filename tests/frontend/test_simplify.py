@@ -137,8 +137,8 @@ def test_a_clip_is_merged_into_the_requantization() -> None:
         network = clipped(rng, np.clip(codes, a, b), bool(rng.integers(2)), signed)
         result = same(network, rng, 600)
         assert count(result, Table) == 0 and count(result, Requantize) == 1
-        (own,) = (node for node in result.nodes if isinstance(node.op, Requantize))
-        assert (own.type.low, own.type.high) == (a, b)
+        (clip,) = (node for node in result.nodes if isinstance(node.op, Requantize))
+        assert (clip.type.low, clip.type.high) == (a, b)
 
 
 @pytest.mark.parametrize("uses", ["output", "twice", "moved"])
@@ -148,8 +148,8 @@ def test_a_clip_stays_where_the_codes_have_other_uses(uses: str) -> None:
         network = clipped(rng, np.clip(np.arange(8), 2, 5), moved=uses == "moved", uses=uses)
         result = same(network, rng, 600)
         assert count(result, Table) == 1
-        (own,) = (node for node in result.nodes if isinstance(node.op, Requantize))
-        assert (own.type.low, own.type.high) == (0, 7)
+        (clip,) = (node for node in result.nodes if isinstance(node.op, Requantize))
+        assert (clip.type.low, clip.type.high) == (0, 7)
 
 
 def test_a_table_that_is_no_clip_stays() -> None:

@@ -228,11 +228,11 @@ def test_a_run_goes_on_with_other_threads(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_configuration_in_the_folder_is_not_overwritten(data: Path, tmp_path: Path) -> None:
-    own = tmp_path / "config.toml"
-    own.write_text("# mine\nepochs = 1\n")
+    settings = tmp_path / "config.toml"
+    settings.write_text("# mine\nepochs = 1\n")
     with pytest.raises(UsageError, match=r"config\.toml has other settings, or is not a run's"):
         train(config(data, epochs=1), tmp_path)
-    assert own.read_text() == "# mine\nepochs = 1\n"
+    assert settings.read_text() == "# mine\nepochs = 1\n"
 
 
 def test_another_model_is_another_setting(data: Path, tmp_path: Path) -> None:
@@ -269,10 +269,14 @@ def test_another_model_in_the_folder_is_not_the_runs(data: Path, tmp_path: Path)
     """One that replaces it is not taken for it: the run's is exported again."""
     other = train(config(data, epochs=1, seed=5), tmp_path / "other").read_bytes()
     path = train(config(data, epochs=1), tmp_path / "run")
-    own = path.read_bytes()
+    exported = path.read_bytes()
     path.write_bytes(other)
     said: list[str] = []
-    assert train(config(data, epochs=1), tmp_path / "run", said.append).read_bytes() == own != other
+    assert (
+        train(config(data, epochs=1), tmp_path / "run", said.append).read_bytes()
+        == exported
+        != other
+    )
     assert said[0] == "going on after epoch 1 of 1" and said[1].startswith("exported")
 
 
@@ -397,8 +401,8 @@ def test_fewer_bits_of_the_papers_fixed_point_have_its_steps(data: Path, tmp_pat
     start = {"start_from": str(tmp_path / "first" / "checkpoint.pt")}
     steps = []
     for name, more in (("from it", narrow | start), ("anew", narrow)):
-        own = config(data, **(options | more))
-        train(own, tmp_path / name)
+        chosen = config(data, **(options | more))
+        train(chosen, tmp_path / name)
         model = onnx.load(tmp_path / name / "model.onnx")
         scales = [
             numpy_helper.to_array(i)

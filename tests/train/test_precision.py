@@ -56,7 +56,9 @@ def test_bits_are_taken_while_the_target_is_certified(data: Path, tmp_path: Path
     bits = tuple(map(int, kept[-1]["bits"].split()))
     about = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert about["qverify.weight_bits"] == str(bits)
-    weights = [own for own in onnx.load(path).graph.initializer if own.name.startswith("weight")]
+    weights = [
+        tensor for tensor in onnx.load(path).graph.initializer if tensor.name.startswith("weight")
+    ]
     for width, layer in zip(bits, weights, strict=True):  # the codes really need no more
         assert abs(onnx.numpy_helper.to_array(layer)).max() < 2 ** (width - 1)
     images = load_images(data, "train")[-40:]
@@ -64,11 +66,11 @@ def test_bits_are_taken_while_the_target_is_certified(data: Path, tmp_path: Path
     assert level.certified / 40 == float(kept[-1]["certified"])
 
     before = path.read_bytes()
-    marks = {own: own.stat().st_mtime_ns for own in (tmp_path / "trials").rglob("checkpoint.pt")}
+    marks = {file: file.stat().st_mtime_ns for file in (tmp_path / "trials").rglob("checkpoint.pt")}
     # From what is there: nothing is trained again.
     assert search_bits(chosen, tmp_path, goal).read_bytes() == before
     assert marks == {
-        own: own.stat().st_mtime_ns for own in (tmp_path / "trials").rglob("checkpoint.pt")
+        file: file.stat().st_mtime_ns for file in (tmp_path / "trials").rglob("checkpoint.pt")
     }
 
 

@@ -255,15 +255,15 @@ def test_arithmetic_is_rounded(bound: str, exactly: str) -> None:
     falls = "-0.3 X_0" in bound
     other, sign = ("(assert (<= X_0 2))", -1) if falls else ("(assert (>= X_0 -2))", 1)
     for second, least, most in ((False, 2**-54, 2**-47), (True, 2**-25, 2**-18)):
-        own, (row,) = rounded_bound(f"{other}(assert {bound})", second)
-        off = sign * ((own.lower if falls else own.upper)[0] - Fraction(exactly))
+        box, (row,) = rounded_bound(f"{other}(assert {bound})", second)
+        off = sign * ((box.lower if falls else box.upper)[0] - Fraction(exactly))
         assert abs(Fraction(exactly)) * Fraction(least) < off < Fraction(most)
-        assert row.bounds_input and row.arithmetic and not own.upper_strict and not own.lower_strict
+        assert row.bounds_input and row.arithmetic and not box.upper_strict and not box.lower_strict
 
 
 def test_arithmetic_alone_bounds_a_box() -> None:
-    own, rows = rounded_bound("(assert (and (<= (* 3 X_0) 6) (>= (* 3 X_0) -6)))")
-    assert 2 < own.upper[0] < Fraction("2.0000000001") and own.lower[0] == -own.upper[0]
+    box, rows = rounded_bound("(assert (and (<= (* 3 X_0) 6) (>= (* 3 X_0) -6)))")
+    assert 2 < box.upper[0] < Fraction("2.0000000001") and box.lower[0] == -box.upper[0]
     assert len(rows) == 2
     # The factors cancel but for rounding.
     with pytest.raises(SpecError, match="X_0 has no upper bound"):
@@ -279,8 +279,8 @@ def test_bounds_that_are_exact() -> None:
         "(>= 0.8 (* 8 X_0))",
         "(>= (- X_0) -0.1)",
     ):
-        own, rows = rounded_bound(f"(assert (>= X_0 0))(assert {bound})", True)
-        assert own.upper == exact("0.1") and len(rows) == ("*" in bound)
+        box, rows = rounded_bound(f"(assert (>= X_0 0))(assert {bound})", True)
+        assert box.upper == exact("0.1") and len(rows) == ("*" in bound)
     for bound in ("(<= (* 0.5 X_0) 0.05)", "(<= (* 3 X_0) 0.3)", "(<= (+ X_0 X_0) 0.2)"):
         assert rounded_bound(f"(assert (>= X_0 0))(assert {bound})")[0].upper[0] > Fraction("0.1")
 
@@ -315,15 +315,15 @@ def test_a_looser_bound_that_excludes_its_end_stays() -> None:
     )
     one = ("(<= X_0 0.1)", f"(< X_0 {near})")
     for pair in (one, one[::-1]):
-        own, (row,) = rounded_bound(
+        box, (row,) = rounded_bound(
             "(assert (>= X_0 0))" + "".join(f"(assert {atom})" for atom in pair)
         )
-        assert own.upper == exact("0.1") and not own.upper_strict
+        assert box.upper == exact("0.1") and not box.upper_strict
         assert (row.x, row.rhs, row.strict) == (((0, Fraction(1)),), below, True)
-    own, (row,) = rounded_bound(
+    box, (row,) = rounded_bound(
         "(assert (<= X_0 3))(assert (> X_0 0.09999999999))(assert (or (>= X_0 0.1)))"
     )
-    assert own.lower == exact("0.1") and (row.x, row.rhs) == (((0, Fraction(-1)),), -above)
+    assert box.lower == exact("0.1") and (row.x, row.rhs) == (((0, Fraction(-1)),), -above)
     for atoms in (
         (one[0], f"(< X_0 {far})"),
         ("(< X_0 0.1)", f"(< X_0 {near})"),
@@ -847,7 +847,7 @@ def test_membership_equals_the_reference(
         expected = all(-2 <= v <= 2 for v in x) and all(value(tree, named) for tree in asserts)
         assert (prop is not None and unsafe(prop, x, y)) == expected
     for query in prop.queries if prop else ():
-        ways = {tuple((own, own.arithmetic) for own in case) for case in query.cases}
+        ways = {tuple((row, row.arithmetic) for row in case) for case in query.cases}
         assert len(ways) == len(query.cases)
         for r in (r for case in query.cases for r in case):
             assert (
