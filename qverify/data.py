@@ -274,7 +274,7 @@ def _read_folder(folder: Path, split: str) -> Images:
 def _class_folders(place: Path) -> dict[str, list[Path]]:
     """The pictures in every folder of a place, by the folder's name, in order.
 
-    A folder with other files only is no class, and hardly anybody's data set has it: this is said
+    A folder with other files only is not a class, and hardly any data set has one: this is said
     before any picture is opened.
     """
     try:

@@ -45,7 +45,7 @@ class Printer:
     def answer(self, text: str) -> None:
         """Print to standard output.
 
-        A reader that has gone away is no error; a full disk is a UsageError. What the stream's
+        A reader that has gone away is not an error; a full disk is a UsageError. What the stream's
         encoding does not have is escaped.
         """
         self.clear()

@@ -15,8 +15,10 @@ _NUMBERS = re.compile(r"\.?\d[\d.,/eE+-]*")
 
 
 class _WithRadii(click.Command):
-    """A command whose --eps takes all numbers that follow it. A number elsewhere is no radius, nor
-    is a path one."""
+    """A command whose --eps takes all numbers that follow it.
+
+    A number elsewhere is not a radius, nor is a path.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         joined: list[str] = []

@@ -121,7 +121,7 @@ def foreign_nodes(model: onnx.ModelProto) -> list[Blocker]:
             reason = QONNX
         if reason is None and node.domain not in RUNTIME:
             reason = (
-                f"'{node.domain}' is no part of ONNX, and onnxruntime cannot run it: export with "
+                f"'{node.domain}' is not part of ONNX, and onnxruntime cannot run it: export with "
                 "ONNX's own ops"
             )
         if reason is not None:

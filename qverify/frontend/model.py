@@ -144,7 +144,7 @@ def _random_nodes(proto: onnx.ModelProto) -> Iterator[Blocker]:
             training = initializer(constants[node.input[2]]).any()
         if node.op_type in RANDOM or training:
             reason = (
-                "it draws random numbers: what the model computes is no function of its input. "
+                "it draws random numbers: what the model computes is not a function of its input. "
                 "Export it for inference"
             )
             yield Blocker(reason, node.name, node.op_type)
@@ -183,7 +183,7 @@ def _crashing_nodes(proto: onnx.ModelProto) -> Iterator[Blocker]:
 def _drop_folded_inputs(proto: onnx.ModelProto, fused: onnx.ModelProto) -> None:
     """Old files list initializers as inputs too.
 
-    One that was folded away, or made by folding, is no input of the file.
+    One that was folded away, or made by folding, is not an input of the file.
     """
     inputs = {i.name for i in proto.graph.input} - {i.name for i in proto.graph.initializer}
     kept = [i for i in fused.graph.input if i.name in inputs]

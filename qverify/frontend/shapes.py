@@ -121,7 +121,7 @@ def _check(name: str, shape: Shape, axes: Mapping[str, tuple[Axis, ...] | None])
 
 
 def _inputs(model: onnx.ModelProto) -> Iterator[tuple[str, tuple[Axis, ...] | None]]:
-    """Each input that is no initializer, and its axes; None where it has no shape at all."""
+    """Each input that is not an initializer, and its axes; None where it has no shape."""
     constants = {tensor.name for tensor in model.graph.initializer}
     for item in model.graph.input:
         if item.name in constants:

@@ -138,7 +138,7 @@ def read_config(path: str | os.PathLike[str] | None, given: Mapping[str, Any]) -
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} is no TOML file: {error}") from error
+            raise UsageError(f"{path} is not a TOML file: {error}") from error
     kinds = {field.name: field for field in fields(Config)}
     for name in values:
         if name not in kinds:

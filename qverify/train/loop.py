@@ -298,10 +298,10 @@ def _state(path: str | Path, device: torch.device) -> dict[str, Any]:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise UsageError(
-            f"{path} is no checkpoint ({type(error).__name__}); it cannot be resumed"
+            f"{path} is not a checkpoint ({type(error).__name__}); it cannot be resumed"
         ) from None
     if not isinstance(state, dict) or not {"network", "config", "rows"} <= state.keys():
-        raise UsageError(f"{path} is no checkpoint of a training run; it cannot be resumed")
+        raise UsageError(f"{path} is not a checkpoint of a training run; it cannot be resumed")
     return state
 
 

@@ -82,7 +82,7 @@ def search_bits(
     """
     folder = Path(out)
     if not 0 < goal.certified <= 1:
-        raise UsageError(f"the target {goal.certified:g} is no part of 1: 0.95, say")
+        raise UsageError(f"the target {goal.certified:g} is not a fraction of 1, such as 0.95")
     if (folder / CHECKPOINT).exists():
         raise UsageError(
             f"{folder} holds a training run, whose model would be lost; name another folder"

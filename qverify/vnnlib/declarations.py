@@ -47,7 +47,7 @@ class Names:
         self._numbers: dict[str, Fraction] = {}
 
     def command(self, head: str, form: str, pos: int) -> None:
-        """Obey a top-level form that is no assert and whose comments are blanked; it begins at
+        """Obey a top-level form that is not an assert and whose comments are blanked; it begins at
         `pos`."""
         if head == "vnnlib-version":
             match = _VERSION.fullmatch(form)

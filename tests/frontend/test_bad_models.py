@@ -669,7 +669,7 @@ DOMAINS = {
     ("org.openvinotoolkit", "FakeQuantize"): "it is OpenVINO's own, which onnxruntime cannot run",
     ("trt", "TRT_FP8QuantizeLinear"): "it is TensorRT's own",
     ("com.amd.quark", "ExtendedQuantizeLinear"): "it is AMD Quark's own",
-    ("org.example", "Own"): "'org.example' is no part of ONNX, and onnxruntime cannot run it",
+    ("org.example", "Own"): "'org.example' is not part of ONNX, and onnxruntime cannot run it",
 }
 
 

@@ -293,10 +293,10 @@ def test_a_broken_checkpoint_is_said(data: Path, tmp_path: Path) -> None:
     train(config(data, epochs=1), tmp_path)
     for text in (b"no checkpoint", b""):
         (tmp_path / "checkpoint.pt").write_bytes(text)
-        with pytest.raises(UsageError, match=r"checkpoint\.pt is no checkpoint"):
+        with pytest.raises(UsageError, match=r"checkpoint\.pt is not a checkpoint"):
             train(config(data, epochs=1), tmp_path)
     torch.save([1, 2], tmp_path / "checkpoint.pt")
-    with pytest.raises(UsageError, match="is no checkpoint of a training run"):
+    with pytest.raises(UsageError, match="is not a checkpoint of a training run"):
         train(config(data, epochs=1), tmp_path)
 
 
@@ -435,7 +435,7 @@ def test_fewer_bits_cover_the_same_ranges(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("eps = [", "is no TOML file"),
+        ("eps = [", "is not a TOML file"),
         ("epsilon = 1", "no setting 'epsilon'"),
         ("eps = 'four'", "eps must be a number"),
         ("eps = nan", "eps must be a number"),
