@@ -1,4 +1,4 @@
-"""What a run shows and writes: verdict text, JSON, files, and the lines for people.
+"""What people see of a run: the answer on standard output, everything else on standard error.
 
 No NumPy is imported here.
 """

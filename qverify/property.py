@@ -23,7 +23,7 @@ from fractions import Fraction
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
     """How a row's two sides are computed, as far as it decides what rounding can do to them
-    (`frontend/readings.py`).
+    (`boundary/readings.py`).
 
     A side is a sum of leaves: constants, and variables times constants. In a float evaluation each
     leaf arrives with at most `depth` roundings of its own or of sums that it is part of.

@@ -35,7 +35,6 @@ from qverify.search.bounds import Boxes, backward_bounds, refute
 from qverify.search.knowledge import Knowledge
 from qverify.workers import Answer
 
-# one array of multipliers of a batch: what caches hold (measured: half the time per image)
 # Number in the batch, radius, verdict, stage, seconds.
 Found = tuple[int, Fraction, str, str, float]
 BoolArray = npt.NDArray[np.bool_]

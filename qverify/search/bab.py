@@ -56,8 +56,8 @@ def search(
     """Decide one query: bounds and attack on the whole box, then split until nothing is open, a
     counterexample is found, or time is up. Where the box has few points, all of them are evaluated
     instead. Raises Undecided where an output may be infinite."""
-    known = Knowledge(problem, watch, certified=proof is not None)
-    observer = Observer(problem.kernels, stats, deadline, proof, report)
+    observer = Observer(problem.kernels, stats, deadline, proof, report, watch)
+    known = Knowledge(problem, observer, certified=proof is not None)
     run = Run(options, deadline, known, observer)
     if options.attack:
         run.attack = Attack(known, rng, observer, run.box_batch)
@@ -103,8 +103,7 @@ def bounded_root(run: Run) -> BoolArray:
     """The cases that intervals refute on the whole box: [1, cases]."""
     box = Boxes(*run.problem.root)
     found = INTERVALS.refute(run.known, box, run.all_cases(1), run.deadline).cases
-    if run.known.watch is not None:
-        run.known.watch.boxes(box.lower, box.upper, found, INTERVALS.name)
+    run.observer.ruled_out(box.lower, box.upper, found, INTERVALS.name)
     return found
 
 
@@ -207,6 +206,9 @@ def _cutting(run: Run, relaxed: Relaxed) -> NeuronCuts:
 def cut_neurons(run: Run, relaxed: Relaxed, refuted: BoolArray) -> Outcome:
     """Refute the regions of the open cases by cuts on neurons."""
     regions = [r for k in np.flatnonzero(~refuted) for r in relaxed.regions.cases[k] or ()]
+    if not regions:  # a case without a region holds nowhere
+        run.observer.closed(np.zeros(1, np.int64))
+        return run.done()
     share = np.full(len(regions), 1 / len(regions))
     entries = run.observer.parted(regions)
     whole = Provenance(np.array(regions, np.int64), entries, share)
@@ -214,7 +216,7 @@ def cut_neurons(run: Run, relaxed: Relaxed, refuted: BoolArray) -> Outcome:
     run.observer.progress(len(regions), 0.0)
     found, rest = tree.root(whole, to_the_end=False)
     if found is None and tree.open:
-        # It takes more: better intermediate bounds, and the rest of the regions again.
+        # One group was not enough: bound intermediate values better, then begin again.
         run.observer.progress(tree.open + len(rest), tree.share - rest.share.sum())
         run.known.bound_intermediate(run.deadline.share(INTERMEDIATE_PART))
         waiting = [block.provenance for block in tree.frontier.blocks]

@@ -1,8 +1,9 @@
 """Bounds as plugs: ways to say of boxes that no unsafe input lies in them.
 
 Every `Bound` refutes cases of a query on boxes of codes. `BOUNDS` lists them, the cheapest first,
-and `refute` goes up the list until nothing is left to refute. A new one is a class in one file
-and a line in that list (`specs/extending.md`).
+and `refute` goes up the list until nothing is left to refute: on the whole box, on the parts of it
+that are split along inputs, and on images. The tree of `cuts` uses its first and its last. A new
+one is a class in one file and a line in that list (`specs/extending.md`).
 
 Sound because each bound is: what one of them refutes, no unsafe input of the box meets.
 """
@@ -88,8 +89,11 @@ class Bound(ABC):
     def refute(
         self, known: Knowledge, boxes: Boxes, asked: BoolArray, deadline: Deadline
     ) -> Refuted:
-        """Bound the cases `asked` [N, cases] on the boxes (others may be refuted by the way), and
-        stop early at the deadline. Raises TimeUp at the limit of the run."""
+        """Refute what it can of the cases `asked` [N, cases] on the boxes; it may refute others.
+
+        At the deadline it stops early and says what it has; at the limit of the run it raises
+        TimeUp.
+        """
 
 
 class Intervals(Bound):
@@ -104,7 +108,6 @@ class Intervals(Bound):
     def refute(
         self, known: Knowledge, boxes: Boxes, asked: BoolArray, deadline: Deadline
     ) -> Refuted:
-        known.narrow()
         problem = known.problem
         if boxes.values is None:
             y = problem.output_bounds(boxes.lower, boxes.upper)
@@ -261,16 +264,18 @@ class OptimizedMultipliers(Bound):
         return Optimized(rows, exact, objective, point)
 
 
-BOUNDS: tuple[Bound, ...] = (Intervals(), LastLayer(), CrownSlopes(), OptimizedMultipliers())
-INTERVALS = BOUNDS[0]
-OPTIMIZED = OptimizedMultipliers()
+INTERVALS, OPTIMIZED = Intervals(), OptimizedMultipliers()
+BOUNDS: tuple[Bound, ...] = (INTERVALS, LastLayer(), CrownSlopes(), OPTIMIZED)
 
 
 def backward_bounds(certified: bool) -> list[Bound]:
-    """The bounds above intervals that need no subproblems of their own: those that `refute` goes
-    through. Where a certificate is wanted, only those that a checker can repeat."""
-    wanted = (Evidence.REPEATED,) if certified else (Evidence.REPEATED, Evidence.NONE)
-    return [b for b in BOUNDS if b.cost > INTERVALS.cost and b.evidence in wanted]
+    """What `refute` goes through once intervals left a case open: the list without both ends.
+
+    Intervals come first everywhere, and multipliers are optimized part by part in a tree (`cuts`).
+    Where a certificate is wanted, only bounds that a checker can repeat are left.
+    """
+    between = [b for b in BOUNDS if b.evidence is not Evidence.MULTIPLIERS and b is not INTERVALS]
+    return [b for b in between if not certified or b.evidence is Evidence.REPEATED]
 
 
 def refute(
@@ -279,28 +284,27 @@ def refute(
     """`refuted` [N, cases], with what bounds refute besides, the cheaper ones first. Intermediate
     values are as well known as `Knowledge.bound_intermediate` made them.
 
-    Where a certificate is wanted, cases that are closed already are bounded too, as a checker will:
-    large numbers of one case may leave another without a bound.
+    Where a certificate is wanted, cases that are closed already are bounded again: a checker bounds
+    all of them at once, and large numbers in one inequality may cost the others their bound.
     """
     result, relaxed = refuted.copy(), known.relaxed()
-    if relaxed is None:
-        return result
     for part in looking(memory.backward_parts(known, len(boxes))):
         chunk = Boxes(boxes.lower[part], boxes.upper[part])
         asked = np.ones_like(result[part]) if known.certified else ~result[part]
-        empty = np.zeros((len(asked), len(relaxed.regions.regions)), np.bool_)
+        count = 0 if relaxed is None else len(relaxed.regions.regions)
+        empty = np.zeros((len(asked), count), np.bool_)
         for bound in bounds:
             if not asked.any():
                 break
             answer = bound.refute(known, chunk, asked, deadline)
             found = answer.cases
-            if answer.regions is not None:
+            if answer.regions is not None and relaxed is not None:
                 empty |= answer.regions
                 found = found | relaxed.regions.refuted_cases(empty)
             result[part] |= found
             asked &= ~found
-            if known.watch is not None:
-                known.watch.boxes(chunk.lower, chunk.upper, found, bound.name)
+            if known.observer is not None:
+                known.observer.ruled_out(chunk.lower, chunk.upper, found, bound.name)
     return result
 
 

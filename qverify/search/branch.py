@@ -3,7 +3,7 @@
 A rule looks at subproblems and says of each where it is cut in two: an entry of its bounds and a
 threshold, at most `threshold` - 1 on one side and at least `threshold` on the other. An entry that
 may be cut holds more than one integer, so each child is strictly smaller than its parent: that, and
-the exactness of bounds on points, makes the search end (`qverify.search.bab`).
+the exactness of bounds on points, makes the search end (see `splitting` and `cuts`).
 
 `RULES` names the rules that `--branch` offers.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -37,8 +37,6 @@ View = TypeVar("View", contravariant=True)
 
 class Branching(ABC, Generic[View]):
     """A rule, for subproblems that are seen as a `View`."""
-
-    cuts_neurons: ClassVar[bool]
 
     @abstractmethod
     def choose(self, view: View) -> Cut:
@@ -79,8 +77,6 @@ class BoxView:
 class Widest(Branching[BoxView]):
     """The variable with the most codes left (the first of them): the 2023 paper's rule."""
 
-    cuts_neurons = False
-
     def choose(self, view: BoxView) -> Cut:
         return view.halved((view.upper - view.lower).argmax(axis=1))
 
@@ -88,8 +84,6 @@ class Widest(Branching[BoxView]):
 class Influence(Branching[BoxView]):
     """The variable whose whole range moves the slack most, to first order; ties and flat gradients
     by width."""
-
-    cuts_neurons = False
 
     def choose(self, view: BoxView) -> Cut:
         width = (view.upper - view.lower).astype(view.kernels.xp.float32)
@@ -100,8 +94,6 @@ class Influence(Branching[BoxView]):
 
 class Balanced(Branching[BoxView]):
     """Between the two: width times the square root of the gradient."""
-
-    cuts_neurons = False
 
     def choose(self, view: BoxView) -> Cut:
         xp = view.kernels.xp
@@ -169,8 +161,6 @@ class LargestGap(Branching[NeuronView]):
     """The neuron where cutting the node loose gains most: by how much the bound takes its result to
     exceed what it gives at its argument, followed from the earlier maximizers and averaged over the
     last steps. Where no neuron gains, the input with the largest share of the bound."""
-
-    cuts_neurons = True
 
     @np.errstate(over="ignore", invalid="ignore")
     def choose(self, view: NeuronView) -> Cut:

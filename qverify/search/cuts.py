@@ -61,7 +61,7 @@ class NeuronCuts:
 
     def __post_init__(self) -> None:
         kernels, cover = self.run.problem.kernels, self.relaxed.regions
-        self.frontier = Frontier(kernels, kernels.resident_bytes())
+        self.frontier = memory.cut_frontier(kernels)
         self.layout = CutLayout.make(self.relaxed.dual, cover.last)
         self._batch = self._batch_size()
         self._fixed = Dual.fixed(self.root_values)
@@ -173,9 +173,10 @@ class NeuronCuts:
         some = slice(1 if alike else None)
         values, possible = self._values(lower[some], upper[some])
         refuted = self._by_intervals(lower, upper, values, provenance, alike)
-        if run.known.watch is not None:
-            run.known.watch.parts(self.layout.split((lower[some], upper[some])), values, possible)
-            self._watched(lower, upper, provenance.region, refuted)
+        run.observer.propagated(
+            lambda: self.layout.split((lower[some], upper[some])), values, possible
+        )
+        self._emptied(lower, upper, provenance.region, refuted)
         left = kernels.to_host(possible) & ~refuted
         run.observer.closed(provenance.entry[~left])
         if not left.any():
@@ -190,7 +191,7 @@ class NeuronCuts:
             """Some are refuted by multipliers: `rows` of them, rows `at` of the point."""
             mask = np.zeros(len(provenance), np.bool_)
             mask[rows] = True
-            self._watched(lower, upper, provenance.region, mask)
+            self._emptied(lower, upper, provenance.region, mask)
             entries = provenance.entry[rows]
             dual = self.relaxed.dual
             run.observer.refuted(entries, lambda: rounded_rows(dual, point, at, precision))
@@ -245,12 +246,14 @@ class NeuronCuts:
         found: BoolArray = cases[rows, self._case[provenance.region]]
         return found
 
-    def _watched(self, lower: Array, upper: Array, region: IntArray, refuted: BoolArray) -> None:
-        """Hold subproblems that are refuted, [N], against the watched point, if there is one."""
-        if self.run.known.watch is not None:
+    def _emptied(self, lower: Array, upper: Array, region: IntArray, refuted: BoolArray) -> None:
+        """Tell the observer which subproblems are refuted, [N]."""
+
+        def parts() -> dict[int, Interval]:
             at = self.run.problem.kernels.asarray(np.flatnonzero(refuted))
-            bounds = self.layout.split((lower[at], upper[at]))
-            self.run.known.watch.refuted(self.relaxed.regions, region[refuted], bounds)
+            return self.layout.split((lower[at], upper[at]))
+
+        self.run.observer.emptied(self.relaxed.regions, region[refuted], parts)
 
     def _point(self, mu: Array, flat: Array) -> Point:
         """A parent's multipliers [N, all of them] as a point to start from."""
@@ -295,9 +298,9 @@ class NeuronCuts:
             cut.entry,
             cut.threshold,
         )
-        if run.known.watch is not None and not run.known.undecided:
+        if not run.known.undecided:
             single = ~cut.possible
-            run.known.watch.safe(self.layout.split((lower[single], upper[single])))
+            run.observer.safe(lambda: self.layout.split((lower[single], upper[single])))
         divisible = kernels.to_host(cut.possible)
         left = np.flatnonzero(divisible)
         run.observer.decided(n - len(left))  # single code vectors: tried, and no counterexample

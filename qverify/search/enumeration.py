@@ -16,8 +16,8 @@ from qverify.kernels import Array
 from qverify.search.bounds import INTERVALS, Boxes
 from qverify.search.branch import halves, middle
 from qverify.search.knowledge import Knowledge
+from qverify.search.observer import Observer
 from qverify.search.problem import Candidate
-from qverify.search.proof import Proof
 
 MOST = 1 << 22  # points; of more, none is evaluated here
 MOST_CERTIFIED = 1 << 16  # of a box that a certificate parts into points
@@ -64,9 +64,9 @@ class Points:
         points[:, self._varied] += np.stack(digits, axis=1).astype(np.int32)
         return self._problem.kernels.asarray(points)
 
-    def note(self, proof: Proof) -> None:
-        """The tree of a proof, once no point was found unsafe: the box in halves, down to parts
-        that intervals close. On a point they are exact."""
+    def note(self, observer: Observer) -> None:
+        """Tell of a tree for the proof, once no point was found unsafe: the box in halves, down to
+        parts that intervals close. On a point they are exact."""
         kernels, limit = self._problem.kernels, Deadline.after(None)
         waiting = [(*self._problem.root, np.zeros(1, np.int64))]
         while waiting:
@@ -76,12 +76,12 @@ class Points:
             found = INTERVALS.refute(self._known, Boxes(lower, upper), asked, limit)
             wide = kernels.to_host((lower < upper).any(axis=1))
             open_ = ~found.cases.all(axis=1) & wide
-            proof.close(entries[~open_])
+            observer.closed(entries[~open_], proved=False)
             at = kernels.asarray(np.flatnonzero(open_))
             lower, upper, entries = lower[at], upper[at], entries[open_]
             cut = middle(kernels, lower, upper, (upper - lower).argmax(axis=1))
             variable, threshold = kernels.to_host(cut.entry), kernels.to_host(cut.threshold)
-            entries = proof.cut(entries, 0, variable, threshold)
+            entries = observer.cut(entries, 0, variable, threshold)
             lower, upper = halves(kernels, lower, upper, cut)
             for start in range(0, len(entries), self._batch):
                 part = slice(start, start + self._batch)

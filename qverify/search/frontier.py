@@ -114,8 +114,10 @@ Block = TypeVar("Block", bound=Rows)
 
 
 class Frontier(Generic[Block]):
-    """A stack of open subproblems, in blocks. The top one is in the machine's memory; of the others
-    no more than `room` bytes (None: all).
+    """A stack of open subproblems, in blocks.
+
+    The top block is in the machine's memory, and as many of the others as keep what is there within
+    `room` bytes (None: all of them).
 
     Depth first with batches keeps it small: every step takes up to a batch from the top and returns
     at most two children for each. Beyond half of `most` rows, `pop` takes fewer; at a batch of one

@@ -1,9 +1,9 @@
 """What a search knows of its query so far: bounds that hold in the whole box, learned conditions,
-and doubts. It only grows.
+and doubts.
 
-Once there is a doubt (a code vector that readings of the property judge differently), the answer is
-`unknown` unless there is a counterexample. From then on only what every reading calls unsafe is
-sought.
+A doubt is a code vector that readings of the property judge differently. Once there is one, the
+answer is `unknown` unless there is a counterexample, so from then on only what every reading calls
+unsafe is sought, and what was known of the other cases is dropped.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from qverify.ops import Interval
 from qverify.ops.relax import NonlinearRelaxation
 from qverify.ops.table import PairwiseRelaxation
 from qverify.search.joint import Joint
+from qverify.search.observer import Observer
 from qverify.search.problem import BoolArray, Candidate, Float64Array, Problem
 from qverify.search.proof import Proof
-from qverify.search.watch import Watch
 
 Status = npt.NDArray[np.int8]
 
@@ -51,7 +51,7 @@ class Knowledge:
     """What is known of a problem while it is searched."""
 
     problem: Problem
-    watch: Watch | None = None  # an input that nothing may lose, for debugging
+    observer: Observer | None = None  # hears what is found out; None: nobody does
     certified: bool = False  # whether a checker has to find every bound again
     undecided: str = ""  # why some code vector could be neither confirmed nor ruled out
     sought: Unsafe = field(init=False)  # what counterexamples are sought in
@@ -86,8 +86,8 @@ class Knowledge:
             self._hopeless = all(case is None for case in regions.cases)
             if not self._hopeless:
                 self._relaxed = Relaxed(problem.dual, regions, None)
-                if self.watch is not None:
-                    self.watch.regions(regions)
+                if self.observer is not None:
+                    self.observer.compiled(regions)
         return self._relaxed
 
     def bound_intermediate(self, deadline: Deadline) -> None:
@@ -103,8 +103,8 @@ class Knowledge:
         else:
             found = optimized_bounds(dual, lower, upper, last, relaxed.intermediate, deadline)
         self._relaxed = replace(relaxed, intermediate=found)
-        if self.watch is not None:
-            self.watch.bounds(found.clamps, "intermediate bounds")
+        if self.observer is not None:
+            self.observer.tightened(found.clamps)
 
     def note(self, proof: Proof) -> None:
         """Put into a proof what its bounds rest on, once the search is over."""
@@ -121,9 +121,10 @@ class Knowledge:
     # -- what is sought ----------------------------------------------------------------------------
 
     def narrow(self) -> bool:
-        """Seek less, once there is a doubt; whether that is news. (Called where no numbers of rows
-        are held, since they change.)"""
-        if not self.undecided or self.narrowed or self.watch is not None:
+        """Seek less from now on, if there is a doubt; True the first time that this changes what is
+        sought. Rows and regions are numbered anew then, so trees over the old ones begin again."""
+        watched = self.observer is not None and self.observer.watch is not None
+        if not self.undecided or self.narrowed or watched:
             return False
         self.narrowed = True
         if self.problem.certain is None:
@@ -169,8 +170,8 @@ class Knowledge:
                 continue
             if found is not None:
                 return found
-        if self.watch is not None and not self.undecided:
-            self.watch.safe({0: (points, points)})
+        if self.observer is not None and not self.undecided:
+            self.observer.safe(lambda: {0: (points, points)})
         return None
 
     def try_joint(self) -> tuple[Candidate | None, int]:

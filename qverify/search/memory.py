@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from qverify.kernels import Kernels
 from qverify.network import Network
-from qverify.search.frontier import Frontier, OpenBoxes
+from qverify.search.frontier import Frontier, OpenBoxes, Subproblems
 from qverify.search.knowledge import Knowledge
 
 FRONTIER_BYTES = 4 << 30  # of open boxes in the host's memory
@@ -33,6 +33,11 @@ def backward_parts(known: Knowledge, count: int) -> Iterator[slice]:
     each = 8 * inequalities * problem.network.widest
     step = max(1, problem.kernels.chunk_bytes // each)
     return (slice(start, start + step) for start in range(0, count, step))
+
+
+def cut_frontier(kernels: Kernels) -> Frontier[Subproblems]:
+    """A frontier for subproblems of a search by cuts."""
+    return Frontier(kernels, kernels.resident_bytes())
 
 
 def box_frontier(kernels: Kernels, codes: int, itemsize: int) -> Frontier[OpenBoxes]:

@@ -1,36 +1,43 @@
 """The one observer of a search: statistics, progress, the proof, and a watched point.
 
-The search says what it does, once; who wants to know it (a certificate, a debugging aid, a
-terminal) is told here. Nothing that is decided depends on it.
+The search says what it does, once; whoever wants to know it (a certificate, a terminal, a debugging
+aid) is told here. No decision depends on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from qverify.bounds.unsafe_regions import UnsafeRegions
 from qverify.deadline import Deadline
 from qverify.kernels import Array, Kernels
+from qverify.ops import Interval
 from qverify.result import Progress, Stats
 from qverify.search.proof import Proof
+from qverify.search.watch import Watch
 
 IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(eq=False)
 class Observer:
-    """Hears what a search bounds, closes, splits and tries. `entries` are numbers of subproblems in
-    the proof; without one they are all 0."""
+    """Hears what a search bounds, closes, splits and tries.
+
+    `entries` are numbers of subproblems in the proof; without one they are all 0. With a watched
+    point, whatever takes it away raises SoundnessError here.
+    """
 
     kernels: Kernels
     stats: Stats
     deadline: Deadline
     proof: Proof | None = None
     report: Callable[[Progress], None] | None = None
+    watch: Watch | None = None  # an input that nothing may lose, for debugging
     open: int = 1  # subproblems that wait
     share: float = 0.0  # of the search that is done
 
@@ -70,15 +77,6 @@ class Observer:
             return np.zeros(len(regions), np.int64)
         return self.proof.part(regions)
 
-    def split(self, entries: IntArray, lower: Array, upper: Array, variable: Array) -> IntArray:
-        """Boxes are split in the middle of an input code: the entries of the lower halves, then of
-        the upper ones."""
-        if self.proof is None:
-            return np.zeros(2 * len(entries), np.int64)
-        rows, to_host = self.kernels.xp.arange(len(variable)), self.kernels.to_host
-        low, high = to_host(lower[rows, variable]), to_host(upper[rows, variable])
-        return self.proof.cut(entries, 0, to_host(variable), (low + high) // 2 + 1)
-
     def cut(
         self, entries: IntArray, value: int, elements: IntArray, thresholds: IntArray
     ) -> IntArray:
@@ -87,6 +85,47 @@ class Observer:
         if self.proof is None:
             return np.zeros(2 * len(entries), np.int64)
         return self.proof.cut(entries, value, elements, thresholds)
+
+    # -- what a watched point is held against ------------------------------------------------------
+
+    def ruled_out(self, lower: Array, upper: Array, cases: npt.NDArray[np.bool_], by: str) -> None:
+        """Cases [N, cases] are refuted on boxes of codes [N, codes]."""
+        if self.watch is not None:
+            self.watch.boxes(lower, upper, cases, by)
+
+    def compiled(self, regions: UnsafeRegions) -> None:
+        """The cases are covered by regions."""
+        if self.watch is not None:
+            self.watch.regions(regions)
+
+    def tightened(self, bounds: Mapping[int, Interval]) -> None:
+        """Values have tighter bounds in the whole root box."""
+        if self.watch is not None:
+            self.watch.bounds(bounds, "intermediate bounds")
+
+    def propagated(
+        self, parts: Callable[[], Mapping[int, Interval]], values: list[Interval], possible: Array
+    ) -> None:
+        """Subproblems, given by the bounds that cuts left, have these intervals of all values."""
+        if self.watch is not None:
+            self.watch.parts(parts(), values, possible)
+
+    def emptied(
+        self,
+        regions: UnsafeRegions,
+        numbers: IntArray,
+        parts: Callable[[], Mapping[int, Interval]],
+    ) -> None:
+        """Regions, by number [N], hold no point of subproblems."""
+        if self.watch is not None:
+            self.watch.refuted(regions, numbers, parts())
+
+    def safe(self, parts: Callable[[], Mapping[int, Interval]]) -> None:
+        """Single code vectors were evaluated, and none is unsafe."""
+        if self.watch is not None:
+            self.watch.safe(parts())
+
+    # -- how far it is -----------------------------------------------------------------------------
 
     def forget_proof(self) -> None:
         """There will be no certificate."""

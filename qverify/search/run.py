@@ -86,7 +86,7 @@ class Run:
         if points.done < points.count:
             return None
         if self.observer.proof is not None:
-            points.note(self.observer.proof)
+            points.note(self.observer)
         self.observer.progress(0, 1.0)
         return self.done()
 

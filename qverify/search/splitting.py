@@ -98,10 +98,6 @@ class BoxSplitting:
         """How many boxes wait."""
         return len(self.frontier)
 
-    def restarted(self) -> BoxSplitting:
-        """The search once less is sought: it goes on, since every batch is bounded anew."""
-        return self
-
     def step(self) -> Found | None:
         """Bound a batch of boxes, decide its points, attack, and split what is left."""
         run = self.run
@@ -121,10 +117,17 @@ class BoxSplitting:
         if cut is None:
             assert found is not None
             return Found(found, "found by the attack on a part of the box")
-        entries = run.observer.split(batch.entry, batch.lower, batch.upper, cut.entry)
+        entries = self._noted(batch, cut)
         lower, upper = halves(run.problem.kernels, batch.lower, batch.upper, cut)
         self._push(lower, upper, entries)
         return None
+
+    def _noted(self, batch: _Batch, cut: Cut) -> npt.NDArray[np.int64]:
+        """Tell the observer of the cuts: entries of the lower halves, then of the upper ones."""
+        observer, to_host = self.run.observer, self.run.problem.kernels.to_host
+        if observer.proof is None:  # a GPU need not be asked
+            return np.zeros(2 * len(batch.entry), np.int64)
+        return observer.cut(batch.entry, 0, to_host(cut.entry), to_host(cut.threshold))
 
     def _push(self, lower: Array, upper: Array, entries: npt.NDArray[np.int64]) -> None:
         self.frontier.push(OpenBoxes(lower.astype(self._dtype), upper.astype(self._dtype), entries))
@@ -137,8 +140,7 @@ class BoxSplitting:
         boxes = Boxes(lower, upper)
         found = INTERVALS.refute(run.known, boxes, run.all_cases(len(boxes)), run.deadline)
         run.observer.bounded(len(boxes))
-        if run.known.watch is not None:
-            run.known.watch.boxes(lower, upper, found.cases, INTERVALS.name)
+        run.observer.ruled_out(lower, upper, found.cases, INTERVALS.name)
         assert found.least is not None
         batch = _Batch(lower, upper, block.entry, found.cases, found.least)
         closed = np.asarray(found.cases.all(axis=1))

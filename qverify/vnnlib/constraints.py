@@ -1,6 +1,6 @@
 """Linear expressions, inequalities and bounds of a property, in exact rationals.
 
-The reader (`vnnlib.py`) hands in words and operators; out come atoms (a bound of one input, or a
+The reader (`reader.py`) hands in words and operators; out come atoms (a bound of one input, or a
 row), disjunctions of conjunctions of them, and boxes. Nothing here knows the file's syntax.
 """
 

@@ -1,6 +1,6 @@
 """What a VNN-LIB file declares: its version, its variables, and the meaning of every operand.
 
-References as in `vnnlib.py`, which hands in top-level forms and words.
+References as in `reader.py`, which hands in top-level forms and words.
 """
 
 from __future__ import annotations
