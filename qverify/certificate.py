@@ -17,11 +17,7 @@ from qverify.search.proof import Proof
 
 VERSION = 2
 # What a file may hold ("Limits" in specs/certificate.md).
-CONTENT, RATIO, HEADER_COST = (
-    2**19,
-    16,
-    8,
-)
+CONTENT, RATIO, HEADER_COST = 2**19, 16, 8
 
 
 def certificate(result: Result, proofs: Sequence[Proof]) -> bytes:

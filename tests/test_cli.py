@@ -346,8 +346,12 @@ def test_verbose_shows_the_traceback_of_our_own_faults(
 
 
 def test_too_little_memory_is_no_fault_of_ours(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    solver: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    starved = Result(Verdict.UNKNOWN, "not enough memory")
+    solver(starved)
+    assert cli.main(["m.onnx", "s.vnnlib"]) == 3
+    assert capsys.readouterr().out == "unknown\n"
     module = types.ModuleType("qverify.inspect")
     module.__dict__["describe"] = raising(MemoryError())
     monkeypatch.setitem(sys.modules, "qverify.inspect", module)

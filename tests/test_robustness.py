@@ -25,6 +25,7 @@ from qverify.engine import Engine
 from qverify.errors import DeviceError, QverifyError, SoundnessError, UsageError
 from qverify.frontend.model import read_model
 from qverify.kernels import gpu, open_kernels
+from qverify.propagate import Propagator
 from qverify.robustness import AccuracyReport, ImageRow, Scaling, certify, decide
 from qverify.robustness.decide import Decider
 from qverify.robustness.results import ImageResults, Known, spelled
@@ -936,3 +937,13 @@ def test_the_figures_of_the_certified_networks_are_of_the_shipped_files() -> Non
         ]
         assert " | ".join(["", *shown, f"{one['open']}, {four['open']} images", ""]) in row
         assert one["images"] == four["images"] == 10_000
+
+
+def test_warnings_of_whoever_bounds_are_reported_once(
+    small: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bounds that differ from the reference, for instance; every task may say it."""
+    monkeypatch.setattr(Propagator, "take_warnings", lambda self: ["the kernels differ"])
+    path, pixels, labels = small
+    report = certify(path, pixels, labels, [1, 2], CPU)
+    assert list(report.warnings).count("the kernels differ") == 1

@@ -31,7 +31,7 @@ from qverify.errors import QverifyError, UsageError
 from qverify.frontend.model import read_model
 from qverify.frontend.shapes import shapes_text
 from qverify.options import Options
-from qverify.robustness.decide import Batch, Decider, Single, Task, loader
+from qverify.robustness.decide import Batch, Decided, Decider, Single, Task, loader
 from qverify.robustness.pixels import PIXEL_MAX, Scaling
 from qverify.robustness.results import (
     SETTLED,
@@ -107,7 +107,7 @@ def certify(
     finally:
         if file is not None:
             file.close()
-    warnings += decider.engine.propagator.take_warnings()
+    warnings += run.warnings
     rows = [row for row in run.known.rows.values() if row.image in chosen]
     report = AccuracyReport.make(
         rows, radii, about, [*warnings, *run.errors], time.monotonic() - started
@@ -214,6 +214,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.errors: list[str] = []
+        self.warnings: list[str] = []  # of all processes, each once
         self._counts: Counter[str] = Counter()
         self._waiting = 0
 
@@ -287,6 +288,9 @@ class _Run:
 
     def _take(self, task: Task, answer: Any, queue: deque[Task]) -> None:
         """Note what became of a task, and queue what is to be done next for its images."""
+        if isinstance(answer, Decided):
+            self.warnings += [text for text in answer.warnings if text not in self.warnings]
+            answer = answer.answer
         if isinstance(task, Single):
             self._waiting -= 1
             if answer.message and answer.verdict == "error":

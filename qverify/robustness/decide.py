@@ -75,6 +75,14 @@ def cases(label: int, outputs: int) -> tuple[Case, ...]:
     )
 
 
+@dataclass(frozen=True)
+class Decided:
+    """The answer to a task: a list of `Found` for a batch, an `Answer` for a single image."""
+
+    answer: Any
+    warnings: tuple[str, ...] = ()
+
+
 @dataclass(eq=False)
 class Decider:
     """A classifier made ready to decide images of one shape."""
@@ -102,9 +110,10 @@ class Decider:
             )
         return Decider(engine, Inputs.make(engine.encoder, inputs[0], shape, scaling))
 
-    def __call__(self, task: Task, options: Options) -> Any:
-        """What becomes of a task: a list of `Found` for a batch, an `Answer` for a single image."""
-        return self.batch(task) if isinstance(task, Batch) else self.single(task, options)
+    def __call__(self, task: Task, options: Options) -> Decided:
+        """What becomes of a task, and warnings that came up."""
+        answer = self.batch(task) if isinstance(task, Batch) else self.single(task, options)
+        return Decided(answer, tuple(self.engine.propagator.take_warnings()))
 
     def batch(self, task: Batch) -> list[Found]:
         """Classify images, then bound the right ones at ever larger radii, while that suffices."""

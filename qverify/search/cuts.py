@@ -51,7 +51,7 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(eq=False)
 class NeuronCuts:
-    """The open regions of a query on parts of the root box, whose intervals are `known`."""
+    """The open regions of a query on parts of the root box, whose intervals are `root_values`."""
 
     run: Run
     rule: Branching[NeuronView]
@@ -172,7 +172,7 @@ class NeuronCuts:
         alike = start is None
         some = slice(1 if alike else None)
         values, possible = self._values(lower[some], upper[some])
-        refuted = self._by_intervals(lower, upper, values, provenance, alike)
+        refuted = self._by_intervals(values, provenance, alike)
         run.observer.propagated(
             lambda: self.layout.split((lower[some], upper[some])), values, possible
         )
@@ -231,8 +231,6 @@ class NeuronCuts:
 
     def _by_intervals(
         self,
-        lower: Array,
-        upper: Array,
         values: list[Interval],
         provenance: Provenance,
         alike: bool,
@@ -282,22 +280,8 @@ class NeuronCuts:
         found = self._try(primal, values)
         if found is not None:
             return Found(found, "found by the search")
-        view = NeuronView(dual, self.layout, lower, upper, values, point, primal)
-        cut = self.rule.choose(view)
-        self._sizes = {k: tuple(m.shape[1:]) for k, m in point.multipliers.items()}
-        none = xp.zeros((n, 0), dtype=GUIDE)
-        flat = [none, *(m.reshape(n, -1) for m in point.multipliers.values())]
-        bound = kernels.to_host(point.bound)
-        open_ = Subproblems(
-            lower,
-            upper,
-            provenance,
-            point.mu,
-            xp.concatenate(flat, axis=1),
-            bound,
-            cut.entry,
-            cut.threshold,
-        )
+        cut = self.rule.choose(NeuronView(dual, self.layout, lower, upper, values, point, primal))
+        open_ = self._waiting(lower, upper, provenance, point, cut)
         if not run.known.undecided:
             single = ~cut.possible
             run.observer.safe(lambda: self.layout.split((lower[single], upper[single])))
@@ -306,9 +290,28 @@ class NeuronCuts:
         run.observer.decided(n - len(left))  # single code vectors: tried, and no counterexample
         run.observer.closed(provenance.entry[~divisible], proved=False)
         if len(left):
-            order = left[np.argsort(-bound[left], kind="stable")]
+            order = left[np.argsort(-open_.bound[left], kind="stable")]
             self.frontier.push(open_.take(order, kernels.asarray(order)))
         return None
+
+    def _waiting(
+        self, lower: Array, upper: Array, provenance: Provenance, point: Point, cut: Cut
+    ) -> Subproblems:
+        """Subproblems as they wait, their multipliers in one flat row each."""
+        kernels, n = self.run.problem.kernels, len(provenance)
+        self._sizes = {k: tuple(m.shape[1:]) for k, m in point.multipliers.items()}
+        none = kernels.xp.zeros((n, 0), dtype=GUIDE)
+        flat = [none, *(m.reshape(n, -1) for m in point.multipliers.values())]
+        return Subproblems(
+            lower,
+            upper,
+            provenance,
+            point.mu,
+            kernels.xp.concatenate(flat, axis=1),
+            kernels.to_host(point.bound),
+            cut.entry,
+            cut.threshold,
+        )
 
     def _try(self, primal: Primal, values: list[Interval]) -> Candidate | None:
         """Evaluate the codes where the maxima were taken, exactly."""

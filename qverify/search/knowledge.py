@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from qverify.bounds.dual import Dual
 from qverify.bounds.intermediate import IntermediateBounds, crown_bounds, optimized_bounds
@@ -27,8 +26,6 @@ from qverify.search.joint import Joint
 from qverify.search.observer import Observer
 from qverify.search.problem import BoolArray, Candidate, Float64Array, Problem
 from qverify.search.proof import Proof
-
-Status = npt.NDArray[np.int8]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,8 @@
 """The one observer of a search: statistics, progress, the proof, and a watched point.
 
 The search says what it does, once; whoever wants to know it (a certificate, a terminal, a debugging
-aid) is told here. No decision depends on it.
+aid) is told here. No verdict depends on it; with a watched point the search never seeks less, so
+that every pruning can be held against the point.
 """
 
 from __future__ import annotations
