@@ -100,8 +100,7 @@ def _nodes_to_bound(dual: Dual, last: int) -> Iterator[tuple[int, int]]:
 
 
 def _at_a_clip(dual: Dual, boxes: list[Interval], k: int) -> Array:
-    """The elements of node k that can take several values, its type's least or largest among
-    them."""
+    """The elements of node k that are not fixed and reach an end of their type's range."""
     (lower, upper), type_ = boxes[k], dual.network.nodes[k - 1].type
     clipped = (lower == type_.low) | (upper == type_.high)
     return np.flatnonzero(dual.kernels.to_host((lower < upper) & clipped))

@@ -257,8 +257,7 @@ class _Tableau:
         self.basic[into] = _reduced(fresh, whole)
 
     def _point(self) -> dict[int, Fraction]:
-        """The values, with a number in place of the infinitesimal that is small enough for all
-        bounds to hold still."""
+        """The values, with a number in place of the infinitesimal so small that all bounds hold."""
         small = ONE
         for n, (v, d) in self.value.items():
             gaps = [(self.upper[n][0] - v, d - self.upper[n][1])]

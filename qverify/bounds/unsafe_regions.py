@@ -1,6 +1,7 @@
-"""The regions of a property as arrays, and how they are refuted: by a combination of a region's
-inequalities sum w . v + c >= 0, with weights mu >= 0, whose upper bound is below 0 in exact
-integers.
+"""The regions of a property as arrays, and how they are refuted in exact integers.
+
+A region is refuted by a combination of its inequalities sum w . v + c >= 0, with weights mu >= 0,
+whose upper bound is below 0.
 
 Sound: where all inequalities hold, so does every combination with weights that are not negative; a
 negative upper bound says that it holds nowhere in the box.

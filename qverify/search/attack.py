@@ -1,6 +1,6 @@
-"""The search for counterexamples: sign steps on the integer network, with straight-through
-gradients.
+"""The search for counterexamples: sign steps on the integer network.
 
+The steps follow straight-through gradients (Bengio et al., 2013), as if rounding were the identity.
 Every point tried is evaluated exactly, so whatever is found is real for the integer network;
 finding nothing means nothing.
 """
@@ -18,20 +18,18 @@ from qverify.search.knowledge import Knowledge
 from qverify.search.observer import Observer
 from qverify.search.problem import Candidate, Problem
 
-# cases: of more, the first round takes so many, those that random points bring nearest to being
-# unsafe
-MANY = 64
+MANY = 64  # cases of a round; of more, those are taken that some point came closest to meeting
 Float64Array = npt.NDArray[np.float64]
 
 
 def slack_gradient(known: Knowledge, values: list[Array], row: npt.NDArray[np.intp]) -> Array:
     """d (row value) / d codes at stored network values, for one row per point: float32 [N, codes].
-    Falling along it raises the row's slack. (Each row is scaled by a power of two into float32's
-    range.)"""
+    A step against it raises the row's slack."""
     problem, sought = known.problem, known.sought
     if not len(sought.rows):  # the only case is the empty one: everywhere unsafe
         return problem.kernels.xp.zeros(values[0].shape, dtype=problem.kernels.xp.float32)
     upstream = sought.y_matrix.dense(row) * problem.decoder.steepness
+    # Only signs count: scale each row by a power of two into float32's range.
     _, exponent = np.frexp(np.abs(upstream).max(axis=1, keepdims=True, initial=0.0))
     upstream = np.ldexp(upstream, -exponent)
     return problem.network.gradient(
@@ -48,7 +46,7 @@ class Attack:
     """The attack on the root box, in rounds that the search asks for as it goes on.
 
     The first round follows the centre, a random corner and random points downhill for every case in
-    turn, or for the worst of many. Later rounds take the cases that came nearest to being unsafe,
+    turn, or for the worst of many. Later rounds take the cases that came closest to being unsafe,
     with more random starts and finer steps. Rounds are counted in points against the boxes bounded
     so far, not in seconds, so that a seed fixes the search.
     """
@@ -60,7 +58,7 @@ class Attack:
         self._observer = observer
         self._batch = batch  # about as many points as fit the memory
         self._bounded_before = observer.stats.subproblems  # for earlier queries
-        self._nearest = np.full(len(known.sought.cases), -np.inf)  # [cases]: the best slack seen
+        self._best_slack = np.full(len(known.sought.cases), -np.inf)  # [cases], of all points seen
         self._spent = 0  # points tried
         self._rounds = 0
 
@@ -80,9 +78,9 @@ class Attack:
             return found
         first = self._rounds == 0
         self._rounds += 1
-        if first and len(self._nearest) > MANY and (found := self._look_around()) is not None:
+        if first and len(self._best_slack) > MANY and (found := self._look_around()) is not None:
             return found
-        cases = np.argsort(-self._nearest, kind="stable")[:MANY]
+        cases = np.argsort(-self._best_slack, kind="stable")[:MANY]
         restarts, steps, decay = (4, 16, 0.75) if first else (16, 40, 0.9)
         group = max(1, min(1024, self._batch // restarts)) if first else 4
         for start in range(0, len(cases) if first else min(len(cases), group), group):
@@ -94,8 +92,8 @@ class Attack:
         return None
 
     def _look_around(self) -> Candidate | None:
-        """Evaluate the centre, a corner and random points: an unsafe one, or None. Every case's
-        slack there counts."""
+        """Evaluate the centre, a corner and random points: an unsafe one, or None. The slack of
+        every case is noted."""
         problem = self._problem
         points = problem.kernels.asarray(
             _starts(problem, self._rng, 1, max(4, min(self._batch, MANY)))
@@ -106,7 +104,7 @@ class Attack:
         if found is None:
             x = self._known.input_bounds(points, points)
             slack, _ = self._known.sought.slack(y, None if x is None else x[0])
-            np.maximum(self._nearest, slack.max(axis=0), out=self._nearest)
+            np.maximum(self._best_slack, slack.max(axis=0), out=self._best_slack)
         return found
 
     def _count(self, points: int) -> None:
@@ -118,10 +116,8 @@ class Attack:
     ) -> Candidate | None:
         """Sign steps from `restarts` starts per case; `target` is each point's case."""
         problem, xp = self._problem, self._problem.kernels.xp
-        lower, upper = (
-            problem.kernels.asarray(problem.lower),
-            problem.kernels.asarray(problem.upper),
-        )
+        lower = problem.kernels.asarray(problem.lower)
+        upper = problem.kernels.asarray(problem.upper)
         width = problem.upper - problem.lower
         points: Any = _starts(problem, self._rng, len(target) // restarts, restarts)
         for step in range(steps + 1):
@@ -135,12 +131,10 @@ class Attack:
             x = self._known.input_bounds(values[0], values[0])
             slack, row = self._known.sought.slack(y, None if x is None else x[0])
             at = np.arange(len(y))
-            np.maximum.at(self._nearest, target, slack[at, target])
+            np.maximum.at(self._best_slack, target, slack[at, target])
             grad = slack_gradient(self._known, values, row[at, target])
-            size = problem.kernels.asarray(
-                np.maximum(1, np.rint(width * (0.5 * decay**step))).astype(np.int32)
-            )
-            moved = values[0] - xp.sign(grad).astype(xp.int32) * size
+            size = np.maximum(1, np.rint(width * (0.5 * decay**step))).astype(np.int32)
+            moved = values[0] - xp.sign(grad).astype(xp.int32) * problem.kernels.asarray(size)
             points = xp.minimum(xp.maximum(moved, lower), upper)
         return None
 

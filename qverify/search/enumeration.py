@@ -19,9 +19,9 @@ from qverify.search.knowledge import Knowledge
 from qverify.search.observer import Observer
 from qverify.search.problem import Candidate
 
-MOST = 1 << 22  # points; of more, none is evaluated here
-MOST_CERTIFIED = 1 << 16  # of a box that a certificate parts into points
-TRIAL = 2, 2  # points of the first batches: until the second, faster kernels are made
+MOST = 1 << 22  # points; a box with more is not enumerated
+MOST_CERTIFIED = 1 << 16  # the same where a certificate has to part the box into its points
+TRIAL = 2, 2  # points of the first batches: during them, faster kernels are still being made
 
 
 class Points:
@@ -39,7 +39,7 @@ class Points:
 
     def sweep(self, patience: float) -> Candidate | None:
         """Evaluate points from where the last call stopped: a counterexample, or None. It gives up
-        where the speed so far says that all of them will take more than `patience` seconds."""
+        when the speed so far says that all of them will take more than `patience` seconds."""
         spent = 0.0
         while self.few and self.done < self.count:
             look()
@@ -58,7 +58,7 @@ class Points:
         return None
 
     def _points(self, start: int, stop: int) -> Array:
-        """The points number start to stop - 1: int32 [N, codes]."""
+        """Points `start` to `stop` - 1: int32 [N, codes]."""
         points = np.repeat(self._problem.lower[None], stop - start, axis=0)
         digits = np.unravel_index(np.arange(start, stop), tuple(self._sizes.tolist()))
         points[:, self._varied] += np.stack(digits, axis=1).astype(np.int32)

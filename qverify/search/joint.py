@@ -1,5 +1,4 @@
-"""Conditions that only together leave no input: several inequalities of a case, of which some
-mention inputs.
+"""Conditions that only together leave no input: inequalities of a case, some of them over inputs.
 
 Each alone may hold on a part of the box where all together do not: X_0 - X_1 >= 0.2 and X_0 - X_1
 <= 0.1 overlap every box around the diagonal. So boxes that no single row refutes are put to the
@@ -14,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -24,39 +22,34 @@ from qverify.bounds.unsafe import OPEN, REFUTED, Grid, Unsafe, make_unsafe
 from qverify.property import Box, Query, Row
 
 Float64Array = npt.NDArray[np.float64]
-Ends = tuple[Float64Array, Float64Array]  # least and largest values [N, elements]
+Bounds = tuple[Float64Array, Float64Array]  # least and largest values [N, elements]
 
 MAX_LEARNED = 32  # combinations of each case: the newest
 MAX_POINTS = 8  # inputs to be tried
 MOST_TRIED = 8  # boxes of a batch that are put to the simplex method
-# For all of them together, and for a box that comes alone.
-EFFORT, EFFORT_ALONE = (
-    100_000,
-    10_000_000,
-)
+EFFORT, EFFORT_ALONE = 100_000, 10_000_000  # for all of them together; for a box that comes alone
 
 
 @dataclass(eq=False)
 class System:
-    """The rows of one case that hang together with inputs. X_i is variable i, Y_j is variable
+    """The rows of one case that hang together with inputs. X_i is variable i, and Y_j is variable
     `inputs` + j."""
 
     rows: list[RationalInequality]
-    used: list[int]
+    used: list[int]  # the variables in them
     learned: list[Row] = field(default_factory=list)
-    test: Unsafe | None = None  # of the learned rows, each a case of its own
+    test: Unsafe | None = None  # the learned rows, each as one case
 
 
 @dataclass(eq=False)
 class Joint:
-    """The systems of a query's cases, by case number, and what was learned about them."""
+    """The systems of a query's cases, by case number, and inputs that satisfy one."""
 
     unsafe: Unsafe
     grid: Grid
     inputs: int
     systems: dict[int, System]
-    # Inputs that satisfy a system, to be tried.
-    points: list[dict[int, Fraction]] = field(default_factory=list)
+    points: list[dict[int, Fraction]] = field(default_factory=list)  # inputs to be tried
 
     @staticmethod
     def make(unsafe: Unsafe, grid: Grid, inputs: int) -> Joint:
@@ -65,78 +58,74 @@ class Joint:
         for k, case in enumerate(unsafe.cases if unsafe.mixed else ()):
             rows = _connected([unsafe.rows[r] for r in case])
             if len(rows) > 1:
-                own = [_inequality(row, inputs) for row in rows]
-                systems[k] = System(own, sorted({j for row in own for j in row.terms}))
+                system = [_inequality(row, inputs) for row in rows]
+                systems[k] = System(system, sorted({j for row in system for j in row.terms}))
         return Joint(unsafe, grid, inputs, systems)
 
     def refine(
-        self, status: npt.NDArray[np.int8], y: Ends, x: Ends | None, search: bool = True
+        self, status: npt.NDArray[np.int8], y: Bounds, x: Bounds | None, search: bool = True
     ) -> None:
-        """Refute cases of boxes in `status` [N, cases], given the ends of outputs and inputs; by
-        what is known only, unless `search`."""
+        """Mark in `status` [N, cases] more cases of boxes as refuted, given bounds of outputs and
+        inputs there. Without `search`, only learned rows are used."""
         for k, system in self.systems.items():
             open_ = np.flatnonzero(status[:, k] == OPEN)
             if not len(open_) or x is None:
                 continue
             if system.test is not None:
-                ends = ((low[open_], high[open_]) for low, high in (y, x))
-                refuted = (system.test.status(*ends) == REFUTED).any(axis=1)
+                some_y, some_x = ((lower[open_], upper[open_]) for lower, upper in (y, x))
+                refuted = (system.test.status(some_y, some_x) == REFUTED).any(axis=1)
                 status[open_[refuted], k] = REFUTED
                 open_ = open_[~refuted]
             effort = EFFORT_ALONE if len(status) == 1 else EFFORT // MOST_TRIED
             for i in open_[:MOST_TRIED] if search else ():
-                if self._is_empty(system, (y[0][i], y[1][i], x[0][i], x[1][i]), effort):
+                lower, upper = (np.concatenate([x[end][i], y[end][i]]) for end in (0, 1))
+                if self._is_empty(system, lower, upper, effort):
                     status[i, k] = REFUTED
 
-    def _is_empty(self, system: System, ends: tuple[Float64Array, ...], effort: int) -> bool:
-        """Whether a box has no common point of the rows; if so, that is remembered."""
+    def _is_empty(
+        self, system: System, lower: Float64Array, upper: Float64Array, effort: int
+    ) -> bool:
+        """Whether the rows have no common point in the box of all variables from `lower` to
+        `upper`. A row that refutes it is learned; a common point is to be tried."""
         box = {}
         for j in system.used:
-            low, high = (
-                (end[j - self.inputs] for end in ends[:2])
-                if j >= self.inputs
-                else (e[j] for e in ends[2:])
-            )
-            if low > high:
-                return False  # no box
-            box[j] = Fraction(float(low)), Fraction(float(high))
+            if lower[j] > upper[j]:
+                return False  # there is no box
+            box[j] = Fraction(float(lower[j])), Fraction(float(upper[j]))
         found = common_point(system.rows, box, effort=effort)
         if isinstance(found, RationalInequality):
-            x = tuple(sorted((j, c) for j, c in found.terms.items() if j < self.inputs))
-            y = tuple(
-                sorted((j - self.inputs, c) for j, c in found.terms.items() if j >= self.inputs)
-            )
-            system.learned = [
-                *system.learned[1 - MAX_LEARNED :],
-                Row(x, y, found.rhs, found.strict),
-            ]
-            query = Query(Box((), ()), tuple((row,) for row in system.learned))
-            system.test = make_unsafe(query, self.inputs, self.grid)
+            self._learn(system, found)
             return True
         if found is not None:
-            self.points = [
-                *self.points[1 - MAX_POINTS :],
-                {j: v for j, v in found.items() if j < self.inputs},
-            ]
+            inputs = {j: v for j, v in found.items() if j < self.inputs}
+            self.points = [*self.points[1 - MAX_POINTS :], inputs]
         return False
+
+    def _learn(self, system: System, found: RationalInequality) -> None:
+        """Keep an inequality that follows from a system's rows."""
+        terms = sorted(found.terms.items())
+        x = tuple((j, c) for j, c in terms if j < self.inputs)
+        y = tuple((j - self.inputs, c) for j, c in terms if j >= self.inputs)
+        row = Row(x, y, found.rhs, found.strict)
+        system.learned = [*system.learned[1 - MAX_LEARNED :], row]
+        query = Query(Box((), ()), tuple((learned,) for learned in system.learned))
+        system.test = make_unsafe(query, self.inputs, self.grid)
 
 
 def _connected(rows: Sequence[Row]) -> list[Row]:
-    """The rows that mention inputs, and those that share outputs with them, also by way of
-    others."""
+    """The rows that mention inputs, and those that share outputs with them or with each other."""
     found = [row for row in rows if row.x]
     rest = [row for row in rows if not row.x]
     outputs = {j for row in found for j, _ in row.y}
     while True:
-        near = [any(j in outputs for j, _ in row.y) for row in rest]
-        if not any(near):
+        linked = [row for row in rest if any(j in outputs for j, _ in row.y)]
+        if not linked:
             return found
-        found += compress(rest, near)
-        outputs |= {j for row in compress(rest, near) for j, _ in row.y}
-        rest = [row for row, own in zip(rest, near, strict=True) if not own]
+        found += linked
+        rest = [row for row in rest if not any(j in outputs for j, _ in row.y)]
+        outputs |= {j for row in linked for j, _ in row.y}
 
 
 def _inequality(row: Row, inputs: int) -> RationalInequality:
-    return RationalInequality(
-        {**dict(row.x), **{inputs + j: c for j, c in row.y}}, row.rhs, row.strict
-    )
+    terms = dict(row.x) | {inputs + j: c for j, c in row.y}
+    return RationalInequality(terms, row.rhs, row.strict)

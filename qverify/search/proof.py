@@ -1,7 +1,7 @@
 """What a search leaves behind for a certificate: the tree of cuts, and how every leaf was closed.
 
-The entries and what they mean are those of `specs/certificate.md`; numbers are given out as the
-search goes on.
+`specs/certificate.md` says what entries mean. They are numbered in the order in which the search
+makes them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(eq=False)
 class Proof:
-    """The tree of one query; entry 0 is the root box. An entry is open (-1) until it is said what
-    closed it."""
+    """The tree of one query; entry 0 is the root box. The kind of an open entry is -1."""
 
     kind: array[int] = field(default_factory=lambda: array("b", [-1]))
     first: array[int] = field(default_factory=lambda: array("q", [0]))
@@ -47,8 +46,8 @@ class Proof:
         return start
 
     def cut(self, entries: Any, value: int, elements: Any, thresholds: Any) -> IntArray:
-        """Cut entries [N], each at its own element of `value`; their children, first all lower,
-        then all upper: [2 N]."""
+        """Cut entries [N], each at one element of `value` [N]. Returns their children [2 N]: first
+        all lower ones, then all upper ones."""
         start = self._grow(2 * len(entries))
         for i, (entry, element, threshold) in enumerate(
             zip(entries, elements, thresholds, strict=True)
@@ -59,7 +58,7 @@ class Proof:
         return np.concatenate([lower, lower + 1])
 
     def close(self, entries: Any) -> None:
-        """Entries that bounds refute which a checker can repeat, or that hold no point."""
+        """Close entries that hold no point, or are refuted by bounds that a checker can repeat."""
         for entry in entries:
             self.kind[entry] = CLOSED
 
@@ -71,14 +70,14 @@ class Proof:
         return np.arange(start, start + len(regions), dtype=np.int64)
 
     def refute(self, entry: int, mu: IntArray, multipliers: IntArray) -> None:
-        """A region's entry, refuted by this combination with these multipliers."""
+        """Close a region's entry: this combination, with these multipliers, refutes it."""
         self.kind[entry], self.data[entry] = DUAL, len(self.mu)
         self.mu.append(mu)
         self.multipliers.append(multipliers)
 
     def walked(self) -> list[int]:
-        """The entries that multipliers close, as a depth-first walk meets them, the first child
-        first."""
+        """The entries that multipliers close, in the order of a depth-first walk that takes the
+        first child first."""
         found: list[int] = []
         stack = [0]
         while stack:

@@ -1,11 +1,10 @@
-"""A watched point: an input that nothing may lose. A debugging aid, off by default; no proof rests
-on this file.
+"""A watched point: an input that nothing may lose. A debugging aid; no proof rests on this file.
 
-With `Options.watch` one input goes along with the search, as its codes and as every network value
-they give. Whatever is pruned (boxes, cases, regions, values outside bounds) is held against it: a
-pruning that is sound never takes away the point itself, and refutes neither a case nor a region
-that holds there. Otherwise SoundnessError says which one did. The point need not be unsafe: bounds
-and regions are tested with any input; one outside a query's box never triggers.
+It is off by default. With `Options.watch` one input goes along with the search, as its codes and as
+every network value they give. Whatever is pruned (boxes, cases, regions, values outside bounds) is
+compared with it: sound pruning never takes away the point itself, and refutes neither a case nor a
+region that holds there. If some does, SoundnessError says which. The point need not be unsafe:
+bounds and regions are tested with any input. An input outside a query's box tests nothing.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ class Watch:
     """One input of a query's box."""
 
     kernels: Kernels
-    # Of the network there [*shape], the codes first; on the host. (Nominal ones, if an op has a
-    # band: intervals hold them, too.)
+    # The network's values there [*shape], the codes first; on the host. If an op has a band, they
+    # are nominal ones, which intervals hold, too.
     values: tuple[npt.NDArray[np.int64], ...]
     holds: BoolArray  # [cases]: which of them call the input unsafe
     nominal: BoolArray  # [cases]: which of them do so at these values; the same if all are exact
@@ -52,8 +51,7 @@ class Watch:
         runtime: Callable[[Float64Array], Float64Array] | None,
         inputs: Float64Array,
     ) -> Watch | None:
-        """Watch `inputs` [inputs] (exact float32 or integers) in a query; None where its box does
-        not hold them."""
+        """Watch `inputs` (exact float32 or integers) in a query; None if outside its box."""
         if not ((domain.lower <= inputs) & (inputs <= domain.upper)).all():
             return None
         codes = domain.encoder.encode(inputs[None])
@@ -74,14 +72,13 @@ class Watch:
         host = tuple(kernels.to_host(value)[0].astype(np.int64) for value in values)
         return Watch(kernels, host, holds, nominal)
 
-    def within(self, ends: Mapping[int, Interval]) -> BoolArray:
-        """Which of N subproblems hold the point: the ends [N, *shape] of each value given lie
-        around its own. [N]"""
+    def within(self, intervals: Mapping[int, Interval]) -> BoolArray:
+        """Which subproblems, given by intervals [N, *shape] of some values, hold the point: [N]."""
         inside: Any = True
-        for value, (lower, upper) in ends.items():
+        for value, (lower, upper) in intervals.items():
             low, high = self.kernels.to_host(lower), self.kernels.to_host(upper)
-            own = (low <= self.values[value]) & (self.values[value] <= high)
-            inside = inside & own.all(axis=tuple(range(1, own.ndim)))
+            between = (low <= self.values[value]) & (self.values[value] <= high)
+            inside = inside & between.all(axis=tuple(range(1, between.ndim)))
         return np.asarray(inside)
 
     def boxes(self, lower: Array, upper: Array, refuted: BoolArray, by: str) -> None:
@@ -92,18 +89,18 @@ class Watch:
             case = int(np.flatnonzero(wrong.any(axis=0))[0])
             _lost(f"{by} refute case {case}, which holds there")
 
-    def bounds(self, ends: Mapping[int, Interval], by: str) -> None:
+    def bounds(self, intervals: Mapping[int, Interval], by: str) -> None:
         """Bounds of values that should hold in the whole root box hold at the point."""
-        for value, own in ends.items():
-            if not self.within({value: own}).all():
+        for value, interval in intervals.items():
+            if not self.within({value: interval}).all():
                 _lost(f"{by} of value {value} do not hold there")
 
     def parts(
-        self, ends: Mapping[int, Interval], boxes: Sequence[Interval], possible: Array
+        self, given: Mapping[int, Interval], boxes: Sequence[Interval], possible: Array
     ) -> None:
-        """The intervals of subproblems given by `ends` hold the point where these do, and are not
-        called impossible."""
-        at = np.flatnonzero(self.within(ends))
+        """Where a subproblem holds the point by the intervals `given`, so do the intervals `boxes`
+        of all its values, and it is not called impossible."""
+        at = np.flatnonzero(self.within(given))
         if not self.kernels.to_host(possible)[at].all():
             _lost("its subproblem is called impossible")
         rows = self.kernels.asarray(at)
@@ -113,26 +110,28 @@ class Watch:
                 "intervals",
             )
 
-    def regions(self, cover: UnsafeRegions) -> None:
-        """Every case that holds at the point and is expressed by regions has a region that holds
-        there."""
+    def regions(self, unsafe_regions: UnsafeRegions) -> None:
+        """Every case that holds at the point, if it is expressed by regions, has one that holds."""
         for k in np.flatnonzero(self.nominal):
-            regions = cover.cases[k]
-            if regions is not None and not any(self._meets(cover, r) for r in regions):
+            regions = unsafe_regions.cases[k]
+            if regions is not None and not any(self._meets(unsafe_regions, r) for r in regions):
                 _lost(f"case {int(k)} holds there, but none of its {len(regions)} regions does")
 
     def refuted(
-        self, cover: UnsafeRegions, regions: npt.NDArray[np.int64], ends: Mapping[int, Interval]
+        self,
+        unsafe_regions: UnsafeRegions,
+        regions: npt.NDArray[np.int64],
+        intervals: Mapping[int, Interval],
     ) -> None:
-        """No region that holds at the point was refuted, in subproblems given by `ends`."""
-        for region in sorted(set(regions[self.within(ends)].tolist())):
-            if self._meets(cover, region):
+        """No region that holds at the point was refuted, in subproblems given by `intervals`."""
+        for region in sorted(set(regions[self.within(intervals)].tolist())):
+            if self._meets(unsafe_regions, region):
                 _lost(f"multipliers refute region {region}, which holds there")
 
-    def safe(self, ends: Mapping[int, Interval]) -> None:
-        """Subproblems given by `ends`, single code vectors that were evaluated and found safe, are
-        not an unsafe one's."""
-        if self.holds.any() and self.within(ends).any():
+    def safe(self, intervals: Mapping[int, Interval]) -> None:
+        """Of the single code vectors given by `intervals`, which were evaluated and found safe,
+        none is the point's if that is unsafe."""
+        if self.holds.any() and self.within(intervals).any():
             _lost("its codes are called safe")
 
     def unsat(self) -> None:
@@ -140,14 +139,13 @@ class Watch:
         if self.holds.any():
             _lost("the verdict is unsat, and it is a counterexample")
 
-    def _meets(self, cover: UnsafeRegions, region: int) -> bool:
+    def _meets(self, unsafe_regions: UnsafeRegions, region: int) -> bool:
         """Whether all inequalities of a region hold at the point."""
-        for inequality in (cover.inequalities[i] for i in cover.regions[region]):
-            terms = (
-                c * int(self.values[value].reshape(-1)[index])
-                for value, index, c in inequality.terms
-            )
-            if sum(terms) + inequality.constant < 0:
+        for inequality in (unsafe_regions.inequalities[i] for i in unsafe_regions.regions[region]):
+            total = inequality.constant
+            for value, index, c in inequality.terms:
+                total += c * int(self.values[value].reshape(-1)[index])
+            if total < 0:
                 return False
         return True
 
@@ -155,8 +153,8 @@ class Watch:
 def _certain(
     unsafe: Unsafe, lower: Float64Array, upper: Float64Array, x: tuple[Any, Any] | None
 ) -> BoolArray:
-    """Which cases hold for all outputs in [lower, upper] (both [1, outputs]): [cases]. None where
-    an output may be infinite: the rows say nothing about infinities."""
+    """Which cases hold for all outputs in [lower, upper] (both [1, outputs]): [cases]. None of them
+    where an output may be infinite: the rows say nothing about infinities."""
     if not (np.isfinite(lower).all() and np.isfinite(upper).all()):
         return np.zeros(len(unsafe.cases), np.bool_)
     return np.asarray(unsafe.status((lower, upper), x)[0] == CERTAIN)

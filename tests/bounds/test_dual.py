@@ -27,12 +27,12 @@ EXAMPLES = Path(__file__).parents[2] / "specs" / "examples"
 MODELS = sorted((EXAMPLES / "onnx").glob("*.onnx"))
 
 
-def refuted_cases(cover: UnsafeRegions, dual: Dual, values: Any) -> Any:
+def refuted_cases(regions: UnsafeRegions, dual: Dual, values: Any) -> Any:
     """The cases that last-layer intervals and CROWN slopes refute on one box, [cases]."""
-    every, empty = np.ones(len(cover.cases), np.bool_), np.zeros(len(cover.regions), np.bool_)
-    for shift, bound in ((0, dual.last_layer), (cover.precision(), dual.upper)):
-        empty |= cover.refuted(dual, bound, shift, values, every)[0]
-    return cover.refuted_cases(empty[None])[0]
+    every, empty = np.ones(len(regions.cases), np.bool_), np.zeros(len(regions.regions), np.bool_)
+    for shift, bound in ((0, dual.last_layer), (regions.precision(), dual.upper)):
+        empty |= regions.refuted(dual, bound, shift, values, every)[0]
+    return regions.refuted_cases(empty[None])[0]
 
 
 @pytest.fixture(params=MODELS, ids=lambda p: p.stem)
@@ -110,13 +110,13 @@ def test_a_refuted_row_never_holds(lowered) -> None:
             shift = Fraction(int(rng.integers(-3, 2)), int(rng.integers(1, 5)))
             rows.append(Row((), terms, least + shift, bool(rng.integers(2))))
     boxes, _ = network.boxes(CPU, lower, upper)
-    cover = make_unsafe_regions(
+    regions = make_unsafe_regions(
         network, dual, described_outputs(lowered), [(row,) for row in rows], boxes
     )
-    assert all(own is not None for own in cover.cases)
-    clamps = crown_bounds(dual, lower, upper, cover.last, Deadline.after(None)).clamps
+    assert all(case is not None for case in regions.cases)
+    clamps = crown_bounds(dual, lower, upper, regions.last, Deadline.after(None)).clamps
     values = network.boxes(CPU, lower, upper, clamps)[0]
-    refuted = refuted_cases(cover, dual, values)
+    refuted = refuted_cases(regions, dual, values)
     twice = make_unsafe_regions(
         network, dual, described_outputs(lowered), [(row, row) for row in rows], boxes
     )

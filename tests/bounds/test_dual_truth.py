@@ -35,11 +35,11 @@ class Part:
     def best(self, weights: dict[int, Any]) -> Any:
         """The largest of sum weights[v] [1, R, *shape] . value v over all points: [R]."""
         total: Any = 0
-        for value, own in weights.items():
+        for value, w in weights.items():
             total = (
                 total
                 + self.values[value].reshape(len(self.values[0]), -1).astype(np.int64)
-                @ flat(own)[0].T
+                @ flat(w)[0].T
             )
         return total.max(axis=0)
 
@@ -65,10 +65,10 @@ def parts(seed: int, cuts: bool = True) -> Iterator[tuple[Rng, Part]]:
             for k in rng.permutation(len(network.nodes))[: rng.integers(1, 4)] + 1:
                 low, high = plain[k]
                 share = rng.random(low.shape) < 0.5
-                own = values[k][kept][None]
-                low = np.where(share, rng.integers(low, own + 1), low).astype(np.int32)
+                point = values[k][kept][None]
+                low = np.where(share, rng.integers(low, point + 1), low).astype(np.int32)
                 high = np.where(
-                    rng.random(low.shape) < 0.5, rng.integers(own, high + 1), high
+                    rng.random(low.shape) < 0.5, rng.integers(point, high + 1), high
                 ).astype(np.int32)
                 clamps[int(k)] = (low, high)
         boxes, possible = network.boxes(CPU, lower[None], upper[None], clamps)
@@ -109,8 +109,8 @@ def test_an_exact_bound_is_never_below_the_truth() -> None:
         for rng, part in parts(seed):
             weights = functions(rng, part, 5, int(rng.choice([1, 30, 2**18])))
             true = part.best(weights)
-            edges = part.dual.upper(Relaxations(part.boxes, {}), weights)[0]
-            assert (edges >= true).all()
+            crown = part.dual.upper(Relaxations(part.boxes, {}), weights)[0]
+            assert (crown >= true).all()
             assert (part.dual.last_layer(Relaxations(part.boxes, {}), weights)[0] >= true).all()
             relaxations = part.dual.relaxations(part.boxes, len(part.dual.network.nodes))
             for m in disturbed(rng, part.dual.crown_multipliers(part.boxes, weights)):
@@ -155,9 +155,7 @@ def regions(rng: Rng, part: Part, count: int) -> Objective:
         )
         for v in values
     }
-    best = np.stack(
-        [part.best({v: own[n : n + 1] for v, own in terms.items()}) for n in range(count)]
-    )
+    best = np.stack([part.best({v: w[n : n + 1] for v, w in terms.items()}) for n in range(count)])
     return Objective(terms, -best + rng.choice([-2, -1, 0, 1, 5], best.shape))
 
 
@@ -187,8 +185,8 @@ def test_no_improved_point_is_below_the_truth_and_no_region_with_a_point_is_refu
                 [
                     sum(
                         part.values[v].reshape(len(part.values[0]), -1).astype(np.int64)
-                        @ flat(own)[n].T
-                        for v, own in objective.terms.items()
+                        @ flat(w)[n].T
+                        for v, w in objective.terms.items()
                     )
                     + objective.constants[n]
                     for n in range(count)
@@ -196,11 +194,13 @@ def test_no_improved_point_is_below_the_truth_and_no_region_with_a_point_is_refu
             )
             for tried in (start, point):
                 for precision in (18, 6):
-                    own, multipliers = rounded(part.dual, tried, precision)
-                    assert (own >= 0).all()
-                    bound = part.dual.upper(relaxations, objective.weights(own), multipliers)[:, 0]
-                    bound = bound + (own * objective.constants).sum(axis=1)
-                    assert (bound >= (values * own[:, None]).sum(axis=2).max(axis=1)).all()
+                    whole, multipliers = rounded(part.dual, tried, precision)
+                    assert (whole >= 0).all()
+                    bound = part.dual.upper(relaxations, objective.weights(whole), multipliers)[
+                        :, 0
+                    ]
+                    bound = bound + (whole * objective.constants).sum(axis=1)
+                    assert (bound >= (values * whole[:, None]).sum(axis=2).max(axis=1)).all()
                 done, _ = proved(part.dual, relaxations, objective, tried, 18)
                 holds = (values >= 0).all(axis=2).any(axis=1)
                 assert not (done & holds).any()

@@ -31,7 +31,7 @@ def test_a_staircase_knows_its_codes_per_unit(width: int) -> None:
 
 def layers(seed: int) -> tuple[Dual, list[Any], Objective, Point]:
     """Two layers and a function of the last one, over a box that fixes some neurons at a clip, with
-    edges to start from."""
+    CROWN's slopes to start from."""
     rng = np.random.default_rng(seed)
     maker = Maker(rng, 12, 15)
     value = 0
@@ -85,9 +85,9 @@ def test_multipliers_of_fixed_results_stay_and_the_others_move() -> None:
 def test_steps_pay_sooner_than_steps_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over some networks: the sum of the bounds after few steps."""
     totals = {True: 0.0, False: 0.0}
-    for own in totals:
+    for paced in totals:
         with monkeypatch.context() as patch:
-            if not own:
+            if not paced:
                 patch.setattr(Dual, "paces", {})
             for seed in range(8):
                 dual, boxes, objective, start = layers(seed)
@@ -96,5 +96,5 @@ def test_steps_pay_sooner_than_steps_of_one_size(monkeypatch: pytest.MonkeyPatch
                 point = improve(
                     dual, relaxations, objective.as_guide(), start, 40, 0.2, FOREVER, -np.inf, fixed
                 )
-                totals[own] += float(point.bound.sum())
+                totals[paced] += float(point.bound.sum())
     assert totals[True] < totals[False]

@@ -30,14 +30,13 @@ NOTHING = np.zeros(0, np.int64)
 
 @dataclass
 class World:
-    """Output elements, each a monotone function of the code of an accumulator of its own; root
-    bounds of the codes."""
+    """Output elements, each a monotone function of the code of its accumulator."""
 
     rules: list[StaircaseRelaxation]
     codes: list[Any]  # per element: the code for each accumulator in SPAN
     levels: Any  # of all codes: the output value, monotone
     low: int  # the least code
-    ends: tuple[Any, Any]  # root bounds of the codes
+    root_bounds: tuple[Any, Any]  # of the codes
 
     def y(self, element: int) -> list[Fraction]:
         """The output for each accumulator."""
@@ -45,8 +44,8 @@ class World:
 
     def allowed(self, element: int) -> Any:
         """Which accumulators the root box leaves."""
-        return (self.ends[0][element] <= self.codes[element]) & (
-            self.codes[element] <= self.ends[1][element]
+        return (self.root_bounds[0][element] <= self.codes[element]) & (
+            self.codes[element] <= self.root_bounds[1][element]
         )
 
     def compiler(self) -> Compiler:
@@ -63,7 +62,7 @@ class World:
         return Compiler(
             [output],
             lambda value: (joint, ACCUMULATORS) if value == CODES else None,
-            lambda value: self.ends,
+            lambda value: self.root_bounds,
             lambda value: 1 << 8,
         )
 
@@ -120,7 +119,7 @@ def world(rng: Rng, count: int, even: bool = False) -> World:
     return World(rules, codes, levels.copy(), low, (first, last))
 
 
-def row(rng: Rng, own: World, elements: Sequence[int], plain: bool = False) -> Row:
+def row(rng: Rng, example: World, elements: Sequence[int], plain: bool = False) -> Row:
     """A row about some outputs; its right-hand side is often a value that it takes: a tie."""
     choice = (
         [Fraction(1), Fraction(-1)]
@@ -131,17 +130,17 @@ def row(rng: Rng, own: World, elements: Sequence[int], plain: bool = False) -> R
     if plain and len(elements) == 2:
         terms = ((elements[0], terms[0][1]), (elements[1], -terms[0][1]))
     at = [int(rng.integers(X.count)) for _ in elements]
-    rhs = sum((c * own.y(e)[i] for (e, c), i in zip(terms, at, strict=True)), Fraction(0))
+    rhs = sum((c * example.y(e)[i] for (e, c), i in zip(terms, at, strict=True)), Fraction(0))
     if rng.random() < 0.3:
         rhs += Fraction(int(rng.integers(-5, 6)), 4)
     return Row((), terms, rhs, bool(rng.random() < 0.5))
 
 
-def holds(own: World, rows: Sequence[Row], elements: int) -> Any:
+def holds(example: World, rows: Sequence[Row], elements: int) -> Any:
     """Whether all rows hold at each tuple of accumulators: bool [X.count] * elements. In integers:
     everything times 12."""
     result = np.ones((X.count,) * elements, np.bool_)
-    values = [np.array([int(4 * v) for v in own.y(e)], np.int64) for e in range(elements)]
+    values = [np.array([int(4 * v) for v in example.y(e)], np.int64) for e in range(elements)]
     grids = np.meshgrid(*values, indexing="ij")
     for r in rows:
         total = sum((int(3 * c) * grids[e] for e, c in r.y), np.zeros(result.shape, np.int64))
@@ -149,11 +148,11 @@ def holds(own: World, rows: Sequence[Row], elements: int) -> Any:
     return result
 
 
-def covered(own: World, found: list[Region], elements: int) -> Any:
+def covered(example: World, found: list[Region], elements: int) -> Any:
     """Whether some region holds at each tuple of accumulators."""
     shape = (X.count,) * elements
     grids = np.meshgrid(*[SPAN] * elements, indexing="ij") if elements else []
-    codes = np.meshgrid(*own.codes[:elements], indexing="ij") if elements else []
+    codes = np.meshgrid(*example.codes[:elements], indexing="ij") if elements else []
     result = np.zeros(shape, np.bool_)
     for region in found:
         met = np.ones(shape, np.bool_)
@@ -166,20 +165,20 @@ def covered(own: World, found: list[Region], elements: int) -> Any:
     return result
 
 
-def inside(own: World, elements: int) -> Any:
+def inside(example: World, elements: int) -> Any:
     return np.logical_and.reduce(
-        np.meshgrid(*(own.allowed(e) for e in range(elements)), indexing="ij")
+        np.meshgrid(*(example.allowed(e) for e in range(elements)), indexing="ij")
     )
 
 
 def test_one_output_is_exact() -> None:
     for seed in range(400 * ROUNDS):
         rng = np.random.default_rng([1, seed])
-        own = world(rng, 1)
-        r = row(rng, own, [0])
-        found = own.compiler().regions((r,))
+        example = world(rng, 1)
+        r = row(rng, example, [0])
+        found = example.compiler().regions((r,))
         assert found is not None and len(found) <= 1
-        true, got, box = holds(own, [r], 1), covered(own, found, 1), inside(own, 1)
+        true, got, box = holds(example, [r], 1), covered(example, found, 1), inside(example, 1)
         assert (true == got)[box].all()
 
 
@@ -187,11 +186,11 @@ def test_two_outputs_are_covered() -> None:
     slopes, ties = 0, 0
     for seed in range(600 * ROUNDS):
         rng = np.random.default_rng([2, seed])
-        own = world(rng, 2)
-        r = row(rng, own, rng.permutation(2).tolist())
-        found = own.compiler().regions((r,))
+        example = world(rng, 2)
+        r = row(rng, example, rng.permutation(2).tolist())
+        found = example.compiler().regions((r,))
         assert found is not None
-        true, got, box = holds(own, [r], 2), covered(own, found, 2), inside(own, 2)
+        true, got, box = holds(example, [r], 2), covered(example, found, 2), inside(example, 2)
         assert (got | ~true)[box].all()
         slope = any(len(region) == 3 for region in found)
         if not slope:
@@ -199,9 +198,9 @@ def test_two_outputs_are_covered() -> None:
         else:  # a pair too many only lies beyond both ends of the slope
             extra = got & ~true & box
             (last,) = (region for region in found if len(region) == 3)
-            assert (covered(own, [last], 2) | ~extra).all()
+            assert (covered(example, [last], 2) | ~extra).all()
         slopes += slope
-        ties += bool((holds(own, [Row((), r.y, r.rhs, not r.strict)], 2) != true).any())
+        ties += bool((holds(example, [Row((), r.y, r.rhs, not r.strict)], 2) != true).any())
         assert len(found) <= 3
     assert slopes > 50 * ROUNDS and ties > 200 * ROUNDS
 
@@ -222,7 +221,7 @@ def test_needs_are_the_same_in_integers_and_in_fractions(power: int) -> None:
             )
         )
         c1, c2 = (factors[rng.integers(len(factors))] for _ in "ab")
-        ends = [
+        falling = [
             replace(s, values=s.values[:: -1 if c > 0 else 1])
             for s, c in ((first, c1), (second, c2))
         ]
@@ -230,22 +229,23 @@ def test_needs_are_the_same_in_integers_and_in_fractions(power: int) -> None:
             float(rng.choice(second.values))
         )
         rhs = rhs * Fraction(2) ** power + Fraction(int(rng.integers(-2, 3)), 6)
-        own = Row((), ((0, c1), (1, c2)), rhs, bool(rng.random() < 0.5))
+        bound_row = Row((), ((0, c1), (1, c2)), rhs, bool(rng.random() < 0.5))
         expected = [
-            regions_module._least(own, c1, ends[0], c2 * Fraction(float(y))) for y in ends[1].values
+            regions_module._least(bound_row, c1, falling[0], c2 * Fraction(float(y)))
+            for y in falling[1].values
         ]
-        assert regions_module._needs(own, *ends).tolist() == expected
+        assert regions_module._needs(bound_row, *falling).tolist() == expected
 
 
 def test_two_outputs_of_equal_scales_and_single_steps_are_exact() -> None:
     slopes = 0
     for seed in range(300 * ROUNDS):
         rng = np.random.default_rng([3, seed])
-        own = world(rng, 2, even=True)
-        r = row(rng, own, rng.permutation(2).tolist(), plain=True)
-        found = own.compiler().regions((r,))
+        example = world(rng, 2, even=True)
+        r = row(rng, example, rng.permutation(2).tolist(), plain=True)
+        found = example.compiler().regions((r,))
         assert found is not None
-        assert (holds(own, [r], 2) == covered(own, found, 2))[inside(own, 2)].all()
+        assert (holds(example, [r], 2) == covered(example, found, 2))[inside(example, 2)].all()
         slopes += any(len(region) == 3 for region in found)
     assert slopes > 70 * ROUNDS
 
@@ -254,20 +254,20 @@ def test_a_case_of_several_rows_is_covered() -> None:
     seen = 0
     for seed in range(300 * ROUNDS):
         rng = np.random.default_rng([4, seed])
-        own = world(rng, 2)
+        example = world(rng, 2)
         rows = tuple(
             row(
                 rng,
-                own,
+                example,
                 rng.permutation(2)[: rng.integers(1, 3)].tolist(),
                 plain=bool(rng.random() < 0.5),
             )
             for _ in range(int(rng.integers(2, 4)))
         )
-        found = own.compiler().regions(rows)
+        found = example.compiler().regions(rows)
         assert found is not None
-        true, box = holds(own, rows, 2), inside(own, 2)
-        assert (covered(own, found, 2) | ~true)[box].all()
+        true, box = holds(example, rows, 2), inside(example, 2)
+        assert (covered(example, found, 2) | ~true)[box].all()
         seen += bool((true & box).any())
     assert seen > 30 * ROUNDS
 
@@ -277,12 +277,12 @@ def test_many_regions_become_lines_and_still_cover(monkeypatch: pytest.MonkeyPat
     lines = 0
     for seed in range(300 * ROUNDS):
         rng = np.random.default_rng([5, seed])
-        own = world(rng, 2)
-        rows = tuple(row(rng, own, rng.permutation(2).tolist()) for _ in range(2))
-        found = own.compiler().regions(rows)
+        example = world(rng, 2)
+        rows = tuple(row(rng, example, rng.permutation(2).tolist()) for _ in range(2))
+        found = example.compiler().regions(rows)
         assert found is not None
-        true, box = holds(own, rows, 2), inside(own, 2)
-        assert (covered(own, found, 2) | ~true)[box].all()
+        true, box = holds(example, rows, 2), inside(example, 2)
+        assert (covered(example, found, 2) | ~true)[box].all()
         lines += any(v == CODES for region in found for i in region for v, _, _ in i.terms)
     assert lines > 30 * ROUNDS
 
@@ -291,12 +291,12 @@ def test_three_outputs_are_a_line() -> None:
     seen = 0
     for seed in range(12 * ROUNDS):
         rng = np.random.default_rng([6, seed])
-        own = world(rng, 3)
-        r = row(rng, own, rng.permutation(3).tolist())
-        found = own.compiler().regions((r,))
+        example = world(rng, 3)
+        r = row(rng, example, rng.permutation(3).tolist())
+        found = example.compiler().regions((r,))
         assert found is not None and len(found) == 1 and len(found[0]) == 1
-        true, box = holds(own, [r], 3), inside(own, 3)
-        got = covered(own, found, 3)
+        true, box = holds(example, [r], 3), inside(example, 3)
+        got = covered(example, found, 3)
         assert (got | ~true)[box].all()
         seen += bool((true & box).any() and (~got & box).any())
     assert seen > 2 * ROUNDS
@@ -304,7 +304,7 @@ def test_three_outputs_are_a_line() -> None:
 
 @pytest.mark.parametrize("unit", [0, -20, 5])
 def test_lines_with_remainders_cover(unit: int) -> None:
-    """Y = (slope v + e) 2^unit with any e within its ends, over one to three elements and every v
+    """Y = (slope v + e) 2^unit with any e within its bounds, over one to three elements and every v
     in a range. A row that holds everywhere has one region without inequalities, one that holds
     nowhere has none."""
     kinds = set()
@@ -319,8 +319,10 @@ def test_lines_with_remainders_cover(unit: int) -> None:
         compiler = Compiler([output], lambda v: None, lambda v: (NOTHING, NOTHING), lambda v: 6)
         v = np.array(list(product(range(-6, 7, 2 if count > 2 else 1), repeat=count)), object)
         e = np.array(rng.integers(lower, upper + 1, v.shape), object)
-        ends = rng.integers(0, 3, v.shape)
-        e = np.where(ends == 0, lower.astype(object), np.where(ends == 1, upper.astype(object), e))
+        extreme = rng.integers(0, 3, v.shape)
+        e = np.where(
+            extreme == 0, lower.astype(object), np.where(extreme == 1, upper.astype(object), e)
+        )
         y = (slope.astype(object) * v + e) * (Fraction(2) ** unit)
         terms = tuple(
             (i, Fraction(int(rng.choice([-5, -1, 1, 3])), int(rng.choice([1, 2, 7]))))
@@ -374,9 +376,9 @@ def test_lines_beyond_all_types_are_not_taken() -> None:
 
 
 def test_rows_without_outputs() -> None:
-    own = world(np.random.default_rng(0), 2)
+    example = world(np.random.default_rng(0), 2)
     for rhs, strict, number in ((1, False, 1), (0, False, 1), (0, True, 0), (-1, False, 0)):
-        found = own.compiler().regions((Row((), (), Fraction(rhs), strict),))
+        found = example.compiler().regions((Row((), (), Fraction(rhs), strict),))
         assert found is not None and len(found) == number and not any(found)
 
 

@@ -73,10 +73,10 @@ class Scenario:
 def extreme(row: Row, y: Pair, x: Pair | None, i: int, least: bool) -> Fraction:
     """The least (or largest) value of a row over box i."""
     total = F(0)
-    for terms, ends in ((row.y, y), (row.x, x)):
+    for terms, bounds in ((row.y, y), (row.x, x)):
         for index, c in terms:
-            assert ends is not None
-            total += c * F(float(ends[0 if (c > 0) == least else 1][i, index]))
+            assert bounds is not None
+            total += c * F(float(bounds[0 if (c > 0) == least else 1][i, index]))
     return total
 
 
@@ -221,13 +221,13 @@ def test_a_status_holds_for_every_point_of_its_box(scenario: Scenario, data: st.
 # -- chosen scenarios ------------------------------------------------------------------------------
 
 
-def ends(*pairs: tuple[float, float]) -> Pair:
+def between(*pairs: tuple[float, float]) -> Pair:
     """One box."""
     return np.array([[a for a, _ in pairs]]), np.array([[b for _, b in pairs]])
 
 
 def at(*values: float) -> Pair:
-    return ends(*((v, v) for v in values))
+    return between(*((v, v) for v in values))
 
 
 def row(
@@ -264,7 +264,7 @@ def test_a_threshold_just_off_a_value(step: Fraction, unit: int | None, largest:
         above = unsafe_of((row(5 + step, 1, strict=strict),), unit=unit, largest=largest)
         below = unsafe_of((row(5 - step, 1, strict=strict),), unit=unit, largest=largest)
         assert (one(above, at(5.0, 0.0)), one(below, at(5.0, 0.0))) == (CERTAIN, REFUTED)
-        assert one(below, ends((4.0, 5.0), (0.0, 0.0))) == OPEN
+        assert one(below, between((4.0, 5.0), (0.0, 0.0))) == OPEN
 
 
 def test_a_decimal_coefficient_is_not_its_double() -> None:
@@ -306,7 +306,7 @@ def test_coefficients_beyond_float64(
         (row(0, coefficient, -coefficient, strict=True),), unit=unit, largest=largest
     )
     assert [one(unsafe, at(3.0, v)) for v in (2.0, 3.0, 4.0)] == [REFUTED, REFUTED, CERTAIN]
-    assert one(unsafe, ends((3.0, 3.0), (3.0, 4.0))) == OPEN
+    assert one(unsafe, between((3.0, 3.0), (3.0, 4.0))) == OPEN
 
 
 def test_many_tiny_terms_are_not_lost_to_underflow() -> None:
@@ -348,7 +348,7 @@ def test_the_largest_floats_do_not_overflow() -> None:
     unsafe = unsafe_of((row(0, "1e1000", "1e1000", strict=True),))
     assert one(unsafe, at(most, -most)) == REFUTED
     assert one(unsafe, at(-most, float(np.nextafter(np.float32(most), np.float32(0))))) == CERTAIN
-    assert one(unsafe, ends((-most, most), (-most, most))) == OPEN
+    assert one(unsafe, between((-most, most), (-most, most))) == OPEN
 
 
 def test_an_unbounded_output_is_not_called_exact() -> None:
@@ -382,7 +382,7 @@ def test_inputs_and_outputs_in_one_row() -> None:
     unsafe = unsafe_of(case, unit=0, largest=255.0, inputs=2)
     assert unsafe.mixed and not unsafe.exact.any()
     for x, status in (((2.0, 3.0), REFUTED), ((2.0, 4.0), OPEN), ((3.5, 4.0), CERTAIN)):
-        assert one(unsafe, at(3.0, 0.0), ends((0.0, 9.0), x)) == status
+        assert one(unsafe, at(3.0, 0.0), between((0.0, 9.0), x)) == status
 
 
 def test_slack_names_the_worst_row() -> None:

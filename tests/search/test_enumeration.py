@@ -37,36 +37,36 @@ def swept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enumeration, "MOST_CERTIFIED", 1 << 16)
 
 
-@pytest.mark.parametrize("kernels", [CPU, open_strict()], ids=lambda own: own.name)
+@pytest.mark.parametrize("kernels", [CPU, open_strict()], ids=lambda kernels: kernels.name)
 @pytest.mark.parametrize("seed", range(20 * ROUNDS))
 def test_the_verdict_is_brute_force_s(
     seed: int, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And no box is split, nor a neuron cut. In batches of three, so that digits carry over."""
     rng = np.random.default_rng([seed, 5])
-    own = asked(rng)
-    problem, stats = own.problem(kernels), Stats()
-    watch = own.watch(problem, own.watched(rng))
+    query = asked(rng)
+    problem, stats = query.problem(kernels), Stats()
+    watch = query.watch(problem, query.watched(rng))
     monkeypatch.setattr(bab, "SWEPT", 10**6)
     monkeypatch.delattr(bab, "cut_neurons")
     options = Options(attack=False, batch=3)
     outcome = search(problem, options, FOREVER, np.random.default_rng(0), stats, watch=watch)
-    assert outcome.verdict is own.expected
+    assert outcome.verdict is query.expected
     if outcome.candidate is None:
         # Unless intervals refute the whole box.
-        assert stats.leaves == (0 if stats.subproblems else len(own.points))
+        assert stats.leaves == (0 if stats.subproblems else len(query.points))
 
 
 def test_every_point_comes_once() -> None:
     lower, upper = np.array([3, 7, -2, 0], np.int32), np.array([5, 7, 1, 1], np.int32)
     problem = SimpleNamespace(kernels=CPU, lower=lower, upper=upper)
     known: Any = SimpleNamespace(problem=problem)
-    own = Points(known, 4, 100)
-    assert own.count == 3 * 4 * 2 and own.few
+    points = Points(known, 4, 100)
+    assert points.count == 3 * 4 * 2 and points.few
     found = np.concatenate(
-        [own._points(start, min(start + 5, own.count)) for start in range(0, own.count, 5)]
+        [points._points(start, min(start + 5, points.count)) for start in range(0, points.count, 5)]
     )
-    assert len(np.unique(found, axis=0)) == len(found) == own.count
+    assert len(np.unique(found, axis=0)) == len(found) == points.count
     assert ((lower <= found) & (found <= upper)).all()
 
 
@@ -75,14 +75,17 @@ def test_certificates_of_points_are_accepted(
 ) -> None:
     kinds = {Verdict.SAT: 0, Verdict.UNSAT: 0}
     monkeypatch.setattr(bab, "SWEPT", 10**6)
-    for own in instances([1, 4], 8 * ROUNDS, tmp_path, most=12):
-        if own.mixed:
+    for query in instances([1, 4], 8 * ROUNDS, tmp_path, most=12):
+        if query.mixed:
             continue
-        result = own.verified(certificate=True, attack=False)
-        assert own.verified(sweep=False).verdict is result.verdict
+        result = query.verified(certificate=True, attack=False)
+        assert query.verified(sweep=False).verdict is result.verdict
         if result.certificate is not None:
-            (tmp_path / "own.zip").write_bytes(result.certificate)
-            assert check(own.model, own.spec, tmp_path / "own.zip").verdict == result.verdict.value
+            (tmp_path / "certificate.zip").write_bytes(result.certificate)
+            assert (
+                check(query.model, query.spec, tmp_path / "certificate.zip").verdict
+                == result.verdict.value
+            )
             kinds[result.verdict] += 1
     assert min(kinds.values()) > 0
 
@@ -107,12 +110,12 @@ def test_points_are_given_up_where_they_would_take_too_long(
 ) -> None:
     """After a few of them; with more time it goes on from there."""
     rng = np.random.default_rng(2)
-    own = next(
+    query = next(
         q
         for q in iter(lambda: asked(rng), None)
         if q.expected is Verdict.UNSAT and len(q.points) > 200
     )
-    known = Knowledge(own.problem())
+    known = Knowledge(query.problem())
     sizes = slow(1.0, monkeypatch)
     few = Points(known, 10, 10**6)
     assert few.sweep(patience=100.0) is None

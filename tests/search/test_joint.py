@@ -58,7 +58,7 @@ def test_what_is_learned_from_one_box_refutes_others() -> None:
     assert joint.points and all(point[0] == point[1] for point in joint.points)
 
 
-def test_outputs_take_part_with_their_ends() -> None:
+def test_outputs_take_part_with_their_bounds() -> None:
     # X <= y and y < x - 1.
     rows = (
         x_row(0, 1, y=((0, F(-1)),)),
@@ -74,8 +74,8 @@ def test_outputs_take_part_with_their_ends() -> None:
 def test_little_is_remembered() -> None:
     joint = joint_of((x_row(0, 1, -1), x_row(0, 0, 1, -1)))
     for k in range(60):
-        ends = np.array([[k + 1.5, k + 0.5, k]]), np.array([[k + 2.0, k + 2.0, k + 1.0]])
-        joint.refine(np.full((1, 1), OPEN, np.int8), (np.zeros((1, 2)), np.ones((1, 2))), ends)
+        x = np.array([[k + 1.5, k + 0.5, k]]), np.array([[k + 2.0, k + 2.0, k + 1.0]])
+        joint.refine(np.full((1, 1), OPEN, np.int8), (np.zeros((1, 2)), np.ones((1, 2))), x)
     assert len(joint.systems[0].learned) <= MAX_LEARNED and len(joint.points) <= MAX_LEARNED
 
 

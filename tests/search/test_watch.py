@@ -228,9 +228,9 @@ def test_a_planted_bug_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(bab, "SPLITTABLE", 12 if name.startswith("halves") else 0)
     for seed in range(600):
         rng = np.random.default_rng([9, seed])
-        own = asked(rng, 200, NEEDS.get(name, random_network))
+        query = asked(rng, 200, NEEDS.get(name, random_network))
         try:
-            if own.searched(own.watched(rng)).verdict != own.expected:
+            if query.searched(query.watched(rng)).verdict != query.expected:
                 return
         except SoundnessError as error:
             assert "the watched point is lost" in str(error)
