@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from qverify.files import write_text
 from qverify.options import Options
 from qverify.property import Box, Property, Query, Variable
 from qverify.result import Progress, Result, Stats, Verdict, Witness
+from qverify.search.branch import RULES
 
 Fake = Callable[..., Result]
 
@@ -182,6 +184,13 @@ def test_verify_is_the_default_command(
     assert cli.main(arguments) == 0
     assert calls[0][:3] == ("m.onnx", "s.vnnlib", Options())
     capsys.readouterr()
+
+
+def test_the_help_names_every_branching_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is written by hand: the command line loads no search before it has to."""
+    assert cli.main(["verify", "--help"]) == 0
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert words >= set(RULES), "see --branch in qverify/cli/__init__.py"
 
 
 def test_options_reach_the_verifier(solver: Any, capsys: pytest.CaptureFixture[str]) -> None:
