@@ -3,7 +3,7 @@
 Every `Bound` refutes cases of a query on boxes of codes. `BOUNDS` lists them, the cheapest first,
 and `refute` goes up the list until nothing is left to refute: on the whole box, on the parts of it
 that are split along inputs, and on images. The tree of `cuts` uses its first and its last. A new
-one is a class in one file and a line in that list (`specs/extending.md`).
+one is a class here and a line in that list (`specs/extending.md`).
 
 Sound because each bound is: what one of them refutes, no unsafe input of the box meets.
 """
@@ -40,6 +40,8 @@ class Evidence(Enum):
     """How a certificate says that a bound refuted something."""
 
     REPEATED = "the checker finds it again from the box alone"
+    # Only subproblems of cuts have a place for them (`qverify.search.cuts`): `refute` leaves such a
+    # bound out.
     MULTIPLIERS = "the multipliers that prove it are written down"
     NONE = "it cannot: the bound is not used where a certificate is wanted"
 
