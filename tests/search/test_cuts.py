@@ -7,7 +7,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,13 +27,16 @@ from qverify.kernels.gpu import CudaKernels
 from qverify.ops import Dense, Type, relax
 from qverify.property import Box, Query
 from qverify.property import Row as Condition
+from qverify.result import Stats
 from qverify.search import bab, bounds, cuts, watch
 from qverify.search.bounds import Boxes, backward_bounds, refute
 from qverify.search.cuts import NeuronCuts
 from qverify.search.frontier import Subproblems
 from qverify.search.knowledge import Knowledge
 from qverify.search.memory import subproblem_batch
+from qverify.search.observer import Observer
 from qverify.search.proof import Proof
+from qverify.search.run import Run
 from tests.graphs import ROUNDS, Graph, write
 from tests.kernels.strict import open_strict
 from tests.networks import CPU, Maker, all_points
@@ -441,3 +444,49 @@ def test_what_waits_on_the_host_changes_nothing(monkeypatch: pytest.MonkeyPatch)
         found.append((proof.kind, proof.element, proof.threshold, proof.data))
         assert (moved > before) == (room < 1 << 40)
     assert found[0] == found[1] == found[2]
+
+
+def test_a_search_without_open_regions_ends() -> None:
+    """Once less is sought, bounds may refute all of it: nothing is left to cut. A doubt stays."""
+    query = asked(np.random.default_rng(0))
+    problem, stats, limit = query.problem(), Stats(), Deadline.after(None)
+    observer = Observer(CPU, stats, limit)
+    known = Knowledge(problem, observer)
+    run, relaxed = Run(Options(), limit, known, observer), known.relaxed()
+    assert relaxed is not None
+    none = np.ones(len(known.sought.cases), np.bool_)
+    assert bab.cut_neurons(run, relaxed, none).verdict is Verdict.UNSAT
+    known.undecided = "a doubt"
+    assert bab.cut_neurons(run, relaxed, none).verdict is Verdict.UNKNOWN
+
+
+def test_less_is_sought_once_there_is_a_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tree over the old regions begins anew, at most once in a search."""
+    monkeypatch.setattr(bab, "SPLITTABLE", 0)
+    monkeypatch.setattr(bab, "refute", leave)
+    restarts: list[int] = []
+    right = bab._searched
+
+    def counted(run: Any, refuted: Any) -> Any:
+        restarts[-1] += 1
+        return right(run, refuted)
+
+    def doubting(self: Any) -> Any:
+        self.run.known.undecided = "a doubt"
+        return step(self)
+
+    step = NeuronCuts.step
+    monkeypatch.setattr(NeuronCuts, "step", doubting)
+    monkeypatch.setattr(bab, "_searched", counted)
+    for seed in range(8):
+        query, rng = classifier(seed), np.random.default_rng(0)
+        problem = query.problem()
+        problem = replace(problem, certain=problem.unsafe)
+        restarts.append(0)
+        options, limit = Options(attack=False, sweep=False), Deadline.after(60)
+        outcome = bab.search(problem, options, limit, rng, Stats())
+        if query.unsafe.any():
+            assert outcome.verdict is Verdict.SAT
+        else:  # a doubt forbids `unsat`, and comes with the first step
+            assert outcome.verdict is (Verdict.UNKNOWN if restarts[-1] > 1 else Verdict.UNSAT)
+    assert max(restarts) == 2  # the first search, and one more
