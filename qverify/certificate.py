@@ -85,18 +85,19 @@ def _flat(multipliers: Any) -> npt.NDArray[np.int64]:
 
 
 def _zip(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """Packed, unless the file would hold more than one of its size may."""
+    """Packed, unless the file would hold more than one of its size may. No times: the same proof
+    gives the same bytes."""
     text = json.dumps(header, indent=1).encode()
     content = HEADER_COST * len(text) + sum(8 * array.size + 128 for array in arrays.values())
     data = b""
     for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", method) as archive:
-            archive.writestr("header.json", text)
+            archive.writestr(zipfile.ZipInfo("header.json"), text, method)
             for name, array in arrays.items():
                 file = io.BytesIO()
                 np.save(file, array, allow_pickle=False)
-                archive.writestr(f"{name}.npy", file.getvalue())
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), file.getvalue(), method)
         data = buffer.getvalue()
         if content <= CONTENT + RATIO * len(data):
             break

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 Rng = np.random.Generator
 F32 = np.float32
 U8, S8 = np.dtype(np.uint8), np.dtype(np.int8)
-CHUNKS, EACH = 26, 20
+CHUNKS, EACH = 20, 16
 MOST = 4_096  # code vectors in a box
 
 # -- random networks -------------------------------------------------------------------------------

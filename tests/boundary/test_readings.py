@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from qverify.boundary.domain import Domain, make_domain
@@ -205,10 +205,13 @@ def check(tree: Tree, second: bool, point: Point, unit: int | None, met: Counter
         if not inside:  # a row about one input has put its bound into the box
             assert not accepted
             continue
-        assert all(
+        within = all(
             Fraction(a) <= Fraction(v) <= Fraction(b)
             for a, v, b in zip(low[0], x, high[0], strict=True)
         )
+        if not within:  # a bound's float32 may be one of a decimal that lies outside of it
+            assert not accepted
+            continue
         for possible, certain in versions(read, y):
             assert not accepted or hold(possible, x, point.y)
             if all(hold(certain, x, point.y) for x, _ in answers):
@@ -319,8 +322,16 @@ def questions(draw: st.DrawFn) -> tuple[Tree, bool, Point, int | None]:
 MET = Counter[str]()
 
 
-@settings(max_examples=700 * ROUNDS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500 * ROUNDS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(questions())
+@example(  # the bound's float32 is that of a decimal outside of it
+    (
+        (">=", ("/", "X_0", "3"), "0.03333333507180214"),
+        False,
+        Point(("0.1", "0.1", "0.1"), (F32(0), F32(0), F32(0))),
+        -2,
+    )
+)
 def test_readings_lie_between_the_versions_of_a_row(
     question: tuple[Tree, bool, Point, int | None],
 ) -> None:

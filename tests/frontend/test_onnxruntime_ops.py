@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(
 
 Rng = np.random.Generator
 CPU = open_kernels("cpu")
-VALUES = 1_000_000
+VALUES = 500_000
 U8, S8 = np.dtype(np.uint8), np.dtype(np.int8)
 EIGHT = (U8, S8)
 
