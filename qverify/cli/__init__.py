@@ -131,8 +131,8 @@ def cli() -> None:
     metavar="RULE",
     default=Options().branch,
     show_default=True,
-    help="Rule that picks where to split: influence, balanced or widest split inputs, gap cuts "
-    "neurons; auto chooses.",
+    help="Rule that picks where to split: influence, balanced or widest split inputs, gap and "
+    "filtered cut neurons; auto chooses.",
 )
 @click.option(
     "--json",

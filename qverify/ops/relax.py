@@ -169,6 +169,13 @@ class NonlinearRelaxation(Relaxation):
         """
         return z, kernels.xp.zeros(z.shape, dtype=kernels.xp.bool_)
 
+    def kink(
+        self, kernels: Kernels, boxes: tuple[Interval, ...], result: Interval
+    ) -> tuple[Array, Array] | None:
+        """Where the op stops being constant, if it begins so: a threshold, and by how much a hull
+        exceeds the op there, in codes (0: it does not); both [N, *shape]. None: not known."""
+        return None
+
     def pace(self) -> Array | None:
         """Codes per unit of the argument, along the steps: float64 that broadcasts to the result.
         None if unknown."""
@@ -286,6 +293,19 @@ class StaircaseRelaxation(NonlinearRelaxation):
             kernels, a, b, first, last, self.low, lambda code: self.begin(kernels, code)
         )
         return weights * kernels.xp.where(weights > 0, above, below)
+
+    def kink(
+        self, kernels: Kernels, boxes: tuple[Interval, ...], result: Interval
+    ) -> tuple[Array, Array] | None:
+        """At the first step, where the lowest code is clipped: a rectifier's kink."""
+        xp = kernels.xp
+        a, b, first, last = (bound[:, 0] for bound in self._bounds(kernels, boxes, result))
+        begins = (first == self.low) & (last > first)
+        step = self.begin(kernels, xp.where(begins, first + 1, self.low + 1))
+        top = self.begin(kernels, xp.where(begins, last, self.low + 1))
+        begins &= (step > a) & (step <= b)
+        rise = (last - first) * ((step - a) / xp.maximum(top - a, 1))
+        return step, xp.where(begins, rise, 0.0)
 
     def pace(self) -> Array | None:
         return steepness(np.asarray(self.thresholds))[np.asarray(self.which)]

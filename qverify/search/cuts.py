@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qverify.bounds.dual import Dual, Primal
-from qverify.bounds.improve import Point, evaluate
+from qverify.bounds.improve import Objective, Point, evaluate, improve
 from qverify.kernels import Array
 from qverify.ops import Interval
 from qverify.ops.relax import GUIDE, NonlinearRelaxation
@@ -46,6 +46,10 @@ from qverify.search.problem import BoolArray, Candidate
 from qverify.search.run import Found, Run
 
 PHASES: Phases = ((12, 0.1), (60, 0.2))  # of a part; the root's are longer
+GLANCE = 6, 0.1  # of the parts of a cut that is considered
+LONG = 400, 0.3  # of a part of a hard query
+# Subproblems bounded so far from which on it pays to compare cuts, and to add the long phase.
+FILTERED, HARD = 16, 64
 IntArray = npt.NDArray[np.int64]
 
 
@@ -65,6 +69,7 @@ class NeuronCuts:
         self.layout = CutLayout.make(self.relaxed.dual, cover.last)
         self._batch = self._batch_size()
         self._fixed = Dual.fixed(self.root_values)
+        self._bounded = 0  # subproblems so far
         self._sizes: dict[int, tuple[int, ...]] = {}  # of every node's multipliers
         self._case = np.zeros(len(cover.regions), np.int64)  # of every region
         for k, regions in enumerate(cover.cases):
@@ -133,7 +138,8 @@ class NeuronCuts:
             self._noted(parents),
             np.tile(parents.provenance.share / 2, 2),
         )
-        return self._bound(lower, upper, provenance, (mu, multipliers), PHASES)
+        phases = PHASES if self._bounded < HARD else (*PHASES, LONG)
+        return self._bound(lower, upper, provenance, (mu, multipliers), phases)
 
     def _noted(self, parents: Subproblems) -> IntArray:
         """Tell the observer of the cuts: the entries of the lower children, then of the upper
@@ -169,6 +175,7 @@ class NeuronCuts:
         next."""
         run, kernels = self.run, self.run.problem.kernels
         run.observer.bounded(len(provenance))
+        self._bounded += len(provenance)
         alike = start is None
         some = slice(1 if alike else None)
         values, possible = self._values(lower[some], upper[some])
@@ -280,7 +287,19 @@ class NeuronCuts:
         found = self._try(primal, values)
         if found is not None:
             return Found(found, "found by the search")
-        cut = self.rule.choose(NeuronView(dual, self.layout, lower, upper, values, point, primal))
+        view = NeuronView(
+            dual,
+            self.layout,
+            lower,
+            upper,
+            values,
+            point,
+            primal,
+            None
+            if self._bounded < FILTERED
+            else lambda cut: self._look_ahead(lower, upper, guide[1], point, cut),
+        )
+        cut = self.rule.choose(view)
         open_ = self._waiting(lower, upper, provenance, point, cut)
         if not run.known.undecided:
             single = ~cut.possible
@@ -312,6 +331,31 @@ class NeuronCuts:
             cut.entry,
             cut.threshold,
         )
+
+    def _look_ahead(
+        self, lower: Array, upper: Array, objective: Objective, point: Point, cut: Cut
+    ) -> tuple[Array, Array]:
+        """Bounds of both parts of every subproblem, [N] each, after a few steps: a guide. Rows
+        without a cut stay whole."""
+        dual, xp, n = self.relaxed.dual, self.run.problem.kernels.xp, len(lower)
+        whole = ~xp.concatenate([cut.possible, cut.possible])
+        low, high = halves(dual.kernels, lower, upper, cut)
+        low = xp.where(whole[:, None], xp.concatenate([lower, lower]), low)
+        high = xp.where(whole[:, None], xp.concatenate([upper, upper]), high)
+        values, possible = self._values(low, high)
+        twice = xp.concatenate([xp.arange(n), xp.arange(n)])
+        relaxations = dual.relaxations(values, self.relaxed.regions.last).as_guide(dual.kernels)
+        found = improve(
+            dual,
+            relaxations,
+            objective.take(twice),
+            point.take(twice),
+            *GLANCE,
+            self.run.deadline,
+            fixed=self._fixed,
+        )
+        bound = xp.where(possible, found.bound, -xp.inf)
+        return bound[:n], bound[n:]
 
     def _try(self, primal: Primal, values: list[Interval]) -> Candidate | None:
         """Evaluate the codes where the maxima were taken, exactly."""

@@ -321,3 +321,18 @@ def test_a_threshold_off_by_one_is_caught_here(monkeypatch: pytest.MonkeyPatch) 
     )
     with pytest.raises(AssertionError):
         test_a_staircase_of_4_bits_on_every_interval("even")
+
+
+def test_the_kink_of_a_rectifier() -> None:
+    """max(z, 0): on [-3, 3] its first step begins at 1, where the edge from (-3, 0) to (3, 3) is 2
+    codes high. Without the flat part there is no kink, and without a step neither."""
+    ops = Requantize(FloatProgram().then("mul", 1.0), np.asarray(0, np.int32), 0, 255)
+    x = Type((3,), -9, 9)
+    rule = ops.relaxation(CPU, x)
+    assert isinstance(rule, StaircaseRelaxation)
+    z = np.array([[-3, 1, -3]], np.int32), np.array([[3, 3, 0]], np.int32)
+    found = rule.kink(CPU, (z,), ops.interval(CPU, z))
+    assert found is not None
+    step, rise = found
+    assert step[0, 0] == 1
+    assert rise.tolist() == [[2.0, 0.0, 0.0]]

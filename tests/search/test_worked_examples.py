@@ -126,10 +126,11 @@ def test_what_the_root_leaves_is_cut_at_a_neuron() -> None:
     """
     asked = distance([(0, 3), (0, 3)], 4)
     assert not refuted(CROWN, asked)
-    proof, stats, rng = Proof(), Stats(), np.random.default_rng(0)
-    options = Options(attack=False, sweep=False, branch="gap")
-    outcome = search(asked.problem(), options, FOREVER, rng, stats, None, proof)
-    assert outcome.verdict is Verdict.UNSAT
-    assert list(proof.kind) == [REGIONS, CUT, CLOSED, CUT, CLOSED, DUAL]
-    cuts = [(proof.value[e], proof.element[e], proof.threshold[e]) for e in (1, 3)]
-    assert sorted(cuts) == [(1, 0, 1), (1, 1, 1)]
+    for branch in ("gap", "filtered"):
+        proof, stats, rng = Proof(), Stats(), np.random.default_rng(0)
+        options = Options(attack=False, sweep=False, branch=branch)
+        outcome = search(asked.problem(), options, FOREVER, rng, stats, None, proof)
+        assert outcome.verdict is Verdict.UNSAT
+        assert list(proof.kind) == [REGIONS, CUT, CLOSED, CUT, CLOSED, DUAL]
+        cuts = [(proof.value[e], proof.element[e], proof.threshold[e]) for e in (1, 3)]
+        assert sorted(cuts) == [(1, 0, 1), (1, 1, 1)]
