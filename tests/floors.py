@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("verification", "inspect", "checker", "workers"), "the whole story; certificates; processes"),
     (("batch",), "many properties"),
     (("robustness",), "many images"),
-    (("train",), "networks; meets the verifier at their ONNX files only"),
+    (("train",), "trains networks, which the verifier meets as ONNX files"),
     (("cli",), "the command line"),
     (("__main__",), "python -m qverify"),
 )
