@@ -11,7 +11,7 @@ the exactness of bounds on points, makes the search end (see `splitting` and `cu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -33,7 +33,7 @@ class Cut:
     possible: Array  # bool [N]: False where there is nothing to cut
 
 
-CANDIDATES = 6
+CANDIDATES = 6  # cuts whose parts are looked at
 
 View = TypeVar("View", contravariant=True)
 
@@ -134,11 +134,15 @@ class CutLayout:
         starts = np.cumsum([0, *(int(np.prod(s, dtype=np.int64)) for s in shapes)])
         return CutLayout(tuple(values), shapes, tuple(int(s) for s in starts[:-1]), int(starts[-1]))
 
+    def columns(self, value: int) -> slice:
+        """Where a value's entries lie in a flat row."""
+        i = self.values.index(value)
+        return slice(self.starts[i], self.starts[i] + int(np.prod(self.shapes[i], dtype=np.int64)))
+
     def part(self, flat: Array, value: int) -> Array:
         """A value's part of flat rows [N, size]: [N, *shape]."""
-        i = self.values.index(value)
-        size = int(np.prod(self.shapes[i], dtype=np.int64))
-        return flat[:, self.starts[i] : self.starts[i] + size].reshape(len(flat), *self.shapes[i])
+        shape = self.shapes[self.values.index(value)]
+        return flat[:, self.columns(value)].reshape(len(flat), *shape)
 
     def split(self, flat: tuple[Array, Array]) -> dict[int, Interval]:
         """Flat lower and upper bounds [N, size] as the bounds of every value."""
@@ -162,6 +166,17 @@ class NeuronView:
     # a query is easy: a better cut would save less than it costs.
     look_ahead: Callable[[Cut], tuple[Array, Array]] | None
 
+    def cuttable(self) -> Iterator[tuple[int, NonlinearRelaxation, slice]]:
+        """Every node that may be cut: its number, its rule, and the columns of the value to cut."""
+        for k in self.primal.y:
+            rule, node = self.dual.rules[k - 1], self.dual.network.nodes[k - 1]
+            if isinstance(rule, NonlinearRelaxation) and rule.cuts != "none":
+                yield k, rule, self.layout.columns(node.inputs[0] if rule.cuts == "input" else k)
+
+    def inputs(self, k: int) -> tuple[Interval, ...]:
+        """Intervals of the inputs of node k."""
+        return tuple(self.values[i] for i in self.dual.network.nodes[k - 1].inputs)
+
 
 class LargestGap(Branching[NeuronView]):
     """The neuron where cutting the node loose gains most: by how much the bound takes its result to
@@ -170,73 +185,27 @@ class LargestGap(Branching[NeuronView]):
 
     @np.errstate(over="ignore", invalid="ignore")
     def choose(self, view: NeuronView) -> Cut:
-        xp = view.dual.kernels.xp
-        score, threshold = self._gaps(view)
-        best, rows = score.argmax(axis=1), xp.arange(len(score))
-        at = threshold[rows, best]
-        lower, upper = view.layout.part(view.lower, 0), view.layout.part(view.upper, 0)
-        width = upper - lower
-        # A part with one code vector is the only leaf, whatever the floats say, and whatever a band
-        # leaves to be cut in it: the vector was evaluated, or the runtime asked.
-        wide = (width > 0).any(axis=1)
-        by_input = wide & (score[rows, best] <= 0)
-        if view.dual.kernels.may_hold(by_input):
-            variable = self._input(view, width)
-            half = lower[rows, variable] + (width[rows, variable] + 1) // 2
-            best, at = xp.where(by_input, variable, best), xp.where(by_input, half, at)
-        return Cut(best, at.astype(xp.int32), wide)
-
-    def _gaps(self, view: NeuronView) -> tuple[Array, Array]:
-        """What a cut at each entry of the layout gains (-inf: none is possible), and the threshold
-        there."""
-        dual, xp, n = view.dual, view.dual.kernels.xp, len(view.lower)
-        score = xp.full((n, view.layout.size), -xp.inf)
-        threshold = xp.zeros((n, view.layout.size), dtype=xp.int32)
-        point, primal = view.point, view.primal
-        for k, y in primal.y.items():
-            rule, node = dual.rules[k - 1], dual.network.nodes[k - 1]
-            if not isinstance(rule, NonlinearRelaxation) or rule.cuts == "none":
-                continue
-            # Without steps there is no average of arguments; then where the hull's corners lie.
-            z = (point.arguments[k] if k in point.arguments else primal.z[k])[:, 0]
-            spot = xp.rint(z).astype(xp.int32)
-            weights, multipliers = primal.w[k][:, 0], point.multipliers[k][:, 0]
-            passed = multipliers * (z - primal.z[k][:, 0])
-            gap = weights * (y[:, 0] - rule.value(dual.kernels, node.op.run, spot))
-            gap = xp.nan_to_num(gap + (passed.sum(axis=-1) if rule.whole else passed))
-            inputs = tuple(view.values[i] for i in node.inputs)
-            t, possible = rule.cut(dual.kernels, spot, inputs, view.values[k])
-            value = node.inputs[0] if rule.cuts == "input" else k
-            start = view.layout.starts[view.layout.values.index(value)]
-            part = slice(start, start + int(np.prod(t.shape[1:], dtype=np.int64)))
-            score[:, part] = xp.where(possible, gap, -xp.inf).reshape(n, -1)
-            threshold[:, part] = t.reshape(n, -1)
-        return score, threshold
-
-    def _input(self, view: NeuronView, width: Array) -> Array:
-        """The input code with the largest share of the bound, of those that can be split."""
-        xp, pull = view.dual.kernels.xp, view.primal.pull
-        steep = xp.nan_to_num(xp.abs(pull[:, 0])) if pull is not None else xp.ones(width.shape)
-        share = xp.where(width > 0, width * (steep.astype(xp.float64) + 1e-9), -1.0)
-        return share.argmax(axis=1)
+        return _at_best(view, *_gaps(view))
 
 
-class Filtered(LargestGap):
+class Filtered(Branching[NeuronView]):
     """The cut whose parts look best after a few steps, of the CANDIDATES with the best scores.
 
     A neuron's score is what a cut at its kink gains, the gap of the upper hull there; of other cuts
     it is the gap that `LargestGap` sees, but no more than half a code, which is what a rounding can
-    cost. Filtered smart branching (De Palma et al., 2021), for integers.
+    cost. Where no cut scores, or a query is easy, it is `LargestGap`. Filtered smart branching (De
+    Palma et al., 2021), for integers.
     """
 
     @np.errstate(over="ignore", invalid="ignore")
     def choose(self, view: NeuronView) -> Cut:
         xp = view.dual.kernels.xp
-        plain = super().choose(view)
+        score, threshold = _gaps(view)
+        best = _at_best(view, score, threshold)
         if view.look_ahead is None:
-            return plain
-        score, threshold = self._scored(view)
-        rows, best, value = xp.arange(len(score)), plain, None
+            return best
+        self._prefer_kinks(view, score, threshold)
+        rows, least = xp.arange(len(score)), xp.full(len(score), xp.inf)
         for _ in range(min(CANDIDATES, score.shape[1])):
             entry = score.argmax(axis=1)
             possible = score[rows, entry] > 0
@@ -246,12 +215,8 @@ class Filtered(LargestGap):
             cut = Cut(entry, threshold[rows, entry], possible)
             parts = [xp.maximum(part, GUIDE(-1)) for part in view.look_ahead(cut)]
             worse = xp.maximum(*parts) + GUIDE(0.1) * xp.minimum(*parts)
-            worse = xp.where(possible, worse, xp.inf)
-            if value is None:
-                value, better = worse, possible
-            else:
-                better = worse < value
-                value = xp.where(better, worse, value)
+            better = possible & (worse < least)
+            least = xp.where(better, worse, least)
             best = Cut(
                 xp.where(better, entry, best.entry),
                 xp.where(better, cut.threshold, best.threshold),
@@ -259,32 +224,70 @@ class Filtered(LargestGap):
             )
         return best
 
-    def _scored(self, view: NeuronView) -> tuple[Array, Array]:
-        """The score and the threshold of every entry: [N, layout.size] each."""
-        dual, xp = view.dual, view.dual.kernels.xp
-        score, threshold = self._gaps(view)
-        n = len(score)
-        for k, weights in view.primal.w.items():
-            rule, node = dual.rules[k - 1], dual.network.nodes[k - 1]
-            if not isinstance(rule, NonlinearRelaxation) or rule.cuts == "none":
-                continue
-            w = weights[:, 0]
-            value = node.inputs[0] if rule.cuts == "input" else k
-            start = view.layout.starts[view.layout.values.index(value)]
-            part = slice(start, start + int(np.prod(view.values[value][0].shape[1:])))
+    def _prefer_kinks(self, view: NeuronView, score: Array, threshold: Array) -> None:
+        """Turn gaps into scores, and thresholds into those of kinks where these gain more."""
+        xp, n = view.dual.kernels.xp, len(score)
+        for k, rule, columns in view.cuttable():
+            w = view.primal.w[k][:, 0]
             if not rule.whole:
                 half = xp.abs(w).reshape(n, -1) / 2
-                score[:, part] = xp.minimum(score[:, part], half)
-            inputs = tuple(view.values[i] for i in node.inputs)
-            found = rule.kink(dual.kernels, inputs, view.values[k])
+                score[:, columns] = xp.minimum(score[:, columns], half)
+            found = rule.kink(view.dual.kernels, view.inputs(k), view.values[k])
             if found is not None:
                 step, rise = found
                 gain = (xp.maximum(w, 0) * rise).reshape(n, -1)
-                better = gain > score[:, part]
-                score[:, part] = xp.where(better, gain, score[:, part])
+                better = gain > score[:, columns]
+                score[:, columns] = xp.where(better, gain, score[:, columns])
                 step = step.reshape(n, -1).astype(xp.int32)
-                threshold[:, part] = xp.where(better, step, threshold[:, part])
-        return score, threshold
+                threshold[:, columns] = xp.where(better, step, threshold[:, columns])
+
+
+def _gaps(view: NeuronView) -> tuple[Array, Array]:
+    """What a cut at each entry of the layout gains (-inf: none is possible), and the threshold
+    there: [N, layout.size] each."""
+    dual, xp, n = view.dual, view.dual.kernels.xp, len(view.lower)
+    score = xp.full((n, view.layout.size), -xp.inf)
+    threshold = xp.zeros((n, view.layout.size), dtype=xp.int32)
+    point, primal = view.point, view.primal
+    for k, rule, columns in view.cuttable():
+        # Without steps there is no average of arguments; then where the hull's corners lie.
+        z = (point.arguments[k] if k in point.arguments else primal.z[k])[:, 0]
+        spot = xp.rint(z).astype(xp.int32)
+        weights, multipliers = primal.w[k][:, 0], point.multipliers[k][:, 0]
+        passed = multipliers * (z - primal.z[k][:, 0])
+        result = rule.value(dual.kernels, dual.network.nodes[k - 1].op.run, spot)
+        gap = weights * (primal.y[k][:, 0] - result)
+        gap = xp.nan_to_num(gap + (passed.sum(axis=-1) if rule.whole else passed))
+        t, possible = rule.cut(dual.kernels, spot, view.inputs(k), view.values[k])
+        score[:, columns] = xp.where(possible, gap, -xp.inf).reshape(n, -1)
+        threshold[:, columns] = t.reshape(n, -1)
+    return score, threshold
+
+
+def _at_best(view: NeuronView, score: Array, threshold: Array) -> Cut:
+    """The entry with the best score, where one gains; else an input, in the middle."""
+    xp = view.dual.kernels.xp
+    best, rows = score.argmax(axis=1), xp.arange(len(score))
+    at = threshold[rows, best]
+    lower, upper = view.layout.part(view.lower, 0), view.layout.part(view.upper, 0)
+    width = upper - lower
+    # A part with one code vector is the only leaf, whatever the floats say, and whatever a band
+    # leaves to be cut in it: the vector was evaluated, or the runtime asked.
+    wide = (width > 0).any(axis=1)
+    by_input = wide & (score[rows, best] <= 0)
+    if view.dual.kernels.may_hold(by_input):
+        variable = _steepest_input(view, width)
+        half = lower[rows, variable] + (width[rows, variable] + 1) // 2
+        best, at = xp.where(by_input, variable, best), xp.where(by_input, half, at)
+    return Cut(best, at.astype(xp.int32), wide)
+
+
+def _steepest_input(view: NeuronView, width: Array) -> Array:
+    """The input code with the largest share of the bound, of those that can be split."""
+    xp, pull = view.dual.kernels.xp, view.primal.pull
+    steep = xp.nan_to_num(xp.abs(pull[:, 0])) if pull is not None else xp.ones(width.shape)
+    share = xp.where(width > 0, width * (steep.astype(xp.float64) + 1e-9), -1.0)
+    return share.argmax(axis=1)
 
 
 INPUT_RULES: dict[str, Branching[BoxView]] = {

@@ -18,6 +18,7 @@ counterexample, or it is safe. So every path ends.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -225,9 +226,10 @@ class NeuronCuts:
         codes = bounds.pop(0)
         root = self.root_values[0]
         whole = bool(((codes[0] == root[0]) & (codes[1] == root[1])).all())
-        known = {v: self.root_values[v] for v in self._linear_in_input()} if whole else None
+        known = {v: self.root_values[v] for v in self._linear_in_input} if whole else None
         return dual.network.boxes(dual.kernels, *codes, bounds, known)
 
+    @functools.cached_property
     def _linear_in_input(self) -> list[int]:
         """Values that no cut can tighten, other than a cut on an input."""
         dual, free = self.relaxed.dual, {0}
